@@ -88,7 +88,7 @@ def check_seed(name, value):
 def random_words(seed, net, stream, step, out):
     """Fill `out` (N,) uint32 with the words of elements 0 .. N-1, and return it.
 
-    `step` is the training step, or the epoch, in which the numbers are used; 0 where neither counts.
+    `step` is the training step or epoch in which the numbers are used; 0 where neither counts.
     """
     lanes = getattr(_scratch, "lanes", None)
     if lanes is None:
@@ -125,6 +125,6 @@ def draw(low, high, words):
 
 
 def permutation(seed, net, stream, epoch, count):
-    """A random order of `count` elements, (count,) int32: the stable argsort of a word an element."""
+    """A random order of `count` elements: the stable argsort of a word each. (count,) int32."""
     words = random_words(seed, net, stream, epoch, np.empty(count, np.uint32))
     return np.argsort(words, kind="stable").astype(np.int32)

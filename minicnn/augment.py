@@ -1,0 +1,162 @@
+"""Random affine augmentation with the meaning of Keras's ImageDataGenerator (2.2 and later)."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isfinite
+from numbers import Real
+
+import numpy as np
+
+from . import rng
+from .scratch import chunks
+
+
+@dataclass(frozen=True)
+class RandomAffine:
+    """Random rotation, zoom and shift of images.
+
+    rotation_range is in degrees, zoom_range a fraction in [0, 1), the shifts are fractions of the
+    image's width and height. Each image draws theta from (-rotation_range, rotation_range), zx and
+    zy each from (1 - zoom_range, 1 + zoom_range), and its shifts likewise.
+    """
+
+    rotation_range: float = 0.0
+    zoom_range: float = 0.0
+    width_shift_range: float = 0.0
+    height_shift_range: float = 0.0
+
+    def __post_init__(self):
+        for name, limit in (
+            ("rotation_range", 180),
+            ("zoom_range", 1),
+            ("width_shift_range", 1),
+            ("height_shift_range", 1),
+        ):
+            value = getattr(self, name)
+            number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+            if not number or not 0 <= value <= limit or (name == "zoom_range" and value == 1):
+                bound = ")" if name == "zoom_range" else "]"
+                raise ValueError(f"{name}: got {value!r}, expected a number in [0, {limit}{bound}")
+
+    def bounds(self, height, width):
+        """The lowest and highest theta, tx, ty, zx, zy: (2, 5) float32; None if nothing varies."""
+        spread = np.array(
+            [
+                self.rotation_range,
+                self.width_shift_range * width,
+                self.height_shift_range * height,
+                self.zoom_range,
+                self.zoom_range,
+            ]
+        )
+        center = np.array([0, 0, 0, 1, 1])
+        if not spread.any():
+            return None
+        return np.stack([center - spread, center + spread]).astype(np.float32)
+
+    def __call__(self, images, seed=0, net=0, step=0):
+        """Augment a batch of images (N, H, W, C) as training step `step` of `net` would."""
+        images = _float_images(images)
+        bounds = self.bounds(*images.shape[1:3])
+        if bounds is None:
+            return images.copy()
+        seed, net, step = (
+            rng.check_seed(*pair) for pair in (("seed", seed), ("net", net), ("step", step))
+        )
+        drawn = affine_parameters(bounds, seed, net, step, len(images))
+        return affine_transform(images, *drawn)
+
+
+def affine_transform(images, theta, tx, ty, zx, zy):
+    """Resample images at rotated, shifted and zoomed positions: bilinear, edges repeated.
+
+    images (N, H, W, C) float; theta (N,) in degrees, tx and ty (N,) in pixels, along columns and
+    rows, zx and zy (N,) factors, above 1 to shrink what is seen. With x the column and y the row,
+    both from the image's centre, the matrix R(theta) @ T(tx, ty) @ Z(zx, zy),
+    R = [[cos, -sin], [sin, cos]], takes an output position to an input position.
+    Returns (N, H, W, C) of the images' dtype. Raises ValueError for other shapes or numbers.
+    """
+    images = _float_images(images)
+    given = {"theta": theta, "tx": tx, "ty": ty, "zx": zx, "zy": zy}
+    parameters = np.empty((5, len(images)))
+    for row, (name, values) in zip(parameters, given.items(), strict=True):
+        numbers = np.asarray(values)
+        if numbers.shape != images.shape[:1] or numbers.dtype.kind not in "iuf":
+            raise ValueError(
+                f"{name}: got shape {numbers.shape} of {numbers.dtype}, "
+                f"expected a number for each of the {len(images)} images"
+            )
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"{name}: got a number that is not finite")
+        row[:] = numbers
+    out = np.empty_like(images)
+    affine(images, parameters, out)
+    return out
+
+
+def affine_parameters(ranges, seed, net, step, count):
+    """Draw theta (degrees), tx, ty (pixels), zx and zy for each image of a batch: (5, count).
+
+    ranges: the lowest and the highest value of each, (2, 5) float32. Image b uses the first five
+    words of blocks 2b and 2b + 1.
+    """
+    words = rng.random_words(seed, net, rng.AUGMENTATION, step, np.empty(8 * count, np.uint32))
+    low, high = ranges[:, :, None]
+    return rng.draw(low, high, words.reshape(count, 8)[:, :5].T)
+
+
+def affine(images, parameters, out):
+    """Resample images (B, H, W, C) at affinely mapped positions: bilinear, edges repeated.
+
+    parameters (5, B): theta, tx, ty, zx, zy. With x the column and y the row, both from the
+    image's centre, output position p shows input position R(theta) @ (zoom * p + shift). Positions
+    are taken in float64, so that the result is exact but for the interpolation's own rounding.
+    """
+    B, H, W, C = images.shape
+    theta, tx, ty, zx, zy = np.asarray(parameters, np.float64)
+    cos, sin = np.cos(np.deg2rad(theta)), np.sin(np.deg2rad(theta))
+    rows = [
+        [sin * zx, cos * zy, sin * tx + cos * ty + (H - 1) / 2],
+        [cos * zx, -sin * zy, cos * tx - sin * ty + (W - 1) / 2],
+    ]
+    matrices = np.array(rows).transpose(2, 0, 1)  # (B, 2, 3): gives (row, column)
+    for part in chunks(B, 8 * H * W, np.float64):
+        _resample(images[part], matrices[part] @ _grid(H, W), out[part])
+
+
+def _resample(images, positions, out):
+    B, H, W, C = images.shape
+    last = np.array([[H - 1], [W - 1]])
+    np.clip(positions, 0, last, out=positions)  # beyond the edge is the edge
+    lower = np.floor(positions)
+    fraction = (positions - lower).astype(images.dtype)  # (B, 2, H*W)
+    row0, column0 = lower.astype(np.intp).transpose(1, 0, 2)  # (B, H*W) each
+    row0 += np.arange(B)[:, None] * H
+    row_step, column_step = (lower < last).astype(np.intp).transpose(1, 0, 2)
+    pixels = images.reshape(-1, C)
+    above = row0 * W + column0
+    below = above + row_step * W
+    down, right = fraction[:, 0, :, None], fraction[:, 1, :, None]  # (B, H*W, 1)
+
+    def between(first, second, weight):
+        return first + weight * (second - first)
+
+    upper = between(pixels[above], pixels[above + column_step], right)
+    lower = between(pixels[below], pixels[below + column_step], right)
+    out[...] = between(upper, lower, down).reshape(out.shape)
+
+
+@lru_cache(maxsize=8)
+def _grid(H, W):
+    """(3, H*W): column and row of each pixel from the centre, and 1."""
+    row, column = np.mgrid[:H, :W].reshape(2, -1)
+    return np.array([column - (W - 1) / 2, row - (H - 1) / 2, np.ones(H * W)])
+
+
+def _float_images(images):
+    images = np.ascontiguousarray(images)
+    if images.ndim != 4 or images.dtype.kind != "f":
+        raise ValueError(
+            f"images: got shape {images.shape} of {images.dtype}, expected (N, H, W, C) floats"
+        )
+    return images

@@ -1,0 +1,348 @@
+"""Digits to learn from: Kaggle's CSV, MNIST's IDX files, a download, or the embedded ones.
+
+    (x_train, y_train), (x_test, y_test) = load_data("digits")
+
+Files come from anywhere. Sizes in headers are checked before anything is allocated, compressed
+streams are read no further than they should go, and a fault is a DataError that names the file and
+the line or field. Then: the split of a net, a fingerprint of a data set, and Kaggle's submission.
+Read ensemble.py next, for what is done with them.
+"""
+
+import codecs
+import contextlib
+import csv
+import gzip
+import hashlib
+import io
+import math
+import os
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from . import rng
+from .download import FILES, fetch_mnist
+from .files import DataError, atomic_write
+
+SIZE = 28  # rows and columns of an image
+MAX_IMAGES = 500_000  # in one file: seven times MNIST, and what a hostile one can make us hold
+
+_CSV = "train.csv", "test.csv"
+_IDX = tuple(name.removesuffix(".gz") for name in FILES)
+_EXPECTED = (
+    f"Kaggle's train.csv (optional: test.csv), or MNIST's {_IDX[0]} and {_IDX[1]}"
+    f" (optional: {_IDX[2]} and {_IDX[3]}), each plain or .gz"
+)
+
+_BLOCK = 1 << 20  # bytes of CSV parsed at a time, about 600 images
+_LONGEST_LINE = 1 << 14  # bytes; 785 quoted names take 9 kB
+
+
+def load_data(source, progress=True):
+    """Images and labels, ((x_train, y_train), (x_test, y_test)).
+
+    source: "digits", embedded, 12,000 and 2,000 images; "mnist", downloaded once; or the path of a
+    folder with Kaggle's CSV files or MNIST's IDX files. progress: bars on stderr when downloading.
+    Images are uint8 (N, 28, 28), labels uint8 (N,) from 0 to 9. Labels are None where a file
+    has none (Kaggle's test.csv), the test pair is (None, None) where there is no test file.
+    Raises DataError.
+    """
+    if source == "digits":
+        from .digits import draw_digits  # noqa: PLC0415
+
+        return draw_digits(12_000), draw_digits(2_000, first=12_000)
+    if source == "mnist":
+        folder = fetch_mnist(progress=progress)
+        paths = [folder / name for name in FILES]
+        return _read_idx_pair(*paths[:2]), _read_idx_pair(*paths[2:])
+    return _read_folder(Path(source))
+
+
+def _read_folder(folder):
+    try:
+        content = sorted(os.listdir(folder))
+        train_csv, test_csv = (_find(folder, name) for name in _CSV)
+        idx = [_find(folder, name) for name in _IDX]
+    except OSError as error:
+        raise DataError(
+            f"{folder}: {error.strerror or error}; expected a folder with {_EXPECTED}"
+        ) from None
+    found = [path.name for path in (train_csv, test_csv, *idx) if path]
+    if any(idx) and (train_csv or test_csv):
+        raise DataError(f"{folder}: found both kinds, {', '.join(found)}; expected {_EXPECTED}")
+    if train_csv:
+        test = _read_csv(test_csv, labelled=False) if test_csv else (None, None)
+        return _read_csv(train_csv), test
+    if all(idx[:2]) and any(idx[2:]) == all(idx[2:]):
+        test = _read_idx_pair(*idx[2:]) if idx[2] else (None, None)
+        return _read_idx_pair(*idx[:2]), test
+    found = found or content
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    raise DataError(
+        f"{folder}: found {', '.join(found[:5]) or 'nothing'}{more}; expected {_EXPECTED}"
+    )
+
+
+def _find(folder, name):
+    """The file of that name, plain or .gz, or None. Some archives have a dot before "idx"."""
+    for variant in (name, name.replace("-idx", ".idx")):
+        for suffix in ("", ".gz"):
+            if (path := folder / f"{variant}{suffix}").is_file():
+                return path
+    return None
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """The file's decompressed bytes as a stream; all that can go wrong with it is a DataError."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
+            yield stream
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: bad gzip stream: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+# --- IDX ------------------------------------------------------------------------------------------
+
+
+def _read_idx_pair(images_path, labels_path):
+    images = _read_idx(images_path, "images", (SIZE, SIZE))
+    labels = _read_idx(labels_path, "labels", ())
+    if len(images) != len(labels):
+        raise DataError(
+            f"{labels_path}: got {len(labels)} labels, expected {len(images)}, the number of images"
+            f" in {images_path.name}"
+        )
+    if (wrong := labels > 9).any():
+        first = int(wrong.argmax())
+        raise DataError(
+            f"{labels_path}: label {first + 1} of {len(labels)}: got {labels[first]},"
+            " expected 0 to 9"
+        )
+    return images, labels
+
+
+def _read_idx(path, what, shape):
+    """The array of an IDX file: (N, *shape) uint8.
+
+    A magic number (0, 0, 8 for uint8, number of axes), the length of each axis, then the values;
+    all numbers are big-endian (Y. LeCun, C. Cortes, C. Burges, "The MNIST database").
+    """
+    axes = 1 + len(shape)
+    with _opened(path) as stream:
+        header = stream.read(4 + 4 * axes)
+        if len(header) < 4 + 4 * axes:
+            raise DataError(
+                f"{path}: got {len(header)} bytes, expected a header of {4 + 4 * axes} bytes"
+            )
+        magic, count, *size = struct.unpack(f">{1 + axes}I", header)
+        if magic != 0x800 + axes:
+            raise DataError(
+                f"{path}: magic number: got {magic}, expected {0x800 + axes} for {what}"
+            )
+        if tuple(size) != shape:
+            raise DataError(
+                f"{path}: image size: got {size[0]} x {size[1]}, expected {SIZE} x {SIZE}"
+            )
+        if not 1 <= count <= MAX_IMAGES:
+            raise DataError(f"{path}: number of {what}: got {count}, expected 1 to {MAX_IMAGES}")
+        # Untouched memory costs nothing, so a header that lies about a short file gains nothing.
+        values = np.empty((count, *shape), np.uint8)
+        flat, filled = memoryview(values.reshape(-1)), 0
+        while got := stream.readinto(flat[filled : filled + (1 << 20)]):
+            filled += got
+        if filled < len(flat):
+            raise DataError(
+                f"{path}: truncated: got {len(header) + filled} bytes,"
+                f" expected {len(header) + len(flat)} for {count} {what}"
+            )
+        if stream.read(1):
+            raise DataError(
+                f"{path}: got bytes after the last of the {what},"
+                f" expected {len(header) + len(flat)} bytes for {count} {what}"
+            )
+    return values
+
+
+# --- CSV ------------------------------------------------------------------------------------------
+
+
+def _read_csv(path, labelled=True):
+    """Images (N, 28, 28) and labels (N,), or None, of a file in Kaggle's form.
+
+    It goes block by block, so that 42,000 x 785 integers never exist as such, and fast: what looks
+    regular is given to pandas, and only what fails is searched for its line and column.
+    """
+    names = ["label"] * labelled + [f"pixel{i}" for i in range(SIZE * SIZE)]
+    pixels, labels = bytearray(), bytearray()
+    with _opened(path) as stream:
+        _check_header(path, stream.readline(_LONGEST_LINE + 1), names)
+        for first, block in _blocks(path, stream):
+            table = _parse(path, first, block, names)  # (rows, columns)
+            labels += table[:, : -(SIZE * SIZE)].tobytes()
+            pixels += table[:, -(SIZE * SIZE) :].tobytes()
+    if not pixels:
+        raise DataError(
+            f"{path}, line 2: got the end of the file, expected images after the header"
+        )
+    images = np.frombuffer(pixels, np.uint8).reshape(-1, SIZE, SIZE)
+    return images, np.frombuffer(labels, np.uint8) if labelled else None
+
+
+def _check_header(path, line, names):
+    where = f"{path}, line 1"
+    if not line:
+        raise DataError(f"{path}: got an empty file, expected a header {names[0]}, {names[1]}, ...")
+    fields = _fields(where, line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n"))
+    for column, (got, expected) in enumerate(zip(fields, names, strict=False), 1):
+        if got != expected:
+            raise DataError(f"{where}, column {column}: got {_brief(got)}, expected {expected!r}")
+    _check_count(where, fields, names)
+
+
+def _blocks(path, stream):
+    """Yield (number of its first line, block of whole lines), from line 2 on."""
+    first, rest = 2, b""
+    while piece := stream.read(_BLOCK):
+        block = rest + piece
+        end = block.rfind(b"\n") + 1
+        rest = block[end:]
+        if end:
+            yield first, block[:end]
+            first += block.count(b"\n")
+        if first > MAX_IMAGES + 2:
+            raise DataError(f"{path}: got more than {MAX_IMAGES} lines, expected at most that")
+        if len(rest) > _LONGEST_LINE:
+            raise _too_long(f"{path}, line {first}")
+    if rest:
+        yield first, rest
+
+
+def _parse(path, first, block, names):
+    """The block's values, (rows, columns) uint8. Empty lines are left out."""
+    import pandas  # noqa: PLC0415  half a second and 50 MB that only CSV needs
+
+    lines = block.split(b"\n")
+    rows = sum(line not in (b"", b"\r") for line in lines)
+    if not rows:
+        return np.empty((0, len(names)), np.uint8)
+    if (
+        _is_plain(block)
+        and max(map(len, lines)) <= _LONGEST_LINE
+        and block.count(b",") == rows * (len(names) - 1)
+    ):
+        with contextlib.suppress(ValueError, OverflowError):
+            table = pandas.read_csv(
+                io.BytesIO(block), header=None, dtype=np.int64, na_filter=False, low_memory=False
+            ).to_numpy()
+            if table.shape == (rows, len(names)) and (table <= _largest(names)).all():
+                return table.astype(np.uint8)
+    raise _fault(path, first, lines, names)
+
+
+def _is_plain(block):
+    """Whether it holds digits, commas and line ends only, and quotes only around fields.
+
+    pandas would also take "True", "1e2" and "1.0" for integers, and '"1"2' for 12.
+    """
+    if b'"' in block:
+        block = b"\n%b\n" % block
+        for edge in b',"', b'",', b'\n"', b'"\n', b'"\r':
+            block = block.replace(edge, edge.strip(b'"'))
+    return not block.translate(None, b"0123456789,\r\n")
+
+
+def _largest(names):
+    return np.array([9 if name == "label" else 255 for name in names])
+
+
+def _fault(path, first, lines, names):
+    """The DataError for the first bad value in `lines`, the first of which is line `first`."""
+    for number, line in enumerate(lines, first):
+        if line in (b"", b"\r"):
+            continue
+        where = f"{path}, line {number}"
+        fields = _fields(where, line)
+        _check_count(where, fields, names)
+        for name, field, largest in zip(names, fields, _largest(names), strict=True):
+            if not re.fullmatch("[0-9]{1,18}", field) or int(field) > largest:
+                return DataError(
+                    f"{where}, {name}: got {_brief(field)}, expected an integer from 0 to {largest}"
+                )
+    return DataError(f"{path}, lines {first} to {number}: expected rows of {len(names)} integers")
+
+
+def _fields(where, line):
+    """The fields of one line, a list of str."""
+    if len(line) > _LONGEST_LINE:
+        raise _too_long(where)
+    try:
+        return next(csv.reader([line.decode("utf-8", "replace")], strict=True), [])
+    except csv.Error:
+        raise DataError(
+            f"{where}: got a stray quote, carriage return or zero byte,"
+            " expected fields separated by commas"
+        ) from None
+
+
+def _too_long(where):
+    return DataError(f"{where}: line too long, expected at most {_LONGEST_LINE} bytes")
+
+
+def _check_count(where, fields, names):
+    if len(fields) != len(names):
+        raise DataError(
+            f"{where}: got {len(fields)} columns, expected {len(names)}, {names[0]} to {names[-1]}"
+        )
+
+
+def _brief(field):
+    return repr(field if len(field) <= 40 else field[:40] + "...")
+
+
+# --- What is done with them -----------------------------------------------------------------------
+
+
+def split(count, fraction, seed, net):
+    """The images that a net trains on and those it is validated on, two int32 arrays of indices.
+
+    ceil(fraction * count) images, drawn for this net alone, are for validation, the others, in
+    random order, for training. Raises ValueError for a fraction outside [0, 1), or if no image is
+    left to train on.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction: got {fraction!r}, expected 0 <= fraction < 1")
+    # 0.07 * 100 is 7.000000000000001: what rounding added must not count as one image more.
+    held_out = math.ceil(fraction * count * (1 - 1e-12))
+    if held_out >= count:
+        raise ValueError(
+            f"count: got {count} images, expected at least one to train on beside"
+            f" {held_out} for validation"
+        )
+    seed, net = rng.check_seed("seed", seed), rng.check_seed("net", net)
+    order = rng.permutation(seed, net, rng.SPLIT, 0, count)  # (count,)
+    return order[held_out:], order[:held_out]
+
+
+def fingerprint(images, labels=None):
+    """SHA-256, in hexadecimal, of both arrays' types, shapes and values."""
+    digest = hashlib.sha256()
+    for array in (images, np.empty(0) if labels is None else labels):
+        digest.update(f"{array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def write_submission(path, labels):
+    """Write `labels` (N,), integers, in Kaggle's form: ImageId, from 1, and Label.
+
+    The file is whole or not there at all. Raises OSError.
+    """
+    rows = (f"{image},{int(label)}\n" for image, label in enumerate(labels, 1))
+    with atomic_write(path) as file:
+        file.write(f"ImageId,Label\n{''.join(rows)}".encode())

@@ -1,0 +1,306 @@
+"""The layers. Each says what it turns a shape into, which arrays it needs, and its two passes.
+
+A layer object is a description and holds no numbers: weights, gradients and activations live in
+flat arrays that the model owns (model.py), and a pass is given a frame of views into them. Layers
+know nothing of devices: they call the operations of one backend module (ops_numpy.py). Names and
+conventions are Keras's.
+"""
+
+from math import prod, sqrt
+from numbers import Integral, Real
+from typing import NamedTuple
+
+from .geometry import Window
+
+ACTIVATIONS = "linear", "relu", "sigmoid", "tanh", "softmax"
+PADDINGS = "valid", "same"
+
+
+class Weight(NamedTuple):
+    """A weight of one net: its shape, and its start, uniform within `limit` of `center`."""
+
+    shape: tuple
+    center: float = 0.0
+    limit: float = 0.0
+
+
+class Layer:
+    """What a layer has to say; the defaults are those of a layer without weights.
+
+    Shapes are those of one image, without the axes of nets and batch. In a frame `f`:
+    x, y and dx, dy are input, output and the loss's gradients by them, (E, B, ...);
+    weights, gradients and moving hold an (E, ...) array for each name that the layer declares, and
+    saved those that its forward pass leaves for its backward pass. seed, nets, stream and step say
+    which random numbers are its own. `wants_dx` is false where nobody reads dx.
+    """
+
+    activation = "linear"
+
+    def output_shape(self, input_shape):
+        """The shape of the output. Raises ValueError for an input that the layer cannot take."""
+        return input_shape
+
+    def weights(self, input_shape):
+        """{name: Weight} of what is trained."""
+        return {}
+
+    def moving(self, input_shape):
+        """{name: Weight} of what is not trained but kept: moving statistics."""
+        return {}
+
+    def saved(self, input_shape):
+        """{name: (per, shape, dtype)}: arrays kept for the backward pass, per "net" or "image".
+
+        A dtype of None stands for the model's.
+        """
+        return {}
+
+    def shares_memory(self, training):
+        """Whether the output is the input's own memory in another shape, and passes do nothing."""
+        return False
+
+    def forward(self, ops, f, training):
+        """Compute f.y from f.x."""
+
+    def backward(self, ops, f):
+        """Compute f.gradients and f.dx from f.dy, whose content may be destroyed."""
+
+    def update(self, ops, f):
+        """Bring f.moving up to date after a training step."""
+
+
+class Conv2D(Layer):
+    """Convolution of (H, W, Cin) images with `filters` kernels; then bias, then activation."""
+
+    def __init__(self, filters, kernel_size, strides=1, padding="valid", activation="linear"):
+        self.filters = _count("filters", filters)
+        self.kernel_size = _pair("kernel_size", kernel_size)
+        self.strides = _pair("strides", strides)
+        self.padding = _choice("padding", padding, PADDINGS)
+        self.activation = _activation(activation)
+
+    def window(self, input_shape):
+        """Where the kernel slides over the input."""
+        return _fit_window(self, "kernel_size", self.kernel_size, input_shape)
+
+    def output_shape(self, input_shape):
+        return *self.window(input_shape).output, self.filters
+
+    def weights(self, input_shape):
+        shape = *self.kernel_size, input_shape[-1], self.filters
+        area = prod(self.kernel_size)
+        return {
+            "kernel": _glorot_uniform(shape, area * input_shape[-1], area * self.filters),
+            "bias": Weight((self.filters,)),
+        }
+
+    def forward(self, ops, f, training):
+        window = self.window(f.x.shape[2:])
+        ops.conv2d(f.x, f.weights.kernel, f.weights.bias, window, self.activation, f.y)
+
+    def backward(self, ops, f):
+        window = self.window(f.x.shape[2:])
+        ops.activate_backward(self.activation, f.y, f.dy)
+        ops.conv2d_weight_gradient(f.x, f.dy, window, f.gradients.kernel, f.gradients.bias)
+        if f.wants_dx:
+            ops.conv2d_input_gradient(f.dy, f.weights.kernel, window, f.dx)
+
+
+class BatchNormalization(Layer):
+    """Normalisation of each channel by the statistics of its batch, or by the moving ones."""
+
+    def __init__(self, momentum=0.99, epsilon=1e-3):
+        self.momentum = _fraction("momentum", momentum)
+        if not _is_number(epsilon) or not 0 < epsilon < float("inf"):
+            raise ValueError(f"epsilon: got {epsilon!r}, expected a positive number")
+        self.epsilon = float(epsilon)
+
+    def weights(self, input_shape):
+        channels = input_shape[-1:]
+        return {"gamma": Weight(channels, center=1.0), "beta": Weight(channels)}
+
+    def moving(self, input_shape):
+        channels = input_shape[-1:]
+        return {"moving_mean": Weight(channels), "moving_variance": Weight(channels, center=1.0)}
+
+    def saved(self, input_shape):
+        channels = input_shape[-1:]
+        return {"mean": ("net", channels, None), "variance": ("net", channels, None)}
+
+    def forward(self, ops, f, training):
+        w = f.weights
+        if training:
+            ops.batch_norm(f.x, w.gamma, w.beta, self.epsilon, f.saved.mean, f.saved.variance, f.y)
+        else:
+            mean, variance = f.moving.moving_mean, f.moving.moving_variance
+            ops.batch_norm_inference(f.x, w.gamma, w.beta, self.epsilon, mean, variance, f.y)
+
+    def backward(self, ops, f):
+        ops.batch_norm_backward(
+            f.x,
+            f.dy,
+            f.weights.gamma,
+            self.epsilon,
+            f.saved.mean,
+            f.saved.variance,
+            f.dx,
+            f.gradients.gamma,
+            f.gradients.beta,
+        )
+
+    def update(self, ops, f):
+        ops.update_moving(f.moving.moving_mean, f.saved.mean, self.momentum)
+        ops.update_moving(f.moving.moving_variance, f.saved.variance, self.momentum)
+
+
+class Dropout(Layer):
+    """In training, drops each number with probability `rate` and scales up the others."""
+
+    def __init__(self, rate):
+        self.rate = _fraction("rate", rate)
+
+    def saved(self, input_shape):
+        return {"mask": ("image", input_shape, "bool")} if self.rate else {}
+
+    def shares_memory(self, training):
+        return not (training and self.rate)
+
+    def forward(self, ops, f, training):
+        if training and self.rate:
+            ops.dropout(f.x, self.rate, f.seed, f.nets, f.stream, f.step, f.saved.mask, f.y)
+
+    def backward(self, ops, f):
+        if self.rate:
+            ops.dropout_backward(f.dy, self.rate, f.saved.mask, f.dx)
+
+
+class MaxPooling2D(Layer):
+    """The largest number under a window; `strides` are the window's size unless given."""
+
+    def __init__(self, pool_size=2, strides=None, padding="valid"):
+        self.pool_size = _pair("pool_size", pool_size)
+        self.strides = self.pool_size if strides is None else _pair("strides", strides)
+        self.padding = _choice("padding", padding, PADDINGS)
+
+    def window(self, input_shape):
+        """Where the window slides over the input."""
+        return _fit_window(self, "pool_size", self.pool_size, input_shape)
+
+    def output_shape(self, input_shape):
+        return *self.window(input_shape).output, input_shape[-1]
+
+    def saved(self, input_shape):
+        return {"winner": ("image", self.output_shape(input_shape), "uint16")}
+
+    def forward(self, ops, f, training):
+        ops.max_pool(f.x, self.window(f.x.shape[2:]), f.saved.winner, f.y)
+
+    def backward(self, ops, f):
+        ops.max_pool_backward(f.dy, self.window(f.x.shape[2:]), f.saved.winner, f.dx)
+
+
+class Flatten(Layer):
+    """Images (H, W, C) as vectors (H*W*C,)."""
+
+    def output_shape(self, input_shape):
+        return (prod(input_shape),)
+
+    def shares_memory(self, training):
+        return True
+
+
+class Dense(Layer):
+    """Product of vectors (K,) with a matrix (K, units); then bias, then activation."""
+
+    def __init__(self, units, activation="linear"):
+        self.units = _count("units", units)
+        self.activation = _activation(activation)
+
+    def output_shape(self, input_shape):
+        if len(input_shape) != 1:
+            raise ValueError(
+                f"Dense: got an input of shape {input_shape}, expected (K,) as Flatten() gives it"
+            )
+        return (self.units,)
+
+    def weights(self, input_shape):
+        inputs = input_shape[-1]
+        return {
+            "kernel": _glorot_uniform((inputs, self.units), inputs, self.units),
+            "bias": Weight((self.units,)),
+        }
+
+    def forward(self, ops, f, training):
+        ops.dense(f.x, f.weights.kernel, f.weights.bias, self.activation, f.y)
+
+    def backward(self, ops, f):
+        ops.activate_backward(self.activation, f.y, f.dy)
+        ops.dense_weight_gradient(f.x, f.dy, f.gradients.kernel, f.gradients.bias)
+        if f.wants_dx:
+            ops.dense_input_gradient(f.dy, f.weights.kernel, f.dx)
+
+
+class Activation(Layer):
+    """An activation as a layer of its own."""
+
+    def __init__(self, activation):
+        self.activation = _activation(activation)
+
+    def forward(self, ops, f, training):
+        ops.copy(f.x, f.y)
+        ops.activate(self.activation, f.y)
+
+    def backward(self, ops, f):
+        ops.copy(f.dy, f.dx)
+        ops.activate_backward(self.activation, f.y, f.dx)
+
+
+def _glorot_uniform(shape, fan_in, fan_out):
+    """Source: X. Glorot, Y. Bengio, AISTATS 2010, equation 16."""
+    return Weight(shape, limit=sqrt(6 / (fan_in + fan_out)))
+
+
+def _fit_window(layer, argument, size, input_shape):
+    name = type(layer).__name__
+    if len(input_shape) != 3:
+        raise ValueError(f"{name}: got an input of shape {input_shape}, expected (H, W, C)")
+    H, W, _ = input_shape
+    if layer.padding == "valid" and (size[0] > H or size[1] > W):
+        raise ValueError(
+            f"{name}: {argument} is {size}, expected at most the input's {(H, W)} "
+            f"with padding 'valid'"
+        )
+    return Window.fit(size, layer.strides, layer.padding, (H, W))
+
+
+def _is_number(value):
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _count(name, value):
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected a positive integer")
+    return int(value)
+
+
+def _pair(name, value):
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(f"{name}: got {value!r}, expected a positive integer or a pair of them")
+    return _count(name, pair[0]), _count(name, pair[1])
+
+
+def _fraction(name, value):
+    if not _is_number(value) or not 0 <= value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected a number in [0, 1)")
+    return float(value)
+
+
+def _choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def _activation(value):
+    return _choice("activation", "linear" if value is None else value, ACTIVATIONS)

@@ -1,0 +1,364 @@
+"""Sequential: a stack of layers, trained as many nets at once; and mnist_cnn, the notebook's net.
+
+All weights of a net are one flat row of `params` (E, P), all gradients one of `gradients`, so that
+Adam is one operation and a checkpoint a few arrays; layers get named views into them.
+
+Read plan.py and layers.py next, then ops_numpy.py.
+"""
+
+import copy
+import re
+from math import isfinite, prod
+from types import SimpleNamespace
+
+import numpy as np
+
+from . import devices, rng
+from .layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten, Layer
+from .optim import Adam
+from .plan import Plan
+
+PREDICT_BATCH = 64
+_ALIGNMENT = 16  # numbers: a weight starts at a multiple of 64 bytes, for wide loads
+
+
+class Sequential:
+    """`nets` networks of the same layers, numbered from `first_net`, each with weights of its own.
+
+    layers: the stack; input_shape: (H, W, C) or (K,). The loss is softmax cross-entropy, so a
+    stack that is trained ends in activation "softmax". Net n's random numbers depend on (seed, n)
+    alone. device: see devices.py; dtype: "float32" or "float64".
+    Raises ValueError that names the argument for anything else.
+    """
+
+    def __init__(
+        self,
+        layers,
+        input_shape=(28, 28, 1),
+        nets=1,
+        first_net=0,
+        seed=0,
+        device="auto",
+        dtype="float32",
+        precision="float32",
+        optimizer=None,
+    ):
+        self.device, self.ops, self.device_reason = devices.choose(device, precision)
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype: got {dtype!r}, expected 'float32' or 'float64'")
+        if isinstance(nets, bool) or not isinstance(nets, (int, np.integer)) or nets < 1:
+            raise ValueError(f"nets: got {nets!r}, expected a positive integer")
+        self.seed = rng.check_seed("seed", seed)
+        first_net = rng.check_seed("first_net", first_net)
+        rng.check_seed("first_net + nets - 1", first_net + int(nets) - 1)
+        self.nets = np.arange(first_net, first_net + nets)  # (E,)
+        self.dtype = np.dtype(dtype)
+        self.optimizer = Adam() if optimizer is None else optimizer
+        self.input_shape = _check_shape(input_shape)
+        self.layers = list(layers)
+        self.nodes = _connect(self.layers, self.input_shape)
+        self.output_shape = self.nodes[-1].output_shape
+        self._ends_in_softmax = self.layers[-1].activation == "softmax"
+        self._allocate()
+        self._initialize()
+        self._plans = {}
+
+    # ---- weights ----------------------------------------------------------------------------
+
+    def _allocate(self):
+        """Make the flat arrays, and each node's named views into them."""
+        E, ops, dtype = len(self.nets), self.ops, self.dtype
+        params = sum(_aligned(w.shape) for n in self.nodes for w in n.specs.values())
+        moving = sum(_aligned(w.shape) for n in self.nodes for w in n.moving_specs.values())
+        self.params = ops.zeros((E, params), dtype)
+        self.gradients = ops.zeros((E, params), dtype)
+        self.moment_1 = ops.zeros((E, params), dtype)
+        self.moment_2 = ops.zeros((E, params), dtype)
+        self.moving = ops.zeros((E, moving), dtype)
+        self.step = ops.zeros((1,), np.int64)  # optimizer steps done
+        self.learning_rate = ops.zeros((1,), np.float64)
+        at = moving_at = 0
+        for node in self.nodes:
+            node.weights, _ = _views(self.params, node.specs, at)
+            node.gradients, at = _views(self.gradients, node.specs, at)
+            node.moving, moving_at = _views(self.moving, node.moving_specs, moving_at)
+
+    def _initialize(self):
+        """Draw the weights: element i of a net's flat row uses word i of the stream WEIGHTS."""
+        P = self.params.shape[1]
+        center, limit = np.zeros((2, 1, P), np.float32)
+        at = 0
+        for node in self.nodes:
+            centers, _ = _views(center, node.specs, at)
+            limits, at = _views(limit, node.specs, at)
+            for name, spec in node.specs.items():
+                vars(centers)[name][...] = spec.center
+                vars(limits)[name][...] = spec.limit
+            for name, spec in node.moving_specs.items():
+                vars(node.moving)[name][...] = spec.center
+        words = np.empty(P, np.uint32)
+        for e, net in enumerate(self.nets):
+            rng.random_words(self.seed, int(net), rng.WEIGHTS, 0, words)
+            start = center[0] + limit[0] * rng.draw(-1, 1, words)
+            self.params[e] = self.ops.to_device(start.astype(self.dtype))
+
+    @property
+    def named_weights(self):
+        """{"conv2d/kernel": view (E, ...), ...} in Keras's order, moving statistics included."""
+        return {
+            f"{node.name}/{name}": view
+            for node in self.nodes
+            for group in (node.weights, node.moving)
+            for name, view in vars(group).items()
+        }
+
+    @property
+    def trainable_weights(self):
+        """Copies of the trained weights, each (E, ...): the order of the gradients."""
+        return [self.ops.to_host(v) for node in self.nodes for v in vars(node.weights).values()]
+
+    def get_weights(self):
+        """Copies of all weights in Keras's order, each with the net axis first."""
+        return [self.ops.to_host(view) for view in self.named_weights.values()]
+
+    def set_weights(self, weights):
+        """Take weights as get_weights gives them. Raises ValueError if they do not fit."""
+        views = self.named_weights
+        weights = [np.asarray(weight) for weight in weights]
+        if len(weights) != len(views):
+            raise ValueError(f"weights: got {len(weights)} arrays, this model has {len(views)}")
+        for (name, view), weight in zip(views.items(), weights, strict=True):
+            if weight.shape != view.shape:
+                raise ValueError(
+                    f"weights: {name} has shape {weight.shape}, this model expects {view.shape}"
+                )
+            if weight.dtype.kind not in "iuf":
+                raise ValueError(f"weights: {name} is of {weight.dtype}, expected numbers")
+        for view, weight in zip(views.values(), weights, strict=True):
+            self.ops.copy(self.ops.to_device(weight.astype(self.dtype)), view)
+
+    def count_params(self):
+        """How many weights one net has, moving statistics included."""
+        return sum(prod(view.shape[1:]) for view in self.named_weights.values())
+
+    def summary(self):
+        """The stack as a table: layer, output shape, number of weights."""
+        lines = [f"{'Layer':<28}{'Output':<18}{'Weights':>10}"]
+        for node in self.nodes:
+            specs = *node.specs.values(), *node.moving_specs.values()
+            count = sum(prod(spec.shape) for spec in specs)
+            lines.append(f"{node.name:<28}{node.output_shape!s:<18}{count:>10,}")
+        total = f"{self.count_params():,} weights a net, {len(self.nets)} net(s)"
+        return "\n".join([*lines, total])
+
+    # ---- the public passes: NumPy arrays in, NumPy arrays out --------------------------------
+
+    def predict(self, x):
+        """Class probabilities of images x (N, H, W, C) in [0, 1], by each net: (E, N, classes)."""
+        x = self._check_images("x", x, "N")
+        outputs = np.empty((len(self.nets), len(x), *self.output_shape), self.dtype)
+        plan = self.plan(min(PREDICT_BATCH, max(len(x), 1)), training=False)
+        with self.ops.session():
+            for first in range(0, len(x), plan.batch):
+                part = x[first : first + plan.batch]
+                # A short last batch keeps the shape: the rows behind it hold older images.
+                plan.x[:, : len(part)] = self.ops.to_device(part)
+                outputs[:, first : first + len(part)] = self.infer(plan)[:, : len(part)]
+        return outputs
+
+    def loss_and_gradients(self, x, y):
+        """The loss (E,) of a batch in training mode, and its gradients; changes no state.
+
+        x (E, B, H, W, C), y (E, B) integers. The gradients are in the order of trainable_weights.
+        Dropout's masks are those of the current step, so a second call gives the same numbers.
+        """
+        with self.ops.session():
+            plan = self._load(x, y)
+            self.forward_backward(plan)
+            loss = self.ops.to_host(plan.loss)
+        views = (view for node in self.nodes for view in vars(node.gradients).values())
+        return loss, [self.ops.to_host(view) for view in views]
+
+    def train_on_batch(self, x, y, learning_rate=None):
+        """One step of Adam on x (E, B, H, W, C), y (E, B). Returns loss (E,), accuracy (E,)."""
+        rate = self.optimizer.learning_rate if learning_rate is None else float(learning_rate)
+        if not (rate >= 0 and isfinite(rate)):
+            raise ValueError(f"learning_rate: got {learning_rate!r}, expected a number from 0 up")
+        with self.ops.session():
+            plan = self._load(x, y)
+            self.learning_rate[...] = rate
+            self.train_step(plan)
+            return self.ops.to_host(plan.loss), self.ops.to_host(plan.correct) / plan.batch
+
+    def _load(self, x, y):
+        x = self._check_images("x", x, "E, B")
+        E, B = x.shape[:2]
+        if E != len(self.nets) or B < 1:
+            raise ValueError(
+                f"x: got {B} images for {E} nets, expected at least one for {len(self.nets)} nets"
+            )
+        y = np.asarray(y)
+        classes = self.output_shape[0]
+        if y.shape != (E, B) or y.dtype.kind not in "iu":
+            raise ValueError(f"y: got shape {y.shape} of {y.dtype}, expected {(E, B)} integers")
+        if y.min() < 0 or y.max() >= classes:
+            raise ValueError(f"y: got {y.min()} to {y.max()}, expected labels 0 to {classes - 1}")
+        plan = self.plan(B, training=True)
+        plan.x[...] = self.ops.to_device(x)
+        plan.labels[...] = self.ops.to_device(y)
+        return plan
+
+    def _check_images(self, name, x, axes):
+        x = np.asarray(x)
+        expected = f"({axes}, {', '.join(map(str, self.input_shape))}) floats in [0, 1]"
+        if x.dtype.kind != "f":
+            raise ValueError(f"{name}: got {x.dtype}, expected {expected}; divide bytes by 255")
+        leading = axes.count(",") + 1
+        if x.ndim != leading + len(self.input_shape) or x.shape[leading:] != self.input_shape:
+            raise ValueError(f"{name}: got shape {x.shape}, expected {expected}")
+        return x.astype(self.dtype, copy=False)
+
+    # ---- passes over a plan's arrays, on the device -------------------------------------------
+
+    def plan(self, batch, training):
+        """The arrays for a batch size; made once and kept."""
+        if training and not self._ends_in_softmax:
+            raise ValueError(
+                "layers: the loss is softmax cross-entropy; the last layer's activation is "
+                f"{self.layers[-1].activation!r}, expected 'softmax'"
+            )
+        key = batch, training
+        if key not in self._plans:
+            self._plans[key] = Plan(self, batch, training)
+        return self._plans[key]
+
+    def infer(self, plan):
+        """The stack's output for plan.x in inference mode, on the device: (E, B, ...)."""
+        self._forward(plan)
+        if self._ends_in_softmax:
+            self.ops.activate("softmax", plan.output)
+        return plan.output
+
+    def forward_backward(self, plan):
+        """Loss and gradients of the batch in plan.x and plan.labels."""
+        ops = self.ops
+        self._forward(plan)
+        ops.softmax_cross_entropy(
+            plan.output, plan.labels, plan.loss, plan.correct, plan.frames[-1].dy
+        )
+        for node, frame in reversed(plan.trained):
+            if not node.layer.shares_memory(training=True):
+                node.layer.backward(ops, frame)
+
+    def train_step(self, plan):
+        """One optimizer step on the batch in the plan, moving statistics included."""
+        ops = self.ops
+        self.forward_backward(plan)
+        for node, frame in zip(self.nodes, plan.frames, strict=True):
+            node.layer.update(ops, frame)
+        self.optimizer.update(
+            ops,
+            self.params,
+            self.gradients,
+            self.moment_1,
+            self.moment_2,
+            self.step,
+            self.learning_rate,
+        )
+
+    def _forward(self, plan):
+        for node, frame in zip(self.nodes, plan.frames, strict=True):
+            if not node.layer.shares_memory(plan.training):
+                node.layer.forward(self.ops, frame, plan.training)
+
+
+def mnist_cnn(
+    nets=15,
+    first_net=0,
+    seed=0,
+    device="auto",
+    dtype="float32",
+    precision="float32",
+    dropout=0.4,
+    momentum=0.99,
+):
+    """The notebook's network for 28x28 digits: 327,242 weights a net.
+
+    Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018.
+    """
+
+    def block(filters):
+        return [
+            Conv2D(filters, 3, activation="relu"),
+            BatchNormalization(momentum),
+            Conv2D(filters, 3, activation="relu"),
+            BatchNormalization(momentum),
+            Conv2D(filters, 5, strides=2, padding="same", activation="relu"),
+            BatchNormalization(momentum),
+            Dropout(dropout),
+        ]
+
+    layers = [
+        *block(32),
+        *block(64),
+        Conv2D(128, 4, activation="relu"),
+        BatchNormalization(momentum),
+        Flatten(),
+        Dropout(dropout),
+        Dense(10, activation="softmax"),
+    ]
+    return Sequential(layers, (28, 28, 1), nets, first_net, seed, device, dtype, precision)
+
+
+def _connect(layers, input_shape):
+    """A node for each layer: its name, shapes, weights' descriptions and random stream."""
+    if not layers:
+        raise ValueError("layers: got none, expected at least one")
+    nodes, seen, stream, shape = [], {}, rng.DROPOUT, input_shape
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise ValueError(f"layers: got {layer!r} at position {i}, expected a layer")
+        name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(layer).__name__).lower()
+        seen[name] = seen.get(name, -1) + 1
+        output_shape = layer.output_shape(shape)
+        nodes.append(
+            SimpleNamespace(
+                layer=layer,
+                name=f"{name}_{seen[name]}" if seen[name] else name,
+                input_shape=shape,
+                output_shape=output_shape,
+                specs=layer.weights(shape),
+                moving_specs=layer.moving(shape),
+                stream=stream,
+            )
+        )
+        stream += isinstance(layer, Dropout)
+        shape = output_shape
+    if layers[-1].activation == "softmax":
+        # The loss and its gradient are taken from logits; Sequential.infer does the rest.
+        nodes[-1].layer = copy.copy(layers[-1])
+        nodes[-1].layer.activation = "linear"
+    return nodes
+
+
+def _check_shape(shape):
+    if not (
+        isinstance(shape, (tuple, list))
+        and len(shape) in (1, 3)
+        and all(isinstance(n, (int, np.integer)) and n > 0 for n in shape)
+    ):
+        raise ValueError(f"input_shape: got {shape!r}, expected (H, W, C) or (K,)")
+    return tuple(map(int, shape))
+
+
+def _aligned(shape):
+    return -(-prod(shape) // _ALIGNMENT) * _ALIGNMENT
+
+
+def _views(flat, specs, at):
+    """Named views into the flat (E, P) array from column `at` on, and the column behind them."""
+    views = {}
+    for name, spec in specs.items():
+        views[name] = flat[:, at : at + prod(spec.shape)].reshape(len(flat), *spec.shape)
+        at += _aligned(spec.shape)
+    return SimpleNamespace(**views), at
