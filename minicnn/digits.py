@@ -1,0 +1,228 @@
+"""The embedded data set: as many handwritten digits as you like, from no file and no network.
+
+A digit is made as a person makes it. One of several shapes is chosen, its strokes are bent,
+slanted, scaled and moved, and a round pen is put down along them. `GLYPHS` is the alphabet, the
+rest of the module is the hand. The images are made to look like MNIST's, which `data.py` reads.
+
+Image i of a seed is a function of (seed, i) alone. Its pixels are computed without a library's
+sine or a BLAS sum, whose last bits differ from machine to machine.
+"""
+
+import numpy as np
+
+from . import rng
+
+SIZE = 28  # pixels, the side of an image
+
+# The shapes of each digit. A shape is a few strokes, separated by "/"; a stroke is a smooth curve
+# through its points x,y (x to the right, y down, about 100 units high). It is closed smoothly where
+# its first point is also its last. A corner is where one stroke ends and the next one begins.
+GLYPHS = {
+    0: [
+        "30,0 9,14 0,50 9,86 30,100 51,86 60,50 51,14 30,0",
+        "37,0 14,8 1,36 2,70 20,97 46,96 67,70 70,34 56,7 37,0",
+        "36,0 18,16 8,48 10,82 24,100 40,86 48,52 48,18 36,0",
+        "54,1 33,3 10,19 0,54 11,87 34,100 56,81 61,44 47,13 22,0",
+    ],
+    1: [
+        "6,0 5,50 4,100",
+        "0,30 13,17 22,0 / 22,0 21,50 20,100",
+        "5,28 18,15 26,0 / 26,0 26,50 26,100 / 2,100 26,99 52,100",
+        "0,46 14,27 26,0 / 26,0 25,50 24,100",
+    ],
+    2: [
+        "2,24 11,6 31,0 51,9 54,31 40,57 22,77 2,98 / 2,98 30,97 62,98",
+        "4,20 22,1 46,7 51,30 38,60 20,87 6,96 1,87 11,79 29,88 46,98 66,88",
+        "0,32 9,8 31,0 51,15 47,42 26,70 0,95 / 0,95 17,83 35,89 52,99 72,88",
+        "4,10 27,0 49,7 51,30 30,56 8,78 0,97 / 0,97 34,96 72,92",
+    ],
+    3: [
+        "4,12 23,0 46,6 50,25 38,41 20,46 / 20,46 45,50 58,71 46,93 22,100 0,88",
+        "4,2 30,2 54,1 / 54,1 40,21 26,40 / 26,40 50,46 58,69 45,94 20,100 0,90",
+        "4,14 24,0 46,7 47,27 33,42 17,49 10,43 19,38 38,46 56,62 55,84 34,100 0,92",
+        "6,8 24,0 40,6 42,22 32,35 18,39 / 18,39 46,42 62,65 50,92 24,100 0,90",
+    ],
+    4: [
+        "10,0 6,30 2,60 / 2,60 36,59 72,57 / 54,14 50,55 46,100",
+        "46,0 24,32 0,66 / 0,66 36,66 74,65 / 46,0 46,50 45,100",
+        "4,2 0,30 7,51 29,56 55,50 / 60,0 56,50 51,100",
+        "24,0 14,32 0,63 / 0,63 36,62 72,59 / 47,30 43,66 38,100",
+    ],
+    5: [
+        "12,2 8,24 5,46 / 5,46 26,38 49,46 57,69 44,93 20,100 0,89 / 12,2 34,2 58,0",
+        "56,0 34,2 12,3 / 12,3 9,24 6,44 / 6,44 30,45 50,56 54,76 40,95 18,100 0,94",
+        "60,1 36,0 13,4 / 13,4 6,24 20,38 43,49 55,69 45,92 22,100 0,91",
+        "14,4 11,26 10,44 / 10,44 32,38 52,52 53,78 34,98 14,99 2,86 / 14,4 38,6 64,2",
+    ],
+    6: [
+        "48,0 22,17 5,46 3,76 18,98 41,97 54,78 46,59 26,54 9,65 3,76",
+        "34,0 18,30 5,60 5,85 22,100 42,93 48,75 36,61 20,63 7,76",
+        "42,7 29,0 13,16 3,46 2,76 14,97 34,99 48,84 45,65 30,57 13,64 3,78",
+        "56,4 34,12 14,34 2,62 6,90 26,100 50,92 56,72 42,58 20,64 10,82",
+    ],
+    7: [
+        "0,4 30,3 64,2 / 64,2 46,34 32,66 22,100",
+        "0,4 30,3 64,2 / 64,2 46,36 32,68 22,100 / 16,54 36,51 60,48",
+        "0,20 1,11 2,3 / 2,3 32,4 66,2 / 66,2 50,28 37,62 30,100",
+        "0,18 9,3 38,6 70,2 / 70,2 50,28 37,62 34,100",
+    ],
+    8: [
+        "50,18 32,0 10,8 9,30 30,48 51,65 53,88 30,100 6,89 7,66 30,48 48,34 50,18",
+        "30,0 11,8 9,32 29,46 50,33 50,9 30,0 / 29,46 6,58 3,84 28,100 54,86 52,59 29,46",
+        "54,12 34,0 12,10 13,32 34,51 48,76 34,98 11,95 5,76 22,54 46,34 60,10",
+        "32,0 12,7 10,27 32,41 53,27 51,7 32,0 / 32,41 7,55 1,80 30,100 62,82 56,55 32,41",
+    ],
+    9: [
+        "50,14 31,0 9,9 3,31 17,48 38,44 50,22 / 51,4 49,50 46,100",
+        "52,24 38,1 13,7 3,31 17,49 39,44 52,24 / 52,24 54,54 46,84 28,100 6,93",
+        "50,10 30,0 8,13 4,34 20,45 40,34 52,12 / 52,12 42,52 22,100",
+        "46,2 22,4 3,24 8,46 28,48 46,32 54,3 / 54,3 50,52 52,100",
+    ],
+}
+_POINTS = 80  # places a digit where the pen is put down: about 0.7 pixels apart
+_DETAIL = 32  # steps a piece of curve in which its length is measured
+
+# What differs from one image to the next: each is drawn uniformly from its range.
+_RANGES = {
+    "slant": (-0.2, 0.5),  # columns to the right for each row up
+    "tilt": (-0.15, 0.15),  # rows up for each column to the right
+    "width": (0.75, 1.3),  # of the shape, before it is fitted to the box
+    "side": (15.0, 20.0),  # pixels, the longer side of the box around the strokes
+    "x": (-2.5, 2.5),  # pixels, the middle of that box to the right of the image's
+    "y": (-1.8, 1.8),  # pixels, and below it
+    "radius": (0.9, 1.8),  # pixels, of the pen
+    "pressure": (-0.25, 0.25),  # growth of the radius from the middle of the way to its end
+    "ink": (0.9, 1.4),  # brightness; above 1 it saturates
+}
+_EDGE = 1.2  # pixels from full ink to none
+
+# The wobble moves a point (x, y) of a shape, both about -1 to 1, by a sum of T_i(x) T_j(y), T being
+# Chebyshev's polynomials. It bends the plane, not the strokes, so strokes that meet stay joined.
+_WOBBLE = [(i, n - i) for n in (2, 3, 4) for i in range(n + 1)]
+_WOBBLE_SIZE = 0.14  # largest factor of a term, divided by its degree i + j
+_WORDS = 2 + len(_RANGES) + 2 * len(_WOBBLE)  # random words an image
+
+_CHUNK = 64  # images drawn at a time: two float planes (28, 28, 64) stay in the L2 cache
+
+
+def _curve(stroke):
+    """A stroke "x,y x,y ..." as closely spaced points (2, S): a Catmull-Rom spline."""
+    p = np.array([point.split(",") for point in stroke.split()], np.float64).T  # (2, P)
+    if (p[:, 0] == p[:, -1]).all():
+        before, after = p[:, -2], p[:, 1]
+    else:
+        before, after = 2 * p[:, 0] - p[:, 1], 2 * p[:, -1] - p[:, -2]
+    q = np.column_stack([before, p, after])
+    slope = (q[:, 2:] - q[:, :-2]) / 2
+    a, b, u, v = (side[..., None] for side in (p[:, :-1], p[:, 1:], slope[:, :-1], slope[:, 1:]))
+    t = np.arange(_DETAIL) / _DETAIL
+    # Hermite's cubic from a to b with slopes u and v
+    curve = a + t * (u + t * (3 * (b - a) - 2 * u - v + t * (2 * (a - b) + u + v)))
+    return np.column_stack([curve.reshape(2, -1), p[:, -1]])
+
+
+def _glyph(shape):
+    """A shape's strokes as `_POINTS` evenly spaced points (2, _POINTS), y from -1 to 1."""
+    strokes = [_curve(stroke) for stroke in shape.split("/")]
+    # The way to each point of its stroke from the one before; a lifted pen moves on at no cost.
+    steps = [np.append(0, np.sqrt((np.diff(stroke) ** 2).sum(0))) for stroke in strokes]
+    way = np.cumsum(np.concatenate(steps))
+    at = np.linspace(0, way[-1], _POINTS)
+    points = np.stack([np.interp(at, way, axis) for axis in np.concatenate(strokes, axis=1)])
+    low, high = points.min(1, keepdims=True), points.max(1, keepdims=True)
+    return (2 * points - low - high) / (high - low)[1]
+
+
+_SHAPES = np.stack([_glyph(s) for d in range(10) for s in GLYPHS[d]], axis=1).astype(np.float32)
+_COUNT = np.array([len(GLYPHS[d]) for d in range(10)])
+_FIRST = np.cumsum(_COUNT) - _COUNT  # where a digit's shapes begin in _SHAPES (2, shapes, _POINTS)
+
+
+def draw_digits(count, seed=0, first=0):
+    """Draw digits `first` to `first + count - 1` of the endless sequence that `seed` names.
+
+    Returns images (count, 28, 28) uint8, white ink on black, and labels (count,) uint8 from 0 to 9.
+    Image i is a function of (seed, i) alone: draw_digits(10, first=5) is draw_digits(15)[5:].
+    Raises ValueError where count, seed or first is not an integer from 0 to 2^32 - 1, or where
+    the sequence ends before first + count.
+    """
+    count, seed = rng.check_seed("count", count), rng.check_seed("seed", seed)
+    first = rng.check_seed("first", first)
+    if first + count > 1 << 32:
+        raise ValueError(f"first: got {first}, from where {count} digits would pass 2^32")
+    images = np.empty((count, SIZE, SIZE), np.uint8)
+    labels = np.empty(count, np.uint8)
+    for start in range(0, count, _CHUNK):
+        chunk = slice(start, min(start + _CHUNK, count))
+        words = _words(seed, first + np.arange(chunk.start, chunk.stop, dtype=np.int64))
+        digit = _choose(words[0], 10)
+        shape = _FIRST[digit] + _choose(words[1], _COUNT[digit])
+        hand_words, wobble_words = np.split(words[2:], [len(_RANGES)])
+        hand = {
+            name: rng.draw(low, high, word)
+            for (name, (low, high)), word in zip(_RANGES.items(), hand_words, strict=True)
+        }
+        wobble = rng.draw(-_WOBBLE_SIZE, _WOBBLE_SIZE, wobble_words)
+        x, y = _write(*_SHAPES[:, shape].transpose(0, 2, 1), wobble, hand)
+        images[chunk] = _ink(x, y, hand)
+        labels[chunk] = digit
+    return images, labels
+
+
+def _words(seed, index):
+    """The random words (_WORDS, N) of the images `index` (N,), which take the place of steps."""
+    blocks = -(-_WORDS // 4)
+    counter = np.zeros((len(index), blocks, 4), np.int64)
+    counter[..., 0] = np.arange(blocks)
+    counter[..., 1] = index[:, None]
+    counter[..., 2] = rng.DIGITS
+    key = np.broadcast_to(np.array([seed, 0], np.int64), (len(index) * blocks, 2))
+    return rng.philox4x32(counter.reshape(-1, 4), key).reshape(len(index), -1).T[:_WORDS]
+
+
+def _choose(words, count):
+    """Words as integers from 0 to `count` - 1, each about equally likely."""
+    return (words.astype(np.int64) * count) >> 32
+
+
+def _write(x, y, wobble, hand):
+    """Bend, slant, scale and place points x, y (_POINTS, N): where the pen goes, in pixels.
+
+    wobble: (2 terms, N), and hand: a value (N,) for each of `_RANGES`.
+    """
+    tx, ty = _chebyshev(x), _chebyshev(y)
+    for term, (i, j) in enumerate(_WOBBLE):
+        bend = tx[i] * ty[j] / (i + j)
+        x = x + wobble[2 * term] * bend
+        y = y + wobble[2 * term + 1] * bend
+    x = x * hand["width"]
+    x, y = x - hand["slant"] * y, y - hand["tilt"] * x
+    scale = hand["side"] / np.maximum(x.max(0) - x.min(0), y.max(0) - y.min(0))
+    x, y = (scale * (axis - (axis.min(0) + axis.max(0)) / 2) for axis in (x, y))
+    middle = (SIZE - 1) / 2
+    return x + (middle + hand["x"]), y + (middle + hand["y"])
+
+
+def _chebyshev(t):
+    """Chebyshev's polynomials T_0 .. T_4 of `t`."""
+    square = t * t
+    return 1, t, 2 * square - 1, (4 * square - 3) * t, 8 * square * (square - 1) + 1
+
+
+def _ink(x, y, hand):
+    """The images (N, 28, 28) of a round pen put down at the points x, y (_POINTS, N)."""
+    along = np.linspace(-1, 1, _POINTS, dtype=np.float32)[:, None]
+    radius = hand["radius"] * (1 + hand["pressure"] * along)  # (_POINTS, N)
+    grid = np.arange(SIZE, dtype=np.float32)[:, None]
+    # A pixel's squared distance d^2 from a point, less the squared radius r^2, is smallest for the
+    # point that inks it most. The images are the last axis, the one that NumPy runs along.
+    columns = (grid - x[:, None]) ** 2 - (radius * radius)[:, None]  # (_POINTS, 28, N)
+    rows = (grid - y[:, None]) ** 2
+    nearest = np.full((SIZE, SIZE, x.shape[1]), np.float32(SIZE * SIZE))
+    power = np.empty_like(nearest)
+    for row, column in zip(rows, columns, strict=True):
+        np.add(row[:, None], column, out=power)
+        np.minimum(nearest, power, out=nearest)
+    # d^2 - r^2 is (d - r) (d + r), about 2 r (d - r) at the edge
+    cover = np.clip(0.5 - nearest / (2 * _EDGE * hand["radius"]), 0, 1)
+    return np.rint(255 * np.minimum(hand["ink"] * cover, 1)).astype(np.uint8).transpose(2, 0, 1)
