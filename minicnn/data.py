@@ -61,7 +61,20 @@ def load_data(source, progress=True):
     return _read_folder(Path(source))
 
 
-def _read_folder(folder):
+def load_test(source, progress=True):
+    """The test pair (x_test, y_test) of load_data, from a folder that need hold no other.
+
+    Raises DataError, also where there are no test images.
+    """
+    if source in ("digits", "mnist"):
+        return load_data(source, progress)[1]
+    test = _read_folder(Path(source), need_train=False)[1]
+    if test[0] is None:
+        raise DataError(f"{source}: found no test images, expected {_CSV[1]} or {_IDX[2]}")
+    return test
+
+
+def _read_folder(folder, need_train=True):
     try:
         content = sorted(os.listdir(folder))
         train_csv, test_csv = (_find(folder, name) for name in _CSV)
@@ -73,12 +86,13 @@ def _read_folder(folder):
     found = [path.name for path in (train_csv, test_csv, *idx) if path]
     if any(idx) and (train_csv or test_csv):
         raise DataError(f"{folder}: found both kinds, {', '.join(found)}; expected {_EXPECTED}")
-    if train_csv:
-        test = _read_csv(test_csv, labelled=False) if test_csv else (None, None)
-        return _read_csv(train_csv), test
-    if all(idx[:2]) and any(idx[2:]) == all(idx[2:]):
-        test = _read_idx_pair(*idx[2:]) if idx[2] else (None, None)
-        return _read_idx_pair(*idx[:2]), test
+    if train_csv or (test_csv and not need_train):
+        train = _read_csv(train_csv) if need_train else (None, None)
+        return train, _read_csv(test_csv, labelled=False) if test_csv else (None, None)
+    whole = [any(pair) == all(pair) for pair in (idx[:2], idx[2:])]
+    if all(whole) and (all(idx[:2]) or (all(idx[2:]) and not need_train)):
+        train = _read_idx_pair(*idx[:2]) if need_train else (None, None)
+        return train, _read_idx_pair(*idx[2:]) if idx[2] else (None, None)
     found = found or content
     more = f" and {len(found) - 5} more" if len(found) > 5 else ""
     raise DataError(

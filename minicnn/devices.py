@@ -2,17 +2,19 @@
 
 from . import ops_numpy
 
-DEVICES = "auto", "numpy"
-PRECISIONS = ("float32",)
+NAMES = "auto", "numpy", "cpu", "cuda", "emulated"
+PRECISIONS = "float32", "tf32", "bfloat16"
 
 
 def choose(device, precision="float32"):
     """The (name, operations, reason) of a device. Raises ValueError for one that is not here."""
-    if device not in DEVICES:
-        raise ValueError(
-            f"device: got {device!r}, this version has {' and '.join(map(repr, DEVICES))}"
-        )
+    if device not in NAMES:
+        raise ValueError(f"device: got {device!r}, expected one of {', '.join(NAMES)}")
+    if device not in ("auto", "numpy"):
+        raise ValueError(f"device: {device!r} is not in this version, use 'numpy' or 'auto'")
     if precision not in PRECISIONS:
-        raise ValueError(f"precision: got {precision!r}, the device 'numpy' has 'float32'")
-    reason = "the reference in NumPy" if device == "numpy" else "chosen as the only device so far"
+        raise ValueError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if precision != "float32":
+        raise ValueError(f"precision: got {precision!r}, the device 'numpy' has only 'float32'")
+    reason = "as asked" if device == "numpy" else "auto: the only one in this version"
     return "numpy", ops_numpy, reason

@@ -193,7 +193,8 @@ class MaxPooling2D(Layer):
         return {"winner": ("image", self.output_shape(input_shape), "uint16")}
 
     def forward(self, ops, f, training):
-        ops.max_pool(f.x, self.window(f.x.shape[2:]), f.saved.winner, f.y)
+        winner = f.saved.winner if training else None
+        ops.max_pool(f.x, self.window(f.x.shape[2:]), winner, f.y)
 
     def backward(self, ops, f):
         ops.max_pool_backward(f.dy, self.window(f.x.shape[2:]), f.saved.winner, f.dx)

@@ -182,7 +182,7 @@ class Sequential:
     def train_on_batch(self, x, y, learning_rate=None):
         """One step of Adam on x (E, B, H, W, C), y (E, B). Returns loss (E,), accuracy (E,)."""
         rate = self.optimizer.learning_rate if learning_rate is None else float(learning_rate)
-        if not (rate >= 0 and isfinite(rate)):
+        if rate < 0 or not isfinite(rate):
             raise ValueError(f"learning_rate: got {learning_rate!r}, expected a number from 0 up")
         with self.ops.session():
             plan = self._load(x, y)
@@ -227,6 +227,8 @@ class Sequential:
                 "layers: the loss is softmax cross-entropy; the last layer's activation is "
                 f"{self.layers[-1].activation!r}, expected 'softmax'"
             )
+        if training and not any(node.specs for node in self.nodes):
+            raise ValueError("layers: got none with weights, expected at least one to train")
         key = batch, training
         if key not in self._plans:
             self._plans[key] = Plan(self, batch, training)

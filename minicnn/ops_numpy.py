@@ -81,7 +81,7 @@ def load_batch(images, labels, order, ranges, seed, nets, step, x, y):
     """
     for e, net in enumerate(nets):
         chosen = order[e, int(step[0]) % order.shape[1]]
-        np.take(labels, chosen, out=y[e], mode="clip")
+        y[e] = labels[chosen]
         batch = scratch("batch", (len(chosen), *images.shape[1:]), images.dtype)
         np.take(images, chosen, axis=0, out=batch, mode="clip")
         plain = x[e] if ranges is None else scratch("plain", x[e].shape, x.dtype)
@@ -346,15 +346,15 @@ def dropout_backward(dy, rate, mask, dx):
 def max_pool(x, window, winner, y):
     """y (E, B, Ho, Wo, C) = the largest number under the window; padding never wins.
 
-    winner (E, B, Ho, Wo, C) uint16 is a result: the tap, row by row, that gave it; the first of
-    equals.
+    winner (E, B, Ho, Wo, C) uint16 is a result, unless it is None: the tap, row by row, that gave
+    it; the first of equals.
     """
     y[...] = -np.inf
-    winner[...] = 0
     for tap, inputs, outputs in _pool_taps(window):
         better = x[inputs] > y[outputs]
         np.copyto(y[outputs], x[inputs], where=better)
-        np.copyto(winner[outputs], tap, where=better)
+        if winner is not None:
+            np.copyto(winner[outputs], tap, where=better)
 
 
 def max_pool_backward(dy, window, winner, dx):

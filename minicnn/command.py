@@ -1,0 +1,75 @@
+"""What the commands share: arguments, errors in one line, and an orderly stop."""
+
+import argparse
+import signal
+
+from .workers import WorkerDiedError
+
+# What ends a command with one line and status 2: bad arguments, bad input, a machine too small.
+REFUSALS = ValueError, OSError, MemoryError, WorkerDiedError
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def integer(text):
+    """An argument's value as an int."""
+    return _convert(int, text, "an integer")
+
+
+def number(text):
+    """An argument's value as a float."""
+    return _convert(float, text, "a number")
+
+
+def positive(text):
+    """An argument's value as an int above 0."""
+    value = _convert(int, text, "a positive integer")
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a positive integer")
+    return value
+
+
+def _convert(kind, text, expected):
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}") from None
+
+
+def one_line(error):
+    """What to tell a person of an exception."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "out of memory; try fewer --workers or a smaller --batch-size"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class StopOnSignal:
+    """As a context, turns the first SIGINT or SIGTERM into a wish to stop; a second one stops."""
+
+    def __init__(self):
+        self.signal = None
+
+    def __call__(self):
+        return self.signal is not None
+
+    def __enter__(self):
+        self._before = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number

@@ -1,0 +1,315 @@
+"""Training an ensemble: each net on a split of its own, then all of their predictions summed.
+
+A Trainer takes a group of nets through the epochs in lockstep. train_ensemble hands the groups out
+to processes (workers.py), and puts together what they bring back.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import checkpoint, rng
+from .data import split
+from .files import DataError
+from .model import PREDICT_BATCH
+from .recipe import Recipe
+from .workers import run_jobs
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: images uint8 (N, H, W), labels uint8 (N,). The test set, or its labels, may be
+    None. `fingerprint` tells one training set from another.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray | None = None
+    test_labels: np.ndarray | None = None
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to train any of the ensemble's nets."""
+
+    recipe: Recipe
+    data: Data
+    device: str
+    precision: str
+    folder: Path  # of the nets' checkpoints
+
+
+FINAL = "checkpoint.npz"  # the state of all nets, once they are trained
+
+
+class Interrupted(Exception):  # noqa: N818  it is no error
+    """Training was asked to stop; the state is saved."""
+
+
+class Trainer:
+    """A group of nets, trained in lockstep.
+
+    What a step needs lies where the backend computes: the images, each net's order of them, the
+    step counter, the learning rate and the sums of the metrics.
+    """
+
+    def __init__(self, job, nets):
+        recipe, data = job.recipe, job.data
+        self.recipe, self.nets, self.fingerprint = recipe, nets, data.fingerprint
+        self.model = recipe.model(nets, job.device, job.precision)
+        self.ops = self.model.ops
+        self.images = self.ops.to_device(data.train_images)
+        self.labels = self.ops.to_device(data.train_labels)
+        self.host_labels = data.train_labels
+        splits = [
+            split(len(data.train_images), recipe.validation_fraction, recipe.seed, int(net))
+            for net in self.model.nets
+        ]
+        self.train_indices = np.stack([train for train, _ in splits])  # (E, n)
+        self.validation_indices = np.stack([validation for _, validation in splits])
+        self.steps = steps_per_epoch(recipe, len(data.train_images))
+        self.bounds = recipe.augment.bounds(*data.train_images.shape[1:])
+        self.plan = self.model.plan(recipe.batch_size, training=True)
+        self.order = self.ops.empty((len(nets), self.steps, recipe.batch_size), np.int32)
+        self.sums = self.ops.zeros((len(nets), 2), np.float64)  # loss, correct of the epoch so far
+        self.seconds = 0.0  # of the epoch so far
+        self.history = []
+
+    @property
+    def steps_done(self):
+        """Optimizer steps since the start."""
+        return int(self.ops.to_host(self.model.step)[0])
+
+    def step(self):
+        """One step of every net: nothing is allocated, and nothing read back."""
+        model, plan = self.model, self.plan
+        self.ops.load_batch(
+            self.images,
+            self.labels,
+            self.order,
+            self.bounds,
+            model.seed,
+            model.nets,
+            model.step,
+            plan.x,
+            plan.labels,
+        )
+        model.train_step(plan)
+        self.ops.accumulate(plan.loss, plan.correct, self.sums)
+
+    def train_epoch(self, report, should_stop):
+        """Train to the end of the epoch, validate, and add a row for each net to the history.
+
+        report(n) is told of n images trained on. Where should_stop() turns true, it returns False
+        after the step in hand, and the epoch can be gone on with; otherwise True.
+        """
+        epoch, position = divmod(self.steps_done, self.steps)
+        started = time.monotonic() - self.seconds
+        learning_rate = self.recipe.schedule(epoch + 1)
+        with self.ops.session():
+            self.ops.copy(self.ops.to_device(self._order(epoch)), self.order)
+            self.model.learning_rate[...] = learning_rate
+            for _ in range(position, self.steps):
+                if should_stop():
+                    self.seconds = time.monotonic() - started
+                    return False
+                self.step()
+                report(self.recipe.batch_size * len(self.nets))
+            loss, correct = self.ops.to_host(self.sums).T  # (E,) each
+            validation = self._validate()
+        for net, train_loss, train_correct, (validation_loss, validation_accuracy) in zip(
+            self.nets, loss, correct, validation, strict=True
+        ):
+            self.history.append(
+                {
+                    "net": net,
+                    "epoch": epoch + 1,
+                    "learning_rate": learning_rate,
+                    "train_loss": train_loss / self.steps,
+                    "train_accuracy": train_correct / (self.steps * self.recipe.batch_size),
+                    "validation_loss": validation_loss,
+                    "validation_accuracy": validation_accuracy,
+                    "seconds": time.monotonic() - started,
+                }
+            )
+        self.sums[...] = 0
+        self.seconds = 0.0
+        return True
+
+    def _order(self, epoch):
+        """Each net's training images in a fresh order: indices (E, steps, batch)."""
+        used = self.steps * self.recipe.batch_size
+        orders = [
+            indices[
+                rng.permutation(self.model.seed, int(net), rng.SHUFFLE, epoch, len(indices))[:used]
+            ]
+            for net, indices in zip(self.model.nets, self.train_indices, strict=True)
+        ]
+        return np.stack(orders).reshape(len(orders), self.steps, -1)
+
+    def _validate(self):
+        """(loss, accuracy) of each net on its own validation images; (None, None) without any."""
+        if not self.validation_indices.size:
+            return [(None, None)] * len(self.nets)
+        probabilities = predict(self.model, self.images, self.validation_indices)  # (E, n, classes)
+        results = []
+        for of_net, indices in zip(probabilities, self.validation_indices, strict=True):
+            labels = self.host_labels[indices]
+            at_label = of_net[np.arange(len(labels)), labels].astype(np.float64)
+            loss = -np.log(np.maximum(at_label, np.finfo(np.float32).tiny)).mean()
+            results.append((float(loss), float(np.mean(of_net.argmax(axis=1) == labels))))
+        return results
+
+    def save(self, path):
+        """Write the state: at the end of an epoch or in the midst of one."""
+        arrays, about = checkpoint.model_state(self.model)
+        arrays["sums"] = self.ops.to_host(self.sums)
+        about.update(
+            recipe=self.recipe.as_dict(),
+            data=self.fingerprint,
+            seconds=self.seconds,
+            history=self.history,
+        )
+        checkpoint.save(path, arrays, about)
+
+    def load(self, path):
+        """Take the state that `save` wrote. Raises DataError if it is that of another training."""
+        arrays, about = checkpoint.select(*checkpoint.load(path), self.model.nets, path)
+        for name, ours in (("data", self.fingerprint), ("recipe", self.recipe.as_dict())):
+            if about.get(name) != ours:
+                raise DataError(f"{path}: was trained with another {name}")
+        checkpoint.restore_model(self.model, arrays, about, path)
+        self.sums[...] = self.ops.to_device(arrays["sums"])
+        self.seconds, self.history = about["seconds"], about["history"]
+
+
+def predict(model, images, indices, report=lambda images: None):
+    """Class probabilities (E, n, classes), on the host, of images chosen for each net.
+
+    images (N, H, W) uint8 lie on the device, indices (E, n) on the host. report(n): n more images
+    are done.
+    """
+    ops = model.ops
+    E, n = indices.shape
+    plan = model.plan(PREDICT_BATCH, training=False)
+    batches = -(-n // plan.batch)
+    padded = np.zeros((E, batches * plan.batch), np.int32)  # a short last batch is filled up
+    padded[:, :n] = indices
+    order = ops.to_device(padded.reshape(E, batches, plan.batch))
+    labels = ops.zeros((len(images),), np.uint8)  # nobody reads them
+    outputs = np.empty((E, batches, plan.batch, *model.output_shape), model.dtype)
+    with ops.session():
+        for batch in range(batches):
+            step = ops.to_device(np.array([batch]))
+            ops.load_batch(
+                images, labels, order, None, model.seed, model.nets, step, plan.x, plan.labels
+            )
+            outputs[:, batch] = ops.to_host(model.infer(plan))
+            report(E * (min((batch + 1) * plan.batch, n) - batch * plan.batch))
+    return outputs.reshape(E, -1, *model.output_shape)[:, :n]
+
+
+def steps_per_epoch(recipe, images):
+    """Whole batches in a net's training images. Raises DataError where there is none."""
+    train, _ = split(images, recipe.validation_fraction, 0, 0)
+    if len(train) < recipe.batch_size:
+        raise DataError(
+            f"got {len(train)} training images beside those for validation, "
+            f"expected at least one batch of {recipe.batch_size}"
+        )
+    return len(train) // recipe.batch_size
+
+
+def train_group(job, nets, report, should_stop):
+    """Train a group of nets from the start, or from its checkpoint, to the end.
+
+    Returns its history, a list of dicts, and its probabilities of the test images (E, N, classes),
+    None without test images. Raises Interrupted, the state saved, if should_stop() turns true.
+    """
+    trainer = Trainer(job, nets)
+    path = group_checkpoint(job.folder, nets)
+    saved = _saved(job, nets)
+    if saved:
+        trainer.load(saved)
+    while trainer.steps_done < job.recipe.epochs * trainer.steps:
+        finished = trainer.train_epoch(report, should_stop)
+        trainer.save(path)
+        if not finished:
+            raise Interrupted
+    probabilities = None
+    if job.data.test_images is not None:
+        count = len(job.data.test_images)
+        everything = np.broadcast_to(np.arange(count), (len(nets), count))
+        images = trainer.ops.to_device(job.data.test_images)
+        probabilities = predict(trainer.model, images, everything)
+    return trainer.history, probabilities
+
+
+def group_checkpoint(folder, nets):
+    """The file of a group's state while the ensemble is being trained."""
+    return folder / f"checkpoint-net-{nets[0]:03}.npz"
+
+
+def _saved(job, nets):
+    """The file that holds a group's state, or None."""
+    paths = group_checkpoint(job.folder, nets), job.folder / FINAL
+    return next((path for path in paths if path.exists()), None)
+
+
+def images_done(job):
+    """How many images the nets saved in the job's folder have been trained on."""
+    steps = 0
+    for nets in groups(job.recipe):
+        if path := _saved(job, nets):
+            steps += checkpoint.load(path)[1]["step"] * len(nets)
+    return steps * job.recipe.batch_size
+
+
+def groups(recipe):
+    """The nets that are trained together: ranges of net numbers.
+
+    On a CPU nets gain nothing from each other's company, so each is a group of its own. Groups of
+    any size give the same bits.
+    """
+    return [range(net, net + 1) for net in recipe.all_nets]
+
+
+def train_ensemble(job, workers=1, report=None, on_group=None, should_stop=None):
+    """Train every net of the job's recipe, in `workers` processes.
+
+    report(n): n images were trained on; on_group(history): the next group of nets is done. Leaves
+    one checkpoint of all nets in the job's folder. Returns the history, a list of dicts by net and
+    epoch, and the probabilities (nets, N, classes) of the test images, or None. Raises Interrupted
+    once should_stop() is true and every state is saved.
+    """
+    results = run_jobs(
+        train_group,
+        job,
+        groups(job.recipe),
+        workers,
+        report or (lambda images: None),
+        lambda result: on_group(result[0]) if on_group else None,
+        should_stop or (lambda: False),
+    )
+    _merge_checkpoints(job)
+    history = [row for rows, _ in results for row in rows]
+    if job.data.test_images is None:
+        return history, None
+    return history, np.concatenate([probabilities for _, probabilities in results])
+
+
+def vote(probabilities):
+    """The class with the largest sum of probabilities (nets, N, classes) over the nets: (N,)."""
+    return probabilities.sum(axis=0, dtype=np.float64).argmax(axis=1)
+
+
+def _merge_checkpoints(job):
+    """Put the groups' checkpoints into one, and remove them."""
+    paths = [group_checkpoint(job.folder, nets) for nets in groups(job.recipe)]
+    if all(path.exists() for path in paths):  # else they were merged before this run was resumed
+        checkpoint.save(job.folder / FINAL, *checkpoint.concatenate(map(checkpoint.load, paths)))
+    for path in paths:
+        path.unlink(missing_ok=True)

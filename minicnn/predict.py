@@ -1,0 +1,113 @@
+"""python -m minicnn.predict: a trained ensemble's checkpoint and images in, a submission out."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import tqdm
+
+from . import checkpoint, devices, ensemble
+from .command import REFUSALS, Parser, one_line, positive
+from .data import load_test, write_submission
+from .files import DataError
+from .recipe import Recipe
+from .resources import cores
+from .workers import run_jobs
+
+
+def main(argv=None):
+    """Run the command; returns its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        predict(arguments)
+    except REFUSALS as error:
+        print(f"minicnn.predict: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def predict(arguments):
+    """Predict as the parsed arguments say, and write the submission."""
+    device, _, _ = devices.choose(arguments.device)
+    arrays, about = checkpoint.load(arguments.checkpoint)
+    try:
+        recipe = Recipe(**about["recipe"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{arguments.checkpoint}: not a trained ensemble: {error}") from None
+    images, truth = load_test(arguments.data, progress=not arguments.quiet)
+    nets = [int(net) + 1 for net in about["nets"]]
+    shared = recipe, device, arguments.checkpoint, arrays, about, images
+    with tqdm.tqdm(
+        total=len(nets) * len(images),
+        unit=" images",
+        unit_scale=True,
+        dynamic_ncols=True,
+        disable=arguments.quiet,
+    ) as bar:
+        results = run_jobs(
+            predict_net,
+            shared,
+            nets,
+            min(arguments.workers or cores(), len(nets)),
+            bar.update,
+            lambda probabilities: None,
+            lambda: False,
+        )
+    labels = ensemble.vote(np.concatenate(results))
+    write_submission(arguments.out, labels)
+    if truth is not None:
+        print(f"Ensemble of {len(nets)}: Test accuracy={np.mean(labels == truth):.5f}")
+    print(f"{len(labels):,} predictions: {arguments.out}")
+
+
+def predict_net(shared, net, report, should_stop):
+    """The probabilities (1, N, classes) of the images by one net of the checkpoint."""
+    recipe, device, path, arrays, about, images = shared
+    model = recipe.model(range(net, net + 1), device)
+    chosen = checkpoint.select(arrays, about, model.nets, path)
+    checkpoint.restore_model(model, *chosen, path)
+    everything = np.arange(len(images))[None]
+    probabilities = ensemble.predict(model, model.ops.to_device(images), everything, report)
+    return probabilities
+
+
+def _parser():
+    parser = Parser(
+        prog="minicnn.predict",
+        usage="python -m minicnn.predict --checkpoint FILE --data DIR [--out FILE] [options]",
+        description="Predict digits with a trained ensemble, and write a submission.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="checkpoint.npz of a run of minicnn.train",
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="a folder with Kaggle's test.csv or MNIST's two t10k files; or 'mnist' or 'digits', "
+        "for their test images",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("submission.csv"),
+        metavar="FILE",
+        help="the submission (default: submission.csv)",
+    )
+    parser.add_argument("--device", choices=devices.NAMES, default="auto", help="default: auto")
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="processes (default: one a core)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Recipes: every number that decides what an ensemble is trained to."""
+
+from dataclasses import asdict, dataclass
+from math import isfinite
+from numbers import Integral, Real
+
+from .augment import RandomAffine
+from .model import mnist_cnn
+from .optim import ExponentialDecay
+from .rng import check_seed
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an ensemble is trained. Raises ValueError that names the field for an impossible one.
+
+    Nets count from 1. rotation is in degrees; zoom, width_shift and height_shift are fractions.
+    momentum is that of the moving statistics of batch normalisation.
+    """
+
+    nets: int = 15
+    first_net: int = 1
+    epochs: int = 45
+    batch_size: int = 64
+    validation_fraction: float = 0.1
+    rotation: float = 10.0
+    zoom: float = 0.1
+    width_shift: float = 0.1
+    height_shift: float = 0.1
+    learning_rate: float = 1e-3
+    decay: float = 0.95
+    dropout: float = 0.4
+    momentum: float = 0.99
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("nets", "first_net", "epochs", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, expected a positive integer")
+        for name in ("validation_fraction", "zoom", "dropout", "momentum"):
+            self._check(name, 0 <= self._number(name) < 1, "a number in [0, 1)")
+        for name in ("width_shift", "height_shift"):
+            self._check(name, 0 <= self._number(name) <= 1, "a number from 0 to 1")
+        for name in ("learning_rate", "decay"):
+            self._check(name, 0 < self._number(name) < float("inf"), "a positive number")
+        self._check("rotation", 0 <= self._number("rotation") <= 180, "0 to 180 degrees")
+        check_seed("seed", self.seed)
+        check_seed("first_net", self.first_net + self.nets)
+
+    def _number(self, name):
+        value = getattr(self, name)
+        number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+        return value if number else -1.0  # which no field takes
+
+    def _check(self, name, good, expected):
+        if not good:
+            raise ValueError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
+
+    @property
+    def all_nets(self):
+        """The numbers of the nets."""
+        return range(self.first_net, self.first_net + self.nets)
+
+    @property
+    def augment(self):
+        """The augmentation, a RandomAffine."""
+        return RandomAffine(self.rotation, self.zoom, self.width_shift, self.height_shift)
+
+    @property
+    def schedule(self):
+        """The learning rate as a function of the epoch."""
+        return ExponentialDecay(self.learning_rate, self.decay)
+
+    def model(self, nets, device="auto", precision="float32"):
+        """The network for a range of nets, before training."""
+        # Net n of the ensemble, from 1, draws its random numbers as n - 1.
+        return mnist_cnn(
+            nets=len(nets),
+            first_net=nets[0] - 1,
+            seed=self.seed,
+            device=device,
+            precision=precision,
+            dropout=self.dropout,
+            momentum=self.momentum,
+        )
+
+    def as_dict(self):
+        """The fields as a dict that JSON can hold."""
+        return asdict(self)
+
+
+# With momentum 0.99 the moving statistics take about 500 steps to follow the weights; the demo is
+# over before that.
+RECIPES = {
+    "seed": Recipe(),
+    "demo": Recipe(nets=4, epochs=4, momentum=0.9),
+}

@@ -1,0 +1,350 @@
+"""python -m minicnn.train: data in, a trained ensemble, its submission and its figures out.
+
+This is the front door. It reads the arguments and writes the run folder; the work is done by
+ensemble.py (nets and processes), model.py and layers.py (one step), ops_numpy.py (the arithmetic).
+"""
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from dataclasses import fields, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import tqdm
+
+from . import __version__, devices, ensemble, figures
+from .command import REFUSALS, Parser, StopOnSignal, integer, number, one_line, positive
+from .data import fingerprint, load_data, write_submission
+from .files import DataError, atomic_write
+from .recipe import RECIPES, Recipe
+from .resources import default_workers
+
+HISTORY_COLUMNS = (
+    "net",
+    "epoch",
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "seconds",
+)
+
+
+def main(argv=None):
+    """Run the command; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(argv)
+    stop = StopOnSignal()
+    try:
+        with stop:
+            train(arguments, stop)
+    except ensemble.Interrupted:
+        again = [a for a in argv if a != "--resume"]
+        if not arguments.out:
+            again += ["--out", str(arguments.folder)]
+        print(
+            f"stopped, and saved; go on with: python -m minicnn.train {shlex.join(again)} --resume",
+            file=sys.stderr,
+        )
+        return 128 + stop.signal
+    except REFUSALS as error:
+        print(f"minicnn.train: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # a second Ctrl-C
+        print("stopped at once; the last checkpoints are intact", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(arguments, should_stop=lambda: False):
+    """Train as the parsed arguments say, and fill the run folder."""
+    started = time.monotonic()
+    recipe = _recipe(arguments)
+    device, _, reason = devices.choose(arguments.device, arguments.precision)
+    folder = arguments.folder = _run_folder(arguments)
+    data = _load(arguments)
+    steps = ensemble.steps_per_epoch(recipe, len(data.train_images))
+    workers = default_workers(recipe, data, arguments.memory, arguments.workers)
+    _claim(folder, arguments, recipe, data, device)
+    print(
+        f"{len(data.train_images):,} training images, {recipe.nets} nets, {recipe.epochs} epochs"
+        f" on device {device} ({reason}), {workers} process{'es' * (workers > 1)}",
+        file=sys.stderr,
+        flush=True,
+    )
+    job = ensemble.Job(recipe, data, device, arguments.precision, folder)
+    total = recipe.nets * recipe.epochs * steps * recipe.batch_size
+    done = ensemble.images_done(job)
+    with tqdm.tqdm(
+        total=total,
+        initial=done,
+        unit=" images",
+        unit_scale=True,
+        dynamic_ncols=True,
+        disable=arguments.quiet,
+        smoothing=0.05,
+    ) as bar:
+        history, probabilities = ensemble.train_ensemble(
+            job,
+            workers,
+            bar.update,
+            lambda rows: bar.write(_net_line(rows, recipe.epochs), file=sys.stdout),
+            should_stop,
+        )
+        bar.update(total - bar.n)
+    seconds = time.monotonic() - started
+    _write_outputs(folder, arguments, recipe, data, history, probabilities)
+    summary = _summarize(device, history, probabilities, data, total - done, seconds)
+    _write_json(folder / "summary.json", summary)
+    _print_summary(summary, folder)
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def _parser():
+    parser = Parser(
+        prog="minicnn.train",
+        usage="python -m minicnn.train [--data DIR] [options]",
+        description="Train an ensemble of convolutional networks on handwritten digits. Without "
+        "options it takes the embedded digits and the recipe 'demo', and is done in two minutes.",
+        epilog="The run folder holds config.json, history.csv, checkpoint.npz, submission.csv, "
+        "figures/ and summary.json. Ctrl-C saves the state; --resume goes on from it. Exit status: "
+        "0; 2 for bad arguments or input; 130 after Ctrl-C.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--data",
+        default="digits",
+        metavar="DIR",
+        help="a folder with Kaggle's train.csv (and test.csv) or MNIST's four IDX files, .gz or "
+        "not; 'mnist' to download it; 'digits' for the embedded ones (default)",
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=sorted(RECIPES),
+        help="the numbers below: 'demo' for the embedded digits, else 'seed' (default)",
+    )
+    parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/DATE-TIME)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out where it stopped"
+    )
+
+    group = parser.add_argument_group("recipe", "each in place of the recipe's own value")
+    helps = {
+        "nets": "networks in the ensemble",
+        "first_net": "number of the first one; net N is the same in any ensemble",
+        "epochs": "passes over the training images",
+        "batch_size": "images a step",
+        "validation_fraction": "of the images, for each net another choice",
+        "rotation": "of the images, up to so many degrees either way",
+        "zoom": "up to this fraction, each axis on its own",
+        "width_shift": "up to this fraction of the width",
+        "height_shift": "up to this fraction of the height",
+        "learning_rate": "of Adam, in the first epoch",
+        "decay": "factor on the learning rate after each epoch",
+        "seed": "of all random numbers",
+    }
+    for name, text in helps.items():
+        default, demo = (getattr(RECIPES[recipe], name) for recipe in ("seed", "demo"))
+        values = f"{default}" if demo == default else f"seed: {default}, demo: {demo}"
+        kind, metavar = (integer, "N") if isinstance(default, int) else (number, "X")
+        group.add_argument(_option(name), type=kind, metavar=metavar, help=f"{text} ({values})")
+
+    group = parser.add_argument_group("data")
+    group.add_argument("--limit", type=positive, metavar="N", help="the first N training images")
+    group.add_argument("--test-limit", type=positive, metavar="N", help="the first N test images")
+
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", choices=devices.NAMES, default="auto", help="default: auto")
+    group.add_argument(
+        "--precision", choices=devices.PRECISIONS, default="float32", help="default: float32"
+    )
+    group.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="processes; they change the time, not a bit of the result "
+        "(default: as many as there are cores, nets and memory for)",
+    )
+    group.add_argument(
+        "--memory", type=positive, metavar="BYTES", help="how much to use (default: what is free)"
+    )
+    group.add_argument("--no-figures", action="store_true", help="draw no figures")
+    group.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--version", action="version", version=f"minicnn {__version__}")
+    return parser
+
+
+def _option(name):
+    return "--" + name.replace("_", "-")
+
+
+def _recipe(arguments):
+    name = arguments.recipe or ("demo" if arguments.data == "digits" else "seed")
+    given = {
+        field.name: getattr(arguments, field.name)
+        for field in fields(Recipe)
+        if getattr(arguments, field.name, None) is not None
+    }
+    try:
+        return replace(RECIPES[name], **given)
+    except ValueError as error:
+        field, colon, rest = str(error).partition(":")
+        raise ValueError(f"argument {_option(field)}{colon}{rest}") from None
+
+
+def _load(arguments):
+    (x, y), (x_test, y_test) = load_data(arguments.data, progress=not arguments.quiet)
+    x, y = x[: arguments.limit], y[: arguments.limit]
+    x_test, y_test = (a if a is None else a[: arguments.test_limit] for a in (x_test, y_test))
+    return ensemble.Data(x, y, x_test, y_test, fingerprint(x, y))
+
+
+# ---- the run folder ------------------------------------------------------------------------------
+
+
+def _run_folder(arguments):
+    if arguments.resume and not arguments.out:
+        raise ValueError("argument --resume: expected --out, the folder of the run to go on with")
+    if arguments.out:
+        return Path(arguments.out)
+    return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def _claim(folder, arguments, recipe, data, device):
+    """Make the folder and its config.json, or check that the run in it is this one."""
+    config = {
+        "recipe": recipe.as_dict(),
+        "data": data.fingerprint,
+        "source": str(arguments.data),
+        "train_images": len(data.train_images),
+        "test_images": None if data.test_images is None else len(data.test_images),
+        "device": device,
+        "precision": arguments.precision,
+        "versions": {
+            "minicnn": __version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    path = folder / "config.json"
+    if path.exists():
+        if not arguments.resume:
+            raise ValueError(f"{folder}: holds a run; go on with it by --resume, or choose another")
+        _check_config(path, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(path, config)
+
+
+def _check_config(path, config):
+    try:
+        old = json.loads(path.read_text())
+        old_recipe, old_data = dict(old["recipe"]), old["data"]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: not the config of a run") from None
+    for name, value in config["recipe"].items():
+        if old_recipe.get(name) != value:
+            raise ValueError(
+                f"argument --resume: the run in {path.parent} has {name} {old_recipe.get(name)}, "
+                f"got {value}"
+            )
+    if old_data != config["data"]:
+        raise ValueError(
+            f"argument --resume: the run in {path.parent} was trained on other data: "
+            f"{old.get('source')}, {old.get('train_images')} images"
+        )
+
+
+def _write_outputs(folder, arguments, recipe, data, history, probabilities):
+    with atomic_write(folder / "history.csv") as file:
+        lines = [",".join(HISTORY_COLUMNS)]
+        for row in history:
+            values = (row[column] for column in HISTORY_COLUMNS)
+            lines.append(",".join("" if v is None else f"{v:.10g}" for v in values))
+        file.write(("\n".join(lines) + "\n").encode())
+    predicted = None
+    if probabilities is not None:
+        predicted = ensemble.vote(probabilities)
+        write_submission(folder / "submission.csv", predicted)
+    if arguments.no_figures:
+        return
+    if not figures.available():
+        print("no figures without matplotlib: pip install matplotlib", file=sys.stderr)
+        return
+    figures.write_all(
+        folder / "figures",
+        data.train_images,
+        data.train_labels,
+        recipe.augment,
+        history,
+        data.test_images,
+        predicted,
+        data.test_labels,
+    )
+
+
+def _write_json(path, value):
+    with atomic_write(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+# ---- what a person reads -------------------------------------------------------------------------
+
+
+def _best(rows, column):
+    return max((row[column] for row in rows if row[column] is not None), default=None)
+
+
+def _net_line(rows, epochs):
+    """The notebook's line for a net: the best accuracies over its epochs."""
+    train, validation = (_best(rows, f"{part}_accuracy") for part in ("train", "validation"))
+    line = f"CNN {rows[0]['net']}: Epochs={epochs}, Train accuracy={train:.5f}"
+    return line + (f", Validation accuracy={validation:.5f}" if validation is not None else "")
+
+
+def _summarize(device, history, probabilities, data, images, seconds):
+    truth = data.test_labels
+    known = probabilities is not None and truth is not None
+    nets = []
+    for i, net in enumerate(sorted({row["net"] for row in history})):
+        rows = [row for row in history if row["net"] == net]
+        right = probabilities[i].argmax(axis=1) == truth if known else None
+        nets.append(
+            {
+                "net": net,
+                "best_train_accuracy": _best(rows, "train_accuracy"),
+                "best_validation_accuracy": _best(rows, "validation_accuracy"),
+                "test_accuracy": float(right.mean()) if known else None,
+            }
+        )
+    right = ensemble.vote(probabilities) == truth if known else None
+    return {
+        "device": device,
+        "images_per_second": images / seconds,
+        "seconds": seconds,
+        "nets": nets,
+        "ensemble_test_accuracy": float(right.mean()) if known else None,
+    }
+
+
+def _print_summary(summary, folder):
+    of_nets = [net["test_accuracy"] for net in summary["nets"]]
+    if summary["ensemble_test_accuracy"] is not None:
+        print(
+            f"Ensemble of {len(of_nets)}: Test accuracy="
+            f"{summary['ensemble_test_accuracy']:.5f} (single nets: {min(of_nets):.5f} to "
+            f"{max(of_nets):.5f})"
+        )
+    print(f"{summary['seconds']:.0f} s, {summary['images_per_second']:,.0f} images a second")
+    print(f"Run folder: {folder}{os.sep}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
