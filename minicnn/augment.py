@@ -8,7 +8,7 @@ from numbers import Real
 import numpy as np
 
 from . import rng
-from .scratch import chunks
+from .scratch import chunks, scratch
 
 
 @dataclass(frozen=True)
@@ -121,29 +121,47 @@ def affine(images, parameters, out):
     ]
     matrices = np.array(rows).transpose(2, 0, 1)  # (B, 2, 3): gives (row, column)
     for part in chunks(B, 8 * H * W, np.float64):
-        _resample(images[part], matrices[part] @ _grid(H, W), out[part])
+        positions = scratch("positions", (part.stop - part.start, 2, H * W), np.float64)
+        np.matmul(matrices[part], _grid(H, W), out=positions)
+        _resample(images[part], positions, out[part])
 
 
 def _resample(images, positions, out):
+    """Interpolate images (B, H, W, C) at positions (B, 2, H*W), rows and columns, into `out`."""
     B, H, W, C = images.shape
     last = np.array([[H - 1], [W - 1]])
     np.clip(positions, 0, last, out=positions)  # beyond the edge is the edge
-    lower = np.floor(positions)
-    fraction = (positions - lower).astype(images.dtype)  # (B, 2, H*W)
-    row0, column0 = lower.astype(np.intp).transpose(1, 0, 2)  # (B, H*W) each
-    row0 += np.arange(B)[:, None] * H
-    row_step, column_step = (lower < last).astype(np.intp).transpose(1, 0, 2)
-    pixels = images.reshape(-1, C)
-    above = row0 * W + column0
-    below = above + row_step * W
-    down, right = fraction[:, 0, :, None], fraction[:, 1, :, None]  # (B, H*W, 1)
+    # Each position has its place in a square of four pixels, the first of which is `lower`.
+    lower = scratch("lower", positions.shape, np.float64)
+    np.floor(positions, out=lower)
+    np.clip(lower, 0, np.maximum(last - 1, 0), out=lower)
+    positions -= lower
+    weights = scratch("weights", (2, *positions.shape), images.dtype)  # of the second, the first
+    np.copyto(weights[0], positions, casting="same_kind")
+    np.subtract(1, weights[0], out=weights[1])
 
-    def between(first, second, weight):
-        return first + weight * (second - first)
+    lower[:, 0] *= W
+    lower[:, 0] += lower[:, 1]
+    lower[:, 0] += (np.arange(B) * (H * W))[:, None]
+    index, neighbour = scratch("index", (2, B, H * W), np.intp)
+    np.copyto(index, lower[:, 0], casting="unsafe")
+    right, below = min(W - 1, 1), W * min(H - 1, 1)
+    pixels = scratch("corners", (4, B, H * W, C), images.dtype)
+    for corner, offset in zip(pixels, (0, right, below, below + right), strict=True):
+        np.add(index, offset, out=neighbour)
+        np.take(images.reshape(-1, C), neighbour, axis=0, out=corner, mode="clip")
+    rows, columns = weights[:, :, 0, :, None], weights[:, :, 1, :, None]  # (2, B, H*W, 1) each
+    _blend(pixels[0], pixels[1], columns)
+    _blend(pixels[2], pixels[3], columns)
+    _blend(pixels[0], pixels[2], rows)
+    np.copyto(out, pixels[0].reshape(out.shape))
 
-    upper = between(pixels[above], pixels[above + column_step], right)
-    lower = between(pixels[below], pixels[below + column_step], right)
-    out[...] = between(upper, lower, down).reshape(out.shape)
+
+def _blend(first, second, weights):
+    """first = weights[1] * first + weights[0] * second, in place; destroys `second`."""
+    first *= weights[1]
+    second *= weights[0]
+    first += second
 
 
 @lru_cache(maxsize=8)

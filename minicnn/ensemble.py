@@ -83,6 +83,17 @@ class Trainer:
         """Optimizer steps since the start."""
         return int(self.ops.to_host(self.model.step)[0])
 
+    def begin_epoch(self, epoch):
+        """Set what holds for an epoch, counted from 0: the learning rate and the fresh shuffles."""
+        self.model.learning_rate[...] = self.recipe.schedule(epoch + 1)
+        used = self.steps * self.recipe.batch_size
+        orders = []
+        for net, indices in zip(self.model.nets, self.train_indices, strict=True):
+            shuffle = rng.permutation(self.model.seed, int(net), rng.SHUFFLE, epoch, len(indices))
+            orders.append(indices[shuffle[:used]])
+        order = np.stack(orders).reshape(self.order.shape)
+        self.ops.copy(self.ops.to_device(order), self.order)
+
     def step(self):
         """One step of every net: nothing is allocated, and nothing read back."""
         model, plan = self.model, self.plan
@@ -108,10 +119,8 @@ class Trainer:
         """
         epoch, position = divmod(self.steps_done, self.steps)
         started = time.monotonic() - self.seconds
-        learning_rate = self.recipe.schedule(epoch + 1)
         with self.ops.session():
-            self.ops.copy(self.ops.to_device(self._order(epoch)), self.order)
-            self.model.learning_rate[...] = learning_rate
+            self.begin_epoch(epoch)
             for _ in range(position, self.steps):
                 if should_stop():
                     self.seconds = time.monotonic() - started
@@ -127,9 +136,9 @@ class Trainer:
                 {
                     "net": net,
                     "epoch": epoch + 1,
-                    "learning_rate": learning_rate,
-                    "train_loss": train_loss / self.steps,
-                    "train_accuracy": train_correct / (self.steps * self.recipe.batch_size),
+                    "learning_rate": self.recipe.schedule(epoch + 1),
+                    "train_loss": float(train_loss) / self.steps,
+                    "train_accuracy": float(train_correct) / (self.steps * self.recipe.batch_size),
                     "validation_loss": validation_loss,
                     "validation_accuracy": validation_accuracy,
                     "seconds": time.monotonic() - started,
@@ -138,17 +147,6 @@ class Trainer:
         self.sums[...] = 0
         self.seconds = 0.0
         return True
-
-    def _order(self, epoch):
-        """Each net's training images in a fresh order: indices (E, steps, batch)."""
-        used = self.steps * self.recipe.batch_size
-        orders = [
-            indices[
-                rng.permutation(self.model.seed, int(net), rng.SHUFFLE, epoch, len(indices))[:used]
-            ]
-            for net, indices in zip(self.model.nets, self.train_indices, strict=True)
-        ]
-        return np.stack(orders).reshape(len(orders), self.steps, -1)
 
     def _validate(self):
         """(loss, accuracy) of each net on its own validation images; (None, None) without any."""

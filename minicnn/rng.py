@@ -26,6 +26,7 @@ _KEY_INCREMENTS = 0x9E3779B9, 0xBB67AE85
 _WORD = 0xFFFFFFFF
 
 _CHUNK = 1 << 14  # blocks computed at a time: the six 64-bit lanes of a chunk stay in the L2 cache
+_INDICES = np.arange(_CHUNK, dtype=np.uint64)
 _scratch = threading.local()
 
 
@@ -98,7 +99,7 @@ def random_words(seed, net, stream, step, out):
     for first in range(0, -(-len(out) // 4), _CHUNK):
         blocks = min(_CHUNK, -(-len(out) // 4) - first)
         c, p = lanes[:4, :blocks], lanes[4:, :blocks]
-        c[0] = np.arange(first, first + blocks, dtype=np.uint64)
+        np.add(_INDICES[:blocks], first, out=c[0])
         c[1], c[2], c[3] = step, stream, 0
         _permute(c, p, seed, net)
         chunk = rows[first : first + blocks]

@@ -38,7 +38,8 @@ def run_jobs(function, shared, tasks, workers, report, on_result, should_stop):
         initializer=_start_worker,
         initargs=(function, shared, progress, stop, os.getpid()),
     ) as pool:
-        futures = [pool.submit(_run_task, task) for task in tasks]
+        with _interrupts_held():
+            futures = [pool.submit(_run_task, task) for task in tasks]
         try:
             return _collect(futures, progress, stop, report, on_result, should_stop)
         except BrokenProcessPool:
@@ -67,6 +68,19 @@ def _collect(futures, progress, stop, report, on_result, should_stop):
             on_result(futures[told].result())
             told += 1
     return [future.result() for future in futures]
+
+
+@contextlib.contextmanager
+def _interrupts_held():
+    """Start processes with Ctrl-C blocked, lest it kill one before _start_worker ignores it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _here = SimpleNamespace()  # in a worker process: what its tasks share

@@ -1,0 +1,1 @@
+"""Measurements of minicnn beside frameworks and beside the machine's limits."""
