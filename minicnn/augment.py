@@ -115,21 +115,19 @@ def affine(images, parameters, out):
     B, H, W, C = images.shape
     theta, tx, ty, zx, zy = np.asarray(parameters, np.float64)
     cos, sin = np.cos(np.deg2rad(theta)), np.sin(np.deg2rad(theta))
-    rows = [
-        [sin * zx, cos * zy, sin * tx + cos * ty + (H - 1) / 2],
-        [cos * zx, -sin * zy, cos * tx - sin * ty + (W - 1) / 2],
-    ]
-    matrices = np.array(rows).transpose(2, 0, 1)  # (B, 2, 3): gives (row, column)
+    row = [sin * zx, cos * zy, sin * tx + cos * ty + (H - 1) / 2]
+    column = [cos * zx, -sin * zy, cos * tx - sin * ty + (W - 1) / 2]
+    matrices = np.array([row, column]).transpose(0, 2, 1)  # (2, B, 3)
     for part in chunks(B, 8 * H * W, np.float64):
-        positions = scratch("positions", (part.stop - part.start, 2, H * W), np.float64)
-        np.matmul(matrices[part], _grid(H, W), out=positions)
+        positions = scratch("positions", (2, part.stop - part.start, H * W), np.float64)
+        np.matmul(matrices[:, part], _grid(H, W), out=positions)
         _resample(images[part], positions, out[part])
 
 
 def _resample(images, positions, out):
-    """Interpolate images (B, H, W, C) at positions (B, 2, H*W), rows and columns, into `out`."""
+    """Interpolate images (B, H, W, C) at positions (2, B, H*W), row and column, into `out`."""
     B, H, W, C = images.shape
-    last = np.array([[H - 1], [W - 1]])
+    last = np.array([H - 1.0, W - 1.0])[:, None, None]
     np.clip(positions, 0, last, out=positions)  # beyond the edge is the edge
     # Each position has its place in a square of four pixels, the first of which is `lower`.
     lower = scratch("lower", positions.shape, np.float64)
@@ -140,17 +138,18 @@ def _resample(images, positions, out):
     np.copyto(weights[0], positions, casting="same_kind")
     np.subtract(1, weights[0], out=weights[1])
 
-    lower[:, 0] *= W
-    lower[:, 0] += lower[:, 1]
-    lower[:, 0] += (np.arange(B) * (H * W))[:, None]
-    index, neighbour = scratch("index", (2, B, H * W), np.intp)
-    np.copyto(index, lower[:, 0], casting="unsafe")
+    row, column = lower
+    row *= W
+    row += column
+    row += np.arange(0.0, B * H * W, H * W)[:, None]
+    index, neighbour = scratch("index", (2, *row.shape), np.intp)
+    np.copyto(index, row, casting="unsafe")
     right, below = min(W - 1, 1), W * min(H - 1, 1)
     pixels = scratch("corners", (4, B, H * W, C), images.dtype)
     for corner, offset in zip(pixels, (0, right, below, below + right), strict=True):
         np.add(index, offset, out=neighbour)
         np.take(images.reshape(-1, C), neighbour, axis=0, out=corner, mode="clip")
-    rows, columns = weights[:, :, 0, :, None], weights[:, :, 1, :, None]  # (2, B, H*W, 1) each
+    rows, columns = weights[:, 0, ..., None], weights[:, 1, ..., None]  # (2, B, H*W, 1) each
     _blend(pixels[0], pixels[1], columns)
     _blend(pixels[2], pixels[3], columns)
     _blend(pixels[0], pixels[2], rows)

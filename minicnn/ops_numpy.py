@@ -287,10 +287,11 @@ def batch_norm_backward(x, dy, gamma, epsilon, mean, variance, dx, dgamma, dbeta
         b = -a * inverse * dgamma[e] / count
         c = -a * dbeta[e] / count
         for i in _image_chunks(x):
-            _scale_and_shift(_rows(dx[e, i]), b, c)
-            products = scratch("products", dx[e, i].shape, dx.dtype)
-            np.multiply(_rows(dy[e, i]), np.tile(a, x.shape[3]), out=_rows(products))
-            dx[e, i] += products
+            rows = _rows(dx[e, i])
+            _scale_and_shift(rows, b, c)
+            products = scratch("products", rows.shape, dx.dtype)
+            np.multiply(_rows(dy[e, i]), np.tile(a, x.shape[3]), out=products)
+            rows += products
 
 
 def update_moving(moving, batch, momentum):

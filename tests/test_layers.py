@@ -25,7 +25,7 @@ from minicnn import (
 
 ACTIVATIONS = "linear", "relu", "sigmoid", "tanh", "softmax"
 DTYPES = "float32", "float64"
-modest = settings(deadline=None, max_examples=60, derandomize=True)
+modest = settings(deadline=None, max_examples=150, derandomize=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -132,12 +132,12 @@ def check_gradients(ops, layer, x):
     for name, array in checked.items():
 
         def loss(name=name, array=array):
-            # A layer that shares memory hands on f.x itself, so x must be written there too.
             target = f.x if name == "x" else getattr(f.weights, name)
             ops.copy(ops.to_device(array), target)
             return np.sum(forward(ops, layer, f) * upstream)
 
         expected = central_differences(loss, array)
+        loss()  # leaves the target as it was
         error = np.abs(found[name] - expected).max()
         assert error <= 1e-6 * np.abs(expected).max(), name
 
@@ -627,8 +627,7 @@ def test_max_pooling_is_the_nested_loops(ops, dtype, window, axes, few, seed):
     dy = random.normal(size=y.shape).astype(dtype)
     found = backward(ops, layer, f, dy)["x"]
     f = make_frame(ops, layer, x)
-    f.saved = SimpleNamespace()  # there is none at inference
-    f.saved.winner = None
+    f.saved = SimpleNamespace()  # at inference there is none
     np.testing.assert_array_equal(forward(ops, layer, f, training=False), y)
     for e in range(E):
         np.testing.assert_array_equal(y[e], oracles.max_pool(x[e], size, strides, padding)[0])

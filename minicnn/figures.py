@@ -1,0 +1,290 @@
+"""The figures of a run: what went in, how it was augmented, how the nets learned, what they say.
+
+matplotlib is optional (`pip install "minicnn[figures]"`), so it is imported where it is used. No
+display is needed, and nothing of matplotlib's global state is left changed. Each figure is built by
+one function and saved by another. This is the end of train.py's road; nothing is read after it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from .files import atomic_write
+
+DPI = 150
+WIDTH = 1440  # pixels of every figure
+_MARGIN = 52  # pixels, left and right
+_TILE = 112  # pixels, the side of an image: a multiple of 28, so that all of its pixels are alike
+_GAP = 24  # pixels between images, of which ten just fill the width
+_LABEL = 44  # pixels between rows of images, for the labels
+_HEAD = 148  # pixels above the images, for the title and the labels
+_FOOT = 44  # pixels below them
+
+# Paul Tol's "vibrant" colours, which differ for colour-blind eyes too
+_TRAINING, _VALIDATION, _WRONG = "#EE7733", "#0077BB", "#CC3311"
+_TEXT, _QUIET, _FAINT = "#222222", "#666666", "#CCCCCC"
+_STYLE = {
+    "font.size": 10,
+    "text.color": _TEXT,
+    "axes.labelcolor": _TEXT,
+    "axes.edgecolor": _FAINT,
+    "axes.titlepad": 4,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "xtick.labelcolor": _QUIET,
+    "ytick.labelcolor": _QUIET,
+    "legend.frameon": False,
+    "legend.handlelength": 2.8,
+}
+
+
+def available():
+    """Whether matplotlib can be imported."""
+    try:
+        import matplotlib.figure  # noqa: F401, PLC0415
+    except ImportError:
+        return False
+    return True
+
+
+def write_all(
+    folder, images, labels, augment, history, test_images=None, predicted=None, truth=None
+):
+    """Write a run's figures into `folder`, which is made where it is missing.
+
+    images (N, H, W) uint8 and labels (N,) of the training set, augment a RandomAffine, history as
+    for learning_curves; test_images (M, H, W) uint8 with their predicted labels (M,) and, where it
+    is known, the truth (M,). Without a test set there is no predictions.png. Raises OSError.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    training_images(folder / "training_images.png", images, labels)
+    augmented_images(folder / "augmented_images.png", images, labels, augment)
+    learning_curves(folder / "learning_curves.png", history)
+    if test_images is not None and predicted is not None:
+        predictions(folder / "predictions.png", test_images, predicted, truth)
+
+
+def training_images(path, images, labels):
+    """Write the first 30 of images (N, H, W) uint8, with their labels (N,), as a PNG."""
+    _save(path, _training_images, images, labels)
+
+
+def augmented_images(path, images, labels, augment):
+    """Write three of images (N, H, W) uint8, augmented ten times each, as a PNG.
+
+    They differ in their labels (N,) where those do. augment: a RandomAffine.
+    """
+    _save(path, _augmented_images, images, labels, augment)
+
+
+def learning_curves(path, history):
+    """Write the error rate and the loss of each net over the epochs as a PNG.
+
+    history: dicts with the keys net, epoch, train_loss, train_accuracy, validation_loss and
+    validation_accuracy, the last two None or NaN without validation; or a pandas.DataFrame.
+    """
+    _save(path, _learning_curves, history)
+
+
+def predictions(path, images, predicted, truth=None, probabilities=None):
+    """Write the first 40 of images (N, H, W) uint8, with their predicted labels (N,), as a PNG.
+
+    Where the truth (N,) is known, wrong predictions are marked, and counted over all N. With
+    probabilities (N, classes), each prediction's own stands beside it.
+    """
+    _save(path, _predictions, images, predicted, truth, probabilities)
+
+
+def _save(path, build, *arguments):
+    """Write the Figure that build(*arguments) returns to `path`, whole or not at all."""
+    import matplotlib.style  # noqa: PLC0415
+
+    # The user's own matplotlib settings are for the user's own figures.
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = build(*arguments)
+        with atomic_write(path) as file:
+            figure.savefig(file, format="png", dpi=DPI)
+
+
+# ---- building ------------------------------------------------------------------------------------
+
+
+def _training_images(images, labels):
+    shown = images[:30]
+    notes = f"{_first(shown, images)}, each below its label"
+    figure = _gallery("Training images", notes, _tens(shown))
+    for axes, label in zip(figure.axes, labels, strict=False):
+        axes.set_title(label)
+    return figure
+
+
+def _augmented_images(images, labels, augment):
+    repeated = np.ones(len(labels), bool)
+    repeated[np.unique(labels, return_index=True)[1]] = False
+    chosen = images[np.argsort(repeated, kind="stable")[:3]]  # those that differ come first
+    batch = np.repeat(chosen, 10, axis=0)[..., None] / np.float32(255)  # (30, H, W, 1)
+    augmented = augment(batch, seed=0, net=0, step=0)[..., 0] * 255
+    rows = [[image, *augmented[10 * i : 10 * i + 10]] for i, image in enumerate(chosen)]
+
+    count = {1: "One image", 2: "Two images", 3: "Three images"}[len(chosen)]
+    title = f"{count}, augmented ten times" + " each" * (len(chosen) > 1)
+    figure = _gallery(title, _ranges(augment), rows, across=_GAP // 3, down=_GAP // 3, aside=_GAP)
+    figure.axes[0].set_title("original")
+    figure.axes[1].set_title("augmented", loc="left")
+    return figure
+
+
+def _ranges(augment):
+    """The ranges of a RandomAffine in words."""
+    across, down = augment.width_shift_range, augment.height_shift_range
+    shift = f"shift ±{_percent(across)}"
+    if across != down:
+        shift += f" of the width and ±{_percent(down)} of the height"
+    return f"Rotation ±{augment.rotation_range:g}°, zoom ±{_percent(augment.zoom_range)}, {shift}"
+
+
+def _learning_curves(history):
+    import pandas  # noqa: PLC0415
+
+    rows = pandas.DataFrame(history)
+    nets = rows["net"].nunique()
+    title = f"Learning curves of {nets} nets" if nets > 1 else "Learning curves of one net"
+    bold = "Thin: each net; bold: their mean. " if nets > 1 else ""
+    notes = "Training is measured during the epoch, with augmentation and dropout"
+    if rows["validation_loss"].notna().any():
+        notes += "; validation after it, without"
+    figure = _page(780, title, f"{bold}{notes}.")
+    for place, measure in enumerate(("accuracy", "loss")):
+        tables = {
+            part: rows.pivot(index="epoch", columns="net", values=f"{part}_{measure}").astype(float)
+            for part in ("train", "validation")
+        }  # epochs x nets
+        if measure == "accuracy":
+            tables = {part: 1 - table for part, table in tables.items()}
+        axes = figure.add_axes((0.072 + 0.486 * place, 0.12, 0.406, 0.66))
+        axes.set_title(("Error rate", "Loss")[place], loc="left", pad=10, color=_TEXT)
+        _curves(axes, tables["train"], "training", _TRAINING, (4, 1.5), "s")
+        _curves(axes, tables["validation"], "validation", _VALIDATION, (None, None), "o")
+        _scales(axes, pandas.concat(tables.values(), axis=1), percent=measure == "accuracy")
+        axes.legend(loc="upper right")
+    return figure
+
+
+def _curves(axes, table, label, color, dashes, marker):
+    """A thin line for each column of `table`, and a bold one for their mean."""
+    table = table.dropna(how="all")
+    if not len(table):
+        return
+    few = len(table) <= 15
+    if table.shape[1] > 1:
+        thin = {"marker": marker, "markersize": 3, "linewidth": 0} if len(table) == 1 else {}
+        axes.plot(table, color=color, alpha=0.35, **{"linewidth": 0.8, **thin})
+    axes.plot(
+        table.mean(axis=1),
+        color=color,
+        label=label,
+        linewidth=2.2,
+        dashes=dashes,
+        gapcolor="white",
+        marker=marker if few else None,
+        markersize=5,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+    )
+
+
+def _scales(axes, table, percent):
+    """Logarithmic rates or losses over whole epochs. table: all curves, epochs x any."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator  # noqa: PLC0415
+
+    first, last = table.index.min(), table.index.max()
+    room = min(max(0.03 * (last - first), 0.2), 0.9)  # less than 1: no tick at epoch 0
+    axes.set_xlim(first - room, last + room)
+    axes.set_xlabel("epoch", labelpad=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    values = table.to_numpy()
+    values = values[np.isfinite(values) & (values > 0)]
+    if not len(values):
+        return
+    # A curve that reaches zero leaves through the bottom.
+    axes.set_yscale("log", nonpositive="clip")
+    low, high = values.min() / 1.3, values.max() * 1.3
+    widen = max(1, (8 / (high / low)) ** 0.5)  # so that a few ticks fit in
+    axes.set_ylim(low / widen, high * widen)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _percent(y) if percent else f"{y:g}"))
+
+
+def _predictions(images, predicted, truth, probabilities):
+    shown = images[:40]
+    wrong = np.zeros(len(images), bool) if truth is None else np.not_equal(predicted, truth)
+    notes = f"{_first(shown, images, 'test ')}, each below its predicted label"
+    if truth is not None:
+        notes += f". Wrong (red): {wrong[: len(shown)].sum() or 'none'}"
+        if len(shown) < len(images):
+            notes += f" of these, {wrong.sum():,} of all ({_percent(wrong.mean())})"
+    down = _LABEL if probabilities is None else 2 * _LABEL
+    figure = _gallery("Predictions", notes, _tens(shown), down=down)
+    for i, axes in enumerate(figure.axes):
+        if wrong[i]:
+            axes.set_title(f"{predicted[i]}, not {truth[i]}", color=_WRONG, weight="bold")
+            axes.spines[:].set(color=_WRONG, linewidth=2.5)
+        else:
+            axes.set_title(predicted[i])
+        if probabilities is not None:
+            sure = probabilities[i][predicted[i]]
+            axes.set_xlabel("> 99 %" if sure > 0.99 else _percent(sure, 2), color=_QUIET)
+    return figure
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def _page(height, title, notes):
+    """A Figure `height` pixels high: what it shows, and below that what to know about it."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI)
+    figure.text(_MARGIN / WIDTH, 1 - 54 / height, title, size=14, weight="bold")
+    figure.text(_MARGIN / WIDTH, 1 - 86 / height, notes, size=9, color=_QUIET)
+    return figure
+
+
+def _gallery(title, notes, rows, across=_GAP, down=_LABEL, aside=0):
+    """A page with rows of images (H, W), 0 to 255, as axes in reading order.
+
+    across and down are the pixels between images, aside those that set off the first column.
+    """
+    height = _HEAD + len(rows) * _TILE + (len(rows) - 1) * down + _FOOT
+    figure = _page(height, title, notes)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            left = _MARGIN + j * (_TILE + across) + aside * (j > 0)
+            bottom = height - _HEAD - _TILE - i * (_TILE + down)
+            box = (left / WIDTH, bottom / height, _TILE / WIDTH, _TILE / height)
+            axes = figure.add_axes(box, xticks=[], yticks=[])
+            axes.spines[:].set_visible(True)
+            # Dark ink on white paper, as it was written
+            axes.imshow(image, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+    return figure
+
+
+def _tens(images):
+    return [images[i : i + 10] for i in range(0, len(images), 10)]
+
+
+def _first(shown, images, kind=""):
+    if len(shown) == len(images):
+        return f"All {len(images)} {kind}images" if len(images) > 1 else f"The only {kind}image"
+    return f"The first {len(shown)} of {len(images):,} {kind}images"
+
+
+def _percent(fraction, digits=3):
+    return f"{100 * fraction:.{digits}g} %"
