@@ -44,7 +44,7 @@ _LONGEST_LINE = 1 << 14  # bytes; 785 quoted names take 9 kB
 def load_data(source, progress=True):
     """Images and labels, ((x_train, y_train), (x_test, y_test)).
 
-    source: "digits", embedded, 12,000 and 2,000 images; "mnist", downloaded once; or the path of a
+    source: "digits", embedded, 6,000 and 2,000 images; "mnist", downloaded once; or the path of a
     folder with Kaggle's CSV files or MNIST's IDX files. progress: bars on stderr when downloading.
     Images are uint8 (N, 28, 28), labels uint8 (N,) from 0 to 9. Labels are None where a file
     has none (Kaggle's test.csv), the test pair is (None, None) where there is no test file.
@@ -53,7 +53,7 @@ def load_data(source, progress=True):
     if source == "digits":
         from .digits import draw_digits  # noqa: PLC0415
 
-        return draw_digits(12_000), draw_digits(2_000, first=12_000)
+        return draw_digits(6_000), draw_digits(2_000, first=6_000)
     if source == "mnist":
         folder = fetch_mnist(progress=progress)
         paths = [folder / name for name in FILES]

@@ -2,7 +2,7 @@
 
 matplotlib is optional (`pip install "minicnn[figures]"`), so it is imported where it is used. No
 display is needed, and nothing of matplotlib's global state is left changed. Each figure is built by
-one function and saved by another. This is the end of train.py's road; nothing is read after it.
+one function and written by another. train.py calls write_all, the last thing that a run does.
 """
 
 from pathlib import Path
@@ -117,7 +117,7 @@ def _save(path, build, *arguments):
 
 def _training_images(images, labels):
     shown = images[:30]
-    notes = f"{_first(shown, images)}, each below its label"
+    notes = _which(shown, images, "image", "label")
     figure = _gallery("Training images", notes, _tens(shown))
     for axes, label in zip(figure.axes, labels, strict=False):
         axes.set_title(label)
@@ -161,54 +161,46 @@ def _learning_curves(history):
         notes += "; validation after it, without"
     figure = _page(780, title, f"{bold}{notes}.")
     for place, measure in enumerate(("accuracy", "loss")):
-        tables = {
-            part: rows.pivot(index="epoch", columns="net", values=f"{part}_{measure}").astype(float)
+        train, validation = (
+            rows.pivot(index="epoch", columns="net", values=f"{part}_{measure}").astype(float)
             for part in ("train", "validation")
-        }  # epochs x nets
+        )  # epochs x nets
         if measure == "accuracy":
-            tables = {part: 1 - table for part, table in tables.items()}
+            train, validation = 1 - train, 1 - validation
         axes = figure.add_axes((0.072 + 0.486 * place, 0.12, 0.406, 0.66))
         axes.set_title(("Error rate", "Loss")[place], loc="left", pad=10, color=_TEXT)
-        _curves(axes, tables["train"], "training", _TRAINING, (4, 1.5), "s")
-        _curves(axes, tables["validation"], "validation", _VALIDATION, (None, None), "o")
-        _scales(axes, pandas.concat(tables.values(), axis=1), percent=measure == "accuracy")
-        axes.legend(loc="upper right")
+        _curves(axes, train, _TRAINING, (4, 1.5), "s", "training")
+        _curves(axes, validation, _VALIDATION, (None, None), "o", "validation")
+        _scales(axes, rows["epoch"], percent=measure == "accuracy")
+        if axes.lines:
+            axes.legend(loc="upper right")
     return figure
 
 
-def _curves(axes, table, label, color, dashes, marker):
-    """A thin line for each column of `table`, and a bold one for their mean."""
+def _curves(axes, table, color, dashes, marker, label):
+    """Thin lines for the columns of `table` (epochs x nets), and a bold one for their mean."""
     table = table.dropna(how="all")
     if not len(table):
         return
-    few = len(table) <= 15
+    if len(table) > 15:
+        marker = None
     if table.shape[1] > 1:
-        thin = {"marker": marker, "markersize": 3, "linewidth": 0} if len(table) == 1 else {}
-        axes.plot(table, color=color, alpha=0.35, **{"linewidth": 0.8, **thin})
-    axes.plot(
-        table.mean(axis=1),
-        color=color,
-        label=label,
-        linewidth=2.2,
-        dashes=dashes,
-        gapcolor="white",
-        marker=marker if few else None,
-        markersize=5,
-        markeredgecolor="white",
-        markeredgewidth=0.8,
-    )
+        axes.plot(table, color=color, alpha=0.35, linewidth=0.8, marker=marker, markersize=2.5)
+    line = {"linewidth": 2.2, "dashes": dashes, "gapcolor": "white"}
+    dots = {"marker": marker, "markersize": 5.5, "markeredgecolor": "white"}
+    axes.plot(table.mean(axis=1), color=color, label=label, **line, **dots)
 
 
-def _scales(axes, table, percent):
-    """Logarithmic rates or losses over whole epochs. table: all curves, epochs x any."""
+def _scales(axes, epochs, percent):
+    """Whole epochs across, and up a logarithmic scale that has room for all lines."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator  # noqa: PLC0415
 
-    first, last = table.index.min(), table.index.max()
+    first, last = epochs.min(), epochs.max()
     room = min(max(0.03 * (last - first), 0.2), 0.9)  # less than 1: no tick at epoch 0
     axes.set_xlim(first - room, last + room)
     axes.set_xlabel("epoch", labelpad=8)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    values = table.to_numpy()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    values = np.concatenate([[], *(line.get_ydata() for line in axes.lines)])
     values = values[np.isfinite(values) & (values > 0)]
     if not len(values):
         return
@@ -216,7 +208,7 @@ def _scales(axes, table, percent):
     axes.set_yscale("log", nonpositive="clip")
     low, high = values.min() / 1.3, values.max() * 1.3
     widen = max(1, (8 / (high / low)) ** 0.5)  # so that a few ticks fit in
-    axes.set_ylim(low / widen, high * widen)
+    axes.set_ylim(low / widen, min(high * widen, 1.1 if percent else np.inf))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _percent(y) if percent else f"{y:g}"))
@@ -225,7 +217,7 @@ def _scales(axes, table, percent):
 def _predictions(images, predicted, truth, probabilities):
     shown = images[:40]
     wrong = np.zeros(len(images), bool) if truth is None else np.not_equal(predicted, truth)
-    notes = f"{_first(shown, images, 'test ')}, each below its predicted label"
+    notes = _which(shown, images, "test image", "predicted label")
     if truth is not None:
         notes += f". Wrong (red): {wrong[: len(shown)].sum() or 'none'}"
         if len(shown) < len(images):
@@ -280,10 +272,11 @@ def _tens(images):
     return [images[i : i + 10] for i in range(0, len(images), 10)]
 
 
-def _first(shown, images, kind=""):
-    if len(shown) == len(images):
-        return f"All {len(images)} {kind}images" if len(images) > 1 else f"The only {kind}image"
-    return f"The first {len(shown)} of {len(images):,} {kind}images"
+def _which(shown, images, kind, label):
+    if len(images) == 1:
+        return f"The only {kind}, below its {label}"
+    some = f"The first {len(shown)} of" if len(shown) < len(images) else "All"
+    return f"{some} {len(images):,} {kind}s, each below its {label}"
 
 
 def _percent(fraction, digits=3):

@@ -94,5 +94,5 @@ class Recipe:
 # over before that.
 RECIPES = {
     "seed": Recipe(),
-    "demo": Recipe(nets=4, epochs=4, momentum=0.9),
+    "demo": Recipe(nets=4, epochs=3, momentum=0.9),
 }

@@ -73,8 +73,8 @@ def train(arguments, should_stop=lambda: False):
     workers = default_workers(recipe, data, arguments.memory, arguments.workers)
     _claim(folder, arguments, recipe, data, device)
     print(
-        f"{len(data.train_images):,} training images, {recipe.nets} nets, {recipe.epochs} epochs"
-        f" on device {device} ({reason}), {workers} process{'es' * (workers > 1)}",
+        f"Training images: {len(data.train_images):,}. Nets: {recipe.nets}. "
+        f"Epochs: {recipe.epochs}. Device: {device} ({reason}). Processes: {workers}.",
         file=sys.stderr,
         flush=True,
     )

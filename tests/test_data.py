@@ -576,8 +576,8 @@ def test_only_regular_files_count(tmp_path):
 
 def test_embedded_digits():
     (x_train, y_train), (x_test, y_test) = load_data("digits")
-    assert x_train.shape == (12_000, 28, 28) and x_test.shape == (2_000, 28, 28)
-    assert y_train.shape == (12_000,) and y_test.shape == (2_000,)
+    assert x_train.shape == (6_000, 28, 28) and x_test.shape == (2_000, 28, 28)
+    assert y_train.shape == (6_000,) and y_test.shape == (2_000,)
     for array in (x_train, y_train, x_test, y_test):
         assert array.dtype == np.uint8
     assert not {image.tobytes() for image in x_train} & {image.tobytes() for image in x_test}

@@ -1,0 +1,283 @@
+"""Training groups of nets: splits, shuffles, lockstep, checkpoints, processes, memory."""
+
+import time
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minicnn import checkpoint, ensemble, resources, workers
+from minicnn.digits import draw_digits
+from minicnn.files import DataError
+from minicnn.recipe import RECIPES, Recipe
+
+TINY = Recipe(nets=2, epochs=2, batch_size=16, momentum=0.9, seed=5)
+
+
+@pytest.fixture(scope="module")
+def data():
+    images, labels = draw_digits(120)
+    test_images, test_labels = draw_digits(30, first=120)
+    return ensemble.Data(images, labels, test_images, test_labels, "digest")
+
+
+@pytest.fixture
+def job(data, device, tmp_path):
+    return ensemble.Job(TINY, data, device, "float32", tmp_path)
+
+
+def nothing(images):
+    pass
+
+
+def never():
+    return False
+
+
+def test_an_epoch_takes_each_training_image_at_most_once_in_a_fresh_order(job):
+    trainer = ensemble.Trainer(job, range(1, 3))
+    assert trainer.steps == (120 - 12) // 16
+    orders = []
+    for epoch in range(2):
+        trainer.begin_epoch(epoch)
+        orders.append(trainer.ops.to_host(trainer.order).reshape(2, -1))
+    for net in range(2):
+        training = set(trainer.train_indices[net])
+        held_out = set(trainer.validation_indices[net])
+        assert len(held_out) == 12 and training | held_out == set(range(120))
+        for order in orders:
+            assert len(set(order[net])) == len(order[net]) == trainer.steps * 16
+            assert set(order[net]) <= training
+        assert (orders[0][net] != orders[1][net]).any()
+    assert (orders[0][0] != orders[0][1]).any()
+
+
+def test_nets_in_lockstep_equal_nets_alone_to_the_bit(job):
+    together = ensemble.Trainer(job, range(1, 3))
+    alone = [ensemble.Trainer(job, range(net, net + 1)) for net in (1, 2)]
+    for trainer in (together, *alone):
+        for _ in range(TINY.epochs):
+            assert trainer.train_epoch(nothing, never)
+    for i, trainer in enumerate(alone):
+        for name in ("params", "moving", "moment_1", "moment_2"):
+            ours, theirs = getattr(trainer.model, name), getattr(together.model, name)
+            np.testing.assert_array_equal(ours[0], theirs[i])
+        rows = [row for row in together.history if row["net"] == i + 1]
+        for one, other in zip(trainer.history, rows, strict=True):
+            assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_history_is_what_the_steps_gave(job):
+    """Loss and accuracy summed over the steps here, batch by batch, as train_on_batch sees them."""
+    trainer, twin = (ensemble.Trainer(job, range(1, 3)) for _ in range(2))
+    assert trainer.train_epoch(nothing, never)
+    twin.begin_epoch(0)
+    losses, accuracies = [], []
+    for _ in range(twin.steps):
+        with twin.ops.session():
+            twin.ops.load_batch(
+                *(twin.images, twin.labels, twin.order, twin.bounds, 5, twin.model.nets),
+                *(twin.model.step, twin.plan.x, twin.plan.labels),
+            )
+        x, y = twin.ops.to_host(twin.plan.x), twin.ops.to_host(twin.plan.labels)
+        loss, accuracy = twin.model.train_on_batch(x, y, 1e-3)
+        losses.append(loss)
+        accuracies.append(accuracy)
+    for i, row in enumerate(trainer.history):
+        assert row["train_loss"] == pytest.approx(np.mean(losses, axis=0)[i], rel=1e-6)
+        assert row["train_accuracy"] == pytest.approx(np.mean(accuracies, axis=0)[i], rel=1e-12)
+        chosen = twin.validation_indices[i]
+        x = (job.data.train_images[chosen, ..., None] / 255).astype(np.float32)
+        predicted, labels = twin.model.predict(x)[i], job.data.train_labels[chosen]
+        assert row["validation_accuracy"] == np.mean(predicted.argmax(axis=1) == labels)
+        loss = -np.mean(np.log(predicted[np.arange(12), labels]))
+        assert row["validation_loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_checkpoint_in_mid_epoch_goes_on_to_the_bit(job, tmp_path):
+    whole, first, second = (ensemble.Trainer(job, range(1, 3)) for _ in range(3))
+    assert whole.train_epoch(nothing, never)
+    stops = iter([False, False, False, True])
+    assert not first.train_epoch(nothing, lambda: next(stops))
+    assert first.steps_done == 3
+    first.save(tmp_path / "state.npz")
+    second.load(tmp_path / "state.npz")
+    assert second.train_epoch(nothing, never)
+    np.testing.assert_array_equal(second.model.params, whole.model.params)
+    for one, other in zip(second.history, whole.history, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_a_step_allocates_nothing(job):
+    """NumPy's own buffers for casting take some 80 KB; the smallest activation takes more."""
+    trainer = ensemble.Trainer(replace_recipe(job, batch_size=64), range(1, 2))
+    trainer.begin_epoch(0)
+    with trainer.ops.session():
+        trainer.step()
+        trainer.step()
+        tracemalloc.start()
+        try:
+            trainer.step()
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            trainer.step()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    smallest = 64 * 28 * 28 * 4  # bytes of the batch of images
+    assert peak - before < smallest / 1.5
+
+
+def replace_recipe(job, **changes):
+    return replace(job, recipe=replace(job.recipe, **changes))
+
+
+def test_fewer_images_than_a_batch_are_refused(job):
+    with pytest.raises(DataError, match=r"got 108 training images .* one batch of 109"):
+        ensemble.Trainer(replace_recipe(job, batch_size=109), range(1, 2))
+    assert ensemble.Trainer(replace_recipe(job, batch_size=108), range(1, 2)).steps == 1
+
+
+def test_a_checkpoint_of_another_training_is_refused(job, tmp_path):
+    path = tmp_path / "state.npz"
+    ensemble.Trainer(job, range(1, 2)).save(path)
+    with pytest.raises(DataError, match="another data"):
+        other = replace(job, data=replace(job.data, fingerprint="other"))
+        ensemble.Trainer(other, range(1, 2)).load(path)
+    with pytest.raises(DataError, match="another recipe"):
+        ensemble.Trainer(replace_recipe(job, decay=0.9), range(1, 2)).load(path)
+    with pytest.raises(DataError, match="does not hold net 2"):
+        ensemble.Trainer(job, range(2, 3)).load(path)
+
+
+class Planted:
+    """Something that must never be unpickled."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('unpickled')",)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda arrays, about: arrays.update(params=arrays["params"][:, :-1]),
+        lambda arrays, about: arrays.update(moving=arrays["moving"].astype(int)),
+        lambda arrays, about: arrays.pop("moment_1"),
+        lambda arrays, about: about.update(step=-1),
+        lambda arrays, about: about.update(step=1.5),
+        lambda arrays, about: about.update(network={}),
+        lambda arrays, about: about.update(seed=6),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_and_changes_nothing(job, tmp_path, spoil):
+    trainer = ensemble.Trainer(job, range(1, 2))
+    arrays, about = checkpoint.model_state(trainer.model)
+    spoil(arrays, about)
+    checkpoint.save(tmp_path / "bad.npz", arrays, about)
+    before = trainer.ops.to_host(trainer.model.params)
+    with pytest.raises(DataError, match=r"bad\.npz"):
+        checkpoint.restore_model(
+            trainer.model, *checkpoint.load(tmp_path / "bad.npz"), tmp_path / "bad.npz"
+        )
+    np.testing.assert_array_equal(trainer.model.params, before)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    path = tmp_path / "bad.npz"
+    np.savez(path, about=np.array([Planted()], dtype=object))
+    with pytest.raises(DataError, match=r"bad\.npz"):
+        checkpoint.load(path)
+
+
+def square(shared, task, report, should_stop):
+    report(1)
+    return shared * task**2
+
+
+def fail_on_2(shared, task, report, should_stop):
+    if task == 2:
+        raise DataError("task 2 is bad")
+    for _ in range(100):
+        if should_stop():
+            return None
+        time.sleep(0.1)
+    raise AssertionError("nobody said stop")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_jobs_give_results_in_order(processes):
+    told = []
+    results = workers.run_jobs(square, 10, [1, 2, 3], processes, nothing, told.append, never)
+    assert results == told == [10, 40, 90]
+
+
+def test_a_failing_job_stops_the_others():
+    started = time.monotonic()
+    with pytest.raises(DataError, match="task 2 is bad"):
+        workers.run_jobs(fail_on_2, None, [1, 2, 3], 2, nothing, nothing, never)
+    assert time.monotonic() - started < 8
+
+
+def die(shared, task, report, should_stop):
+    import os  # noqa: PLC0415
+
+    os._exit(1)
+
+
+def test_a_worker_that_dies_is_reported():
+    with pytest.raises(workers.WorkerDiedError, match="died"):
+        workers.run_jobs(die, None, [1, 2], 2, nothing, nothing, never)
+
+
+def test_workers_are_as_many_as_cores_nets_and_memory_allow(data, monkeypatch):
+    needed = resources.training_bytes(TINY, data)
+    assert needed > resources._PROCESS_BYTES
+    monkeypatch.setattr(resources, "cores", lambda: 8)
+    many = replace(TINY, nets=6)
+    assert resources.default_workers(many, data, 100 * needed) == 6
+    assert resources.default_workers(many, data, 3 * needed) == 3
+    assert resources.default_workers(replace(TINY, nets=20), data, 100 * needed) == 8
+    assert resources.default_workers(many, data, 3 * needed, workers=2) == 2
+    with pytest.raises(ValueError, match="memory"):
+        resources.default_workers(many, data, needed - 1)
+    with pytest.raises(ValueError, match="memory: 4 process"):
+        resources.default_workers(many, data, 3 * needed, workers=4)
+    monkeypatch.setattr(resources, "free_memory", lambda: None)
+    assert resources.default_workers(many, data) == 6
+
+
+def test_the_recipes_are_the_notebooks_and_the_demo():
+    seed, demo = RECIPES["seed"], RECIPES["demo"]
+    assert (seed.nets, seed.epochs, seed.batch_size, seed.momentum) == (15, 45, 64, 0.99)
+    assert [seed.schedule(epoch) for epoch in (1, 3)] == [1e-3, 1e-3 * 0.95**2]
+    augment = seed.augment
+    ranges = augment.rotation_range, augment.zoom_range
+    shifts = augment.width_shift_range, augment.height_shift_range
+    assert (*ranges, *shifts) == (10, 0.1, 0.1, 0.1)
+    assert demo.momentum == 0.9
+    assert replace(demo, nets=15, epochs=45, momentum=0.99) == seed
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("nets", 0),
+        ("nets", 1.0),
+        ("epochs", True),
+        ("first_net", 2**32),
+        ("validation_fraction", 1),
+        ("validation_fraction", float("nan")),
+        ("zoom", -0.1),
+        ("rotation", "10"),
+        ("width_shift", 1.1),
+        ("learning_rate", 0),
+        ("decay", float("inf")),
+        ("dropout", 1),
+        ("momentum", -1),
+        ("seed", 2**32),
+    ],
+)
+def test_an_impossible_recipe_names_its_field(field, value):
+    with pytest.raises(ValueError, match=field):
+        Recipe(**{field: value})
