@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite
-from numbers import Real
 
 import numpy as np
 
-from . import rng
+from . import checks, rng
 from .scratch import chunks, scratch
 
 
@@ -26,17 +24,10 @@ class RandomAffine:
     height_shift_range: float = 0.0
 
     def __post_init__(self):
-        for name, limit in (
-            ("rotation_range", 180),
-            ("zoom_range", 1),
-            ("width_shift_range", 1),
-            ("height_shift_range", 1),
-        ):
-            value = getattr(self, name)
-            number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
-            if not number or not 0 <= value <= limit or (name == "zoom_range" and value == 1):
-                bound = ")" if name == "zoom_range" else "]"
-                raise ValueError(f"{name}: got {value!r}, expected a number in [0, {limit}{bound}")
+        checks.number("rotation_range", self.rotation_range, 0, 180)
+        checks.number("zoom_range", self.zoom_range, 0, 1, "[)")
+        checks.number("width_shift_range", self.width_shift_range, 0, 1)
+        checks.number("height_shift_range", self.height_shift_range, 0, 1)
 
     def bounds(self, height, width):
         """The lowest and highest theta, tx, ty, zx, zy: (2, 5) float32; None if nothing varies."""
@@ -60,9 +51,8 @@ class RandomAffine:
         bounds = self.bounds(*images.shape[1:3])
         if bounds is None:
             return images.copy()
-        seed, net, step = (
-            rng.check_seed(*pair) for pair in (("seed", seed), ("net", net), ("step", step))
-        )
+        seed, net = checks.word("seed", seed), checks.word("net", net)
+        step = checks.word("step", step)
         drawn = affine_parameters(bounds, seed, net, step, len(images))
         return affine_transform(images, *drawn)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import rng
+from . import checks, rng
 from .download import FILES, fetch_mnist
 from .files import DataError, atomic_write
 
@@ -338,7 +338,7 @@ def split(count, fraction, seed, net):
             f"count: got {count} images, expected at least one to train on beside"
             f" {held_out} for validation"
         )
-    seed, net = rng.check_seed("seed", seed), rng.check_seed("net", net)
+    seed, net = checks.word("seed", seed), checks.word("net", net)
     order = rng.permutation(seed, net, rng.SPLIT, 0, count)  # (count,)
     return order[held_out:], order[:held_out]
 

@@ -10,7 +10,7 @@ sine or a BLAS sum, whose last bits differ from machine to machine.
 
 import numpy as np
 
-from . import rng
+from . import checks, rng
 
 SIZE = 28  # pixels, the side of an image
 
@@ -146,8 +146,8 @@ def draw_digits(count, seed=0, first=0):
     Raises ValueError where count, seed or first is not an integer from 0 to 2^32 - 1, or where
     the sequence ends before first + count.
     """
-    count, seed = rng.check_seed("count", count), rng.check_seed("seed", seed)
-    first = rng.check_seed("first", first)
+    count, seed = checks.word("count", count), checks.word("seed", seed)
+    first = checks.word("first", first)
     if first + count > 1 << 32:
         raise ValueError(f"first: got {first}, from where {count} digits would pass 2^32")
     images = np.empty((count, SIZE, SIZE), np.uint8)

@@ -7,9 +7,9 @@ conventions are Keras's.
 """
 
 from math import prod, sqrt
-from numbers import Integral, Real
 from typing import NamedTuple
 
+from . import checks
 from .geometry import Window
 
 ACTIVATIONS = "linear", "relu", "sigmoid", "tanh", "softmax"
@@ -73,10 +73,10 @@ class Conv2D(Layer):
     """Convolution of (H, W, Cin) images with `filters` kernels; then bias, then activation."""
 
     def __init__(self, filters, kernel_size, strides=1, padding="valid", activation="linear"):
-        self.filters = _count("filters", filters)
+        self.filters = checks.integer("filters", filters, 1)
         self.kernel_size = _pair("kernel_size", kernel_size)
         self.strides = _pair("strides", strides)
-        self.padding = _choice("padding", padding, PADDINGS)
+        self.padding = checks.choice("padding", padding, PADDINGS)
         self.activation = _activation(activation)
 
     def window(self, input_shape):
@@ -110,10 +110,8 @@ class BatchNormalization(Layer):
     """Normalisation of each channel by the statistics of its batch, or by the moving ones."""
 
     def __init__(self, momentum=0.99, epsilon=1e-3):
-        self.momentum = _fraction("momentum", momentum)
-        if not _is_number(epsilon) or not 0 < epsilon < float("inf"):
-            raise ValueError(f"epsilon: got {epsilon!r}, expected a positive number")
-        self.epsilon = float(epsilon)
+        self.momentum = checks.number("momentum", momentum, 0, 1, "[)")
+        self.epsilon = checks.number("epsilon", epsilon, 0, ends="(]")
 
     def weights(self, input_shape):
         channels = input_shape[-1:]
@@ -157,7 +155,7 @@ class Dropout(Layer):
     """In training, drops each number with probability `rate` and scales up the others."""
 
     def __init__(self, rate):
-        self.rate = _fraction("rate", rate)
+        self.rate = checks.number("rate", rate, 0, 1, "[)")
 
     def saved(self, input_shape):
         return {"mask": ("image", input_shape, "bool")} if self.rate else {}
@@ -180,7 +178,7 @@ class MaxPooling2D(Layer):
     def __init__(self, pool_size=2, strides=None, padding="valid"):
         self.pool_size = _pair("pool_size", pool_size)
         self.strides = self.pool_size if strides is None else _pair("strides", strides)
-        self.padding = _choice("padding", padding, PADDINGS)
+        self.padding = checks.choice("padding", padding, PADDINGS)
 
     def window(self, input_shape):
         """Where the window slides over the input."""
@@ -214,7 +212,7 @@ class Dense(Layer):
     """Product of vectors (K,) with a matrix (K, units); then bias, then activation."""
 
     def __init__(self, units, activation="linear"):
-        self.units = _count("units", units)
+        self.units = checks.integer("units", units, 1)
         self.activation = _activation(activation)
 
     def output_shape(self, input_shape):
@@ -274,34 +272,12 @@ def _fit_window(layer, argument, size, input_shape):
     return Window.fit(size, layer.strides, layer.padding, (H, W))
 
 
-def _is_number(value):
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _count(name, value):
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected a positive integer")
-    return int(value)
-
-
 def _pair(name, value):
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"{name}: got {value!r}, expected a positive integer or a pair of them")
-    return _count(name, pair[0]), _count(name, pair[1])
-
-
-def _fraction(name, value):
-    if not _is_number(value) or not 0 <= value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected a number in [0, 1)")
-    return float(value)
-
-
-def _choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
-    return value
+    return checks.integer(name, pair[0], 1), checks.integer(name, pair[1], 1)
 
 
 def _activation(value):
-    return _choice("activation", "linear" if value is None else value, ACTIVATIONS)
+    return checks.choice("activation", "linear" if value is None else value, ACTIVATIONS)

@@ -8,12 +8,12 @@ Read plan.py and layers.py next, then ops_numpy.py.
 
 import copy
 import re
-from math import isfinite, prod
+from math import prod
 from types import SimpleNamespace
 
 import numpy as np
 
-from . import devices, rng
+from . import checks, devices, rng
 from .layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten, Layer
 from .optim import Adam
 from .plan import Plan
@@ -44,17 +44,17 @@ class Sequential:
         optimizer=None,
     ):
         self.device, self.ops, self.device_reason = devices.choose(device, precision)
-        if dtype not in ("float32", "float64"):
-            raise ValueError(f"dtype: got {dtype!r}, expected 'float32' or 'float64'")
-        if isinstance(nets, bool) or not isinstance(nets, (int, np.integer)) or nets < 1:
-            raise ValueError(f"nets: got {nets!r}, expected a positive integer")
-        self.seed = rng.check_seed("seed", seed)
-        first_net = rng.check_seed("first_net", first_net)
-        rng.check_seed("first_net + nets - 1", first_net + int(nets) - 1)
+        self.dtype = np.dtype(checks.choice("dtype", str(dtype), ("float32", "float64")))
+        self.seed = checks.word("seed", seed)
+        first_net, nets = checks.word("first_net", first_net), checks.integer("nets", nets, 1)
+        checks.word("first_net + nets - 1", first_net + nets - 1)
         self.nets = np.arange(first_net, first_net + nets)  # (E,)
-        self.dtype = np.dtype(dtype)
         self.optimizer = Adam() if optimizer is None else optimizer
+        if not isinstance(self.optimizer, Adam):
+            raise ValueError(f"optimizer: got {optimizer!r}, expected an Adam")
         self.input_shape = _check_shape(input_shape)
+        if not isinstance(layers, (list, tuple)) or not layers:
+            raise ValueError(f"layers: got {layers!r}, expected a list of at least one layer")
         self.layers = list(layers)
         self.nodes = _connect(self.layers, self.input_shape)
         self.output_shape = self.nodes[-1].output_shape
@@ -181,9 +181,9 @@ class Sequential:
 
     def train_on_batch(self, x, y, learning_rate=None):
         """One step of Adam on x (E, B, H, W, C), y (E, B). Returns loss (E,), accuracy (E,)."""
-        rate = self.optimizer.learning_rate if learning_rate is None else float(learning_rate)
-        if rate < 0 or not isfinite(rate):
-            raise ValueError(f"learning_rate: got {learning_rate!r}, expected a number from 0 up")
+        if learning_rate is None:
+            learning_rate = self.optimizer.learning_rate
+        rate = checks.number("learning_rate", learning_rate, 0)
         with self.ops.session():
             plan = self._load(x, y)
             self.learning_rate[...] = rate
@@ -226,6 +226,11 @@ class Sequential:
             raise ValueError(
                 "layers: the loss is softmax cross-entropy; the last layer's activation is "
                 f"{self.layers[-1].activation!r}, expected 'softmax'"
+            )
+        if training and len(self.output_shape) != 1:
+            raise ValueError(
+                f"layers: the loss needs one probability a class; the output is {self.output_shape}"
+                " an image, expected (classes,), as Flatten() and Dense() give it"
             )
         if training and not any(node.specs for node in self.nodes):
             raise ValueError("layers: got none with weights, expected at least one to train")
@@ -314,8 +319,6 @@ def mnist_cnn(
 
 def _connect(layers, input_shape):
     """A node for each layer: its name, shapes, weights' descriptions and random stream."""
-    if not layers:
-        raise ValueError("layers: got none, expected at least one")
     nodes, seen, stream, shape = [], {}, rng.DROPOUT, input_shape
     for i, layer in enumerate(layers):
         if not isinstance(layer, Layer):

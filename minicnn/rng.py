@@ -75,17 +75,6 @@ def _as_words(name, values, width):
     return values.astype(np.uint64)
 
 
-def check_seed(name, value):
-    """`value` as an int, or ValueError: keys and counters are 32 bits wide."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, np.integer))
-        or not 0 <= value <= _WORD
-    ):
-        raise ValueError(f"{name}: got {value!r}, expected an integer from 0 to 2^32 - 1")
-    return int(value)
-
-
 def random_words(seed, net, stream, step, out):
     """Fill `out` (N,) uint32 with the words of elements 0 .. N-1, and return it.
 

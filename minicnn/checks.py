@@ -1,0 +1,44 @@
+"""Arguments: a value as what it should be, or a ValueError that names argument, value and rule."""
+
+from math import inf, isfinite
+from numbers import Integral, Real
+
+
+def integer(name, value, low=0, high=inf):
+    """`value` as an int from `low` to `high`."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not low <= value <= high:
+        if high == inf:
+            expected = "a positive integer" if low == 1 else f"an integer from {low} up"
+        else:
+            expected = f"an integer from {low} to {high}"
+        raise ValueError(f"{name}: got {value!r}, expected {expected}")
+    return int(value)
+
+
+def word(name, value):
+    """`value` as an int of 32 bits, as the random generator's keys and counters are."""
+    return integer(name, value, 0, 2**32 - 1)
+
+
+def number(name, value, low, high=inf, ends="[]"):
+    """`value` as a finite float between `low` and `high`; `ends` says which of them belong to it.
+
+    "[)" takes the lower and not the upper end, as intervals are written.
+    """
+    real = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    above = real and (low <= value if ends[0] == "[" else low < value)
+    if not above or not (value <= high if ends[1] == "]" else value < high):
+        if high == inf:
+            expected = f"a number from {low} up" if ends[0] == "[" else "a positive number"
+        else:
+            expected = f"a number in {ends[0]}{low}, {high}{ends[1]}"
+        raise ValueError(f"{name}: got {value!r}, expected {expected}")
+    return float(value)
+
+
+def choice(name, value, choices):
+    """`value`, which must be one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
+    return value
