@@ -1,6 +1,6 @@
 """Which backend computes: the one place where the name of a device becomes a module."""
 
-from . import ops_numpy
+from . import checks, ops_numpy
 
 NAMES = "auto", "numpy", "cpu", "cuda", "emulated"
 PRECISIONS = "float32", "tf32", "bfloat16"
@@ -8,12 +8,10 @@ PRECISIONS = "float32", "tf32", "bfloat16"
 
 def choose(device, precision="float32"):
     """The (name, operations, reason) of a device. Raises ValueError for one that is not here."""
-    if device not in NAMES:
-        raise ValueError(f"device: got {device!r}, expected one of {', '.join(NAMES)}")
+    checks.choice("device", device, NAMES)
+    checks.choice("precision", precision, PRECISIONS)
     if device not in ("auto", "numpy"):
         raise ValueError(f"device: {device!r} is not in this version, use 'numpy' or 'auto'")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
     if precision != "float32":
         raise ValueError(f"precision: got {precision!r}, the device 'numpy' has only 'float32'")
     reason = "as asked" if device == "numpy" else "auto: the only one in this version"

@@ -155,7 +155,7 @@ def conv2d(x, kernel, bias, window, activation, y):
             np.matmul(columns, matrix, out=y[e, images].reshape(-1, C))
             rows = _rows(y[e, images])
             rows += bias_row
-            activate(activation, rows)
+            activate(activation, y[e, images])
 
 
 def conv2d_weight_gradient(x, dz, window, dkernel, dbias):

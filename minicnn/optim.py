@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from . import checks
+
 
 @dataclass(frozen=True)
 class Adam:
@@ -13,14 +15,10 @@ class Adam:
     epsilon: float = 1e-7
 
     def __post_init__(self):
-        for name in ("beta_1", "beta_2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name}: got {getattr(self, name)!r}, expected a number in [0, 1)"
-                )
-        for name in ("learning_rate", "epsilon"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected a positive number")
+        checks.number("learning_rate", self.learning_rate, 0, ends="(]")
+        checks.number("beta_1", self.beta_1, 0, 1, "[)")
+        checks.number("beta_2", self.beta_2, 0, 1, "[)")
+        checks.number("epsilon", self.epsilon, 0, ends="(]")
 
     def update(self, ops, params, gradients, m, v, step, learning_rate):
         """One step on arrays (E, P), in place; `step` and `learning_rate` are arrays of one."""
@@ -43,6 +41,10 @@ class ExponentialDecay:
 
     initial: float
     decay: float
+
+    def __post_init__(self):
+        checks.number("initial", self.initial, 0, ends="(]")
+        checks.number("decay", self.decay, 0, ends="(]")
 
     def __call__(self, epoch):
         """The learning rate of an epoch; epochs count from 1."""

@@ -1,13 +1,11 @@
 """Recipes: every number that decides what an ensemble is trained to."""
 
 from dataclasses import asdict, dataclass
-from math import isfinite
-from numbers import Integral, Real
 
+from . import checks
 from .augment import RandomAffine
 from .model import mnist_cnn
 from .optim import ExponentialDecay
-from .rng import check_seed
 
 
 @dataclass(frozen=True)
@@ -35,27 +33,16 @@ class Recipe:
 
     def __post_init__(self):
         for name in ("nets", "first_net", "epochs", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, expected a positive integer")
+            checks.integer(name, getattr(self, name), 1)
         for name in ("validation_fraction", "zoom", "dropout", "momentum"):
-            self._check(name, 0 <= self._number(name) < 1, "a number in [0, 1)")
+            checks.number(name, getattr(self, name), 0, 1, "[)")
         for name in ("width_shift", "height_shift"):
-            self._check(name, 0 <= self._number(name) <= 1, "a number from 0 to 1")
+            checks.number(name, getattr(self, name), 0, 1)
         for name in ("learning_rate", "decay"):
-            self._check(name, 0 < self._number(name) < float("inf"), "a positive number")
-        self._check("rotation", 0 <= self._number("rotation") <= 180, "0 to 180 degrees")
-        check_seed("seed", self.seed)
-        check_seed("first_net", self.first_net + self.nets)
-
-    def _number(self, name):
-        value = getattr(self, name)
-        number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
-        return value if number else -1.0  # which no field takes
-
-    def _check(self, name, good, expected):
-        if not good:
-            raise ValueError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
+            checks.number(name, getattr(self, name), 0, ends="(]")
+        checks.number("rotation", self.rotation, 0, 180)
+        checks.word("seed", self.seed)
+        checks.word("first_net", self.first_net + self.nets)
 
     @property
     def all_nets(self):

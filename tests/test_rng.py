@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minicnn import rng
+from minicnn import checks, rng
 
 # Random123's kat_vectors for philox4x32-10: counter, key, result.
 KNOWN_ANSWERS = [
@@ -109,4 +109,4 @@ def test_bad_arguments_are_named(counter, key, named):
 @pytest.mark.parametrize("value", [-1, 2**32, 1.5, "3", True, None])
 def test_seeds_are_32_bits(value):
     with pytest.raises(ValueError, match="seed"):
-        rng.check_seed("seed", value)
+        checks.word("seed", value)
