@@ -162,7 +162,7 @@ def _grid(H, W):
 
 def _float_images(images):
     images = np.ascontiguousarray(images)
-    if images.ndim != 4 or images.dtype.kind != "f":
+    if images.ndim != 4 or 0 in images.shape[1:] or images.dtype.kind != "f":
         raise ValueError(
             f"images: got shape {images.shape} of {images.dtype}, expected (N, H, W, C) floats"
         )

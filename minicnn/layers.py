@@ -177,6 +177,8 @@ class MaxPooling2D(Layer):
 
     def __init__(self, pool_size=2, strides=None, padding="valid"):
         self.pool_size = _pair("pool_size", pool_size)
+        if prod(self.pool_size) > 2**16:  # a tap's number is 16 bits wide
+            raise ValueError(f"pool_size: got {self.pool_size}, expected at most 65536 pixels")
         self.strides = self.pool_size if strides is None else _pair("strides", strides)
         self.padding = checks.choice("padding", padding, PADDINGS)
 

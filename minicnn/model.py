@@ -124,7 +124,12 @@ class Sequential:
     def set_weights(self, weights):
         """Take weights as get_weights gives them. Raises ValueError if they do not fit."""
         views = self.named_weights
-        weights = [np.asarray(weight) for weight in weights]
+        if not isinstance(weights, (list, tuple)):
+            raise ValueError(f"weights: got {weights!r}, expected a list of arrays")
+        try:
+            weights = [np.asarray(weight) for weight in weights]
+        except ValueError as error:  # rows of different lengths
+            raise ValueError(f"weights: expected a list of arrays: {error}") from None
         if len(weights) != len(views):
             raise ValueError(f"weights: got {len(weights)} arrays, this model has {len(views)}")
         for (name, view), weight in zip(views.items(), weights, strict=True):
@@ -293,6 +298,7 @@ def mnist_cnn(
 
     Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018.
     """
+    checks.number("dropout", dropout, 0, 1, "[)")
 
     def block(filters):
         return [

@@ -348,11 +348,13 @@ def max_pool(x, window, winner, y):
     """y (E, B, Ho, Wo, C) = the largest number under the window; padding never wins.
 
     winner (E, B, Ho, Wo, C) uint16 is a result, unless it is None: the tap, row by row, that gave
-    it; the first of equals.
+    it; the first of equals. NaN wins over all, as in any sum.
     """
     y[...] = -np.inf
     for tap, inputs, outputs in _pool_taps(window):
-        better = x[inputs] > y[outputs]
+        better = scratch("better", y[outputs].shape, bool)
+        np.greater(x[inputs], y[outputs], out=better)
+        better |= np.isnan(x[inputs])  # or a net that went wrong would look well
         np.copyto(y[outputs], x[inputs], where=better)
         if winner is not None:
             np.copyto(winner[outputs], tap, where=better)
@@ -362,7 +364,9 @@ def max_pool_backward(dy, window, winner, dx):
     """Give each gradient in dy to the input that won; dx (E, B, H, W, C)."""
     dx[...] = 0
     for tap, inputs, outputs in _pool_taps(window):
-        dx[inputs] += dy[outputs] * (winner[outputs] == tap)
+        won = scratch("won", dy[outputs].shape, bool)
+        np.equal(winner[outputs], tap, out=won)
+        np.add(dx[inputs], dy[outputs], out=dx[inputs], where=won)
 
 
 def _pool_taps(window):
@@ -399,7 +403,8 @@ def softmax_cross_entropy(logits, labels, loss, correct, dlogits):
     np.exp(dlogits, out=dlogits)
     total = dlogits.sum(axis=-1, keepdims=True)  # (E, B, 1)
     np.mean(np.log(total[..., 0]) - shifted, axis=1, out=loss)
-    np.sum(logits.argmax(axis=-1) == labels, axis=1, out=correct)
+    right = (logits.argmax(axis=-1) == labels) & (total[..., 0] > 0)  # not if it is NaN
+    np.sum(right, axis=1, out=correct)
     dlogits /= total
     np.put_along_axis(
         dlogits, at_label, np.take_along_axis(dlogits, at_label, axis=-1) - 1, axis=-1

@@ -562,6 +562,14 @@ def test_dropout_keeps_the_words_that_are_at_least_the_rate(ops, dtype, shape, r
             np.testing.assert_array_equal(found == 0, ~mask)
 
 
+def test_dropouts_threshold_is_exact(ops):
+    word = int(rng.philox4x32(np.array([[0, 5, 16, 0]]), np.array([[3, 0]]))[0, 0])
+    for threshold, keeps in [(word, True), (word + 1, False), (word + 0.4, True), (word - 3, True)]:
+        layer = Dropout(threshold / 2**32)
+        f = make_frame(ops, layer, np.ones((1, 1, 1)), step=5)
+        assert bool(forward(ops, layer, f)[0, 0, 0]) == keeps
+
+
 def test_dropout_of_many_numbers(ops):
     x = np.ones((2, 5, 30_001), np.float32)
     f = make_frame(ops, layer := Dropout(0.4), x, seed=1, nets=[3, 4], stream=17, step=9)

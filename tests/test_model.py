@@ -120,6 +120,13 @@ def test_defaults_are_the_designs(device):
     assert {la.rate for la in model.layers if type(la) is Dropout} == {0.4}
 
 
+def test_a_model_knows_its_device(device):
+    model = Sequential([Dense(2)], (3,), device=device)
+    assert model.device == device and model.ops is not None
+    auto = Sequential([Dense(2)], (3,), device="auto")
+    assert auto.device != "auto" and auto.device_reason
+
+
 def test_named_weights_have_kerass_names(device):
     names = list(small(device).named_weights)
     normal = ["gamma", "beta", "moving_mean", "moving_variance"]
@@ -154,21 +161,17 @@ def test_initial_weights_are_glorot_uniform_zeros_and_ones(device):
 
 
 def test_initial_weights_are_philoxs_words(device):
-    model = Sequential(
-        [Flatten(), Dense(3, activation="softmax")],
-        (2, 2, 1),
-        nets=2,
-        first_net=5,
-        seed=9,
-        device=device,
-    )
-    kernel = model.get_weights()[0]
+    layers = [Flatten(), Dense(3), Dense(5, activation="softmax")]
+    model = Sequential(layers, (2, 2, 1), nets=2, first_net=5, seed=9, device=device)
+    weights = model.get_weights()
     for e, net in enumerate([5, 6]):
-        counters = np.array([[block, 0, rng.WEIGHTS, 0] for block in range(3)], np.uint32)
-        words = rng.philox4x32(counters, np.array([[9, net]] * 3, np.uint32)).ravel()
-        drawn = np.float32(-1) + np.float32(2) * rng.uniform(words)
-        expected = np.float32(sqrt(6 / 7)) * drawn
-        np.testing.assert_array_equal(kernel[e].ravel(), expected)
+        counters = np.array([[block, 0, rng.WEIGHTS, 0] for block in range(16)], np.uint32)
+        words = rng.philox4x32(counters, np.array([[9, net]] * 16, np.uint32)).ravel()
+        # In the flat row each weight array starts at a multiple of 16: 12 and 3 numbers take 32.
+        for kernel, start, shape in [(weights[0], 0, (4, 3)), (weights[2], 32, (3, 5))]:
+            drawn = rng.uniform(words[start : start + np.prod(shape)])
+            expected = np.float32(sqrt(6 / sum(shape))) * (np.float32(-1) + np.float32(2) * drawn)
+            np.testing.assert_array_equal(kernel[e], expected.reshape(shape))
 
 
 def test_initial_weights_depend_on_seed_and_net_alone(device):
@@ -624,15 +627,53 @@ def test_two_runs_are_equal(device):
     assert_same(trained(small(device), 3, 6), trained(small(device), 3, 6))
 
 
-def test_blas_threads_set_outside_change_nothing(device):
+@pytest.mark.parametrize("name", ["lenet", "mnist_cnn"])
+def test_blas_threads_set_outside_change_nothing(device, name):
+    # The batches are large enough for OpenBLAS to give other bits on two threads.
+    make, B = {
+        "lenet": (lambda: lenet(device, nets=1), 32),
+        "mnist_cnn": (lambda: mnist_cnn(nets=1, device=device), 16),
+    }[name]
     results = []
     for threads in (1, 2, 4):
         with threadpoolctl.threadpool_limits(threads, user_api="blas"):
-            results.append(trained(mnist_cnn(nets=1, device=device), 2, 8, slice(1)))
-            blas = [p for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]
-            assert all(p["num_threads"] == threads for p in blas)  # and is left as it was
+            before = blas_threads()
+            results.append(trained(make(), 2, B, slice(1)))
+            assert blas_threads() == before  # it is left as it was
     assert_same(results[1], results[0])
     assert_same(results[2], results[0])
+
+
+def blas_threads():
+    """The number of threads of each BLAS in this process."""
+    return [p["num_threads"] for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]
+
+
+class Spy(Activation):
+    """A layer that notes how many threads BLAS has while it runs: NumPy's, not SciPy's own."""
+
+    def __init__(self):
+        super().__init__("linear")
+        self.seen = []
+
+    def forward(self, ops, f, training):
+        self.seen.append(min(blas_threads(), default=1))
+        super().forward(ops, f, training)
+
+    def backward(self, ops, f):
+        self.seen.append(min(blas_threads(), default=1))
+        super().backward(ops, f)
+
+
+def test_blas_runs_on_one_thread_in_every_pass(device):
+    spy = Spy()
+    model = Sequential([Dense(3), spy, Dense(4, activation="softmax")], (6,), device=device)
+    x, y = batch(model, 3)
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        model.predict(x[0])
+        model.loss_and_gradients(x, y)
+        model.train_on_batch(x, y)
+    assert spy.seen == [1] * 5
 
 
 # ---------------------------------------------------------------------------------------------
@@ -735,7 +776,7 @@ def test_bad_layers_are_refused(make, named, got):
 @pytest.mark.parametrize(
     ("arguments", "named", "got"),
     [
-        ({"layers": []}, "layers", "none"),
+        ({"layers": []}, "layers", "[]"),
         ({"layers": [Flatten(), "dense"]}, "layers", "'dense'"),
         ({"layers": [Flatten, Dense(3)]}, "layers", "Flatten"),
         ({"layers": Dense(3)}, "layers", "Dense"),
@@ -744,6 +785,8 @@ def test_bad_layers_are_refused(make, named, got):
         ({"layers": [Conv2D(2, (1, 5))]}, "kernel_size", "(1, 5)"),
         ({"layers": [Conv2D(2, 3), Conv2D(2, 4)]}, "kernel_size", "(4, 4)"),
         ({"layers": [MaxPooling2D((6, 1))]}, "pool_size", "(6, 1)"),
+        # Training notes which tap won, in 16 bits.
+        ({"layers": [MaxPooling2D((256, 257), padding="same")]}, "pool_size", "(256, 257)"),
         ({"layers": [Dense(3)]}, "Dense", "(5, 4, 2)"),
         ({"layers": [Flatten(), Conv2D(2, 3)]}, "Conv2D", "(40,)"),
         ({"layers": [Flatten(), MaxPooling2D(2)]}, "MaxPooling2D", "(40,)"),
@@ -873,6 +916,13 @@ def test_weights_of_another_network_are_refused(device, case):
     model = Sequential(FLAT, (5, 4, 2), nets=2, device=device)
     weights, message = changed_weights(model)[case]
     with pytest.raises(ValueError, match=f"^weights.*{message}"):
+        model.set_weights(weights)
+
+
+@pytest.mark.parametrize("weights", [None, 3, [[[1, 2], [3]], [1]]])
+def test_what_is_no_list_of_arrays_is_refused_as_weights(device, weights):
+    model = Sequential([Dense(2)], (2,), device=device)
+    with pytest.raises(ValueError, match=r"^weights: got"):
         model.set_weights(weights)
 
 
