@@ -129,7 +129,7 @@ class Sequential:
         try:
             weights = [np.asarray(weight) for weight in weights]
         except ValueError as error:  # rows of different lengths
-            raise ValueError(f"weights: expected a list of arrays: {error}") from None
+            raise ValueError(f"weights: got {error}, expected a list of arrays") from None
         if len(weights) != len(views):
             raise ValueError(f"weights: got {len(weights)} arrays, this model has {len(views)}")
         for (name, view), weight in zip(views.items(), weights, strict=True):

@@ -833,9 +833,9 @@ def test_bad_models_are_refused(device, arguments, named, got):
 def test_bad_arguments_of_mnist_cnn_are_refused(device, argument, value):
     with pytest.raises(ValueError, match=rf"^{argument}\b.*{value}"):
         mnist_cnn(**{"nets": 1, "device": device, argument: value})
-    for argument_, named in (("dropout", "rate"), ("momentum", "momentum")):
-        with pytest.raises(ValueError, match=rf"^{named}\b.*1\.5"):
-            mnist_cnn(nets=1, device=device, **{argument_: 1.5})
+    for rate in ("dropout", "momentum"):
+        with pytest.raises(ValueError, match=rf"^{rate}\b.*1\.5"):
+            mnist_cnn(nets=1, device=device, **{rate: 1.5})
 
 
 GOOD_X, GOOD_Y = np.full((2, 3, 5, 4, 2), 0.5, np.float32), np.array([[0, 1, 2], [2, 1, 0]])
