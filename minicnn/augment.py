@@ -1,12 +1,11 @@
 """Random affine augmentation with the meaning of Keras's ImageDataGenerator (2.2 and later)."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-from . import checks, rng
-from .scratch import chunks, scratch
+from . import checks
+from .affine import affine, affine_parameters
 
 
 @dataclass(frozen=True)
@@ -82,82 +81,6 @@ def affine_transform(images, theta, tx, ty, zx, zy):
     out = np.empty_like(images)
     affine(images, parameters, out)
     return out
-
-
-def affine_parameters(ranges, seed, net, step, count):
-    """Draw theta (degrees), tx, ty (pixels), zx and zy for each image of a batch: (5, count).
-
-    ranges: the lowest and the highest value of each, (2, 5) float32. Image b uses the first five
-    words of blocks 2b and 2b + 1.
-    """
-    words = rng.random_words(seed, net, rng.AUGMENTATION, step, np.empty(8 * count, np.uint32))
-    low, high = ranges[:, :, None]
-    return rng.draw(low, high, words.reshape(count, 8)[:, :5].T)
-
-
-def affine(images, parameters, out):
-    """Resample images (B, H, W, C) at affinely mapped positions: bilinear, edges repeated.
-
-    parameters (5, B): theta, tx, ty, zx, zy. With x the column and y the row, both from the
-    image's centre, output position p shows input position R(theta) @ (zoom * p + shift). Positions
-    are taken in float64, so that the result is exact but for the interpolation's own rounding.
-    """
-    B, H, W, C = images.shape
-    theta, tx, ty, zx, zy = np.asarray(parameters, np.float64)
-    cos, sin = np.cos(np.deg2rad(theta)), np.sin(np.deg2rad(theta))
-    row = [sin * zx, cos * zy, sin * tx + cos * ty + (H - 1) / 2]
-    column = [cos * zx, -sin * zy, cos * tx - sin * ty + (W - 1) / 2]
-    matrices = np.array([row, column]).transpose(0, 2, 1)  # (2, B, 3)
-    for part in chunks(B, 8 * H * W, np.float64):
-        positions = scratch("positions", (2, part.stop - part.start, H * W), np.float64)
-        np.matmul(matrices[:, part], _grid(H, W), out=positions)
-        _resample(images[part], positions, out[part])
-
-
-def _resample(images, positions, out):
-    """Interpolate images (B, H, W, C) at positions (2, B, H*W), row and column, into `out`."""
-    B, H, W, C = images.shape
-    last = np.array([H - 1.0, W - 1.0])[:, None, None]
-    np.clip(positions, 0, last, out=positions)  # beyond the edge is the edge
-    # Each position has its place in a square of four pixels, the first of which is `lower`.
-    lower = scratch("lower", positions.shape, np.float64)
-    np.floor(positions, out=lower)
-    np.clip(lower, 0, np.maximum(last - 1, 0), out=lower)
-    positions -= lower
-    weights = scratch("weights", (2, *positions.shape), images.dtype)  # of the second, the first
-    np.copyto(weights[0], positions, casting="same_kind")
-    np.subtract(1, weights[0], out=weights[1])
-
-    row, column = lower
-    row *= W
-    row += column
-    row += np.arange(0.0, B * H * W, H * W)[:, None]
-    index, neighbour = scratch("index", (2, *row.shape), np.intp)
-    np.copyto(index, row, casting="unsafe")
-    right, below = min(W - 1, 1), W * min(H - 1, 1)
-    pixels = scratch("corners", (4, B, H * W, C), images.dtype)
-    for corner, offset in zip(pixels, (0, right, below, below + right), strict=True):
-        np.add(index, offset, out=neighbour)
-        np.take(images.reshape(-1, C), neighbour, axis=0, out=corner, mode="clip")
-    rows, columns = weights[:, 0, ..., None], weights[:, 1, ..., None]  # (2, B, H*W, 1) each
-    _blend(pixels[0], pixels[1], columns)
-    _blend(pixels[2], pixels[3], columns)
-    _blend(pixels[0], pixels[2], rows)
-    np.copyto(out, pixels[0].reshape(out.shape))
-
-
-def _blend(first, second, weights):
-    """first = weights[1] * first + weights[0] * second, in place; destroys `second`."""
-    first *= weights[1]
-    second *= weights[0]
-    first += second
-
-
-@lru_cache(maxsize=8)
-def _grid(H, W):
-    """(3, H*W): column and row of each pixel from the centre, and 1."""
-    row, column = np.mgrid[:H, :W].reshape(2, -1)
-    return np.array([column - (W - 1) / 2, row - (H - 1) / 2, np.ones(H * W)])
 
 
 def _float_images(images):

@@ -18,8 +18,12 @@ FORMAT = 1
 
 
 def save(path, arrays, about):
-    """Write arrays {name: array} and `about`, a dict that JSON can hold. Raises OSError."""
-    about = {**about, "format": FORMAT, "sha256": _digest(arrays)}
+    """Write arrays {name: array (E, ...)} and `about`, a dict that JSON can hold. Raises OSError.
+
+    `about` must have what load() checks: nets, step and history.
+    """
+    about = {**about, "format": FORMAT}
+    about["sha256"] = _digest(arrays, about)
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
     with atomic_write(path) as file:
         np.savez(file, about=text, **arrays)
@@ -31,18 +35,52 @@ def load(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(arrays.pop("about").tobytes())
+        version = about["format"]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file, expected a checkpoint") from None
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a checkpoint of minicnn: {error}") from None
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise DataError(f"{path}: not a whole checkpoint: {error}") from None
-    version = about.get("format") if isinstance(about, dict) else None
+    except _NOT_A_CHECKPOINT:
+        # What NumPy says of such a file ends in advice to unpickle it.
+        raise DataError(f"{path}: not a whole checkpoint of minicnn") from None
     if version != FORMAT:
         raise DataError(f"{path}: got checkpoint format {version!r}, expected {FORMAT}")
-    if about.get("sha256") != _digest(arrays):
+    if about.pop("sha256", None) != _digest(arrays, about):
         raise DataError(f"{path}: the content does not match its checksum")
+    _check(path, arrays, about)
     return arrays, about
+
+
+_NOT_A_CHECKPOINT = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def _check(path, arrays, about):
+    """The nets must be told apart, and everything must have as many rows as there are nets."""
+    nets, step, history = (about.get(name) for name in ("nets", "step", "history"))
+    if not _are_words(nets) or not nets or len(set(nets)) < len(nets):
+        raise DataError(f"{path}: nets: got {_brief(nets)}, expected a list of different numbers")
+    if not _are_words([step]):
+        raise DataError(f"{path}: step: got {_brief(step)}, expected an integer from 0 on")
+    rows = history if isinstance(history, list) else [None]
+    if not all(isinstance(row, dict) and _are_words([row.get("net")]) for row in rows):
+        raise DataError(f"{path}: history: got {_brief(history)}, expected rows of nets")
+    for name, array in arrays.items():
+        if array.ndim < 1 or len(array) != len(nets):
+            raise DataError(f"{path}: {name}: got shape {array.shape}, expected {len(nets)} rows")
+
+
+def _are_words(values):
+    return isinstance(values, list) and all(
+        type(value) is int and 0 <= value < 2**32 for value in values
+    )
 
 
 def model_state(model):
@@ -53,6 +91,7 @@ def model_state(model):
         "nets": [int(net) for net in model.nets],
         "seed": model.seed,
         "step": int(to_host(model.step)[0]),
+        "history": [],
         "network": {name: list(view.shape[1:]) for name, view in model.named_weights.items()},
     }
     return arrays, about
@@ -70,13 +109,10 @@ def restore_model(model, arrays, about, path):
         target, array = getattr(model, name), arrays.get(name)
         if array is None or array.shape != target.shape or array.dtype.kind != "f":
             raise DataError(f"{path}: {name}: expected an array {target.shape} of floats")
-    step = about.get("step")
-    if type(step) is not int or not 0 <= step < 2**32:
-        raise DataError(f"{path}: step: got {_brief(step)}, expected an integer from 0 on")
     for name in _ARRAYS:
         target = getattr(model, name)
         model.ops.copy(model.ops.to_device(arrays[name].astype(model.dtype)), target)
-    model.step[...] = step
+    model.step[...] = about["step"]
 
 
 def select(arrays, about, nets, path):
@@ -103,8 +139,8 @@ def concatenate(states):
 _ARRAYS = "params", "moving", "moment_1", "moment_2"
 
 
-def _digest(arrays):
-    digest = hashlib.sha256()
+def _digest(arrays, about):
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())

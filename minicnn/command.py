@@ -1,6 +1,7 @@
 """What the commands share: arguments, errors in one line, and an orderly stop."""
 
 import argparse
+import os
 import signal
 
 from .workers import WorkerDiedError
@@ -51,13 +52,21 @@ def one_line(error):
 
 
 class StopOnSignal:
-    """As a context, turns the first SIGINT or SIGTERM into a wish to stop; a second one stops."""
+    """As a context, turns the first SIGINT or SIGTERM into a wish to stop: calling it gives True.
 
-    def __init__(self):
-        self.signal = None
+    It says so on stderr. A second signal raises KeyboardInterrupt.
+    """
+
+    def __init__(self, message):
+        self.message, self.signal = message, None
 
     def __call__(self):
         return self.signal is not None
+
+    @property
+    def status(self):
+        """The exit status of a command that a signal stopped: 130 after Ctrl-C."""
+        return 128 + (self.signal or signal.SIGINT)
 
     def __enter__(self):
         self._before = {
@@ -73,3 +82,4 @@ class StopOnSignal:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
+        os.write(2, f"\n{self.message}\n".encode())  # print() may be what was interrupted

@@ -58,7 +58,7 @@ def load_data(source, progress=True):
         folder = fetch_mnist(progress=progress)
         paths = [folder / name for name in FILES]
         return _read_idx_pair(*paths[:2]), _read_idx_pair(*paths[2:])
-    return _read_folder(Path(source))
+    return _read_folder(_folder(source))
 
 
 def load_test(source, progress=True):
@@ -68,10 +68,16 @@ def load_test(source, progress=True):
     """
     if source in ("digits", "mnist"):
         return load_data(source, progress)[1]
-    test = _read_folder(Path(source), need_train=False)[1]
+    test = _read_folder(_folder(source), need_train=False)[1]
     if test[0] is None:
         raise DataError(f"{source}: found no test images, expected {_CSV[1]} or {_IDX[2]}")
     return test
+
+
+def _folder(source):
+    if not isinstance(source, (str, os.PathLike)):
+        raise DataError(f"source: got {source!r}, expected 'digits', 'mnist' or a folder")
+    return Path(source)
 
 
 def _read_folder(folder, need_train=True):
@@ -322,6 +328,14 @@ def _brief(field):
 # --- What is done with them -----------------------------------------------------------------------
 
 
+def validation_count(count, fraction):
+    """How many of `count` images are for validation: ceil(fraction * count)."""
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction: got {fraction!r}, expected 0 <= fraction < 1")
+    # 0.07 * 100 is 7.000000000000001: what rounding added must not count as one image more.
+    return math.ceil(fraction * count * (1 - 1e-12))
+
+
 def split(count, fraction, seed, net):
     """The images that a net trains on and those it is validated on, two int32 arrays of indices.
 
@@ -329,10 +343,7 @@ def split(count, fraction, seed, net):
     random order, for training. Raises ValueError for a fraction outside [0, 1), or if no image is
     left to train on.
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"fraction: got {fraction!r}, expected 0 <= fraction < 1")
-    # 0.07 * 100 is 7.000000000000001: what rounding added must not count as one image more.
-    held_out = math.ceil(fraction * count * (1 - 1e-12))
+    held_out = validation_count(count, fraction)
     if held_out >= count:
         raise ValueError(
             f"count: got {count} images, expected at least one to train on beside"

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from . import checkpoint, rng
-from .data import split
+from .data import split, validation_count
 from .files import DataError
 from .model import PREDICT_BATCH
 from .recipe import Recipe
-from .workers import run_jobs
+from .workers import Interrupted, run_jobs
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,6 @@ class Job:
 
 
 FINAL = "checkpoint.npz"  # the state of all nets, once they are trained
-
-
-class Interrupted(Exception):  # noqa: N818  it is no error
-    """Training was asked to stop; the state is saved."""
 
 
 class Trainer:
@@ -95,7 +91,7 @@ class Trainer:
         self.ops.copy(self.ops.to_device(order), self.order)
 
     def step(self):
-        """One step of every net: nothing is allocated, and nothing read back."""
+        """One step of every net: no array is made, and nothing is read back."""
         model, plan = self.model, self.plan
         self.ops.load_batch(
             self.images,
@@ -111,24 +107,31 @@ class Trainer:
         model.train_step(plan)
         self.ops.accumulate(plan.loss, plan.correct, self.sums)
 
+    @property
+    def epochs_done(self):
+        """Epochs whose validation is done, too."""
+        return len(self.history) // len(self.nets)
+
     def train_epoch(self, report, should_stop):
         """Train to the end of the epoch, validate, and add a row for each net to the history.
 
-        report(n) is told of n images trained on. Where should_stop() turns true, it returns False
-        after the step in hand, and the epoch can be gone on with; otherwise True.
+        report(n) is told of n images trained on. Raises Interrupted after the step in hand where
+        should_stop() turns true; called again, this goes on where it was.
         """
-        epoch, position = divmod(self.steps_done, self.steps)
+        epoch = self.epochs_done
         started = time.monotonic() - self.seconds
-        with self.ops.session():
-            self.begin_epoch(epoch)
-            for _ in range(position, self.steps):
-                if should_stop():
-                    self.seconds = time.monotonic() - started
-                    return False
-                self.step()
-                report(self.recipe.batch_size * len(self.nets))
-            loss, correct = self.ops.to_host(self.sums).T  # (E,) each
-            validation = self._validate()
+        try:
+            with self.ops.session():
+                self.begin_epoch(epoch)
+                for _ in range(self.steps_done - epoch * self.steps, self.steps):
+                    if should_stop():
+                        raise Interrupted
+                    self.step()
+                    report(self.recipe.batch_size * len(self.nets))
+                loss, correct = self.ops.to_host(self.sums).T  # (E,) each
+                validation = self._validate(should_stop)
+        finally:
+            self.seconds = time.monotonic() - started
         for net, train_loss, train_correct, (validation_loss, validation_accuracy) in zip(
             self.nets, loss, correct, validation, strict=True
         ):
@@ -141,18 +144,20 @@ class Trainer:
                     "train_accuracy": float(train_correct) / (self.steps * self.recipe.batch_size),
                     "validation_loss": validation_loss,
                     "validation_accuracy": validation_accuracy,
-                    "seconds": time.monotonic() - started,
+                    "seconds": self.seconds,
                 }
             )
         self.sums[...] = 0
         self.seconds = 0.0
-        return True
 
-    def _validate(self):
+    def _validate(self, should_stop):
         """(loss, accuracy) of each net on its own validation images; (None, None) without any."""
         if not self.validation_indices.size:
             return [(None, None)] * len(self.nets)
-        probabilities = predict(self.model, self.images, self.validation_indices)  # (E, n, classes)
+        # (E, n, classes)
+        probabilities = predict(
+            self.model, self.images, self.validation_indices, should_stop=should_stop
+        )
         results = []
         for of_net, indices in zip(probabilities, self.validation_indices, strict=True):
             labels = self.host_labels[indices]
@@ -179,16 +184,19 @@ class Trainer:
         for name, ours in (("data", self.fingerprint), ("recipe", self.recipe.as_dict())):
             if about.get(name) != ours:
                 raise DataError(f"{path}: was trained with another {name}")
+        sums, seconds = arrays.get("sums"), about.get("seconds")
+        if sums is None or sums.shape != self.sums.shape or not isinstance(seconds, float):
+            raise DataError(f"{path}: not the checkpoint of a training")
         checkpoint.restore_model(self.model, arrays, about, path)
-        self.sums[...] = self.ops.to_device(arrays["sums"])
-        self.seconds, self.history = about["seconds"], about["history"]
+        self.sums[...] = self.ops.to_device(sums)
+        self.seconds, self.history = seconds, about["history"]
 
 
-def predict(model, images, indices, report=lambda images: None):
+def predict(model, images, indices, report=lambda images: None, should_stop=lambda: False):
     """Class probabilities (E, n, classes), on the host, of images chosen for each net.
 
     images (N, H, W) uint8 lie on the device, indices (E, n) on the host. report(n): n more images
-    are done.
+    are done. Raises Interrupted where should_stop() turns true.
     """
     ops = model.ops
     E, n = indices.shape
@@ -197,13 +205,14 @@ def predict(model, images, indices, report=lambda images: None):
     padded = np.zeros((E, batches * plan.batch), np.int32)  # a short last batch is filled up
     padded[:, :n] = indices
     order = ops.to_device(padded.reshape(E, batches, plan.batch))
-    labels = ops.zeros((len(images),), np.uint8)  # nobody reads them
     outputs = np.empty((E, batches, plan.batch, *model.output_shape), model.dtype)
     with ops.session():
         for batch in range(batches):
+            if should_stop():
+                raise Interrupted
             step = ops.to_device(np.array([batch]))
             ops.load_batch(
-                images, labels, order, None, model.seed, model.nets, step, plan.x, plan.labels
+                images, None, order, None, model.seed, model.nets, step, plan.x, plan.labels
             )
             outputs[:, batch] = ops.to_host(model.infer(plan))
             report(E * (min((batch + 1) * plan.batch, n) - batch * plan.batch))
@@ -212,13 +221,13 @@ def predict(model, images, indices, report=lambda images: None):
 
 def steps_per_epoch(recipe, images):
     """Whole batches in a net's training images. Raises DataError where there is none."""
-    train, _ = split(images, recipe.validation_fraction, 0, 0)
-    if len(train) < recipe.batch_size:
+    train = images - validation_count(images, recipe.validation_fraction)
+    if train < recipe.batch_size:
         raise DataError(
-            f"got {len(train)} training images beside those for validation, "
+            f"got {train} training images beside those for validation, "
             f"expected at least one batch of {recipe.batch_size}"
         )
-    return len(train) // recipe.batch_size
+    return train // recipe.batch_size
 
 
 def train_group(job, nets, report, should_stop):
@@ -232,17 +241,19 @@ def train_group(job, nets, report, should_stop):
     saved = _saved(job, nets)
     if saved:
         trainer.load(saved)
-    while trainer.steps_done < job.recipe.epochs * trainer.steps:
-        finished = trainer.train_epoch(report, should_stop)
+    while trainer.epochs_done < job.recipe.epochs:
+        try:
+            trainer.train_epoch(report, should_stop)
+        except Interrupted:
+            trainer.save(path)
+            raise
         trainer.save(path)
-        if not finished:
-            raise Interrupted
     probabilities = None
     if job.data.test_images is not None:
         count = len(job.data.test_images)
         everything = np.broadcast_to(np.arange(count), (len(nets), count))
         images = trainer.ops.to_device(job.data.test_images)
-        probabilities = predict(trainer.model, images, everything)
+        probabilities = predict(trainer.model, images, everything, should_stop=should_stop)
     return trainer.history, probabilities
 
 
@@ -259,11 +270,9 @@ def _saved(job, nets):
 
 def images_done(job):
     """How many images the nets saved in the job's folder have been trained on."""
-    steps = 0
-    for nets in groups(job.recipe):
-        if path := _saved(job, nets):
-            steps += checkpoint.load(path)[1]["step"] * len(nets)
-    return steps * job.recipe.batch_size
+    saved = [(_saved(job, nets), len(nets)) for nets in groups(job.recipe)]
+    steps = {path: checkpoint.load(path)[1]["step"] for path in {path for path, _ in saved if path}}
+    return sum(steps[path] * nets for path, nets in saved if path) * job.recipe.batch_size
 
 
 def groups(recipe):

@@ -27,11 +27,8 @@ class Weight(NamedTuple):
 class Layer:
     """What a layer has to say; the defaults are those of a layer without weights.
 
-    Shapes are those of one image, without the axes of nets and batch. In a frame `f`:
-    x, y and dx, dy are input, output and the loss's gradients by them, (E, B, ...);
-    weights, gradients and moving hold an (E, ...) array for each name that the layer declares, and
-    saved those that its forward pass leaves for its backward pass. seed, nets, stream and step say
-    which random numbers are its own. `wants_dx` is false where nobody reads dx.
+    Shapes are those of one image, without the axes of nets and batch. What a pass works on is a
+    plan.Frame `f`.
     """
 
     activation = "linear"

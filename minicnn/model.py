@@ -6,8 +6,10 @@ Adam is one operation and a checkpoint a few arrays; layers get named views into
 Read plan.py and layers.py next, then ops_numpy.py.
 """
 
+import contextlib
 import copy
 import re
+from dataclasses import dataclass
 from math import prod
 from types import SimpleNamespace
 
@@ -20,6 +22,23 @@ from .plan import Plan
 
 PREDICT_BATCH = 64
 _ALIGNMENT = 16  # numbers: a weight starts at a multiple of 64 bytes, for wide loads
+
+
+@dataclass
+class Node:
+    """A layer's place in the stack: its name, shapes, weights, and stream of random numbers."""
+
+    layer: Layer
+    name: str
+    input_shape: tuple
+    output_shape: tuple
+    specs: dict  # {name: layers.Weight} of what is trained
+    moving_specs: dict  # and of what is kept beside it
+    stream: int
+    # Named views (E, ...) into the model's flat arrays
+    weights: SimpleNamespace = None
+    gradients: SimpleNamespace = None
+    moving: SimpleNamespace = None
 
 
 class Sequential:
@@ -44,7 +63,7 @@ class Sequential:
         optimizer=None,
     ):
         self.device, self.ops, self.device_reason = devices.choose(device, precision)
-        self.dtype = np.dtype(checks.choice("dtype", str(dtype), ("float32", "float64")))
+        self.dtype = _check_dtype(dtype)
         self.seed = checks.word("seed", seed)
         first_net, nets = checks.word("first_net", first_net), checks.integer("nets", nets, 1)
         checks.word("first_net + nets - 1", first_net + nets - 1)
@@ -168,7 +187,8 @@ class Sequential:
                 part = x[first : first + plan.batch]
                 # A short last batch keeps the shape: the rows behind it hold older images.
                 plan.x[:, : len(part)] = self.ops.to_device(part)
-                outputs[:, first : first + len(part)] = self.infer(plan)[:, : len(part)]
+                probabilities = self.ops.to_host(self.infer(plan))
+                outputs[:, first : first + len(part)] = probabilities[:, : len(part)]
         return outputs
 
     def loss_and_gradients(self, x, y):
@@ -255,19 +275,16 @@ class Sequential:
         """Loss and gradients of the batch in plan.x and plan.labels."""
         ops = self.ops
         self._forward(plan)
-        ops.softmax_cross_entropy(
-            plan.output, plan.labels, plan.loss, plan.correct, plan.frames[-1].dy
-        )
-        for node, frame in reversed(plan.trained):
-            if not node.layer.shares_memory(training=True):
-                node.layer.backward(ops, frame)
+        ops.softmax_cross_entropy(plan.output, plan.labels, plan.loss, plan.correct, plan.doutput)
+        for layer, frame in plan.backward_passes:
+            layer.backward(ops, frame)
 
     def train_step(self, plan):
         """One optimizer step on the batch in the plan, moving statistics included."""
         ops = self.ops
         self.forward_backward(plan)
-        for node, frame in zip(self.nodes, plan.frames, strict=True):
-            node.layer.update(ops, frame)
+        for layer, frame in plan.passes:
+            layer.update(ops, frame)
         self.optimizer.update(
             ops,
             self.params,
@@ -279,9 +296,8 @@ class Sequential:
         )
 
     def _forward(self, plan):
-        for node, frame in zip(self.nodes, plan.frames, strict=True):
-            if not node.layer.shares_memory(plan.training):
-                node.layer.forward(self.ops, frame, plan.training)
+        for layer, frame in plan.passes:
+            layer.forward(self.ops, frame, plan.training)
 
 
 def mnist_cnn(
@@ -333,7 +349,7 @@ def _connect(layers, input_shape):
         seen[name] = seen.get(name, -1) + 1
         output_shape = layer.output_shape(shape)
         nodes.append(
-            SimpleNamespace(
+            Node(
                 layer=layer,
                 name=f"{name}_{seen[name]}" if seen[name] else name,
                 input_shape=shape,
@@ -350,6 +366,13 @@ def _connect(layers, input_shape):
         nodes[-1].layer = copy.copy(layers[-1])
         nodes[-1].layer.activation = "linear"
     return nodes
+
+
+def _check_dtype(dtype):
+    with contextlib.suppress(TypeError):
+        if dtype is not None and np.dtype(dtype) in (np.float32, np.float64):  # None is float64
+            return np.dtype(dtype)
+    raise ValueError(f"dtype: got {dtype!r}, expected 'float32' or 'float64'")
 
 
 def _check_shape(shape):

@@ -10,13 +10,14 @@ The other backends have the same functions with the same signatures. Read this n
 kernels/, where the same operations are written for a GPU and for C.
 """
 
+import contextlib
 from itertools import product
 
 import numpy as np
 import threadpoolctl
 
 from . import im2col, rng
-from .augment import affine, affine_parameters
+from .affine import affine, affine_parameters
 from .scratch import chunks, scratch
 
 _blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
@@ -51,9 +52,15 @@ def copy(source, target):
     np.copyto(target, source)
 
 
+@contextlib.contextmanager
 def session():
-    """The context in which operations run: BLAS on one thread, since its last bits depend on it."""
-    return _blas.limit(limits=1)
+    """The context in which operations run.
+
+    BLAS has one thread, since its last bits depend on their number. A net that diverges shows it
+    in its loss, and needs no warning at each operation.
+    """
+    with _blas.limit(limits=1), np.errstate(all="ignore"):
+        yield
 
 
 def _rows(x):
@@ -64,7 +71,8 @@ def _rows(x):
 def _row_sums(x):
     """Sums over all but the last axis of x (..., W, C), as a matrix-vector product. (C,)"""
     rows = _rows(x)
-    ones = np.broadcast_to(x.dtype.type(1), len(rows))
+    ones = scratch("ones", (len(rows),), x.dtype)
+    ones.fill(1)
     return (ones @ rows).reshape(x.shape[-2:]).sum(axis=0)
 
 
@@ -75,13 +83,14 @@ def _row_sums(x):
 def load_batch(images, labels, order, ranges, seed, nets, step, x, y):
     """Fill x and y with each net's next batch: the images named by order[:, step % steps].
 
-    images (N, H, W) uint8, labels (N,) uint8, order (E, steps, B) integers, step an array of one
-    integer; x (E, B, H, W, 1) in [0, 1], y (E, B). `ranges` are those of affine_parameters, or None
-    for images as they are.
+    images (N, H, W) uint8; labels (N,) uint8, or None, which leaves y as it is; order (E, steps, B)
+    integers; step an array of one integer; x (E, B, H, W, 1) in [0, 1]; y (E, B). `ranges` are
+    those of affine_parameters, or None for images as they are.
     """
     for e, net in enumerate(nets):
         chosen = order[e, int(step[0]) % order.shape[1]]
-        y[e] = labels[chosen]
+        if labels is not None:
+            y[e] = labels[chosen]
         batch = scratch("batch", (len(chosen), *images.shape[1:]), images.dtype)
         np.take(images, chosen, axis=0, out=batch, mode="clip")
         plain = x[e] if ranges is None else scratch("plain", x[e].shape, x.dtype)

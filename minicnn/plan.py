@@ -1,16 +1,43 @@
-"""The arrays of a pass over one batch, planned and made once: a training step allocates nothing."""
+"""The arrays of a pass over one batch, planned and made once: a step allocates none of them."""
 
+from dataclasses import dataclass
 from math import prod
 from types import SimpleNamespace
 
 import numpy as np
 
 
+@dataclass
+class Frame:
+    """What one layer works on in one pass.
+
+    x and y are its input and output, dx and dy the loss's gradients by them, all (E, B, ...).
+    weights, gradients and moving hold an (E, ...) array for each name that the layer declares, and
+    saved those that its forward pass leaves for its backward pass. seed, nets, stream and step say
+    which random numbers are its own.
+    """
+
+    x: object
+    y: object
+    weights: SimpleNamespace
+    gradients: SimpleNamespace
+    moving: SimpleNamespace
+    saved: SimpleNamespace
+    seed: int
+    nets: np.ndarray
+    stream: int
+    step: object  # an array of one integer on the device
+    dx: object = None
+    dy: object = None
+    wants_dx: bool = False  # whether anybody reads dx
+
+
 class Plan:
-    """The arrays of one batch's passes, and for each layer a frame of views into them.
+    """The arrays of one batch size, and the passes over them: (layer, frame) in forward order.
 
     In training each layer keeps its output for the backward pass, and the gradients by the
-    activations take turns in two buffers. At inference the outputs do.
+    activations take turns in two buffers. At inference the outputs do. Layers that only look at
+    their input in another shape are in no pass.
     """
 
     def __init__(self, model, batch, training):
@@ -25,21 +52,22 @@ class Plan:
         self.loss, self.correct = arrays["loss"], arrays["correct"]
         self.nbytes = sum(array.nbytes for array in arrays.values())
 
-        def view(buffer, shape):
-            return arrays[buffer][: E * batch * prod(shape)].reshape(E, batch, *shape)
+        def view(turn, shape):
+            return arrays["buffer", turn][: E * batch * prod(shape)].reshape(E, batch, *shape)
 
-        self.frames = []
+        self.passes, frames = [], []
         value, turn = self.x, 0
         for i, node in enumerate(model.nodes):
-            if node.layer.shares_memory(training):
+            computes = not node.layer.shares_memory(training)
+            if not computes:
                 y = value.reshape(E, batch, *node.output_shape)
             elif training:
                 y = arrays["y", i]
             else:
-                y, turn = view(("buffer", turn), node.output_shape), 1 - turn
+                y, turn = view(turn, node.output_shape), 1 - turn
             saved = {key[2]: array for key, array in arrays.items() if key[:2] == ("saved", i)}
-            self.frames.append(
-                SimpleNamespace(
+            frames.append(
+                Frame(
                     x=value,
                     y=y,
                     weights=node.weights,
@@ -52,26 +80,29 @@ class Plan:
                     step=model.step,
                 )
             )
+            if computes:
+                self.passes.append((node.layer, frames[-1]))
             value = y
         self.output = value
-        self.trained = []  # (node, frame) of the first layer with weights, and of all after it
         if training:
-            self._connect_gradients(model, view)
+            self._plan_backward(model.nodes, frames, view)
 
-    def _connect_gradients(self, model, view):
-        gradient, turn = view(("buffer", 0), model.output_shape), 1
-        first = min(i for i, node in enumerate(model.nodes) if node.specs)
-        for i in reversed(range(first, len(model.nodes))):
-            node, frame = model.nodes[i], self.frames[i]
-            frame.dy = gradient
-            frame.wants_dx = i > first
+    def _plan_backward(self, nodes, frames, view):
+        """Set doutput and the frames' gradients, and backward_passes, the last layer first."""
+        self.doutput = gradient = view(0, nodes[-1].output_shape)
+        self.backward_passes = []
+        turn = 1
+        # Nobody needs the gradient by what lies before the first layer with weights.
+        first = next(i for i, node in enumerate(nodes) if node.specs)
+        for i in reversed(range(first, len(nodes))):
+            node, frame = nodes[i], frames[i]
+            frame.dy, frame.wants_dx = gradient, i > first
             if node.layer.shares_memory(training=True):
                 frame.dx = gradient.reshape(frame.x.shape)
             else:
-                frame.dx, turn = view(("buffer", turn), node.input_shape), 1 - turn
+                frame.dx, turn = view(turn, node.input_shape), 1 - turn
+                self.backward_passes.append((node.layer, frame))
             gradient = frame.dx
-        nodes = model.nodes[first:]
-        self.trained = list(zip(nodes, self.frames[first:], strict=True))
 
 
 def plan_layout(model, batch, training):

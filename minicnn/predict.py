@@ -7,30 +7,34 @@ import numpy as np
 import tqdm
 
 from . import checkpoint, devices, ensemble
-from .command import REFUSALS, Parser, one_line, positive
+from .command import REFUSALS, Parser, StopOnSignal, one_line, positive
 from .data import load_test, write_submission
 from .files import DataError
 from .recipe import Recipe
 from .resources import cores
-from .workers import run_jobs
+from .workers import Interrupted, run_jobs
 
 
 def main(argv=None):
     """Run the command; returns its exit status."""
     arguments = _parser().parse_args(argv)
+    stop = StopOnSignal("stopping")
     try:
-        predict(arguments)
+        with stop:
+            predict(arguments, stop)
+    except (Interrupted, KeyboardInterrupt):
+        return stop.status
     except REFUSALS as error:
         print(f"minicnn.predict: error: {one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 
-def predict(arguments):
+def predict(arguments, should_stop=lambda: False):
     """Predict as the parsed arguments say, and write the submission."""
     device, _, _ = devices.choose(arguments.device)
+    if not arguments.out.resolve().parent.is_dir():  # known before the work, not after it
+        raise ValueError(f"argument --out: {arguments.out}: no such folder")
     arrays, about = checkpoint.load(arguments.checkpoint)
     try:
         recipe = Recipe(**about["recipe"])
@@ -53,7 +57,7 @@ def predict(arguments):
             min(arguments.workers or cores(), len(nets)),
             bar.update,
             lambda probabilities: None,
-            lambda: False,
+            should_stop,
         )
     labels = ensemble.vote(np.concatenate(results))
     write_submission(arguments.out, labels)
@@ -69,8 +73,7 @@ def predict_net(shared, net, report, should_stop):
     chosen = checkpoint.select(arrays, about, model.nets, path)
     checkpoint.restore_model(model, *chosen, path)
     everything = np.arange(len(images))[None]
-    probabilities = ensemble.predict(model, model.ops.to_device(images), everything, report)
-    return probabilities
+    return ensemble.predict(model, model.ops.to_device(images), everything, report, should_stop)
 
 
 def _parser():

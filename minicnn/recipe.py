@@ -32,14 +32,15 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("nets", "first_net", "epochs", "batch_size"):
+        checks.integer("nets", self.nets, 1, 10_000)
+        for name in ("first_net", "epochs", "batch_size"):
             checks.integer(name, getattr(self, name), 1)
         for name in ("validation_fraction", "zoom", "dropout", "momentum"):
             checks.number(name, getattr(self, name), 0, 1, "[)")
         for name in ("width_shift", "height_shift"):
             checks.number(name, getattr(self, name), 0, 1)
-        for name in ("learning_rate", "decay"):
-            checks.number(name, getattr(self, name), 0, ends="(]")
+        checks.number("learning_rate", self.learning_rate, 0, ends="(]")
+        checks.number("decay", self.decay, 0, 1, "(]")
         checks.number("rotation", self.rotation, 0, 180)
         checks.word("seed", self.seed)
         checks.word("first_net", self.first_net + self.nets)

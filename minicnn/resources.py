@@ -2,6 +2,7 @@
 
 import os
 from math import prod
+from pathlib import Path
 
 from .model import PREDICT_BATCH
 from .plan import plan_layout
@@ -18,6 +19,11 @@ def cores():
 
 def free_memory():
     """Bytes of memory that can be used without swapping; None where the system does not say."""
+    free = [_kernel_says_free(), _container_has_left()]
+    return min((f for f in free if f is not None), default=None)
+
+
+def _kernel_says_free():
     try:
         with open("/proc/meminfo") as file:
             for line in file:
@@ -28,9 +34,19 @@ def free_memory():
     return None
 
 
+def _container_has_left():
+    """What a control group (version 2) still allows."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        return limit - int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # there is none, or its limit is "max"
+        return None
+
+
 def training_bytes(recipe, data):
     """What a process that trains one net takes."""
-    model = recipe.model(range(1, 2))
+    model = recipe.model(range(1, 2), "numpy")
     weights = 4 * model.params.nbytes + model.moving.nbytes
     plans = sum(
         prod(shape) * dtype.itemsize
@@ -45,15 +61,15 @@ def training_bytes(recipe, data):
 def default_workers(recipe, data, memory=None, workers=None):
     """How many processes to train in: `workers`, or what cores, nets and memory (bytes) allow.
 
-    Raises ValueError where `memory`, or what the machine has free, does not hold even one, or not
-    the number asked for.
+    Never more than there are nets. Raises ValueError where `memory`, or what the machine has free,
+    does not hold even one, or not the number asked for.
     """
     needed = training_bytes(recipe, data)
     limit = memory if memory is not None else free_memory()
-    affordable = limit // needed if limit is not None else recipe.nets
-    if affordable < (workers or 1):
-        raise ValueError(
-            f"memory: {workers or 1} process(es) need {(workers or 1) * needed:,} bytes, "
-            f"got {limit:,}"
-        )
-    return workers or min(cores(), recipe.nets, affordable)
+    most = min(workers or cores(), recipe.nets)
+    affordable = most if limit is None else min(most, limit // needed)
+    least = most if workers else 1
+    if affordable < least:
+        have = f"--memory allows {limit:,}" if memory is not None else f"{limit:,} are free"
+        raise ValueError(f"memory: {least} process(es) take {least * needed:,} bytes, {have}")
+    return affordable

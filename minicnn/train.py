@@ -23,6 +23,7 @@ from .data import fingerprint, load_data, write_submission
 from .files import DataError, atomic_write
 from .recipe import RECIPES, Recipe
 from .resources import default_workers
+from .workers import Interrupted
 
 HISTORY_COLUMNS = (
     "net",
@@ -40,34 +41,36 @@ def main(argv=None):
     """Run the command; returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(argv)
-    stop = StopOnSignal()
+    folder = Path(arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))
+    stop = StopOnSignal("stopping after the step in hand; once more stops at once")
     try:
         with stop:
-            train(arguments, stop)
-    except ensemble.Interrupted:
+            train(arguments, folder, stop)
+    except Interrupted:
         again = [a for a in argv if a != "--resume"]
         if not arguments.out:
-            again += ["--out", str(arguments.folder)]
+            again += ["--out", str(folder)]
         print(
             f"stopped, and saved; go on with: python -m minicnn.train {shlex.join(again)} --resume",
             file=sys.stderr,
         )
-        return 128 + stop.signal
+        return stop.status
     except REFUSALS as error:
         print(f"minicnn.train: error: {one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # a second Ctrl-C
+    except KeyboardInterrupt:  # a second signal
         print("stopped at once; the last checkpoints are intact", file=sys.stderr)
-        return 130
+        return stop.status
     return 0
 
 
-def train(arguments, should_stop=lambda: False):
+def train(arguments, folder, should_stop=lambda: False):
     """Train as the parsed arguments say, and fill the run folder."""
     started = time.monotonic()
     recipe = _recipe(arguments)
     device, _, reason = devices.choose(arguments.device, arguments.precision)
-    folder = arguments.folder = _run_folder(arguments)
+    if arguments.resume and not arguments.out:
+        raise ValueError("argument --resume: expected --out, the folder of the run to go on with")
     data = _load(arguments)
     steps = ensemble.steps_per_epoch(recipe, len(data.train_images))
     workers = default_workers(recipe, data, arguments.memory, arguments.workers)
@@ -208,14 +211,6 @@ def _load(arguments):
 
 
 # ---- the run folder ------------------------------------------------------------------------------
-
-
-def _run_folder(arguments):
-    if arguments.resume and not arguments.out:
-        raise ValueError("argument --resume: expected --out, the folder of the run to go on with")
-    if arguments.out:
-        return Path(arguments.out)
-    return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
 def _claim(folder, arguments, recipe, data, device):

@@ -3,13 +3,19 @@
 import concurrent.futures
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import queue
 import signal
+import threading
 from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 _POLL_SECONDS = 0.1
+
+
+class Interrupted(Exception):  # noqa: N818  it is no error
+    """A job was asked to stop, and has."""
 
 
 class WorkerDiedError(Exception):
@@ -21,7 +27,8 @@ def run_jobs(function, shared, tasks, workers, report, on_result, should_stop):
 
     function must be importable, and what it takes and gives picklable. report(n) adds up n over all
     of them; on_result(result) is called for each result in the order of the tasks. If a task
-    raises, the others are asked to stop, and the exception is raised here.
+    raises, the others are asked to stop, and the exception is raised here: Interrupted only where
+    nothing else went wrong.
     """
     if workers <= 1 or len(tasks) <= 1:
         results = []
@@ -36,15 +43,15 @@ def run_jobs(function, shared, tasks, workers, report, on_result, should_stop):
         min(workers, len(tasks)),
         mp_context=context,
         initializer=_start_worker,
-        initargs=(function, shared, progress, stop, os.getpid()),
+        initargs=(function, shared, progress, stop),
     ) as pool:
-        with _interrupts_held():
+        with _signals_held():
             futures = [pool.submit(_run_task, task) for task in tasks]
         try:
             return _collect(futures, progress, stop, report, on_result, should_stop)
         except BrokenProcessPool:
             raise WorkerDiedError(
-                "a worker process died, perhaps for lack of memory; try fewer --workers"
+                "a worker process died; if it was for lack of memory, try fewer --workers"
             ) from None
         finally:
             stop.set()
@@ -58,12 +65,12 @@ def _collect(futures, progress, stop, report, on_result, should_stop):
             report(progress.get(timeout=_POLL_SECONDS))
         if should_stop():
             stop.set()
-        failed = next((f for f in futures if f.done() and f.exception() is not None), None)
-        if failed is not None:
+        if any(future.done() and future.exception() is not None for future in futures):
             stop.set()
             running = [future for future in futures if not future.cancel()]
             concurrent.futures.wait(running)
-            raise failed.exception()
+            errors = [f.exception() for f in running if f.exception() is not None]
+            raise next((e for e in errors if not isinstance(e, Interrupted)), errors[0])
         while told < len(futures) and futures[told].done():
             on_result(futures[told].result())
             told += 1
@@ -71,28 +78,45 @@ def _collect(futures, progress, stop, report, on_result, should_stop):
 
 
 @contextlib.contextmanager
-def _interrupts_held():
-    """Start processes with Ctrl-C blocked, lest it kill one before _start_worker ignores it."""
+def _signals_held():
+    """Start processes with signals blocked, lest one kill a worker before _start_worker is done."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_here = SimpleNamespace()  # in a worker process: what its tasks share
+_here = SimpleNamespace(busy=threading.Lock())  # in a worker process: what its tasks share
 
 
-def _start_worker(function, shared, progress, stop, parent):
-    # Ctrl-C reaches every process of a terminal; only the parent answers it, through `stop`.
+def _start_worker(function, shared, progress, stop):
+    # A signal meant for all (Ctrl-C, `timeout`, a batch system) is answered by the parent, through
+    # `stop`. The pool itself still ends a worker by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # forget one that came during the start
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    progress.cancel_join_thread()  # nobody need read the rest of it
+    orphaned = threading.Event()
     _here.function, _here.shared, _here.report = function, shared, progress.put
-    # A worker whose parent was killed has nobody to work for.
-    _here.should_stop = lambda: stop.is_set() or os.getppid() != parent
+    _here.should_stop = lambda: stop.is_set() or orphaned.is_set()
+    threading.Thread(target=_end_with_parent, args=(orphaned,), daemon=True).start()
+
+
+def _end_with_parent(orphaned):
+    """A worker whose parent was killed has nobody to work for: let its task save, then leave."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    orphaned.set()
+    with _here.busy:
+        os._exit(1)
 
 
 def _run_task(task):
-    return _here.function(_here.shared, task, _here.report, _here.should_stop)
+    with _here.busy:
+        return _here.function(_here.shared, task, _here.report, _here.should_stop)

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minicnn import RandomAffine, rng
-from minicnn.augment import affine_parameters, affine_transform
+from minicnn.affine import affine_parameters
+from minicnn.augment import affine_transform
 
 NAMES = "rotation_range", "zoom_range", "width_shift_range", "height_shift_range"
 SEED_RECIPE = dict(zip(NAMES, (10, 0.1, 0.1, 0.1), strict=True))

@@ -58,7 +58,7 @@ def test_nets_in_lockstep_equal_nets_alone_to_the_bit(job):
     alone = [ensemble.Trainer(job, range(net, net + 1)) for net in (1, 2)]
     for trainer in (together, *alone):
         for _ in range(TINY.epochs):
-            assert trainer.train_epoch(nothing, never)
+            trainer.train_epoch(nothing, never)
     for i, trainer in enumerate(alone):
         for name in ("params", "moving", "moment_1", "moment_2"):
             ours, theirs = getattr(trainer.model, name), getattr(together.model, name)
@@ -71,7 +71,7 @@ def test_nets_in_lockstep_equal_nets_alone_to_the_bit(job):
 def test_history_is_what_the_steps_gave(job):
     """Loss and accuracy summed over the steps here, batch by batch, as train_on_batch sees them."""
     trainer, twin = (ensemble.Trainer(job, range(1, 3)) for _ in range(2))
-    assert trainer.train_epoch(nothing, never)
+    trainer.train_epoch(nothing, never)
     twin.begin_epoch(0)
     losses, accuracies = [], []
     for _ in range(twin.steps):
@@ -97,13 +97,31 @@ def test_history_is_what_the_steps_gave(job):
 
 def test_a_checkpoint_in_mid_epoch_goes_on_to_the_bit(job, tmp_path):
     whole, first, second = (ensemble.Trainer(job, range(1, 3)) for _ in range(3))
-    assert whole.train_epoch(nothing, never)
+    whole.train_epoch(nothing, never)
     stops = iter([False, False, False, True])
-    assert not first.train_epoch(nothing, lambda: next(stops))
+    with pytest.raises(workers.Interrupted):
+        first.train_epoch(nothing, lambda: next(stops))
     assert first.steps_done == 3
     first.save(tmp_path / "state.npz")
     second.load(tmp_path / "state.npz")
-    assert second.train_epoch(nothing, never)
+    second.train_epoch(nothing, never)
+    np.testing.assert_array_equal(second.model.params, whole.model.params)
+    for one, other in zip(second.history, whole.history, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_an_interrupted_validation_is_made_up_for(job, tmp_path):
+    whole, first, second = (ensemble.Trainer(job, range(1, 3)) for _ in range(3))
+    whole.train_epoch(nothing, never)
+    stops = iter([False] * whole.steps + [True])
+    with pytest.raises(workers.Interrupted):
+        first.train_epoch(nothing, lambda: next(stops))
+    assert first.steps_done == whole.steps and first.epochs_done == 0
+    first.save(tmp_path / "state.npz")
+    second.load(tmp_path / "state.npz")
+    for trainer in (whole, second):
+        while trainer.epochs_done < 2:
+            trainer.train_epoch(nothing, never)
     np.testing.assert_array_equal(second.model.params, whole.model.params)
     for one, other in zip(second.history, whole.history, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
@@ -167,6 +185,13 @@ class Planted:
         lambda arrays, about: about.update(step=-1),
         lambda arrays, about: about.update(step=1.5),
         lambda arrays, about: about.update(network={}),
+        lambda arrays, about: about.pop("network"),
+        lambda arrays, about: about.pop("nets"),
+        lambda arrays, about: about.update(nets=5),
+        lambda arrays, about: about.update(nets=[0, 0]),
+        lambda arrays, about: about.update(history=[{}]),
+        lambda arrays, about: about.pop("history"),
+        lambda arrays, about: about.pop("step"),
         lambda arrays, about: about.update(seed=6),
     ],
 )
@@ -188,6 +213,30 @@ def test_nothing_is_unpickled(tmp_path):
     np.savez(path, about=np.array([Planted()], dtype=object))
     with pytest.raises(DataError, match=r"bad\.npz"):
         checkpoint.load(path)
+
+
+def test_a_changed_word_about_a_checkpoint_is_noticed(job, tmp_path):
+    path = tmp_path / "state.npz"
+    ensemble.Trainer(job, range(1, 2)).save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    text = arrays["about"].tobytes()
+    arrays["about"] = np.frombuffer(text.replace(b'"step": 0', b'"step": 7'), np.uint8)
+    assert arrays["about"].tobytes() != text
+    np.savez(path, **arrays)
+    with pytest.raises(DataError, match="checksum"):
+        checkpoint.load(path)
+
+
+def fail_late(shared, task, report, should_stop):
+    if task == 1:
+        raise workers.Interrupted
+    raise OSError("disk full")
+
+
+def test_a_fault_is_told_before_an_interruption():
+    with pytest.raises(OSError, match="disk full"):
+        workers.run_jobs(fail_late, None, [1, 2], 2, nothing, nothing, never)
 
 
 def square(shared, task, report, should_stop):
@@ -239,6 +288,7 @@ def test_workers_are_as_many_as_cores_nets_and_memory_allow(data, monkeypatch):
     assert resources.default_workers(many, data, 3 * needed) == 3
     assert resources.default_workers(replace(TINY, nets=20), data, 100 * needed) == 8
     assert resources.default_workers(many, data, 3 * needed, workers=2) == 2
+    assert resources.default_workers(replace(TINY, nets=1), data, needed, workers=500) == 1
     with pytest.raises(ValueError, match="memory"):
         resources.default_workers(many, data, needed - 1)
     with pytest.raises(ValueError, match="memory: 4 process"):

@@ -168,54 +168,93 @@ def test_resume_without_a_first_checkpoint_starts_anew(run, tmp_path):
     assert state(tmp_path / "out") == state(run[0])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_resumes_to_the_bit(run, tmp_path, workers, number, status):
-    """Stopped in mid-epoch wherever the signal falls, then resumed: as if it had never stopped."""
-    folder = tmp_path / "out"
-    arguments = [*TINY, f"--workers={workers}", "--out", str(folder)]
+# minicnn.train, but each step takes a while, in worker processes too, and the first is announced.
+SLOW = """
+import sys, time
+from pathlib import Path
+from minicnn import ensemble, train
+quick = ensemble.Trainer.step
+def slow(self):
+    quick(self)
+    Path(__file__).with_name("stepped").touch()
+    time.sleep(0.4)
+ensemble.Trainer.step = slow
+if __name__ == "__main__":
+    sys.exit(train.main())
+"""
+
+
+def start_slowly(folder, *arguments):
+    """Start a slow training, and return its process once it has done a step."""
+    (folder / "slow.py").write_text(SLOW)
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_STEPS, *arguments],
+        [sys.executable, folder / "slow.py", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    while not (folder / "config.json").exists():
-        assert process.poll() is None
+    while not (folder / "stepped").exists():
+        assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
-    time.sleep(1.2)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    return process
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_resumes_to_the_bit(run, tmp_path, workers, number, status):
+    """Stopped in mid-epoch by a signal to all processes, then resumed: as if never stopped."""
+    folder = tmp_path / "out"
+    arguments = [*TINY, f"--workers={workers}", "--out", str(folder)]
+    process = start_slowly(tmp_path, *arguments)
+    os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == status, stderr
     assert "Traceback" not in stderr
     assert not (folder / "checkpoint.npz").exists()
     assert re.search(r"python -m minicnn\.train .*--resume", stderr), stderr
-    assert list(folder.glob("checkpoint-net-*.npz"))
-    done = command("minicnn.train", *arguments, "--resume")
+    saved = [checkpoint.load(path)[1]["step"] for path in folder.glob("checkpoint-net-*.npz")]
+    assert 1 <= max(saved) < 4  # an epoch has four steps
+    done = command("minicnn.train", *TINY, "--workers=2", "--out", folder, "--resume")
     assert done.returncode == 0, done.stderr
     assert state(folder) == state(run[0])
 
 
-# Steps take a while, so that a signal after a second falls between the first and the last.
-SLOW_STEPS = """
-import sys, time
-from minicnn import ensemble, train
-quick = ensemble.Trainer.step
-def slow(self):
-    time.sleep(0.3)
-    quick(self)
-ensemble.Trainer.step = slow
-if __name__ == "__main__":
-    sys.exit(train.main(sys.argv[1:]))
-"""
+@pytest.mark.skipif(not hasattr(os, "getpgid"), reason="needs POSIX processes")
+def test_workers_do_not_outlive_their_parent(tmp_path):
+    process = start_slowly(tmp_path, *TINY, "--workers=2", "--out", str(tmp_path / "out"))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("this system does not list a process's children")
+    pids = children.read_text().split()
+    assert len(pids) >= 2
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    folder = tmp_path / "out"
+    process = start_slowly(tmp_path, *TINY, "--workers=1", "--out", str(folder))
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "stopped at once" in stderr and "Traceback" not in stderr
+    assert not list(folder.glob("*.tmp"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--nets=0"], "--nets: got 0"),
+        (["--nets=100000000"], "--nets"),
         (["--nets=two"], "--nets: got 'two', expected an integer"),
         (["--epochs=-1"], "--epochs"),
         (["--batch-size=0"], "--batch-size"),
@@ -229,6 +268,7 @@ if __name__ == "__main__":
         (["--width-shift=-0.1"], "--width-shift"),
         (["--height-shift=inf"], "--height-shift"),
         (["--learning-rate=0"], "--learning-rate"),
+        (["--decay=1.1"], "--decay"),
         (["--decay=x"], "--decay: got 'x', expected a number"),
         (["--seed=-1"], "--seed"),
         (["--limit=0"], "--limit"),
