@@ -268,8 +268,11 @@ def _parse(path, first, block, names):
 def _is_plain(block):
     """Whether it holds digits, commas and line ends only, and quotes only around fields.
 
-    pandas would also take "True", "1e2" and "1.0" for integers, and '"1"2' for 12.
+    pandas would also take "True", "1e2" and "1.0" for integers, and '"1"2' for 12. And it would
+    leave out a carriage return before a field, which is no line end: the csv module refuses it.
     """
+    if re.search(rb"\r[^\r\n]", block):
+        return False
     if b'"' in block:
         block = b"\n%b\n" % block
         for edge in b',"', b'",', b'\n"', b'"\n', b'"\r':

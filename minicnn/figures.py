@@ -260,7 +260,9 @@ def _gallery(title, notes, rows, across=_GAP, down=_LABEL, aside=0):
         for j, image in enumerate(row):
             left = _MARGIN + j * (_TILE + across) + aside * (j > 0)
             bottom = height - _HEAD - _TILE - i * (_TILE + down)
-            box = (left / WIDTH, bottom / height, _TILE / WIDTH, _TILE / height)
+            # matplotlib before 3.11 rounds 112.00000001 pixels up to 113, of unlike squares.
+            side = _TILE - 1e-6
+            box = (left / WIDTH, bottom / height, side / WIDTH, side / height)
             axes = figure.add_axes(box, xticks=[], yticks=[])
             axes.spines[:].set_visible(True)
             # Dark ink on white paper, as it was written

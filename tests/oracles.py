@@ -43,7 +43,7 @@ def _places(length, size, stride, padding):
 
 def conv2d(x, kernel, bias, strides, padding):
     """y (B, Ho, Wo, Cout) from x (B, H, W, Cin), kernel (kh, kw, Cin, Cout), bias (Cout,)."""
-    x, kernel = np.float64(x), np.float64(kernel)
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
     B, H, W, _ = x.shape
     y = np.zeros((B, *output_size(H, W, kernel.shape[:2], strides, padding), kernel.shape[3]))
     for i, j, r, c, k, l in meetings(H, W, kernel.shape[:2], strides, padding):  # noqa: E741
@@ -53,7 +53,7 @@ def conv2d(x, kernel, bias, strides, padding):
 
 def conv2d_gradients(x, kernel, dz, strides, padding):
     """(dx, dkernel, dbias) from dz (B, Ho, Wo, Cout)."""
-    x, kernel, dz = np.float64(x), np.float64(kernel), np.float64(dz)
+    x, kernel, dz = (np.asarray(array, np.float64) for array in (x, kernel, dz))
     dx, dkernel = np.zeros(x.shape), np.zeros(kernel.shape)
     places = meetings(*x.shape[1:3], kernel.shape[:2], strides, padding)
     for i, j, r, c, k, l in places:  # noqa: E741
@@ -110,7 +110,7 @@ def dense_gradients(x, kernel, dz):
 
 def batch_norm(x, gamma, beta, epsilon):
     """(y, mean (C,), variance (C,)) of x (..., C); the variance is the biased one."""
-    x = np.float64(x)
+    x = np.asarray(x, np.float64)
     y, means, variances = np.zeros(x.shape), [], []
     for c in range(x.shape[-1]):
         values = [float(value) for value in x[..., c].ravel()]
@@ -124,7 +124,7 @@ def batch_norm(x, gamma, beta, epsilon):
 
 def activate(name, z):
     """The activation of z; softmax is over the last axis."""
-    z = np.float64(z)
+    z = np.asarray(z, np.float64)
     if name == "relu":
         return np.where(z > 0, z, 0.0)
     if name == "sigmoid":
@@ -164,6 +164,7 @@ def adam(w, g, m, v, t, rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7):
 
 def affine(image, theta, tx, ty, zx, zy):
     """SciPy's affine_transform of an image (H, W, C), in float64. theta in degrees."""
+    image = np.asarray(image, np.float64)
     H, W, C = image.shape
     cos, sin = np.cos(np.radians(float(theta))), np.sin(np.radians(float(theta)))
     rotation = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
@@ -175,7 +176,7 @@ def affine(image, theta, tx, ty, zx, zy):
     matrix = swap @ matrix @ swap  # on (row, column, 1), which is SciPy's order
     channels = [
         ndimage.affine_transform(
-            np.float64(image[..., c]), matrix[:2, :2], matrix[:2, 2], order=1, mode="nearest"
+            image[..., c], matrix[:2, :2], matrix[:2, 2], order=1, mode="nearest"
         )
         for c in range(C)
     ]

@@ -128,8 +128,8 @@ def test_an_interrupted_validation_is_made_up_for(job, tmp_path):
 
 
 def test_a_step_allocates_nothing(job):
-    """NumPy's own buffers for casting take some 80 KB; the smallest activation takes more."""
-    trainer = ensemble.Trainer(replace_recipe(job, batch_size=64), range(1, 2))
+    """NumPy's own buffers for casting take 80 to 160 KB; the smallest activation takes more."""
+    trainer = ensemble.Trainer(replace_recipe(job, batch_size=100), range(1, 2))
     trainer.begin_epoch(0)
     with trainer.ops.session():
         trainer.step()
@@ -143,7 +143,7 @@ def test_a_step_allocates_nothing(job):
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-    smallest = 64 * 28 * 28 * 4  # bytes of the batch of images
+    smallest = 100 * 28 * 28 * 4  # bytes of the batch of images
     assert peak - before < smallest / 1.5
 
 

@@ -191,13 +191,16 @@ def test_training_images_stand_below_their_labels(build, digits):
 def test_pixels_are_squares_of_ink_on_white_paper(build, digits):
     images, labels = digits
     figure = build("training_images", images, labels)
-    # The first image stands at whole pixels, each of its own drawn as 4 x 4: (28, 4, 28, 4).
-    top, left, side = figures._HEAD, figures._MARGIN, figures._TILE
-    drawn = figure.pixels[top : top + side, left : left + side, 0].reshape(28, 4, 28, 4)
-    inner = drawn[1:-1, :, 1:-1]  # the frame covers half of a pixel at the edge
-    assert np.ptp(inner, axis=(1, 3)).max() == 0
-    expected = 1 - images[0, 1:-1, 1:-1] / 255
-    np.testing.assert_allclose(inner[:, 0, :, 0], expected, atol=0.01)
+    # Every image stands at whole pixels, each of its own drawn as 4 x 4: (28, 4, 28, 4).
+    side, across, down = figures._TILE, figures._GAP, figures._LABEL
+    for i, image in enumerate(images[:30]):
+        top = figures._HEAD + i // 10 * (side + down)
+        left = figures._MARGIN + i % 10 * (side + across)
+        drawn = figure.pixels[top : top + side, left : left + side, 0].reshape(28, 4, 28, 4)
+        inner = drawn[1:-1, :, 1:-1]  # the frame covers half of a pixel at the edge
+        assert np.ptp(inner, axis=(1, 3)).max() == 0
+        expected = 1 - image[1:-1, 1:-1] / 255
+        np.testing.assert_allclose(inner[:, 0, :, 0], expected, atol=0.01)
 
 
 def test_augmented_images(build, digits):
