@@ -79,6 +79,11 @@ class Trainer:
         """Optimizer steps since the start."""
         return int(self.ops.to_host(self.model.step)[0])
 
+    @property
+    def epochs_done(self):
+        """Epochs whose validation is done, too."""
+        return len(self.history) // len(self.nets)
+
     def begin_epoch(self, epoch):
         """Set what holds for an epoch, counted from 0: the learning rate and the fresh shuffles."""
         self.model.learning_rate[...] = self.recipe.schedule(epoch + 1)
@@ -106,11 +111,6 @@ class Trainer:
         )
         model.train_step(plan)
         self.ops.accumulate(plan.loss, plan.correct, self.sums)
-
-    @property
-    def epochs_done(self):
-        """Epochs whose validation is done, too."""
-        return len(self.history) // len(self.nets)
 
     def train_epoch(self, report, should_stop):
         """Train to the end of the epoch, validate, and add a row for each net to the history.

@@ -1,0 +1,50 @@
+"""The benchmarks: README's tables are those of the result files, and how times become rates."""
+
+import copy
+import json
+
+import pytest
+
+from benchmarks import readme, timing
+
+
+def test_readme_agrees_with_the_results():
+    text = readme.README.read_text()
+    assert readme.render(text) == text, "run python -m benchmarks.readme"
+
+
+def test_a_changed_result_changes_the_readme(tmp_path, monkeypatch):
+    for path in readme.RESULTS.glob("*.json"):
+        result = copy.deepcopy(json.loads(path.read_text()))
+        if path.name.startswith("train-step-numpy"):
+            result["images_per_second"]["minicnn numpy"]["images_per_second"] *= 2
+        (tmp_path / path.name).write_text(json.dumps(result))
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    text = readme.README.read_text()
+    assert readme.render(text) != text
+
+
+def test_rates_are_medians():
+    rate = timing.summarize([0.5, 0.1, 0.2], images=10)
+    assert rate == {"images_per_second": 50, "lowest": 20, "highest": 100, "rounds": 3}
+
+
+def test_contenders_take_turns():
+    calls = []
+    contenders = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = timing.alternate(contenders, rounds=4, seconds=1e-9)
+    assert calls[-8:] == list("abababab")
+    assert [len(measured) for measured in times.values()] == [4, 4]
+    assert all(seconds > 0 for measured in times.values() for seconds in measured)
+
+
+def test_results_are_files_named_by_date(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
+    path = timing.write("kind", {"a": 1})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert path.name == f"kind-{timing.machine()['date']}.json"
+    monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
+    (tmp_path / "results" / "kind-2000-01-01.json").write_text("{}")
+    assert readme.newest("kind") == {"a": 1}
+    with pytest.raises(ValueError, match="max"):
+        readme.newest("other")
