@@ -168,7 +168,10 @@ def _learning_curves(history):
         if measure == "accuracy":
             train, validation = 1 - train, 1 - validation
         axes = figure.add_axes((0.072 + 0.486 * place, 0.12, 0.406, 0.66))
-        axes.set_title(("Error rate", "Loss")[place], loc="left", pad=10, color=_TEXT)
+        heading = ("Error rate", "Loss")[place]
+        if ((train == 0) | (validation == 0)).any(axis=None):
+            heading += " (zero lies on the axis)"
+        axes.set_title(heading, loc="left", pad=10, color=_TEXT)
         _curves(axes, train, _TRAINING, (4, 1.5), "s", "training")
         _curves(axes, validation, _VALIDATION, (None, None), "o", "validation")
         _scales(axes, rows["epoch"], percent=measure == "accuracy")
@@ -204,11 +207,12 @@ def _scales(axes, epochs, percent):
     values = values[np.isfinite(values) & (values > 0)]
     if not len(values):
         return
-    # A curve that reaches zero leaves through the bottom.
     axes.set_yscale("log", nonpositive="clip")
     low, high = values.min() / 1.3, values.max() * 1.3
     widen = max(1, (8 / (high / low)) ** 0.5)  # so that a few ticks fit in
     axes.set_ylim(low / widen, min(high * widen, 1.1 if percent else np.inf))
+    for line in axes.lines:  # what reaches zero ends on the axis, and does not fall to -infinity
+        line.set_ydata(np.maximum(line.get_ydata(), low / widen))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _percent(y) if percent else f"{y:g}"))
