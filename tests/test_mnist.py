@@ -28,6 +28,6 @@ def test_6400_images_5_epochs():
 @pytest.mark.slow
 def test_60000_images_2_epochs():
     """PyTorch with this recipe: 99.12 and 99.09 %."""
-    [(plain, _)] = accuracy.accuracies(FOLDER, accuracy.LONG)
+    [(plain, _)] = accuracy.accuracies(FOLDER, accuracy.LONG[:1])
     print(f"test {plain}")
     assert plain >= 0.986
