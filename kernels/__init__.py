@@ -1,1 +1,1 @@
-"""The hand-written kernels: one source file an operation, installed as `minicnn.kernels`."""
+"""The room of hand-written kernels, installed as `minicnn.kernels`; it holds none yet."""

@@ -1,13 +1,12 @@
 """The reference backend: every operation of the library in plain NumPy.
 
 Arrays are (E, B, H, W, C): net, image, row, column, channel. Kernels are (E, kh, kw, Cin, Cout).
-Results are written into arrays that the caller owns, because a training step that allocates
-nothing is about twice as fast as one that does. Nets are taken one after the other and images a few
+Results are written into arrays that the caller owns, so that a training step makes none of them
+anew. Nets are taken one after the other and images a few
 at a time, so that what an operation works on stays in the cache; how many depends on the layer
 alone. So a net's bits do not depend on the others.
 
-The other backends have the same functions with the same signatures. Read this next to
-kernels/, where the same operations are written for a GPU and for C.
+Another backend is a module of the same functions with the same signatures; devices.py chooses.
 """
 
 import contextlib
