@@ -2,9 +2,9 @@
 
 Arrays are (E, B, H, W, C): net, image, row, column, channel. Kernels are (E, kh, kw, Cin, Cout).
 Results are written into arrays that the caller owns, so that a training step makes none of them
-anew. Nets are taken one after the other and images a few
-at a time, so that what an operation works on stays in the cache; how many depends on the layer
-alone. So a net's bits do not depend on the others.
+anew. Nets are taken one after the other and images a few at a time, so that what an operation works
+on stays in the cache; how many depends on the layer alone. So a net's bits do not depend on the
+others.
 
 Another backend is a module of the same functions with the same signatures; devices.py chooses.
 """
