@@ -1,18 +1,46 @@
-"""Which backend computes: the one place where the name of a device becomes a module."""
+"""Which backend computes: the one place where the name of a device becomes operations."""
 
-from . import checks, ops_numpy
+from functools import lru_cache
+
+from . import checks, cuda, native, ops_numpy
+from .emulator import Emulator
+from .ops_cuda import Operations
 
 NAMES = "auto", "numpy", "cpu", "cuda", "emulated"
 PRECISIONS = "float32", "tf32", "bfloat16"
 
 
 def choose(device, precision="float32"):
-    """The (name, operations, reason) of a device. Raises ValueError for one that is not here."""
+    """The (name, operations, reason) of a device.
+
+    Raises ValueError for one that is not here, and says what is missing and how it is had.
+    """
     checks.choice("device", device, NAMES)
     checks.choice("precision", precision, PRECISIONS)
-    if device not in ("auto", "numpy"):
-        raise ValueError(f"device: {device!r} is not in this version, use 'numpy' or 'auto'")
+    reason = "as asked"
+    if device == "auto":
+        missing = cuda.problem()
+        device = "numpy" if missing else "cuda"
+        reason = f"auto: no CUDA, {missing}" if missing else f"auto: {cuda.gpu_name()}"
+    operations = _operations(device)
     if precision != "float32":
-        raise ValueError(f"precision: got {precision!r}, the device 'numpy' has only 'float32'")
-    reason = "as asked" if device == "numpy" else "auto: the only one in this version"
-    return "numpy", ops_numpy, reason
+        raise ValueError(f"precision: got {precision!r}, the device {device!r} has only 'float32'")
+    return device, operations, reason
+
+
+@lru_cache
+def _operations(device):
+    """The operations of a device; kept, since with them are the kernels that they compiled."""
+    if device == "numpy":
+        return ops_numpy
+    if device == "cuda":
+        missing = cuda.problem()
+        if missing:
+            raise ValueError(f"device: 'cuda' cannot be used: {missing}")
+        return Operations(cuda.Cuda())
+    if device == "emulated":
+        missing = native.problem()
+        if missing:
+            raise ValueError(f"device: 'emulated' cannot be used: {missing}")
+        return Operations(Emulator())
+    raise ValueError(f"device: {device!r} is not in this version, use 'numpy' or 'auto'")

@@ -4,6 +4,8 @@ A Trainer takes a group of nets through the epochs in lockstep. train_ensemble h
 to processes (workers.py), and puts together what they bring back.
 """
 
+import itertools
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +42,12 @@ class Job:
     device: str
     precision: str
     folder: Path  # of the nets' checkpoints
+    group_size: int = 1  # nets trained together, at most; it changes no bit of the result
+    graph: bool = True  # repeat a step by its capture, where the device has such a thing
 
 
 FINAL = "checkpoint.npz"  # the state of all nets, once they are trained
+_PARTIAL = re.compile(r"checkpoint-nets?-(\d+)(?:-(\d+))?\.npz")  # that of a group until then
 
 
 class Trainer:
@@ -67,12 +72,15 @@ class Trainer:
         self.train_indices = np.stack([train for train, _ in splits])  # (E, n)
         self.validation_indices = np.stack([validation for _, validation in splits])
         self.steps = steps_per_epoch(recipe, len(data.train_images))
-        self.bounds = recipe.augment.bounds(*data.train_images.shape[1:])
+        bounds = recipe.augment.bounds(*data.train_images.shape[1:])
+        self.bounds = None if bounds is None else self.ops.to_device(bounds)
         self.plan = self.model.plan(recipe.batch_size, training=True)
         self.order = self.ops.empty((len(nets), self.steps, recipe.batch_size), np.int32)
         self.sums = self.ops.zeros((len(nets), 2), np.float64)  # loss, correct of the epoch so far
         self.seconds = 0.0  # of the epoch so far
         self.history = []
+        self.graph = job.graph
+        self._repeats = _repeats(self.ops, self.step, job.graph)
 
     @property
     def steps_done(self):
@@ -104,7 +112,7 @@ class Trainer:
             self.order,
             self.bounds,
             model.seed,
-            model.nets,
+            model.net_numbers,
             model.step,
             plan.x,
             plan.labels,
@@ -126,7 +134,7 @@ class Trainer:
                 for _ in range(self.steps_done - epoch * self.steps, self.steps):
                     if should_stop():
                         raise Interrupted
-                    self.step()
+                    next(self._repeats)()
                     report(self.recipe.batch_size * len(self.nets))
                 loss, correct = self.ops.to_host(self.sums).T  # (E,) each
                 validation = self._validate(should_stop)
@@ -156,7 +164,11 @@ class Trainer:
             return [(None, None)] * len(self.nets)
         # (E, n, classes)
         probabilities = predict(
-            self.model, self.images, self.validation_indices, should_stop=should_stop
+            self.model,
+            self.images,
+            self.validation_indices,
+            should_stop=should_stop,
+            graph=self.graph,
         )
         results = []
         for of_net, indices in zip(probabilities, self.validation_indices, strict=True):
@@ -192,7 +204,9 @@ class Trainer:
         self.seconds, self.history = seconds, about["history"]
 
 
-def predict(model, images, indices, report=lambda images: None, should_stop=lambda: False):
+def predict(
+    model, images, indices, report=lambda images: None, should_stop=lambda: False, graph=True
+):
     """Class probabilities (E, n, classes), on the host, of images chosen for each net.
 
     images (N, H, W) uint8 lie on the device, indices (E, n) on the host. report(n): n more images
@@ -205,18 +219,34 @@ def predict(model, images, indices, report=lambda images: None, should_stop=lamb
     padded = np.zeros((E, batches * plan.batch), np.int32)  # a short last batch is filled up
     padded[:, :n] = indices
     order = ops.to_device(padded.reshape(E, batches, plan.batch))
-    outputs = np.empty((E, batches, plan.batch, *model.output_shape), model.dtype)
+    outputs = ops.empty((E, batches, plan.batch, *model.output_shape), model.dtype)
+    done = ops.zeros((1,), np.int64)  # batches so far, counted where the backend computes
+
+    def predict_batch():
+        ops.load_batch(
+            images, None, order, None, model.seed, model.net_numbers, done, plan.x, plan.labels
+        )
+        ops.collect(model.infer(plan), done, outputs)
+
     with ops.session():
+        repeats = _repeats(ops, predict_batch, graph)
         for batch in range(batches):
             if should_stop():
                 raise Interrupted
-            step = ops.to_device(np.array([batch]))
-            ops.load_batch(
-                images, None, order, None, model.seed, model.nets, step, plan.x, plan.labels
-            )
-            outputs[:, batch] = ops.to_host(model.infer(plan))
+            next(repeats)()
             report(E * (min((batch + 1) * plan.batch, n) - batch * plan.batch))
-    return outputs.reshape(E, -1, *model.output_shape)[:, :n]
+        return ops.to_host(outputs).reshape(E, -1, *model.output_shape)[:, :n]
+
+
+def _repeats(ops, function, graph):
+    """Yield what to call, time after time, to do what `function` does: its capture if `graph`.
+
+    The first call is the function's own, which compiles what it launches.
+    """
+    yield function
+    again = ops.capture(function) if graph else function
+    while True:
+        yield again
 
 
 def steps_per_epoch(recipe, images):
@@ -238,9 +268,9 @@ def train_group(job, nets, report, should_stop):
     """
     trainer = Trainer(job, nets)
     path = group_checkpoint(job.folder, nets)
-    saved = _saved(job, nets)
-    if saved:
-        trainer.load(saved)
+    saved = _saved(job.folder, nets)
+    if saved[nets[0]]:
+        trainer.load(saved[nets[0]][0])
     while trainer.epochs_done < job.recipe.epochs:
         try:
             trainer.train_epoch(report, should_stop)
@@ -253,35 +283,65 @@ def train_group(job, nets, report, should_stop):
         count = len(job.data.test_images)
         everything = np.broadcast_to(np.arange(count), (len(nets), count))
         images = trainer.ops.to_device(job.data.test_images)
-        probabilities = predict(trainer.model, images, everything, should_stop=should_stop)
+        probabilities = predict(
+            trainer.model, images, everything, should_stop=should_stop, graph=job.graph
+        )
     return trainer.history, probabilities
 
 
 def group_checkpoint(folder, nets):
     """The file of a group's state while the ensemble is being trained."""
-    return folder / f"checkpoint-net-{nets[0]:03}.npz"
+    numbers = f"net-{nets[0]:03}" if len(nets) == 1 else f"nets-{nets[0]:03}-{nets[-1]:03}"
+    return folder / f"checkpoint-{numbers}.npz"
 
 
-def _saved(job, nets):
-    """The file that holds a group's state, or None."""
-    paths = group_checkpoint(job.folder, nets), job.folder / FINAL
-    return next((path for path in paths if path.exists()), None)
+def _partial_checkpoints(folder):
+    """{path: the numbers of the nets in it} of the groups' files in a folder."""
+    names = ((path, _PARTIAL.fullmatch(path.name)) for path in folder.glob("checkpoint-*.npz"))
+    return {path: range(int(m[1]), int(m[2] or m[1]) + 1) for path, m in names if m}
+
+
+def _saved(folder, nets):
+    """{net: (path, step)}, or None, of the file that has each of the nets furthest in training."""
+    files = dict.fromkeys([folder / FINAL], nets) if (folder / FINAL).exists() else {}
+    files.update(_partial_checkpoints(folder))
+    found = dict.fromkeys(nets)
+    for path, inside in files.items():
+        held = [net for net in nets if net in inside]
+        if held:
+            step = checkpoint.load(path)[1]["step"]
+            for net in held:
+                if found[net] is None or step > found[net][1]:
+                    found[net] = path, step
+    return found
 
 
 def images_done(job):
     """How many images the nets saved in the job's folder have been trained on."""
-    saved = [(_saved(job, nets), len(nets)) for nets in groups(job.recipe)]
-    steps = {path: checkpoint.load(path)[1]["step"] for path in {path for path, _ in saved if path}}
-    return sum(steps[path] * nets for path, nets in saved if path) * job.recipe.batch_size
+    saved = _saved(job.folder, job.recipe.all_nets).values()
+    return sum(state[1] for state in saved if state) * job.recipe.batch_size
 
 
-def groups(recipe):
-    """The nets that are trained together: ranges of net numbers.
+def groups(job):
+    """The nets that are trained together: ranges of net numbers, in order.
 
-    On a CPU nets gain nothing from each other's company, so each is a group of its own. Groups of
-    any size give the same bits.
+    They are as equal as can be, and none is longer than job.group_size. Nets go on together only
+    if they were saved together, for those of a group are all at one step.
     """
-    return [range(net, net + 1) for net in recipe.all_nets]
+    saved = _saved(job.folder, job.recipe.all_nets)
+    together = itertools.groupby(job.recipe.all_nets, lambda net: saved[net])
+    return [part for _, nets in together for part in cut(nets, job.group_size)]
+
+
+def cut(nets, size):
+    """Net numbers as ranges of consecutive ones, as equal as can be, none longer than `size`."""
+    parts = []
+    for _, pairs in itertools.groupby(enumerate(nets), lambda pair: pair[1] - pair[0]):
+        run = [net for _, net in pairs]
+        count = -(-len(run) // size)
+        step = -(-len(run) // count)
+        parts += [range(n, min(n + step, run[-1] + 1)) for n in range(run[0], run[-1] + 1, step)]
+    return parts
 
 
 def train_ensemble(job, workers=1, report=None, on_group=None, should_stop=None):
@@ -295,17 +355,22 @@ def train_ensemble(job, workers=1, report=None, on_group=None, should_stop=None)
     results = run_jobs(
         train_group,
         job,
-        groups(job.recipe),
+        groups(job),
         workers,
         report or (lambda images: None),
         lambda result: on_group(result[0]) if on_group else None,
         should_stop or (lambda: False),
     )
     _merge_checkpoints(job)
-    history = [row for rows, _ in results for row in rows]
+    history = by_net(row for rows, _ in results for row in rows)
     if job.data.test_images is None:
         return history, None
     return history, np.concatenate([probabilities for _, probabilities in results])
+
+
+def by_net(history):
+    """Rows of a history, all epochs of the first net first."""
+    return sorted(history, key=lambda row: (row["net"], row["epoch"]))
 
 
 def vote(probabilities):
@@ -315,8 +380,15 @@ def vote(probabilities):
 
 def _merge_checkpoints(job):
     """Put the groups' checkpoints into one, and remove them."""
-    paths = [group_checkpoint(job.folder, nets) for nets in groups(job.recipe)]
-    if all(path.exists() for path in paths):  # else they were merged before this run was resumed
-        checkpoint.save(job.folder / FINAL, *checkpoint.concatenate(map(checkpoint.load, paths)))
-    for path in paths:
+    saved = _saved(job.folder, job.recipe.all_nets)
+    paths = list(dict.fromkeys(path for path, _ in saved.values()))
+    final = job.folder / FINAL
+    if paths != [final]:  # else they were merged before this run was resumed
+        states = []
+        for path in paths:
+            nets = [net - 1 for net, (source, _) in saved.items() if source == path]
+            states.append(checkpoint.select(*checkpoint.load(path), nets, path))
+        arrays, about = checkpoint.concatenate(states)
+        checkpoint.save(final, arrays, {**about, "history": by_net(about["history"])})
+    for path in _partial_checkpoints(job.folder):
         path.unlink(missing_ok=True)

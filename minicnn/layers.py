@@ -52,6 +52,10 @@ class Layer:
         """
         return {}
 
+    def workspace(self, ops, nets, batch, input_shape):
+        """Bytes of memory that the passes use and leave nothing in."""
+        return 0
+
     def shares_memory(self, training):
         """Whether the output is the input's own memory in another shape, and passes do nothing."""
         return False
@@ -91,16 +95,20 @@ class Conv2D(Layer):
             "bias": Weight((self.filters,)),
         }
 
+    def workspace(self, ops, nets, batch, input_shape):
+        window = self.window(input_shape)
+        return ops.conv2d_workspace(nets, batch, window, input_shape[-1], self.filters)
+
     def forward(self, ops, f, training):
-        window = self.window(f.x.shape[2:])
-        ops.conv2d(f.x, f.weights.kernel, f.weights.bias, window, self.activation, f.y)
+        w, window = f.weights, self.window(f.x.shape[2:])
+        ops.conv2d(f.x, w.kernel, w.bias, window, self.activation, f.y, f.workspace)
 
     def backward(self, ops, f):
-        window = self.window(f.x.shape[2:])
+        g, window = f.gradients, self.window(f.x.shape[2:])
         ops.activate_backward(self.activation, f.y, f.dy)
-        ops.conv2d_weight_gradient(f.x, f.dy, window, f.gradients.kernel, f.gradients.bias)
+        ops.conv2d_weight_gradient(f.x, f.dy, window, g.kernel, g.bias, f.workspace)
         if f.wants_dx:
-            ops.conv2d_input_gradient(f.dy, f.weights.kernel, window, f.dx)
+            ops.conv2d_input_gradient(f.dy, f.weights.kernel, window, f.dx, f.workspace)
 
 
 class BatchNormalization(Layer):
@@ -122,10 +130,14 @@ class BatchNormalization(Layer):
         channels = input_shape[-1:]
         return {"mean": ("net", channels, None), "variance": ("net", channels, None)}
 
+    def workspace(self, ops, nets, batch, input_shape):
+        return ops.batch_norm_workspace(nets, batch, input_shape)
+
     def forward(self, ops, f, training):
         w = f.weights
         if training:
-            ops.batch_norm(f.x, w.gamma, w.beta, self.epsilon, f.saved.mean, f.saved.variance, f.y)
+            mean, variance = f.saved.mean, f.saved.variance
+            ops.batch_norm(f.x, w.gamma, w.beta, self.epsilon, mean, variance, f.y, f.workspace)
         else:
             mean, variance = f.moving.moving_mean, f.moving.moving_variance
             ops.batch_norm_inference(f.x, w.gamma, w.beta, self.epsilon, mean, variance, f.y)
@@ -141,6 +153,7 @@ class BatchNormalization(Layer):
             f.dx,
             f.gradients.gamma,
             f.gradients.beta,
+            f.workspace,
         )
 
     def update(self, ops, f):
@@ -228,14 +241,19 @@ class Dense(Layer):
             "bias": Weight((self.units,)),
         }
 
+    def workspace(self, ops, nets, batch, input_shape):
+        return ops.dense_workspace(nets, batch, input_shape[0], self.units)
+
     def forward(self, ops, f, training):
-        ops.dense(f.x, f.weights.kernel, f.weights.bias, self.activation, f.y)
+        w = f.weights
+        ops.dense(f.x, w.kernel, w.bias, self.activation, f.y, f.workspace)
 
     def backward(self, ops, f):
+        g = f.gradients
         ops.activate_backward(self.activation, f.y, f.dy)
-        ops.dense_weight_gradient(f.x, f.dy, f.gradients.kernel, f.gradients.bias)
+        ops.dense_weight_gradient(f.x, f.dy, g.kernel, g.bias, f.workspace)
         if f.wants_dx:
-            ops.dense_input_gradient(f.dy, f.weights.kernel, f.dx)
+            ops.dense_input_gradient(f.dy, f.weights.kernel, f.dx, f.workspace)
 
 
 class Activation(Layer):

@@ -7,38 +7,18 @@ Read plan.py and layers.py next, then ops_numpy.py.
 """
 
 import contextlib
-import copy
-import re
-from dataclasses import dataclass
 from math import prod
-from types import SimpleNamespace
 
 import numpy as np
 
 from . import checks, devices, rng
-from .layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten, Layer
+from .layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten
+from .network import connect, views, weights_layout
 from .optim import Adam
 from .plan import Plan
 
+MNIST_SHAPE = 28, 28, 1
 PREDICT_BATCH = 64
-_ALIGNMENT = 16  # numbers: a weight starts at a multiple of 64 bytes, for wide loads
-
-
-@dataclass
-class Node:
-    """A layer's place in the stack: its name, shapes, weights, and stream of random numbers."""
-
-    layer: Layer
-    name: str
-    input_shape: tuple
-    output_shape: tuple
-    specs: dict  # {name: layers.Weight} of what is trained
-    moving_specs: dict  # and of what is kept beside it
-    stream: int
-    # Named views (E, ...) into the model's flat arrays
-    weights: SimpleNamespace = None
-    gradients: SimpleNamespace = None
-    moving: SimpleNamespace = None
 
 
 class Sequential:
@@ -64,10 +44,15 @@ class Sequential:
     ):
         self.device, self.ops, self.device_reason = devices.choose(device, precision)
         self.dtype = _check_dtype(dtype)
+        if self.dtype.name not in self.ops.dtypes:
+            raise ValueError(
+                f"dtype: got {dtype!r}, the device {self.device!r} computes in "
+                f"{' and '.join(self.ops.dtypes)}"
+            )
         self.seed = checks.word("seed", seed)
         first_net, nets = checks.word("first_net", first_net), checks.integer("nets", nets, 1)
         checks.word("first_net + nets - 1", first_net + nets - 1)
-        self.nets = np.arange(first_net, first_net + nets)  # (E,)
+        self.nets = np.arange(first_net, first_net + nets)  # (E,); net_numbers on the device
         self.optimizer = Adam() if optimizer is None else optimizer
         if not isinstance(self.optimizer, Adam):
             raise ValueError(f"optimizer: got {optimizer!r}, expected an Adam")
@@ -75,7 +60,7 @@ class Sequential:
         if not isinstance(layers, (list, tuple)) or not layers:
             raise ValueError(f"layers: got {layers!r}, expected a list of at least one layer")
         self.layers = list(layers)
-        self.nodes = _connect(self.layers, self.input_shape)
+        self.nodes = connect(self.layers, self.input_shape)
         self.output_shape = self.nodes[-1].output_shape
         self._ends_in_softmax = self.layers[-1].activation == "softmax"
         self._allocate()
@@ -86,35 +71,35 @@ class Sequential:
 
     def _allocate(self):
         """Make the flat arrays, and each node's named views into them."""
-        E, ops, dtype = len(self.nets), self.ops, self.dtype
-        params = sum(_aligned(w.shape) for n in self.nodes for w in n.specs.values())
-        moving = sum(_aligned(w.shape) for n in self.nodes for w in n.moving_specs.values())
-        self.params = ops.zeros((E, params), dtype)
-        self.gradients = ops.zeros((E, params), dtype)
-        self.moment_1 = ops.zeros((E, params), dtype)
-        self.moment_2 = ops.zeros((E, params), dtype)
-        self.moving = ops.zeros((E, moving), dtype)
-        self.step = ops.zeros((1,), np.int64)  # optimizer steps done
-        self.learning_rate = ops.zeros((1,), np.float64)
+        layout = weights_layout(self.nodes, len(self.nets), self.dtype)
+        arrays = {name: self.ops.zeros(shape, dtype) for name, (shape, dtype) in layout.items()}
+        self.params, self.gradients = arrays["params"], arrays["gradients"]  # (E, P)
+        self.moment_1, self.moment_2 = arrays["moment_1"], arrays["moment_2"]  # (E, P), Adam's
+        self.moving = arrays["moving"]  # (E, M)
+        self.step, self.learning_rate = arrays["step"], arrays["learning_rate"]  # (1,)
+        self.net_numbers = self.ops.to_device(self.nets)
         at = moving_at = 0
         for node in self.nodes:
-            node.weights, _ = _views(self.params, node.specs, at)
-            node.gradients, at = _views(self.gradients, node.specs, at)
-            node.moving, moving_at = _views(self.moving, node.moving_specs, moving_at)
+            node.weights, _ = views(self.params, node.specs, at)
+            node.gradients, at = views(self.gradients, node.specs, at)
+            node.moving, moving_at = views(self.moving, node.moving_specs, moving_at)
 
     def _initialize(self):
         """Draw the weights: element i of a net's flat row uses word i of the stream WEIGHTS."""
-        P = self.params.shape[1]
+        P, M = self.params.shape[1], self.moving.shape[1]
         center, limit = np.zeros((2, 1, P), np.float32)
-        at = 0
+        moving = np.zeros((1, M), self.dtype)
+        at = moving_at = 0
         for node in self.nodes:
-            centers, _ = _views(center, node.specs, at)
-            limits, at = _views(limit, node.specs, at)
+            centers, _ = views(center, node.specs, at)
+            limits, at = views(limit, node.specs, at)
             for name, spec in node.specs.items():
                 vars(centers)[name][...] = spec.center
                 vars(limits)[name][...] = spec.limit
+            movings, moving_at = views(moving, node.moving_specs, moving_at)
             for name, spec in node.moving_specs.items():
-                vars(node.moving)[name][...] = spec.center
+                vars(movings)[name][...] = spec.center
+        self.ops.copy(self.ops.to_device(np.repeat(moving, len(self.nets), axis=0)), self.moving)
         words = np.empty(P, np.uint32)
         for e, net in enumerate(self.nets):
             rng.random_words(self.seed, int(net), rng.WEIGHTS, 0, words)
@@ -142,23 +127,23 @@ class Sequential:
 
     def set_weights(self, weights):
         """Take weights as get_weights gives them. Raises ValueError if they do not fit."""
-        views = self.named_weights
+        ours = self.named_weights
         if not isinstance(weights, (list, tuple)):
             raise ValueError(f"weights: got {weights!r}, expected a list of arrays")
         try:
             weights = [np.asarray(weight) for weight in weights]
         except ValueError as error:  # rows of different lengths
             raise ValueError(f"weights: got {error}, expected a list of arrays") from None
-        if len(weights) != len(views):
-            raise ValueError(f"weights: got {len(weights)} arrays, this model has {len(views)}")
-        for (name, view), weight in zip(views.items(), weights, strict=True):
+        if len(weights) != len(ours):
+            raise ValueError(f"weights: got {len(weights)} arrays, this model has {len(ours)}")
+        for (name, view), weight in zip(ours.items(), weights, strict=True):
             if weight.shape != view.shape:
                 raise ValueError(
                     f"weights: {name} has shape {weight.shape}, this model expects {view.shape}"
                 )
             if weight.dtype.kind not in "iuf":
                 raise ValueError(f"weights: {name} is of {weight.dtype}, expected numbers")
-        for view, weight in zip(views.values(), weights, strict=True):
+        for view, weight in zip(ours.values(), weights, strict=True):
             self.ops.copy(self.ops.to_device(weight.astype(self.dtype)), view)
 
     def count_params(self):
@@ -314,6 +299,12 @@ def mnist_cnn(
 
     Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018.
     """
+    layers = mnist_layers(dropout, momentum)
+    return Sequential(layers, MNIST_SHAPE, nets, first_net, seed, device, dtype, precision)
+
+
+def mnist_layers(dropout, momentum):
+    """The layers of mnist_cnn."""
     checks.number("dropout", dropout, 0, 1, "[)")
 
     def block(filters):
@@ -327,7 +318,7 @@ def mnist_cnn(
             Dropout(dropout),
         ]
 
-    layers = [
+    return [
         *block(32),
         *block(64),
         Conv2D(128, 4, activation="relu"),
@@ -336,36 +327,6 @@ def mnist_cnn(
         Dropout(dropout),
         Dense(10, activation="softmax"),
     ]
-    return Sequential(layers, (28, 28, 1), nets, first_net, seed, device, dtype, precision)
-
-
-def _connect(layers, input_shape):
-    """A node for each layer: its name, shapes, weights' descriptions and random stream."""
-    nodes, seen, stream, shape = [], {}, rng.DROPOUT, input_shape
-    for i, layer in enumerate(layers):
-        if not isinstance(layer, Layer):
-            raise ValueError(f"layers: got {layer!r} at position {i}, expected a layer")
-        name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(layer).__name__).lower()
-        seen[name] = seen.get(name, -1) + 1
-        output_shape = layer.output_shape(shape)
-        nodes.append(
-            Node(
-                layer=layer,
-                name=f"{name}_{seen[name]}" if seen[name] else name,
-                input_shape=shape,
-                output_shape=output_shape,
-                specs=layer.weights(shape),
-                moving_specs=layer.moving(shape),
-                stream=stream,
-            )
-        )
-        stream += isinstance(layer, Dropout)
-        shape = output_shape
-    if layers[-1].activation == "softmax":
-        # The loss and its gradient are taken from logits; Sequential.infer does the rest.
-        nodes[-1].layer = copy.copy(layers[-1])
-        nodes[-1].layer.activation = "linear"
-    return nodes
 
 
 def _check_dtype(dtype):
@@ -383,16 +344,3 @@ def _check_shape(shape):
     ):
         raise ValueError(f"input_shape: got {shape!r}, expected (H, W, C) or (K,)")
     return tuple(map(int, shape))
-
-
-def _aligned(shape):
-    return -(-prod(shape) // _ALIGNMENT) * _ALIGNMENT
-
-
-def _views(flat, specs, at):
-    """Named views into the flat (E, P) array from column `at` on, and the column behind them."""
-    views = {}
-    for name, spec in specs.items():
-        views[name] = flat[:, at : at + prod(spec.shape)].reshape(len(flat), *spec.shape)
-        at += _aligned(spec.shape)
-    return SimpleNamespace(**views), at

@@ -17,7 +17,11 @@ import threadpoolctl
 
 from . import im2col, rng
 from .affine import affine, affine_parameters
+from .machine import free_memory  # noqa: F401  one of the functions of a backend
 from .scratch import chunks, scratch
+
+dtypes = "float32", "float64"  # what a model may be made of
+lockstep = False  # nets gain nothing here from being trained together
 
 _blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
 
@@ -49,6 +53,11 @@ def to_host(array):
 def copy(source, target):
     """Copy one array into another of the same shape."""
     np.copyto(target, source)
+
+
+def capture(function):
+    """A function that does again what `function`, which takes nothing, does to arrays."""
+    return function
 
 
 @contextlib.contextmanager
@@ -83,8 +92,8 @@ def load_batch(images, labels, order, ranges, seed, nets, step, x, y):
     """Fill x and y with each net's next batch: the images named by order[:, step % steps].
 
     images (N, H, W) uint8; labels (N,) uint8, or None, which leaves y as it is; order (E, steps, B)
-    integers; step an array of one integer; x (E, B, H, W, 1) in [0, 1]; y (E, B). `ranges` are
-    those of affine_parameters, or None for images as they are.
+    int32; nets (E,) their numbers; step an array of one integer; x (E, B, H, W, 1) in [0, 1];
+    y (E, B). `ranges` are those of affine_parameters, or None for images as they are.
     """
     for e, net in enumerate(nets):
         chosen = order[e, int(step[0]) % order.shape[1]]
@@ -153,7 +162,12 @@ def _activate_backward(name, y, dy):
 # convolutional neural networks for document processing", 2006.
 
 
-def conv2d(x, kernel, bias, window, activation, y):
+def conv2d_workspace(nets, batch, window, channels, filters):
+    """Bytes that the convolution's passes need beside their results: here they have scratch.py."""
+    return 0
+
+
+def conv2d(x, kernel, bias, window, activation, y, workspace=None):
     """y (E, B, Ho, Wo, Cout) = activation(x (E, B, H, W, Cin) * kernel + bias (E, Cout))."""
     W, C = y.shape[3:]
     for e in range(len(y)):
@@ -166,7 +180,7 @@ def conv2d(x, kernel, bias, window, activation, y):
             activate(activation, y[e, images])
 
 
-def conv2d_weight_gradient(x, dz, window, dkernel, dbias):
+def conv2d_weight_gradient(x, dz, window, dkernel, dbias, workspace=None):
     """Gradients by kernel and bias from dz (E, B, Ho, Wo, Cout), the gradient before activation."""
     C = dz.shape[-1]
     for e in range(len(dz)):
@@ -180,7 +194,7 @@ def conv2d_weight_gradient(x, dz, window, dkernel, dbias):
             dbias[e] += _row_sums(dz[e, images])
 
 
-def conv2d_input_gradient(dz, kernel, window, dx):
+def conv2d_input_gradient(dz, kernel, window, dx, workspace=None):
     """Gradient by the input, dx (E, B, H, W, Cin).
 
     With stride s the input falls into s*s interleaved grids (geometry.Phase). For each, the
@@ -207,7 +221,12 @@ def conv2d_input_gradient(dz, kernel, window, dx):
 # Dense
 
 
-def dense(x, kernel, bias, activation, y):
+def dense_workspace(nets, batch, inputs, units):
+    """Bytes that dense's passes need beside their results."""
+    return 0
+
+
+def dense(x, kernel, bias, activation, y, workspace=None):
     """y (E, B, N) = activation(x (E, B, K) @ kernel (E, K, N) + bias (E, N))."""
     for e in range(len(x)):
         np.matmul(x[e], kernel[e], out=y[e])
@@ -215,14 +234,14 @@ def dense(x, kernel, bias, activation, y):
     activate(activation, y)
 
 
-def dense_weight_gradient(x, dz, dkernel, dbias):
+def dense_weight_gradient(x, dz, dkernel, dbias, workspace=None):
     """Gradients by kernel and bias from dz (E, B, N), the gradient before activation."""
     for e in range(len(x)):
         np.matmul(x[e].T, dz[e], out=dkernel[e])
     np.sum(dz, axis=1, out=dbias)
 
 
-def dense_input_gradient(dz, kernel, dx):
+def dense_input_gradient(dz, kernel, dx, workspace=None):
     """Gradient by the input, dx (E, B, K)."""
     for e in range(len(dz)):
         np.matmul(dz[e], kernel[e].T, out=dx[e])
@@ -233,7 +252,12 @@ def dense_input_gradient(dz, kernel, dx):
 # all axes but net and channel, chunk by chunk, and the chunks' sums are added in float64.
 
 
-def batch_norm(x, gamma, beta, epsilon, mean, variance, y):
+def batch_norm_workspace(nets, batch, shape):
+    """Bytes that batch normalisation of images of a shape (..., C) needs beside its results."""
+    return 0
+
+
+def batch_norm(x, gamma, beta, epsilon, mean, variance, y, workspace=None):
     """y = gamma * (x - mean) / sqrt(variance + epsilon) + beta with the batch's own statistics.
 
     x, y (E, B, ..., C). mean and variance (E, C) are results: the variance is the biased one.
@@ -268,7 +292,7 @@ def batch_norm_inference(x, gamma, beta, epsilon, mean, variance, y):
             rows += np.tile(shift, x.shape[3])
 
 
-def batch_norm_backward(x, dy, gamma, epsilon, mean, variance, dx, dgamma, dbeta):
+def batch_norm_backward(x, dy, gamma, epsilon, mean, variance, dx, dgamma, dbeta, workspace=None):
     """Gradients by x, gamma and beta from dy, the gradient by batch_norm's output.
 
     With n numbers a channel and z = (x - mean) / sqrt(variance + epsilon):
@@ -424,6 +448,15 @@ def accumulate(loss, correct, sums):
     """Add a step's loss (E,) and correct (E,) to sums (E, 2), float64."""
     sums[:, 0] += loss
     sums[:, 1] += correct
+
+
+def collect(source, step, target):
+    """target[:, step] = source, and step += 1: keeps results one after the other.
+
+    source (E, ...); target (E, steps, ...); step an array of one integer.
+    """
+    target[:, int(step[0])] = source
+    step += 1
 
 
 def adam(params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):

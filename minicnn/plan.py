@@ -14,7 +14,7 @@ class Frame:
     x and y are its input and output, dx and dy the loss's gradients by them, all (E, B, ...).
     weights, gradients and moving hold an (E, ...) array for each name that the layer declares, and
     saved those that its forward pass leaves for its backward pass. seed, nets, stream and step say
-    which random numbers are its own.
+    which random numbers are its own. workspace is memory for the time of one operation.
     """
 
     x: object
@@ -24,9 +24,10 @@ class Frame:
     moving: SimpleNamespace
     saved: SimpleNamespace
     seed: int
-    nets: np.ndarray
+    nets: object  # (E,) their numbers, on the device
     stream: int
     step: object  # an array of one integer on the device
+    workspace: object = None
     dx: object = None
     dy: object = None
     wants_dx: bool = False  # whether anybody reads dx
@@ -36,18 +37,19 @@ class Plan:
     """The arrays of one batch size, and the passes over them: (layer, frame) in forward order.
 
     In training each layer keeps its output for the backward pass, and the gradients by the
-    activations take turns in two buffers. At inference the outputs do. Layers that only look at
-    their input in another shape are in no pass.
+    activations take turns in two buffers. At inference the outputs do. All operations share one
+    workspace. Layers that only look at their input in another shape are in no pass.
     """
 
     def __init__(self, model, batch, training):
         self.batch, self.training = batch, training
         E, ops = len(model.nets), model.ops
+        layout = plan_layout(model.nodes, E, batch, training, model.dtype, ops)
+        # x starts as zeros, since a short batch leaves rows of it as they were.
         arrays = {
-            key: ops.empty(shape, dtype)
-            for key, (shape, dtype) in plan_layout(model, batch, training).items()
+            key: (ops.zeros if key == "x" else ops.empty)(shape, dtype)
+            for key, (shape, dtype) in layout.items()
         }
-        arrays["x"][...] = 0
         self.x, self.labels = arrays["x"], arrays["labels"]
         self.loss, self.correct = arrays["loss"], arrays["correct"]
         self.nbytes = sum(array.nbytes for array in arrays.values())
@@ -75,9 +77,10 @@ class Plan:
                     moving=node.moving,
                     saved=SimpleNamespace(**saved),
                     seed=model.seed,
-                    nets=model.nets,
+                    nets=model.net_numbers,
                     stream=node.stream,
                     step=model.step,
+                    workspace=arrays["workspace"],
                 )
             )
             if computes:
@@ -105,23 +108,24 @@ class Plan:
             gradient = frame.dx
 
 
-def plan_layout(model, batch, training):
+def plan_layout(nodes, nets, batch, training, dtype, ops):
     """{key: (shape, dtype)} of every array of a plan: what it will take, before it is taken."""
-    E, dtype, nodes = len(model.nets), model.dtype, model.nodes
     layout = {
-        "x": ((E, batch, *model.input_shape), dtype),
-        "labels": ((E, batch), np.dtype(np.int64)),
-        "loss": ((E,), dtype),
-        "correct": ((E,), np.dtype(np.int64)),
+        "x": ((nets, batch, *nodes[0].input_shape), dtype),
+        "labels": ((nets, batch), np.dtype(np.int64)),
+        "loss": ((nets,), dtype),
+        "correct": ((nets,), np.dtype(np.int64)),
     }
-    sizes = [prod(model.input_shape), *(prod(node.output_shape) for node in nodes)]
+    sizes = [prod(nodes[0].input_shape), *(prod(node.output_shape) for node in nodes)]
     for turn in range(2):
-        layout["buffer", turn] = ((E * batch * max(sizes),), dtype)
+        layout["buffer", turn] = ((nets * batch * max(sizes),), dtype)
+    workspaces = [node.layer.workspace(ops, nets, batch, node.input_shape) for node in nodes]
+    layout["workspace"] = ((max(workspaces),), np.dtype(np.uint8))
     if training:
         for i, node in enumerate(nodes):
             if not node.layer.shares_memory(training):
-                layout["y", i] = ((E, batch, *node.output_shape), dtype)
+                layout["y", i] = ((nets, batch, *node.output_shape), dtype)
             for name, (per, shape, kind) in node.layer.saved(node.input_shape).items():
-                axes = (E, batch) if per == "image" else (E,)
+                axes = (nets, batch) if per == "image" else (nets,)
                 layout["saved", i, name] = ((*axes, *shape), np.dtype(kind or dtype))
     return layout

@@ -10,8 +10,9 @@ from . import checkpoint, devices, ensemble
 from .command import REFUSALS, Parser, StopOnSignal, one_line, positive
 from .data import load_test, write_submission
 from .files import DataError
+from .machine import cores
 from .recipe import Recipe
-from .resources import cores
+from .resources import arrays_bytes, group_size
 from .workers import Interrupted, run_jobs
 
 
@@ -32,7 +33,7 @@ def main(argv=None):
 
 def predict(arguments, should_stop=lambda: False):
     """Predict as the parsed arguments say, and write the submission."""
-    device, _, _ = devices.choose(arguments.device)
+    device, ops, _ = devices.choose(arguments.device)
     if not arguments.out.resolve().parent.is_dir():  # known before the work, not after it
         raise ValueError(f"argument --out: {arguments.out}: no such folder")
     arrays, about = checkpoint.load(arguments.checkpoint)
@@ -42,6 +43,7 @@ def predict(arguments, should_stop=lambda: False):
         raise DataError(f"{arguments.checkpoint}: not a trained ensemble: {error}") from None
     images, truth = load_test(arguments.data, progress=not arguments.quiet)
     nets = [int(net) + 1 for net in about["nets"]]
+    groups, workers = _share(recipe, ops, nets, images, arguments.workers)
     shared = recipe, device, arguments.checkpoint, arrays, about, images
     with tqdm.tqdm(
         total=len(nets) * len(images),
@@ -51,10 +53,10 @@ def predict(arguments, should_stop=lambda: False):
         disable=arguments.quiet,
     ) as bar:
         results = run_jobs(
-            predict_net,
+            predict_group,
             shared,
-            nets,
-            min(arguments.workers or cores(), len(nets)),
+            groups,
+            workers,
             bar.update,
             lambda probabilities: None,
             should_stop,
@@ -66,13 +68,27 @@ def predict(arguments, should_stop=lambda: False):
     print(f"{len(labels):,} predictions: {arguments.out}")
 
 
-def predict_net(shared, net, report, should_stop):
-    """The probabilities (1, N, classes) of the images by one net of the checkpoint."""
+def _share(recipe, ops, nets, images, workers):
+    """(groups of nets that predict together, processes) for a device."""
+    size = 1
+    if ops.lockstep:
+        size = group_size(
+            len(nets),
+            ops.free_memory(),
+            lambda count: arrays_bytes(recipe, ops, count, test_images=images),
+        )
+        workers = 1
+    groups = ensemble.cut(nets, size)
+    return groups, min(workers or cores(), len(groups))
+
+
+def predict_group(shared, nets, report, should_stop):
+    """The probabilities (E, N, classes) of the images by some nets of the checkpoint."""
     recipe, device, path, arrays, about, images = shared
-    model = recipe.model(range(net, net + 1), device)
+    model = recipe.model(nets, device)
     chosen = checkpoint.select(arrays, about, model.nets, path)
     checkpoint.restore_model(model, *chosen, path)
-    everything = np.arange(len(images))[None]
+    everything = np.broadcast_to(np.arange(len(images)), (len(nets), len(images)))
     return ensemble.predict(model, model.ops.to_device(images), everything, report, should_stop)
 
 

@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 
 from . import checks
 from .augment import RandomAffine
-from .model import mnist_cnn
+from .model import MNIST_SHAPE, mnist_cnn, mnist_layers
+from .network import connect
 from .optim import ExponentialDecay
 
 
@@ -59,6 +60,11 @@ class Recipe:
     def schedule(self):
         """The learning rate as a function of the epoch."""
         return ExponentialDecay(self.learning_rate, self.decay)
+
+    @property
+    def nodes(self):
+        """The network's layers put in order: network.py's nodes."""
+        return connect(mnist_layers(self.dropout, self.momentum), MNIST_SHAPE)
 
     def model(self, nets, device="auto", precision="float32"):
         """The network for a range of nets, before training."""

@@ -1,75 +1,80 @@
-"""What the machine has: cores and memory, and how many processes they are good for."""
+"""How nets share a machine: which are trained together, and in how many processes."""
 
-import os
-from math import prod
-from pathlib import Path
+from bisect import bisect_right
 
+import numpy as np
+
+from .machine import cores
 from .model import PREDICT_BATCH
+from .network import layout_bytes, weights_layout
 from .plan import plan_layout
 
 _PROCESS_BYTES = 150 << 20  # Python, NumPy and their working memory
 
 
-def cores():
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def arrays_bytes(recipe, ops, nets, train_images=(), test_images=None):
+    """What the arrays for `nets` nets take together where `ops` computes.
+
+    With the images to train on, uint8 (N, H, W), that is a training; without, only predictions.
+    """
+    nodes, dtype, index = recipe.nodes, np.dtype(np.float32), np.dtype(np.int32).itemsize
+    layouts = [
+        weights_layout(nodes, nets, dtype),
+        plan_layout(nodes, nets, PREDICT_BATCH, False, dtype, ops),
+    ]
+    if len(train_images):
+        layouts.append(plan_layout(nodes, nets, recipe.batch_size, True, dtype, ops))
+    tested = 0 if test_images is None else len(test_images)
+    predictions = nets * max(len(train_images), tested) * nodes[-1].output_shape[0] * dtype.itemsize
+    orders = 2 * nets * max(len(train_images), tested) * index
+    images = sum(a.nbytes for a in (train_images, test_images) if a is not None and len(a))
+    return sum(map(layout_bytes, layouts)) + predictions + orders + images
 
 
-def free_memory():
-    """Bytes of memory that can be used without swapping; None where the system does not say."""
-    free = [_kernel_says_free(), _container_has_left()]
-    return min((f for f in free if f is not None), default=None)
-
-
-def _kernel_says_free():
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
-def _container_has_left():
-    """What a control group (version 2) still allows."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        return limit - int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # there is none, or its limit is "max"
-        return None
-
-
-def training_bytes(recipe, data):
+def process_bytes(recipe, data, ops):
     """What a process that trains one net takes."""
-    model = recipe.model(range(1, 2), "numpy")
-    weights = 4 * model.params.nbytes + model.moving.nbytes
-    plans = sum(
-        prod(shape) * dtype.itemsize
-        for batch, training in ((recipe.batch_size, True), (PREDICT_BATCH, False))
-        for shape, dtype in plan_layout(model, batch, training).values()
-    )
     images = sum(a.nbytes for a in (data.train_images, data.test_images) if a is not None)
     # The data set arrives as a pickle, which for a moment is there beside what it becomes.
-    return _PROCESS_BYTES + weights + plans + 2 * images
+    arrays = arrays_bytes(recipe, ops, 1, data.train_images, data.test_images)
+    return _PROCESS_BYTES + arrays + images
 
 
-def default_workers(recipe, data, memory=None, workers=None):
-    """How many processes to train in: `workers`, or what cores, nets and memory (bytes) allow.
+def group_size(nets, memory, needed):
+    """How many of `nets` nets to train together in `memory` bytes; needed(n) is what n take.
 
-    Never more than there are nets. Raises ValueError where `memory`, or what the machine has free,
-    does not hold even one, or not the number asked for.
+    Groups are as equal as can be. Raises ValueError where not even one net fits.
     """
-    needed = training_bytes(recipe, data)
-    limit = memory if memory is not None else free_memory()
+    if memory is None or needed(nets) <= memory:
+        return nets
+    most = bisect_right(range(1, nets + 1), memory, key=needed)
+    if most == 0:
+        raise ValueError(f"memory: one net takes {needed(1):,} bytes, there are {memory:,}")
+    groups = -(-nets // most)
+    return -(-nets // groups)
+
+
+def share(recipe, data, ops, memory=None, workers=None):
+    """(nets trained together, processes): what the backend, its memory and the cores allow.
+
+    Where nets gain by being trained together, as on a GPU, all are that fit into `memory` bytes
+    (default: what is free), in one process. Elsewhere each is trained by itself, in `workers`
+    processes (default: as many as there are cores, nets and memory for). Raises ValueError for
+    what cannot be had.
+    """
+    if ops.lockstep:
+        if (workers or 1) > 1:
+            raise ValueError("workers: this device trains its nets together, in one process")
+
+        def needed(nets):
+            return arrays_bytes(recipe, ops, nets, data.train_images, data.test_images)
+
+        return group_size(recipe.nets, memory or ops.free_memory(), needed), 1
+    needed = process_bytes(recipe, data, ops)
+    limit = memory if memory is not None else ops.free_memory()
     most = min(workers or cores(), recipe.nets)
     affordable = most if limit is None else min(most, limit // needed)
     least = most if workers else 1
     if affordable < least:
         have = f"--memory allows {limit:,}" if memory is not None else f"{limit:,} are free"
         raise ValueError(f"memory: {least} process(es) take {least * needed:,} bytes, {have}")
-    return affordable
+    return 1, affordable

@@ -22,7 +22,7 @@ from .command import REFUSALS, Parser, StopOnSignal, integer, number, one_line, 
 from .data import fingerprint, load_data, write_submission
 from .files import DataError, atomic_write
 from .recipe import RECIPES, Recipe
-from .resources import default_workers
+from .resources import share
 from .workers import Interrupted
 
 HISTORY_COLUMNS = (
@@ -68,20 +68,22 @@ def train(arguments, folder, should_stop=lambda: False):
     """Train as the parsed arguments say, and fill the run folder."""
     started = time.monotonic()
     recipe = _recipe(arguments)
-    device, _, reason = devices.choose(arguments.device, arguments.precision)
+    device, ops, reason = devices.choose(arguments.device, arguments.precision)
     if arguments.resume and not arguments.out:
         raise ValueError("argument --resume: expected --out, the folder of the run to go on with")
     data = _load(arguments)
     steps = ensemble.steps_per_epoch(recipe, len(data.train_images))
-    workers = default_workers(recipe, data, arguments.memory, arguments.workers)
+    together, workers = share(recipe, data, ops, arguments.memory, arguments.workers)
     _claim(folder, arguments, recipe, data, device)
+    job = ensemble.Job(
+        recipe, data, device, arguments.precision, folder, together, not arguments.no_graph
+    )
     print(
         f"Training images: {len(data.train_images):,}. Nets: {recipe.nets}. "
-        f"Epochs: {recipe.epochs}. Device: {device} ({reason}). Processes: {workers}.",
+        f"Epochs: {recipe.epochs}. Device: {device} ({reason}). {_company(job, ops, workers)}",
         file=sys.stderr,
         flush=True,
     )
-    job = ensemble.Job(recipe, data, device, arguments.precision, folder)
     total = recipe.nets * recipe.epochs * steps * recipe.batch_size
     done = ensemble.images_done(job)
     with tqdm.tqdm(
@@ -97,7 +99,7 @@ def train(arguments, folder, should_stop=lambda: False):
             job,
             workers,
             bar.update,
-            lambda rows: bar.write(_net_line(rows, recipe.epochs), file=sys.stdout),
+            lambda rows: bar.write(_net_lines(rows, recipe.epochs), file=sys.stdout),
             should_stop,
         )
         bar.update(total - bar.n)
@@ -177,7 +179,16 @@ def _parser():
         "(default: as many as there are cores, nets and memory for)",
     )
     group.add_argument(
-        "--memory", type=positive, metavar="BYTES", help="how much to use (default: what is free)"
+        "--memory",
+        type=positive,
+        metavar="BYTES",
+        help="how much to use, of the GPU's on a GPU; it decides how many processes there are, or "
+        "how many nets are trained together (default: what is free)",
+    )
+    group.add_argument(
+        "--no-graph",
+        action="store_true",
+        help="launch each kernel of a step by itself, rather than all as one CUDA graph",
     )
     group.add_argument("--no-figures", action="store_true", help="draw no figures")
     group.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -293,15 +304,30 @@ def _write_json(path, value):
 # ---- what a person reads -------------------------------------------------------------------------
 
 
+def _company(job, ops, workers):
+    """How the nets are trained: in how many processes, or in which groups."""
+    if not ops.lockstep:
+        return f"Processes: {workers}."
+    sizes = [len(nets) for nets in ensemble.groups(job)]
+    if len(sizes) == 1:
+        return "All nets together."
+    return f"In groups of {', '.join(map(str, sizes))} nets, as memory allows."
+
+
 def _best(rows, column):
     return max((row[column] for row in rows if row[column] is not None), default=None)
 
 
-def _net_line(rows, epochs):
-    """The notebook's line for a net: the best accuracies over its epochs."""
-    train, validation = (_best(rows, f"{part}_accuracy") for part in ("train", "validation"))
-    line = f"CNN {rows[0]['net']}: Epochs={epochs}, Train accuracy={train:.5f}"
-    return line + (f", Validation accuracy={validation:.5f}" if validation is not None else "")
+def _net_lines(history, epochs):
+    """The notebook's line for each net: the best accuracies over its epochs."""
+    lines = []
+    for net in sorted({row["net"] for row in history}):
+        rows = [row for row in history if row["net"] == net]
+        train, validation = (_best(rows, f"{part}_accuracy") for part in ("train", "validation"))
+        lines.append(f"CNN {net}: Epochs={epochs}, Train accuracy={train:.5f}")
+        if validation is not None:
+            lines[-1] += f", Validation accuracy={validation:.5f}"
+    return "\n".join(lines)
 
 
 def _summarize(device, history, probabilities, data, images, seconds):

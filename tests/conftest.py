@@ -1,12 +1,17 @@
-"""Options of the test suite: the device that layers and models are tested on, and slow tests."""
+"""Options of the test suite: the device that layers and models are tested on, and slow tests.
+
+Without `--device` the tests of operations and layers run on `numpy` and, where there is a C++
+compiler, on `emulated`; those of kernels on `emulated`. With `--device cuda` all run on the GPU.
+"""
 
 import pytest
+from minicnn.emulator import Emulator
 
-from minicnn import devices
+from minicnn import cuda, devices, native
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="numpy", help="the device to test (default: numpy)")
+    parser.addoption("--device", help="the device to test (default: numpy and emulated)")
     parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
 
 
@@ -17,13 +22,63 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="takes minutes; run it with --slow"))
 
 
+def pytest_generate_tests(metafunc):
+    if "device" in metafunc.fixturenames:
+        asked = metafunc.config.getoption("--device")
+        both = metafunc.definition.get_closest_marker("emulated_too")
+        names = [asked] if asked else ["numpy", *["emulated"] * bool(both)]
+        metafunc.parametrize("device", names, indirect=True, scope="session")
+
+
+def _usable(device):
+    """The device, or a visible skip of the test where it is the emulator and cannot be built."""
+    if device == "emulated" and native.problem():
+        pytest.skip(native.problem())
+    return device
+
+
 @pytest.fixture(scope="session")
 def device(request):
     """The name of the device under test."""
-    return request.config.getoption("--device")
+    return _usable(request.param)
 
 
 @pytest.fixture(scope="session")
 def ops(device):
     """The operations of the device under test."""
     return devices.choose(device)[1]
+
+
+@pytest.fixture(autouse=True)
+def _float64(request):
+    """Tests in float64 are for devices that have it."""
+    needed = request.node.get_closest_marker("float64") and "device" in request.fixturenames
+    if needed and "float64" not in request.getfixturevalue("ops").dtypes:
+        pytest.skip("this device computes in float32")
+
+
+@pytest.fixture(scope="session")
+def kernel_device(request):
+    """The name of the device whose kernels are tested: `emulated`, or `cuda` if asked for."""
+    asked = request.config.getoption("--device")
+    return _usable("emulated" if asked in (None, "numpy") else asked)
+
+
+@pytest.fixture(scope="session")
+def kernel_ops(kernel_device):
+    """The operations of that device."""
+    return devices.choose(kernel_device)[1]
+
+
+@pytest.fixture(scope="session")
+def driver(kernel_device):
+    """What launches kernels on that device."""
+    return cuda.Cuda() if kernel_device == "cuda" else Emulator()
+
+
+@pytest.fixture(scope="session")
+def checked_driver(kernel_device):
+    """The emulator that sees every access; on a GPU the tests that need it are skipped."""
+    if kernel_device != "emulated":
+        pytest.skip("needs the emulator")
+    return Emulator(checked=True)

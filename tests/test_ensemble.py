@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minicnn import checkpoint, ensemble, resources, workers
+from minicnn import checkpoint, ensemble, ops_numpy, resources, workers
 from minicnn.digits import draw_digits
 from minicnn.files import DataError
 from minicnn.recipe import RECIPES, Recipe
@@ -62,7 +62,8 @@ def test_nets_in_lockstep_equal_nets_alone_to_the_bit(job):
     for i, trainer in enumerate(alone):
         for name in ("params", "moving", "moment_1", "moment_2"):
             ours, theirs = getattr(trainer.model, name), getattr(together.model, name)
-            np.testing.assert_array_equal(ours[0], theirs[i])
+            to_host = trainer.ops.to_host
+            np.testing.assert_array_equal(to_host(ours)[0], to_host(theirs)[i])
         rows = [row for row in together.history if row["net"] == i + 1]
         for one, other in zip(trainer.history, rows, strict=True):
             assert {**one, "seconds": 0} == {**other, "seconds": 0}
@@ -77,7 +78,7 @@ def test_history_is_what_the_steps_gave(job):
     for _ in range(twin.steps):
         with twin.ops.session():
             twin.ops.load_batch(
-                *(twin.images, twin.labels, twin.order, twin.bounds, 5, twin.model.nets),
+                *(twin.images, twin.labels, twin.order, twin.bounds, 5, twin.model.net_numbers),
                 *(twin.model.step, twin.plan.x, twin.plan.labels),
             )
         x, y = twin.ops.to_host(twin.plan.x), twin.ops.to_host(twin.plan.labels)
@@ -105,7 +106,7 @@ def test_a_checkpoint_in_mid_epoch_goes_on_to_the_bit(job, tmp_path):
     first.save(tmp_path / "state.npz")
     second.load(tmp_path / "state.npz")
     second.train_epoch(nothing, never)
-    np.testing.assert_array_equal(second.model.params, whole.model.params)
+    np.testing.assert_array_equal(*(t.ops.to_host(t.model.params) for t in (second, whole)))
     for one, other in zip(second.history, whole.history, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
@@ -122,7 +123,7 @@ def test_an_interrupted_validation_is_made_up_for(job, tmp_path):
     for trainer in (whole, second):
         while trainer.epochs_done < 2:
             trainer.train_epoch(nothing, never)
-    np.testing.assert_array_equal(second.model.params, whole.model.params)
+    np.testing.assert_array_equal(*(t.ops.to_host(t.model.params) for t in (second, whole)))
     for one, other in zip(second.history, whole.history, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
@@ -280,21 +281,44 @@ def test_a_worker_that_dies_is_reported():
 
 
 def test_workers_are_as_many_as_cores_nets_and_memory_allow(data, monkeypatch):
-    needed = resources.training_bytes(TINY, data)
+    needed = resources.process_bytes(TINY, data, ops_numpy)
     assert needed > resources._PROCESS_BYTES
     monkeypatch.setattr(resources, "cores", lambda: 8)
+
+    def workers(recipe, memory=None, asked=None):
+        return resources.share(recipe, data, ops_numpy, memory, asked)
+
     many = replace(TINY, nets=6)
-    assert resources.default_workers(many, data, 100 * needed) == 6
-    assert resources.default_workers(many, data, 3 * needed) == 3
-    assert resources.default_workers(replace(TINY, nets=20), data, 100 * needed) == 8
-    assert resources.default_workers(many, data, 3 * needed, workers=2) == 2
-    assert resources.default_workers(replace(TINY, nets=1), data, needed, workers=500) == 1
+    assert workers(many, 100 * needed) == (1, 6)
+    assert workers(many, 3 * needed) == (1, 3)
+    assert workers(replace(TINY, nets=20), 100 * needed) == (1, 8)
+    assert workers(many, 3 * needed, 2) == (1, 2)
+    assert workers(replace(TINY, nets=1), needed, 500) == (1, 1)
     with pytest.raises(ValueError, match="memory"):
-        resources.default_workers(many, data, needed - 1)
+        workers(many, needed - 1)
     with pytest.raises(ValueError, match="memory: 4 process"):
-        resources.default_workers(many, data, 3 * needed, workers=4)
-    monkeypatch.setattr(resources, "free_memory", lambda: None)
-    assert resources.default_workers(many, data) == 6
+        workers(many, 3 * needed, 4)
+    monkeypatch.setattr(ops_numpy, "free_memory", lambda: None)
+    assert workers(many) == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("nets", "memory", "expected"),
+    [(15, None, 15), (15, 150, 15), (15, 149, 8), (15, 70, 5), (4, 30, 2), (4, 10, 1), (1, 10, 1)],
+)
+def test_groups_are_as_large_as_memory_allows_and_as_equal_as_can_be(nets, memory, expected):
+    assert resources.group_size(nets, memory, lambda count: 10 * count) == expected
+
+
+def test_a_group_of_one_net_must_fit():
+    with pytest.raises(ValueError, match="memory: one net takes 10 bytes, there are 9"):
+        resources.group_size(3, 9, lambda count: 10 * count)
+
+
+def test_nets_are_cut_into_consecutive_ranges():
+    assert ensemble.cut(range(3, 10), 3) == [range(3, 6), range(6, 9), range(9, 10)]
+    assert ensemble.cut([1, 2, 3, 4], 3) == [range(1, 3), range(3, 5)]
+    assert ensemble.cut([1, 2, 7, 8, 9], 2) == [range(1, 3), range(7, 9), range(9, 10)]
 
 
 def test_the_recipes_are_the_notebooks_and_the_demo():

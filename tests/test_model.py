@@ -27,6 +27,9 @@ from minicnn import (
 )
 from minicnn.plan import plan_layout
 
+pytestmark = pytest.mark.emulated_too
+DTYPES = "float32", pytest.param("float64", marks=pytest.mark.float64)
+
 # Keras's get_weights() of the notebook's network.
 MNIST_SHAPES = [
     shape
@@ -237,7 +240,10 @@ def oracle_small(model, e, x):
     return oracles.activate("softmax", oracles.dense(z, k4, b4))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [("float32", 1e-5), pytest.param("float64", 1e-12, marks=pytest.mark.float64)],
+)
 def test_predict_is_the_oracles_stack(device, dtype, tolerance):
     model = small(device, dtype=dtype)
     for seed in range(3):  # so that no weight or statistic is 0 or 1
@@ -282,6 +288,7 @@ def test_passes_change_no_state_and_repeat_exactly(device):
     assert_same([x, y], given)
 
 
+@pytest.mark.float64
 def test_a_stack_without_softmax_predicts_its_last_layer(device):
     model = Sequential([Conv2D(2, 2)], (3, 4, 1), nets=2, device=device, dtype="float64")
     x = np.random.default_rng(0).uniform(size=(3, 3, 4, 1))
@@ -344,6 +351,7 @@ def random_directions(model, count, seed):
     return everywhere + [{i: random.normal(size=s)} for i, s in enumerate(shapes)]
 
 
+@pytest.mark.float64
 def test_gradients_of_the_whole_seed_network(device):
     model = mnist_cnn(nets=2, first_net=3, seed=1, device=device, dtype="float64")
     x, y = batch(model, 3, seed=2)
@@ -352,6 +360,7 @@ def test_gradients_of_the_whole_seed_network(device):
     assert errors.max() < 1e-6
 
 
+@pytest.mark.float64
 def test_gradients_of_a_stack_with_every_layer(device):
     model = small(device, nets=2, seed=5, dtype="float64")
     x, y = batch(model, 5, seed=1)
@@ -360,6 +369,7 @@ def test_gradients_of_a_stack_with_every_layer(device):
     assert errors.max() < 1e-6
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize(
     "layers",
     [
@@ -416,7 +426,10 @@ def test_the_loss_is_the_cross_entropy_of_the_training_pass(device):
 # Training steps
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 2e-5)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [pytest.param("float64", 1e-12, marks=pytest.mark.float64), ("float32", 2e-5)],
+)
 def test_train_on_batch_is_adam_on_the_gradients(device, dtype, tolerance):
     model = small(device, nets=2, dtype=dtype)
     names = list(model.named_weights)
@@ -455,6 +468,7 @@ def test_the_learning_rate_is_the_optimizers_unless_given(device):
     np.testing.assert_allclose(step, 0.25, rtol=1e-3)  # the first step of Adam is the rate
 
 
+@pytest.mark.float64
 def test_the_optimizers_constants_are_used(device):
     layers, options = [Flatten(), Dense(3, activation="softmax")], {"dtype": "float64"}
     model = Sequential(
@@ -471,6 +485,7 @@ def test_the_optimizers_constants_are_used(device):
         np.testing.assert_allclose(model.get_weights()[0].ravel(), w, rtol=1e-12)
 
 
+@pytest.mark.float64
 def test_moving_statistics_are_those_of_the_training_passes(device):
     layers = [BatchNormalization(momentum=0.7), Flatten(), Dense(3, activation="softmax")]
     model = Sequential(layers, (3, 4, 2), nets=2, device=device, dtype="float64")
@@ -545,7 +560,7 @@ def test_mnist_cnn_learns(device):
     assert np.mean(losses[-3:]) < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_dtype_is_kept(device, dtype):
     model = small(device, dtype=dtype)
     x, y = batch(model, 3)
@@ -556,6 +571,7 @@ def test_the_dtype_is_kept(device, dtype):
     assert all(isinstance(array, np.ndarray) for array in arrays)
 
 
+@pytest.mark.float64
 def test_float32_follows_float64(device):
     one, other = small(device), small(device, dtype="float64")
     assert_same(one.get_weights(), [w.astype(np.float32) for w in other.get_weights()])
@@ -564,8 +580,10 @@ def test_float32_follows_float64(device):
         (one.loss_and_gradients(x, y), other.loss_and_gradients(x, y))
     ]:
         np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-        for f, g in zip(found, expected, strict=True):
-            np.testing.assert_allclose(f, g, rtol=0, atol=1e-5 * max(np.abs(g).max(), 0.1))
+        # All together: of a bias before batch normalisation the gradient is zero but for rounding,
+        # which is as large as its terms make it, and differs from one BLAS to another.
+        found, expected = (np.concatenate([g.ravel() for g in part]) for part in (found, expected))
+        assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -584,7 +602,7 @@ def trained(model, steps, B, keep=slice(None), rate=0.01):
     return [*seen, *model.get_weights(), model.predict(images)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("B", [1, 5, 16])
 def test_a_net_alone_is_the_net_among_three(device, dtype, B):
     together = trained(small(device, nets=3, first_net=4, dtype=dtype), 4, B)
@@ -628,7 +646,8 @@ def test_two_runs_are_equal(device):
 
 
 @pytest.mark.parametrize("name", ["lenet", "mnist_cnn"])
-def test_blas_threads_set_outside_change_nothing(device, name):
+def test_blas_threads_set_outside_change_nothing(name):
+    device = "numpy"  # the others have no BLAS
     # The batches are large enough for OpenBLAS to give other bits on two threads.
     make, B = {
         "lenet": (lambda: lenet(device, nets=1), 32),
@@ -665,8 +684,8 @@ class Spy(Activation):
         super().backward(ops, f)
 
 
-def test_blas_runs_on_one_thread_in_every_pass(device):
-    spy = Spy()
+def test_blas_runs_on_one_thread_in_every_pass():
+    spy, device = Spy(), "numpy"
     model = Sequential([Dense(3), spy, Dense(4, activation="softmax")], (6,), device=device)
     x, y = batch(model, 3)
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
@@ -703,7 +722,7 @@ def test_a_training_step_allocates_nothing_big(device):
 @pytest.mark.parametrize("training", [False, True])
 def test_a_plan_takes_what_its_layout_says(device, training):
     model = small(device, nets=2)
-    layout = plan_layout(model, 5, training)
+    layout = plan_layout(model.nodes, 2, 5, training, model.dtype, model.ops)
     expected = sum(np.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
     assert model.plan(5, training).nbytes == expected
     assert model.plan(5, training) is model.plan(5, training)

@@ -7,6 +7,8 @@ import pytest
 
 from minicnn import Adam, ExponentialDecay
 
+pytestmark = pytest.mark.emulated_too
+
 
 def test_adams_defaults_are_kerass():
     assert dataclasses.astuple(Adam()) == (1e-3, 0.9, 0.999, 1e-7)

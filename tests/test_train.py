@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicnn import checkpoint, ensemble, train
+from minicnn import checkpoint, devices, ensemble, train
 from minicnn.data import load_data
 
 ROOT = Path(__file__).parent.parent
 TINY = (
-    "--limit=150 --test-limit=40 --nets=2 --epochs=2 --batch-size=32 --quiet --no-figures".split()
-)
+    "--limit=150 --test-limit=40 --nets=2 --epochs=2 --batch-size=32 --quiet --no-figures "
+    "--device=numpy"
+).split()
 
 
 def command(module, *arguments, **options):
@@ -275,9 +276,10 @@ def test_a_second_signal_stops_at_once(tmp_path):
         (["--limit=60"], "54 training images"),
         (["--workers=0"], "--workers"),
         (["--memory=1000"], "memory"),
-        (["--device=cuda"], "'cuda' is not in this version"),
+        (["--device=cuda"], "'cuda' cannot be used: there is no GPU"),
         (["--device=cpu"], "'cpu' is not in this version"),
-        (["--device=emulated"], "'emulated' is not in this version"),
+        (["--device=emulated"], "'emulated' cannot be used: there is no compiler"),
+        (["--device=numpy", "--memory=1000000"], "--memory allows 1,000,000"),
         (["--device=tpu"], "--device"),
         (["--precision=tf32"], "tf32"),
         (["--recipe=none"], "--recipe"),
@@ -288,6 +290,9 @@ def test_a_second_signal_stops_at_once(tmp_path):
 )
 def test_a_bad_argument_is_one_line_and_status_2(arguments, named, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minicnn.cuda.problem", lambda: "there is no GPU")
+    monkeypatch.setattr("minicnn.native.problem", lambda: "there is no compiler")
+    devices._operations.cache_clear()
     try:
         status = train.main(arguments)
     except SystemExit as stopped:
@@ -308,6 +313,7 @@ def test_kaggles_files_give_a_submission_without_a_score(tmp_path, monkeypatch, 
     (tmp_path / "test.csv").write_text("\n".join([names, *rows, ""]))
     monkeypatch.chdir(tmp_path)
     arguments = ["--data=.", "--nets=1", "--epochs=1", "--out=run", "--quiet", "--no-figures"]
+    arguments += ["--device=numpy"]
     assert train.main([*arguments, "--workers=1"]) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["ensemble_test_accuracy"] is None
@@ -344,7 +350,7 @@ def test_help_names_every_option_of_the_command():
     for option in (
         "data recipe nets first-net epochs batch-size limit test-limit validation-fraction rotation"
         " zoom width-shift height-shift learning-rate decay seed device precision memory workers"
-        " out resume no-figures quiet"
+        " no-graph out resume no-figures quiet"
     ).split():
         assert f"--{option}" in text
 
@@ -355,6 +361,7 @@ def test_predict_repeats_the_submission(run, tmp_path):
     done = command(
         "minicnn.predict",
         *["--checkpoint", folder / "checkpoint.npz", "--data", "digits", "--out", out, "--quiet"],
+        "--device=numpy",
     )
     assert done.returncode == 0, done.stderr
     lines = out.read_text().splitlines()
@@ -371,6 +378,7 @@ def test_predict_needs_only_the_test_file(run, tmp_path):
     done = command(
         "minicnn.predict",
         *["--checkpoint", run[0] / "checkpoint.npz", "--data", tmp_path, "--out", out, "--quiet"],
+        "--device=numpy",
     )
     assert done.returncode == 0, done.stderr
     assert out.read_text() == (run[0] / "submission.csv").read_text()

@@ -1,0 +1,258 @@
+// Batch normalisation. Source: S. Ioffe, C. Szegedy, arXiv:1502.03167.
+//
+// All axes but net and channel are rows here: x (rows, C). A block takes a tile of channels and a
+// chunk of rows. threadIdx.x is the channel, so that a warp reads neighbouring numbers; a thread
+// takes ROWS_A_THREAD rows, blockDim.y apart. The block's shape depends on C alone (ops_cuda.py), so
+// that chunks, and with them the bits of a sum, depend on the layer alone.
+//
+// A sum over all rows takes two launches: each block sums its chunk in float; then, for each
+// channel, the chunks' sums are added up in double.
+#include "common.cuh"
+
+constexpr int THREADS = 256;
+constexpr int ROWS_A_THREAD = 16;
+
+// A thread's numbers in x: one channel of every blockDim.y-th row of the chunk.
+struct Place {
+    int C, channel;
+    int first, count;  // rows of the chunk
+    bool inside;       // the last tile may stick out of x
+
+    __device__ Place(int rows, int channels) {
+        int chunk = ROWS_A_THREAD * blockDim.y;
+        C = channels;
+        channel = blockIdx.y * blockDim.x + threadIdx.x;
+        first = blockIdx.x * chunk;
+        count = min(chunk, rows - first);
+        inside = channel < C;
+    }
+
+    __device__ int row(int k) const { return k * blockDim.y + threadIdx.y; }
+    __device__ bool has(int k) const { return inside && row(k) < count; }
+    __device__ int at(int k) const { return (first + row(k)) * C + channel; }
+
+    // They stay in registers, for which every loop over them is unrolled. All loads are under way
+    // before the first number is used; a loop that stored, too, could not do that: for all the
+    // compiler knows, a store changes what is loaded next.
+    __device__ void load(const float* x, float (&values)[ROWS_A_THREAD]) const {
+#pragma unroll
+        for (int k = 0; k < ROWS_A_THREAD; ++k) values[k] = has(k) ? x[at(k)] : 0.0f;
+    }
+};
+
+// The sum of the block's values for each channel, the same to all of its threads. T has a +.
+template <typename T>
+__device__ T sum_over_rows(T value) {
+    __shared__ T sums[THREADS];  // (blockDim.y, blockDim.x)
+    int at = threadIdx.y * blockDim.x + threadIdx.x;
+    sums[at] = value;
+    for (int half = blockDim.y / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.y < half) sums[at] = sums[at] + sums[at + half * blockDim.x];
+    }
+    __syncthreads();
+    T total = sums[threadIdx.x];
+    __syncthreads();  // the next sum overwrites it
+    return total;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Statistics. A sum of squares less a squared sum would lose every digit where the mean is large
+// beside the deviation. So a chunk, while its numbers are in registers, finds its own mean, and sums
+// deviations from that and their squares; the sums are moved to the mean of all rows in the end.
+// Source: T. Chan, G. Golub, R. LeVeque, "Algorithms for computing the sample variance", The
+// American Statistician 37, 1983.
+
+struct Deviations {
+    float sum, squares;
+
+    __device__ Deviations operator+(Deviations other) const {
+        return {sum + other.sum, squares + other.squares};
+    }
+};
+
+// What a chunk leaves for each channel, chunks (3, number of chunks, C): `pivot`, about its mean,
+// and the sums of (x - pivot) and of (x - pivot)^2.
+extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_chunks(
+    PerNet<const float> x, int rows, int C, PerNet<float> chunks) {
+    Place place(rows, C);
+    float values[ROWS_A_THREAD];
+    place.load(x.row(), values);
+
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < ROWS_A_THREAD; ++k) sum += values[k];
+    float pivot = sum_over_rows(sum) / place.count;
+
+    Deviations of_thread{0.0f, 0.0f};
+#pragma unroll
+    for (int k = 0; k < ROWS_A_THREAD; ++k) {
+        float deviation = place.has(k) ? values[k] - pivot : 0.0f;
+        of_thread.sum += deviation;
+        of_thread.squares = fmaf(deviation, deviation, of_thread.squares);
+    }
+    Deviations total = sum_over_rows(of_thread);
+    if (threadIdx.y == 0 && place.inside) {
+        int size = gridDim.x * C;
+        float* result = chunks.row() + blockIdx.x * C + place.channel;
+        result[0] = pivot;
+        result[size] = total.sum;
+        result[2 * size] = total.squares;
+    }
+}
+
+// mean and variance (C,), the biased one, from the chunks; and `rest` (C,): what the mean lost when
+// it was rounded to float. A block takes a tile of channels, its threads' rows every blockDim.y-th
+// chunk.
+extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_statistics(
+    PerNet<const float> chunks, int number, int chunk_rows, int rows, int C, PerNet<float> mean,
+    PerNet<float> variance, PerNet<float> rest) {
+    int channel = blockIdx.x * blockDim.x + threadIdx.x;
+    // Threads beyond the last channel take part in the sums, with nothing.
+    int stop = channel < C ? number : 0;
+    const float* pivots = chunks.row() + channel;  // (number, C), as are the next two
+    const float* sums = pivots + number * C;
+    const float* squares = sums + number * C;
+
+    double total = 0.0;
+    for (int i = threadIdx.y; i < stop; i += blockDim.y) {
+        int count = min(chunk_rows, rows - i * chunk_rows);
+        total += double(count) * pivots[i * C] + sums[i * C];
+    }
+    double exact_mean = sum_over_rows(total) / rows;
+
+    total = 0.0;  // of (x - mean)^2 = ((x - pivot) + d)^2, with d = pivot - mean
+    for (int i = threadIdx.y; i < stop; i += blockDim.y) {
+        int count = min(chunk_rows, rows - i * chunk_rows);
+        double d = pivots[i * C] - exact_mean;
+        total += squares[i * C] + d * (2.0 * sums[i * C] + count * d);
+    }
+    total = sum_over_rows(total);
+    if (threadIdx.y == 0 && channel < C) {
+        mean.row()[channel] = exact_mean;
+        variance.row()[channel] = total < 0.0 ? 0.0 : total / rows;  // a NaN stays one
+        rest.row()[channel] = exact_mean - float(exact_mean);
+    }
+}
+
+// y = gamma * (x - mean) / sqrt(variance + epsilon) + beta. x - mean is exact where both are large;
+// so what the mean lost to rounding is taken off behind it.
+extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_normalize(
+    PerNet<const float> x, int rows, int C, PerNet<const float> gamma, PerNet<const float> beta,
+    float epsilon, PerNet<const float> mean, PerNet<const float> variance,
+    MAY_BE_NULL PerNet<const float> rest, PerNet<float> y) {
+    Place place(rows, C);
+    if (!place.inside) return;
+    float values[ROWS_A_THREAD];
+    place.load(x.row(), values);
+
+    int c = place.channel;
+    float center = mean.row()[c];
+    float scale = gamma.row()[c] / sqrtf(variance.row()[c] + epsilon);
+    float shift = rest.data ? fmaf(-rest.row()[c], scale, beta.row()[c]) : beta.row()[c];
+#pragma unroll
+    for (int k = 0; k < ROWS_A_THREAD; ++k)
+        if (place.has(k)) y.row()[place.at(k)] = fmaf(values[k] - center, scale, shift);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Gradients. With n rows and z = (x - mean) / sqrt(variance + epsilon): dbeta = sum dy,
+// dgamma = sum dy*z, dx = gamma / sqrt(variance + epsilon) * (dy - dbeta/n - z * dgamma/n).
+
+struct Products {
+    float dy, dy_x, x;  // sums of dy, of dy * (x - mean), and of x - mean
+
+    __device__ Products operator+(Products other) const {
+        return {dy + other.dy, dy_x + other.dy_x, x + other.x};
+    }
+};
+
+// A chunk's Products for each channel: chunks (3, number of chunks, C).
+extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_gradient_chunks(
+    PerNet<const float> x, PerNet<const float> dy, int rows, int C, PerNet<const float> mean,
+    PerNet<float> chunks) {
+    Place place(rows, C);
+    float values[ROWS_A_THREAD], gradients[ROWS_A_THREAD];
+    place.load(x.row(), values);
+    place.load(dy.row(), gradients);
+
+    float center = place.inside ? mean.row()[place.channel] : 0.0f;
+    Products of_thread{0.0f, 0.0f, 0.0f};
+#pragma unroll
+    for (int k = 0; k < ROWS_A_THREAD; ++k) {
+        float deviation = place.has(k) ? values[k] - center : 0.0f;
+        of_thread.dy += gradients[k];
+        of_thread.dy_x = fmaf(gradients[k], deviation, of_thread.dy_x);
+        of_thread.x += deviation;
+    }
+    Products total = sum_over_rows(of_thread);
+    if (threadIdx.y == 0 && place.inside) {
+        int size = gridDim.x * C;
+        float* result = chunks.row() + blockIdx.x * C + place.channel;
+        result[0] = total.dy;
+        result[size] = total.dy_x;
+        result[2 * size] = total.x;
+    }
+}
+
+// dgamma and dbeta (C,) from the chunks, and what is the same for all numbers of a channel in
+// dx = scale * (dy - shift - slope * (x - mean)): terms (3, C).
+//
+// The mean that was saved is off by its rounding; sum(x - mean) says by how much.
+extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_gradient_sums(
+    PerNet<const float> chunks, int number, int rows, int C, PerNet<const float> gamma,
+    float epsilon, PerNet<const float> variance, PerNet<float> dgamma, PerNet<float> dbeta,
+    PerNet<float> terms) {
+    int channel = blockIdx.x * blockDim.x + threadIdx.x;
+    int stop = channel < C ? number : 0;
+    const float* sums = chunks.row() + channel;  // (3, number, C)
+
+    double dy = 0.0, dy_x = 0.0, x = 0.0;
+    for (int i = threadIdx.y; i < stop; i += blockDim.y) {
+        dy += sums[i * C];
+        dy_x += sums[(number + i) * C];
+        x += sums[(2 * number + i) * C];
+    }
+    dy = sum_over_rows(dy);
+    dy_x = sum_over_rows(dy_x);
+    double rest = sum_over_rows(x) / rows;
+    if (threadIdx.y == 0 && channel < C) {
+        double inverse = 1.0 / sqrt(double(variance.row()[channel]) + epsilon);
+        double sum_dy_z = (dy_x - rest * dy) * inverse;
+        double slope = sum_dy_z * inverse / rows;
+        dgamma.row()[channel] = sum_dy_z;
+        dbeta.row()[channel] = dy;
+        terms.row()[channel] = gamma.row()[channel] * inverse;
+        terms.row()[C + channel] = dy / rows - slope * rest;
+        terms.row()[2 * C + channel] = slope;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_input_gradient(
+    PerNet<const float> x, PerNet<const float> dy, int rows, int C, PerNet<const float> mean,
+    PerNet<const float> terms, PerNet<float> dx) {
+    Place place(rows, C);
+    if (!place.inside) return;
+    float values[ROWS_A_THREAD], gradients[ROWS_A_THREAD];
+    place.load(x.row(), values);
+    place.load(dy.row(), gradients);
+
+    int c = place.channel;
+    float center = mean.row()[c], scale = terms.row()[c];
+    float shift = terms.row()[C + c], slope = terms.row()[2 * C + c];
+#pragma unroll
+    for (int k = 0; k < ROWS_A_THREAD; ++k)
+        if (place.has(k)) {
+            float left = fmaf(-slope, values[k] - center, gradients[k] - shift);
+            dx.row()[place.at(k)] = scale * left;
+        }
+}
+
+// moving (C,) = momentum * moving + (1 - momentum) * batch
+extern "C" __global__ void update_moving(
+    PerNet<float> moving, PerNet<const float> batch, double momentum, int C) {
+    int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= C) return;
+    float keep = momentum, take = 1.0 - momentum;
+    moving.row()[c] = fmaf(keep, moving.row()[c], take * batch.row()[c]);
+}

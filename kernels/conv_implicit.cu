@@ -1,0 +1,314 @@
+// Convolution as an implicit matrix product: what im2col would write to memory is gathered straight
+// into the tiles of the product (gemm.cuh).
+#include "activation.cuh"
+#include "convolution.cuh"
+#include "gemm.cuh"
+
+constexpr int NOWHERE = -(1 << 20);  // a row so far outside that no tap brings it back
+
+// ---- forward -----------------------------------------------------------------------------------
+
+// Rows: output pixels. Depth: the taps' channels (kh, kw, C). Numbers: the input under the tap.
+struct Patches {
+    static constexpr bool DEPTH_FIRST = true;
+    const float* x;
+    Convolution s;
+
+    template <int ROWS>
+    struct Share {
+        const float* x;
+        Convolution s;
+        int top[ROWS], left[ROWS], corner[ROWS];  // of the window: row, column, number in x
+        int tap_row, tap_column, tap_offset;
+
+        __device__ Share(const Patches& p) : x(p.x), s(p.s) {}
+
+        __device__ void row(int i, int number) {
+            Pixel out(number, s.Ho, s.Wo);
+            top[i] = out.row * s.sh - s.top;
+            left[i] = out.column * s.sw - s.left;
+            corner[i] = ((out.image * s.H + top[i]) * s.W + left[i]) * s.C;
+            if (out.image >= s.B) top[i] = NOWHERE;
+        }
+        __device__ void depth(int k) {
+            int tap = k / s.C;
+            tap_row = tap / s.kw;
+            tap_column = tap - tap_row * s.kw;
+            tap_offset = (tap_row * s.W + tap_column) * s.C + k - tap * s.C;
+            if (tap_row >= s.kh) tap_row = NOWHERE;
+        }
+        __device__ float load(int i) const {
+            unsigned h = top[i] + tap_row, w = left[i] + tap_column;  // before the first is huge
+            return h < s.H && w < s.W ? __ldg(x + corner[i] + tap_offset) : 0.0f;
+        }
+    };
+};
+
+// y = activation(x * kernel + bias). Blocks: tiles of pixels, tiles of filters.
+template <typename Shape>
+__device__ void forward(
+    const float* x, const float* kernel, const float* bias, Convolution s, int activation, float* y) {
+    int first_pixel = blockIdx.x * Shape::ROWS, first_filter = blockIdx.y * Shape::COLUMNS;
+    int K = s.kh * s.kw * s.C, pixels = s.B * s.Ho * s.Wo;
+    float sums[Shape::TALL][Shape::WIDE];
+    multiply<Shape>(Patches{x, s}, Columns{kernel, K, s.N}, first_pixel, first_filter, 0, K, sums);
+#pragma unroll
+    for (int i = 0; i < Shape::TALL; ++i)
+#pragma unroll
+        for (int j = 0; j < Shape::WIDE; ++j) {
+            int pixel = first_pixel + Shape::thread_row() + i;
+            int n = first_filter + Shape::thread_column() + j;
+            if (pixel < pixels && n < s.N)
+                y[pixel * s.N + n] = activate(activation, sums[i][j] + bias[n]);
+        }
+}
+
+extern "C" __global__ void __launch_bounds__(Narrow::THREADS) conv_implicit_forward_narrow(
+    PerNet<const float> x, PerNet<const float> kernel, PerNet<const float> bias, Convolution s,
+    int activation, PerNet<float> y) {
+    forward<Narrow>(x.row(), kernel.row(), bias.row(), s, activation, y.row());
+}
+
+extern "C" __global__ void __launch_bounds__(Square::THREADS) conv_implicit_forward_square(
+    PerNet<const float> x, PerNet<const float> kernel, PerNet<const float> bias, Convolution s,
+    int activation, PerNet<float> y) {
+    forward<Square>(x.row(), kernel.row(), bias.row(), s, activation, y.row());
+}
+
+// ---- gradient by the input -----------------------------------------------------------------------
+// With strides the input falls into interleaved grids, each of which meets only some of the taps
+// (geometry.Phase). For each of them the gradient is a correlation of dz with those taps, turned
+// round.
+
+// One axis of a phase; geometry.py says what the names mean.
+struct Phase {
+    int first, count, tap, taps, start;
+
+    __device__ Phase(int tap, int stride, int length, int size, int before) : tap(tap) {
+        first = (tap - before) % stride;
+        if (first < 0) first += stride;
+        count = first < length ? ceil_div(length - first, stride) : 0;
+        taps = tap < size ? ceil_div(size - tap, stride) : 0;
+        start = (first + before - tap) / stride - (taps - 1);
+    }
+
+    // Where in the depth's taps a number is: a stride wider than the window leaves phases without.
+    __device__ int row_of(int tap) const { return taps ? tap / taps : 0; }
+};
+
+// Rows: the input pixels of a phase. Depth: its taps' filters (taps, taps, N), the taps turned
+// round. Numbers: the gradient of the output that the tap meets the pixel at.
+struct Gradients {
+    static constexpr bool DEPTH_FIRST = true;
+    const float* dz;
+    Convolution s;
+    Phase r, c;
+
+    template <int ROWS>
+    struct Share {
+        const float* dz;
+        Convolution s;
+        Phase r, c;
+        int top[ROWS], left[ROWS], corner[ROWS];
+        int tap_row, tap_column, tap_offset;
+
+        __device__ Share(const Gradients& g) : dz(g.dz), s(g.s), r(g.r), c(g.c) {}
+
+        __device__ void row(int i, int number) {
+            Pixel in(number, r.count, c.count);
+            top[i] = in.row + r.start;
+            left[i] = in.column + c.start;
+            corner[i] = ((in.image * s.Ho + top[i]) * s.Wo + left[i]) * s.N;
+            if (in.image >= s.B) top[i] = NOWHERE;
+        }
+        __device__ void depth(int k) {
+            int tap = k / s.N;
+            tap_row = c.row_of(tap);
+            tap_column = tap - tap_row * c.taps;
+            tap_offset = (tap_row * s.Wo + tap_column) * s.N + k - tap * s.N;
+            if (tap_row >= r.taps) tap_row = NOWHERE;
+        }
+        __device__ float load(int i) const {
+            unsigned h = top[i] + tap_row, w = left[i] + tap_column;
+            return h < s.Ho && w < s.Wo ? __ldg(dz + corner[i] + tap_offset) : 0.0f;
+        }
+    };
+};
+
+// Rows: channels of the input. Depth: as of Gradients. Numbers: the weights of the taps turned round.
+struct TurnedWeights {
+    static constexpr bool DEPTH_FIRST = true;
+    const float* kernel;
+    Convolution s;
+    Phase r, c;
+
+    template <int ROWS>
+    struct Share {
+        const float* kernel;
+        Convolution s;
+        Phase r, c;
+        int channel[ROWS];
+        int tap_offset;  // -1: no such tap
+
+        __device__ Share(const TurnedWeights& w) : kernel(w.kernel), s(w.s), r(w.r), c(w.c) {}
+        __device__ void row(int i, int number) { channel[i] = number; }
+        __device__ void depth(int k) {
+            int tap = k / s.N, tap_row = c.row_of(tap), tap_column = tap - tap_row * c.taps;
+            int row = r.tap + (r.taps - 1 - tap_row) * s.sh;
+            int column = c.tap + (c.taps - 1 - tap_column) * s.sw;
+            tap_offset = tap_row < r.taps ? (row * s.kw + column) * s.C * s.N + k - tap * s.N : -1;
+        }
+        __device__ float load(int i) const {
+            bool there = tap_offset >= 0 && channel[i] < s.C;
+            return there ? __ldg(kernel + tap_offset + channel[i] * s.N) : 0.0f;
+        }
+    };
+};
+
+// dx from dz. Blocks: tiles of a phase's pixels; phases and tiles of channels.
+template <typename Shape>
+__device__ void input_gradient(const float* dz, const float* kernel, Convolution s, float* dx) {
+    int phase = blockIdx.y % (s.sh * s.sw);
+    Phase r(phase / s.sw, s.sh, s.H, s.kh, s.top), c(phase % s.sw, s.sw, s.W, s.kw, s.left);
+    int first_pixel = blockIdx.x * Shape::ROWS;
+    int first_channel = blockIdx.y / (s.sh * s.sw) * Shape::COLUMNS;
+    int depth = r.taps * c.taps * s.N;  // 0 where the window steps over the phase: dx is 0 there
+    int pixels = s.B * r.count * c.count;
+    if (first_pixel >= pixels) return;  // the whole block: another phase has more of them
+    float sums[Shape::TALL][Shape::WIDE];
+    multiply<Shape>(
+        Gradients{dz, s, r, c}, TurnedWeights{kernel, s, r, c}, first_pixel, first_channel, 0, depth,
+        sums);
+#pragma unroll
+    for (int i = 0; i < Shape::TALL; ++i) {
+        int number = first_pixel + Shape::thread_row() + i;
+        if (number >= pixels) continue;
+        Pixel in(number, r.count, c.count);
+        int row = r.first + in.row * s.sh, column = c.first + in.column * s.sw;
+        float* result = dx + ((in.image * s.H + row) * s.W + column) * s.C;
+#pragma unroll
+        for (int j = 0; j < Shape::WIDE; ++j) {
+            int channel = first_channel + Shape::thread_column() + j;
+            if (channel < s.C) result[channel] = sums[i][j];
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(Narrow::THREADS) conv_implicit_input_gradient_narrow(
+    PerNet<const float> dz, PerNet<const float> kernel, Convolution s, PerNet<float> dx) {
+    input_gradient<Narrow>(dz.row(), kernel.row(), s, dx.row());
+}
+
+extern "C" __global__ void __launch_bounds__(Square::THREADS) conv_implicit_input_gradient_square(
+    PerNet<const float> dz, PerNet<const float> kernel, Convolution s, PerNet<float> dx) {
+    input_gradient<Square>(dz.row(), kernel.row(), s, dx.row());
+}
+
+// ---- gradient by the weights ---------------------------------------------------------------------
+// Here the depth is long, all pixels of all images, and the result small. So several blocks make the
+// same tile, each from a part of the pixels, and another kernel adds up the parts in order. That also
+// keeps each chain of additions in float short.
+
+// Rows: the weights' places (kh, kw, C), and one more, whose input is always 1: the bias. Depth: output
+// pixels. Numbers: the input under the tap.
+struct TurnedPatches {
+    static constexpr bool DEPTH_FIRST = false;
+    static constexpr int BIAS = -1;  // in place of an offset
+    const float* x;
+    Convolution s;
+    int begin;  // of the depth
+
+    template <int ROWS>
+    struct Share {
+        const float* x;
+        Convolution s;
+        int tap_row[ROWS], tap_column[ROWS], tap_offset[ROWS];
+        int number;
+        Pixel pixel;
+
+        __device__ Share(const TurnedPatches& p)
+            : x(p.x), s(p.s), number(p.begin), pixel(p.begin, p.s.Ho, p.s.Wo) {}
+
+        __device__ void row(int i, int number) {
+            int tap = number / s.C;
+            tap_row[i] = tap / s.kw;
+            tap_column[i] = tap - tap_row[i] * s.kw;
+            tap_offset[i] = (tap_row[i] * s.W + tap_column[i]) * s.C + number - tap * s.C;
+            if (number == s.kh * s.kw * s.C)
+                tap_offset[i] = BIAS;
+            else if (tap_row[i] >= s.kh)
+                tap_row[i] = NOWHERE;
+        }
+        // Pixels come in order, a few apart: that takes no division.
+        __device__ void depth(int next) {
+            pixel.column += next - number;
+            number = next;
+            while (pixel.column >= s.Wo) {
+                pixel.column -= s.Wo;
+                if (++pixel.row == s.Ho) {
+                    pixel.row = 0;
+                    ++pixel.image;
+                }
+            }
+        }
+        __device__ float load(int i) const {
+            if (pixel.image >= s.B) return 0.0f;
+            if (tap_offset[i] == BIAS) return 1.0f;
+            int top = pixel.row * s.sh - s.top, left = pixel.column * s.sw - s.left;
+            unsigned h = top + tap_row[i], w = left + tap_column[i];
+            int corner = ((pixel.image * s.H + top) * s.W + left) * s.C;
+            return h < s.H && w < s.W ? __ldg(x + corner + tap_offset[i]) : 0.0f;
+        }
+    };
+};
+
+// parts (splits, K + 1, N): of each part of the pixels, `split_pixels` long, dkernel and dbias.
+// Blocks: tiles of the K + 1 rows; splits and tiles of filters.
+template <typename Shape>
+__device__ void weight_gradient(
+    const float* x, const float* dz, Convolution s, int split_pixels, float* parts) {
+    int column_tiles = ceil_div(s.N, Shape::COLUMNS);
+    int split = blockIdx.y / column_tiles;
+    int first_row = blockIdx.x * Shape::ROWS;
+    int first_filter = blockIdx.y % column_tiles * Shape::COLUMNS;
+    int pixels = s.B * s.Ho * s.Wo, rows = s.kh * s.kw * s.C + 1;
+    int begin = split * split_pixels, end = min(begin + split_pixels, pixels);
+    float sums[Shape::TALL][Shape::WIDE];
+    multiply<Shape>(
+        TurnedPatches{x, s, begin}, Columns{dz, pixels, s.N}, first_row, first_filter, begin, end,
+        sums);
+#pragma unroll
+    for (int i = 0; i < Shape::TALL; ++i)
+#pragma unroll
+        for (int j = 0; j < Shape::WIDE; ++j) {
+            int row = first_row + Shape::thread_row() + i;
+            int n = first_filter + Shape::thread_column() + j;
+            if (row < rows && n < s.N) parts[(split * rows + row) * s.N + n] = sums[i][j];
+        }
+}
+
+extern "C" __global__ void __launch_bounds__(Narrow::THREADS) conv_implicit_weight_gradient_narrow(
+    PerNet<const float> x, PerNet<const float> dz, Convolution s, int split_pixels,
+    PerNet<float> parts) {
+    weight_gradient<Narrow>(x.row(), dz.row(), s, split_pixels, parts.row());
+}
+
+extern "C" __global__ void __launch_bounds__(Square::THREADS) conv_implicit_weight_gradient_square(
+    PerNet<const float> x, PerNet<const float> dz, Convolution s, int split_pixels,
+    PerNet<float> parts) {
+    weight_gradient<Square>(x.row(), dz.row(), s, split_pixels, parts.row());
+}
+
+// dkernel (weights,) and dbias (N,) from the parts (splits, weights + N), added up in order.
+extern "C" __global__ void conv_implicit_sum_parts(
+    PerNet<const float> parts, int splits, int weights, int N, PerNet<float> dkernel,
+    PerNet<float> dbias) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= weights + N) return;
+    float sum = 0.0f;
+    for (int split = 0; split < splits; ++split) sum += parts.row()[split * (weights + N) + i];
+    if (i < weights)
+        dkernel.row()[i] = sum;
+    else
+        dbias.row()[i - weights] = sum;
+}

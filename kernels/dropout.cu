@@ -1,0 +1,45 @@
+// Dropout. Source: N. Srivastava et al., JMLR 15, 2014; inverted: what is kept is scaled up.
+#include "common.cuh"
+#include "philox.cuh"
+#include "reduce.cuh"
+
+constexpr int WORDS = 4;  // of a Philox block
+
+// y = x * scale where the number's random word is at least `threshold`, else 0; mask says where.
+//
+// A thread makes the four words of one Philox block, for four numbers that follow one another. But
+// if it also read and wrote those four, the lanes of a warp would touch every fourth number at a
+// time. So each lane keeps the four answers as bits, and in four turns the warp passes over its 128
+// numbers, neighbouring lanes at neighbouring numbers, each with the bit of the lane that drew it.
+extern "C" __global__ void dropout_forward(
+    PerNet<const float> x, float scale, unsigned threshold, unsigned seed,
+    PerNet<const long long> nets, unsigned stream, const long long* step, int count,
+    PerNet<bool> mask, PerNet<float> y) {
+    int thread = blockIdx.x * blockDim.x + threadIdx.x;
+    int lane = threadIdx.x % WARP;
+    Random random{seed, unsigned(nets.row()[0]), stream, unsigned(step[0])};
+    uint4 words = random.block(thread);
+    unsigned kept = (words.x >= threshold) | (words.y >= threshold) << 1 |
+                    (words.z >= threshold) << 2 | (words.w >= threshold) << 3;
+
+    int first = (thread - lane) * WORDS;  // of the warp's numbers
+#pragma unroll
+    for (int turn = 0; turn < WORDS; ++turn) {
+        int number = turn * WARP + lane;
+        // All lanes take part in the exchange, those behind the end, too.
+        unsigned answers = __shfl_sync(ALL_LANES, kept, number / WORDS);
+        bool keep = answers >> (number % WORDS) & 1;
+        int i = first + number;
+        if (i < count) {
+            mask.row()[i] = keep;
+            y.row()[i] = keep ? x.row()[i] * scale : 0.0f;
+        }
+    }
+}
+
+// dx = dy * scale where mask, else 0.
+extern "C" __global__ void dropout_backward(
+    PerNet<const float> dy, float scale, PerNet<const bool> mask, int count, PerNet<float> dx) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) dx.row()[i] = mask.row()[i] ? dy.row()[i] * scale : 0.0f;
+}

@@ -1,0 +1,258 @@
+"""Kernels as sources: found, put together, their parameters read from the text, arguments checked.
+
+A launch of CUDA takes pointers to anything and checks nothing. Here the declaration in the .cu file
+is what arguments are held against, whichever driver launches: cuda.py or the emulator.
+
+Read ops_cuda.py for how kernels are used, and cuda.py for a driver.
+"""
+
+import ctypes
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+SOURCES = Path(__file__).parent.parent / "kernels"  # in a checkout; installed, they are a package
+if not SOURCES.is_dir():
+    SOURCES = Path(__file__).parent / "kernels"
+
+_NUMBERS = {
+    "float": np.float32,
+    "double": np.float64,
+    "int": np.int32,
+    "unsigned": np.uint32,
+    "long long": np.int64,
+    "unsigned short": np.uint16,
+    "unsigned char": np.uint8,
+    "bool": np.bool_,
+}
+_PER_NET = np.dtype([("data", np.uint64), ("stride", np.int64)])  # common.cuh's PerNet
+_GRID_LIMITS = 2**31 - 1, 65535, 65535
+_MOST_THREADS = 1024
+
+
+class Parameter(NamedTuple):
+    """A kernel's parameter: `kind` is "per net", "array", "number" or "struct"."""
+
+    name: str
+    kind: str
+    dtype: np.dtype  # of an array's elements, of a number, or of a struct
+    written: bool = False
+    may_be_null: bool = False
+
+
+class Launch(NamedTuple):
+    """A kernel and its checked arguments, frozen: what a driver needs, and a graph keeps."""
+
+    program: "Program"
+    code: object  # what the driver compiled the program to
+    name: str
+    grid: tuple
+    block: tuple
+    shared_bytes: int
+    values: list  # a NumPy array of no dimensions for each argument
+    arrays: list  # (parameter, array or None) of each array argument
+
+
+@dataclass(frozen=True)
+class Program:
+    """One .cu file with what it includes, as a single text, so that caches see every edit."""
+
+    path: Path
+    defines: tuple = ()  # ("NAME=VALUE", ...)
+
+    @property
+    def name(self):
+        """The file's name without its suffix."""
+        return self.path.stem
+
+    @cached_property
+    def text(self):
+        """The whole text; #line directives name the files that its lines come from."""
+        return "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in self.defines) + _assemble(
+            self.path, set()
+        )
+
+    @cached_property
+    def kernels(self):
+        """{name: [Parameter, ...]} of what the file declares as extern "C" __global__."""
+        code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", self.text, flags=re.DOTALL)
+        structs = dict(re.findall(r"\bstruct (\w+) \{(.*?)\};", code, re.DOTALL))
+        found = re.findall(
+            r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s+)?(\w+)\((.*?)\)\s*\{',
+            code,
+            re.DOTALL,
+        )
+        return {
+            name: [_parameter(self.path, p, structs) for p in parameters.split(",")]
+            for name, parameters in found
+        }
+
+
+def _assemble(path, seen):
+    """The text of a file, each #include "..." replaced by that file's text, once."""
+    seen.add(path.resolve())
+    lines = [f'#line 1 "{path.name}"\n']
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        include = re.match(r'\s*#include "(.+)"', line)
+        if include is None:
+            if line.strip() != "#pragma once":
+                lines.append(line + "\n")
+                continue
+        else:
+            near, shared = path.parent / include[1], SOURCES / include[1]
+            other = near if near.is_file() else shared
+            if other.resolve() not in seen:
+                lines.append(_assemble(other, seen))
+        lines.append(f'#line {number + 1} "{path.name}"\n')
+    return "".join(lines)
+
+
+def _parameter(path, declaration, structs):
+    words = " ".join(declaration.split())
+    match = re.fullmatch(
+        r"(?P<null>MAY_BE_NULL )?"
+        r"(?:PerNet<(?P<row>[\w ]+)>|(?P<array>[\w ]+?) ?\*|(?P<value>[\w ]+?))"
+        r"(?: __restrict__)? (?P<name>\w+)",
+        words,
+    )
+    kind = next((k for k in ("row", "array", "value") if match and match[k]), None)
+    type_name = match[kind].removeprefix("const ") if kind else None
+    if kind == "value" and type_name in structs:
+        fields = re.findall(r"\bint ([\w, ]+);", structs[type_name])
+        names = [name.strip() for line in fields for name in line.split(",")]
+        return Parameter(match["name"], "struct", np.dtype([(n, np.int32) for n in names]))
+    if type_name not in _NUMBERS:
+        raise ValueError(f"{path.name}: a kernel's parameter cannot be {words!r}")
+    return Parameter(
+        match["name"],
+        {"row": "per net", "array": "array", "value": "number"}[kind],
+        np.dtype(_NUMBERS[type_name]),
+        written=kind != "value" and not match[kind].startswith("const "),
+        may_be_null=bool(match["null"]),
+    )
+
+
+class Driver:
+    """What makes arrays and launches kernels: cuda.py's on a GPU, the emulator's on a CPU.
+
+    Either has `empty`, `zeros`, `to_device`, `to_host`, `copy` and `session`, as ops_numpy.py
+    describes them; `capture(function)`, which runs a function once and returns a function that
+    repeats its launches; `address(array)`; `compile(program)`, which gives what a Launch holds as
+    `code`; and `run(launch)`.
+    """
+
+    def __init__(self):
+        self._programs = {}
+
+    def launch(self, file, name, grid, block, *arguments, shared_bytes=0, defines=()):
+        """Run a kernel of kernels/`file`, or of a file anywhere where that is a path."""
+        self.run(self.bind(file, name, grid, block, arguments, shared_bytes, defines))
+
+    def program(self, file, defines=()):
+        """The (Program, what `compile` made of it) of a file, compiled on first use."""
+        key = file, defines
+        if key not in self._programs:
+            program = Program(SOURCES / file, defines)
+            self._programs[key] = program, self.compile(program)
+        return self._programs[key]
+
+    def bind(self, file, name, grid, block, arguments, shared_bytes=0, defines=()):
+        """Check a launch and freeze it, a Launch.
+
+        grid: up to two numbers of blocks; the third axis is the nets'. block: up to three numbers
+        of threads. Raises TypeError or ValueError that names kernel, parameter, and what is wrong.
+        """
+        program, code = self.program(file, defines)
+        where = f"{program.path.name}: {name}"
+        if name not in program.kernels:
+            raise ValueError(f"{where}: no such kernel")
+        parameters = program.kernels[name]
+        if len(arguments) != len(parameters):
+            raise TypeError(f"{where}: got {len(arguments)} arguments, takes {len(parameters)}")
+        nets, values, arrays = None, [], []
+        for parameter, argument in zip(parameters, arguments, strict=True):
+            at = f"{where}: {parameter.name}"
+            if parameter.kind == "struct":
+                values.append(_struct(at, parameter, argument))
+            elif parameter.kind == "number":
+                values.append(_number(at, parameter, argument))
+            else:
+                _check_array(at, parameter, argument)
+                arrays.append((parameter, argument))
+                data = 0 if argument is None else self.address(argument)
+                if parameter.kind == "array":
+                    values.append(np.array(data, np.uint64))
+                    continue
+                stride = 0 if argument is None else argument.strides[0] // argument.itemsize
+                values.append(np.array((data, stride), _PER_NET))
+                if argument is not None and nets not in (None, len(argument)):
+                    raise ValueError(f"{at}: got {len(argument)} nets, beside {nets} in others")
+                nets = nets if argument is None else len(argument)
+        grid = _check_sizes(where, "grid", (*grid, *(1,) * (2 - len(grid)), nets or 1))
+        block = _check_sizes(where, "block", (*block, *(1,) * (3 - len(block))))
+        return Launch(program, code, name, grid, block, shared_bytes, values, arrays)
+
+
+def pointers(values):
+    """The addresses of a launch's arguments, as CUDA takes them: an array of pointers."""
+    return (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
+
+
+def _check_array(at, parameter, array):
+    if array is None:
+        if not parameter.may_be_null:
+            raise TypeError(f"{at}: got None, expected an array of {parameter.dtype}")
+        return
+    if not hasattr(array, "strides"):
+        raise TypeError(f"{at}: got {array!r}, expected an array of {parameter.dtype}")
+    if array.dtype != parameter.dtype:
+        raise TypeError(f"{at}: got an array of {array.dtype}, expected {parameter.dtype}")
+    # CuPy's arrays can always be written, and have no such flag
+    if parameter.written and not getattr(array.flags, "writeable", True):
+        raise ValueError(f"{at}: got a read-only array, which the kernel writes to")
+    axes = list(zip(array.shape, array.strides, strict=True))
+    if parameter.kind == "per net":
+        if not axes:
+            raise ValueError(f"{at}: got a number, expected an array with an axis of nets")
+        del axes[0]
+    step = array.itemsize
+    for length, stride in reversed(axes):
+        if length > 1 and stride != step:
+            raise ValueError(f"{at}: got strides {array.strides}, expected contiguous numbers")
+        step *= length
+    if step // array.itemsize >= 2**31:
+        raise ValueError(f"{at}: got {step // array.itemsize:,} numbers a net, expected below 2^31")
+
+
+def _number(at, parameter, value):
+    kind = parameter.dtype.kind
+    if isinstance(value, (bool, np.bool_)) != (kind == "b") or not np.isscalar(value):
+        raise TypeError(f"{at}: got {value!r}, expected a number of {parameter.dtype}")
+    if kind in "iu":
+        limits = np.iinfo(parameter.dtype)
+        if value != int(value) or not limits.min <= value <= limits.max:
+            raise ValueError(f"{at}: got {value!r}, expected a number of {parameter.dtype}")
+    return np.array(value, parameter.dtype)
+
+
+def _struct(at, parameter, fields):
+    if set(fields) != set(parameter.dtype.names):
+        raise TypeError(f"{at}: got {sorted(fields)}, expected {sorted(parameter.dtype.names)}")
+    try:
+        return np.array(tuple(fields[name] for name in parameter.dtype.names), parameter.dtype)
+    except (OverflowError, TypeError):
+        raise ValueError(f"{at}: got {fields}, expected integers of 32 bits") from None
+
+
+def _check_sizes(where, what, sizes):
+    limits = _GRID_LIMITS if what == "grid" else (_MOST_THREADS, _MOST_THREADS, 64)
+    whole = all(isinstance(size, (int, np.integer)) for size in sizes)
+    fits = whole and all(1 <= s <= most for s, most in zip(sizes, limits, strict=True))
+    if not fits or (what == "block" and np.prod(sizes) > _MOST_THREADS):
+        total = f", {_MOST_THREADS} threads in all" if what == "block" else ""
+        raise ValueError(f"{where}: got {what} {sizes}, expected 1 to {limits}{total}")
+    return tuple(int(size) for size in sizes)

@@ -1,0 +1,113 @@
+"""C and C++ sources compiled with the machine's own compiler, kept in the user's cache, loaded.
+
+A library is known by what it was made from: sources, flags, compiler and CPU. Several processes may
+want it at once; each builds in a place of its own, and the last one's takes the others' place.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+from .files import DataError, cache_folder
+
+_COMPILERS = {"c++": ("CXX", ("c++", "g++", "clang++")), "c": ("CC", ("cc", "gcc", "clang"))}
+_SHOWN_LINES = 30
+
+
+class CompileError(ValueError):
+    """A source does not compile; the message has the compiler's."""
+
+
+def problem(language="c++"):
+    """Why there is no compiler here, in one line; None if there is one."""
+    if _compiler(language):
+        return None
+    variable, names = _COMPILERS[language]
+    return f"no compiler is found: install one of {', '.join(names)}, or name it in ${variable}"
+
+
+@lru_cache
+def _compiler(language):
+    """The command of the compiler, a tuple of words, and what it calls itself; None without one."""
+    variable, names = _COMPILERS[language]
+    asked = shlex.split(os.environ.get(variable, ""))
+    for command in [asked] if asked else [[name] for name in names]:
+        if shutil.which(command[0]):
+            done = subprocess.run(
+                [*command, "--version"], capture_output=True, text=True, check=False
+            )
+            if done.returncode == 0:
+                return tuple(command), done.stdout
+    return None
+
+
+def build(name, sources, compile_flags, link_flags=(), language="c++"):
+    """The path of a shared library made from {file name: text}; those that end in .h are headers.
+
+    Compiling and linking are two steps, each with flags of its own. Raises CompileError.
+    """
+    missing = problem(language)
+    if missing:
+        raise CompileError(missing)
+    command, version = _compiler(language)
+    made_from = repr((command, version, _cpu(), sources, compile_flags, link_flags))
+    digest = hashlib.sha256(made_from.encode()).hexdigest()[:20]
+    library = _folder() / f"{name}-{digest}.so"
+    if library.exists():
+        return library
+    with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
+        folder = Path(temporary)
+        for file, text in sources.items():
+            (folder / file).write_text(text)
+        objects = []
+        for file in sources:
+            if not file.endswith(".h"):
+                objects.append(f"{file}.o")
+                _run([*command, "-fPIC", *compile_flags, "-c", file, "-o", objects[-1]], folder)
+        _run([*command, "-shared", *objects, *link_flags, "-o", "library.so"], folder)
+        os.replace(folder / "library.so", library)
+    return library
+
+
+def _run(command, folder):
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        message = "\n".join(done.stderr.splitlines()[:_SHOWN_LINES])
+        raise CompileError(f"{shlex.join(command)} failed:\n{message}")
+
+
+@lru_cache
+def _folder():
+    """Where libraries are kept: the user's cache, or where that cannot be, for this process only."""
+    with contextlib.suppress(OSError, DataError):
+        folder = cache_folder() / "native"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    folder = tempfile.TemporaryDirectory(prefix="minicnn-")
+    _kept.append(folder)
+    warnings.warn(
+        "the cache folder cannot be written: kernels are compiled anew in each run", stacklevel=2
+    )
+    return Path(folder.name)
+
+
+_kept = []
+
+
+@lru_cache
+def _cpu():
+    """What code for "the machine's own instruction set" depends on."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    return platform.machine() + platform.processor()

@@ -1,0 +1,31 @@
+// What the kernels draw, written out: for comparison with rng.py and affine.py to the bit.
+#include "affine.cuh"
+#include "common.cuh"
+
+// words (N, 4) of counters (N, 4) under keys (N, 2)
+extern "C" __global__ void philox_words(
+    const unsigned* counters, const unsigned* keys, int N, unsigned* words) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= N) return;
+    const unsigned *c = counters + 4 * i, *k = keys + 2 * i;
+    uint4 found = philox4x32(make_uint4(c[0], c[1], c[2], c[3]), make_uint2(k[0], k[1]));
+    words[4 * i] = found.x;
+    words[4 * i + 1] = found.y;
+    words[4 * i + 2] = found.z;
+    words[4 * i + 3] = found.w;
+}
+
+// drawn (5, B) of a net's images
+extern "C" __global__ void affine_parameters(
+    const float* ranges, unsigned seed, PerNet<const long long> nets, unsigned stream,
+    unsigned step, int B, PerNet<float> drawn) {
+    int b = blockIdx.x * blockDim.x + threadIdx.x;
+    if (b >= B) return;
+    Affine a = draw_affine(ranges, Random{seed, unsigned(nets.row()[0]), stream, step}, b);
+    float* of_image = drawn.row() + b;
+    of_image[0] = a.theta;
+    of_image[B] = a.tx;
+    of_image[2 * B] = a.ty;
+    of_image[3 * B] = a.zx;
+    of_image[4 * B] = a.zy;
+}

@@ -1,0 +1,330 @@
+"""The CUDA driver, as far as a machine without a GPU can tell: compiling, refusals, the calls made.
+
+NVRTC compiles without a GPU; it comes with CuPy's wheel and nvidia-cuda-nvrtc (extra `cuda13`).
+"""
+
+import ctypes
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from minicnn import cuda, devices, kernel
+from minicnn.kernel import Program
+
+SOURCES = sorted(kernel.SOURCES.glob("*.cu"))
+TENSOR_CORE_SOURCES = sorted((Path(__file__).parent / "kernels").glob("tensor_core*.cu"))
+
+
+@pytest.fixture(scope="module")
+def nvrtc():
+    """The compiler's version, or a visible skip."""
+    pytest.importorskip("cupy_backends", reason="needs CuPy: pip install -e '.[cuda13]'")
+    try:
+        return cuda.nvrtc_version()
+    except (ImportError, OSError, RuntimeError) as error:
+        pytest.skip(f"needs NVRTC: pip install -e '.[cuda13]' ({error})")
+
+
+def oldest():
+    """The oldest architecture that the compiler still takes."""
+    from cupy_backends.cuda.libs import nvrtc  # noqa: PLC0415  only where CuPy is installed
+
+    return f"sm_{min(nvrtc.getSupportedArchs())}"
+
+
+def resources(log):
+    """{kernel: (stack bytes, spilled bytes, registers)} of the log of --ptxas-options=-v."""
+    found = re.findall(
+        r"Function properties for (\w+)[\s\w.]*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers",
+        log,
+        re.DOTALL,
+    )
+    return {name: (int(s), int(w) + int(r), int(n)) for name, s, w, r, n in found}
+
+
+@pytest.mark.parametrize("architecture", ["oldest", "sm_80", "sm_90"])
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_every_kernel_compiles_and_keeps_its_numbers_in_registers(nvrtc, path, architecture):
+    architecture = oldest() if architecture == "oldest" else architecture
+    program = Program(path)
+    cubin, log = cuda.compile_program(program, architecture, "--ptxas-options=-v")
+    assert cubin.startswith(b"\x7fELF")
+    assert "warning" not in log, log
+    found = resources(log)
+    assert set(found) == set(program.kernels)
+    for name, (stack, spilled, registers) in found.items():
+        assert (stack, spilled) == (0, 0), name
+        assert 0 < registers <= 255
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("path", TENSOR_CORE_SOURCES, ids=lambda path: path.name)
+def test_tensor_core_steps_and_asynchronous_copies_compile(nvrtc, path, architecture):
+    cubin, _ = cuda.compile_program(Program(path), architecture)
+    assert cubin.startswith(b"\x7fELF")
+
+
+def test_a_mistake_in_a_kernel_is_shown_with_its_line(nvrtc, tmp_path):
+    path = tmp_path / "mistaken.cu"
+    path.write_text(
+        '#include "common.cuh"\n'
+        'extern "C" __global__ void wrong(PerNet<float> x) {\n'
+        "    x.row()[0] = nowhere;\n"
+        "}\n"
+    )
+    with pytest.raises(cuda.CompileError) as caught:
+        cuda.compile_program(Program(path), "sm_90")
+    message = str(caught.value)
+    assert str(path) in message and "mistaken.cu(3)" in message
+    assert 'identifier "nowhere" is undefined' in message
+    assert "x.row()[0] = nowhere;" in message
+
+
+# ---------------------------------------------------------------------------------------------
+# What is missing is named
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+def fake_cupy(driver=13020, count=1, capability="90"):
+    """What `problem` asks CuPy; a `count` that is a text is the error raised in its place."""
+
+    def device_count():
+        if isinstance(count, str):
+            raise CUDARuntimeError(count)
+        return count
+
+    runtime = SimpleNamespace(
+        driverGetVersion=lambda: driver,
+        runtimeGetVersion=lambda: 13020,
+        getDeviceCount=device_count,
+        CUDARuntimeError=CUDARuntimeError,
+        getDeviceProperties=lambda number: {"name": b"NVIDIA Test"},
+    )
+    device = SimpleNamespace(compute_capability=capability)
+    return SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=lambda: device))
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """A function that puts a fake CuPy in place."""
+
+    def put(fake):
+        def import_cupy():
+            if isinstance(fake, Exception):
+                raise fake
+            return fake
+
+        monkeypatch.setattr(cuda, "_import_cupy", import_cupy)
+        monkeypatch.setattr(cuda, "nvrtc_version", lambda: (13, 2))
+        cuda.problem.cache_clear()
+
+    yield put
+    cuda.problem.cache_clear()
+
+
+PROBLEMS = [
+    (ModuleNotFoundError("no", name="cupy"), r"CuPy is not installed: pip install .*cuda13"),
+    (ImportError("numpy is too new"), "CuPy cannot be imported: numpy is too new"),
+    (fake_cupy(driver=0), "no NVIDIA driver is installed"),
+    (fake_cupy(12040, "cudaErrorInsufficientDriver: x"), r"too old: it has CUDA 12\.4.*13\.2"),
+    (fake_cupy(count="cudaErrorNoDevice: no device"), "finds no GPU: cudaErrorNoDevice"),
+    (fake_cupy(count=0), "finds no GPU"),
+    (fake_cupy(capability="61"), r"compute capability 6\.1, 7\.0 is the least"),
+]
+
+
+@pytest.mark.parametrize(("fake", "message"), PROBLEMS)
+def test_what_is_missing_is_named(cupy, fake, message):
+    cupy(fake)
+    with pytest.raises(ValueError, match=f"^device: 'cuda' cannot be used: .*{message}"):
+        devices.choose("cuda")
+    name, _, reason = devices.choose("auto")
+    assert name == "numpy" and re.search(message, reason)
+
+
+def test_a_missing_compiler_is_named(cupy, monkeypatch):
+    def absent():
+        raise OSError("libnvrtc.so.13: cannot open shared object file")
+
+    cupy(fake_cupy())
+    monkeypatch.setattr(cuda, "nvrtc_version", absent)
+    assert "pip install nvidia-cuda-nvrtc" in cuda.problem()
+
+
+def test_a_usable_gpu_is_no_problem(cupy):
+    cupy(fake_cupy())
+    assert cuda.problem() is None
+    assert cuda.gpu_name() == "NVIDIA Test"
+
+
+# ---------------------------------------------------------------------------------------------
+# The calls that the driver makes, recorded by a stand-in for CuPy
+
+
+class Array(np.ndarray):
+    """A NumPy array that has its address where CuPy's have theirs."""
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+class Stream:
+    ptr = 77
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __enter__(self):
+        self.calls.append("enter")
+
+    def __exit__(self, *error):
+        self.calls.append("exit")
+
+    def begin_capture(self):
+        self.calls.append("begin")
+
+    def end_capture(self):
+        self.calls.append("end")
+        return SimpleNamespace(launch=lambda stream: self.calls.append(("graph", stream)))
+
+
+class Raw:
+    kernel = SimpleNamespace(ptr=55)
+    max_dynamic_shared_size_bytes = 48 << 10
+
+
+class CompileException(Exception):  # noqa: N818  CuPy's name
+    pass
+
+
+@pytest.fixture
+def calls():
+    return []
+
+
+@pytest.fixture
+def stand_in(monkeypatch, calls):
+    """A CuPy on NumPy, whose launches are kept as (function, grid, block, shared, stream, ...)."""
+
+    def module(code, options):
+        calls.append(("compile", options))
+        if "broken" in code:
+            raise CompileException("mistaken.cu(3): error: nowhere")
+        return SimpleNamespace(get_function=lambda name: raw)
+
+    def launch(function, *rest):
+        *sizes, parameters, extra = rest
+        assert extra == 0
+        values = list((ctypes.c_uint64 * 7).from_address(parameters))
+        calls.append(("launch", function, tuple(sizes), values))
+
+    raw = Raw()
+    cupy = SimpleNamespace(
+        RawModule=module,
+        empty=lambda shape, dtype: np.empty(shape, dtype).view(Array),
+        zeros=lambda shape, dtype: np.zeros(shape, dtype).view(Array),
+        array=lambda array, order: np.array(array, order=order).view(Array),
+        asnumpy=np.array,
+        cuda=SimpleNamespace(
+            Stream=lambda: Stream(calls),
+            compiler=SimpleNamespace(CompileException=CompileException),
+            runtime=SimpleNamespace(memGetInfo=lambda: (1000, 4000)),
+        ),
+        get_default_memory_pool=lambda: SimpleNamespace(free_bytes=lambda: 500),
+        raw=raw,
+    )
+    modules = {"cupy": cupy, "cupy_backends.cuda.api.driver": SimpleNamespace(launchKernel=launch)}
+    monkeypatch.setattr(cuda.importlib, "import_module", modules.__getitem__)
+    return cupy
+
+
+TOY = Path(__file__).parent / "kernels" / "toy.cu"
+
+
+def toy_arguments(driver):
+    x, y = (driver.to_device(np.ones((2, 3, 4), np.float32)) for _ in range(2))
+    factor = driver.to_device(np.ones(1))
+    return [x, None, factor, {"rows": 3, "columns": 4}, 7, True, y]
+
+
+def test_a_launch_is_put_on_the_stream_with_pointers_to_its_arguments(stand_in, calls):
+    driver = cuda.Cuda()
+    given = toy_arguments(driver)
+    held = driver.bind(TOY, "scale", (5,), (64, 2), given)
+    calls.clear()
+    driver.run(held)
+    [(what, function, sizes, addresses)] = calls
+    assert (what, function) == ("launch", 55)
+    assert sizes == (5, 1, 2, 64, 2, 1, 0, Stream.ptr)
+    row = ctypes.cast(addresses[0], ctypes.POINTER(ctypes.c_int64))
+    assert row[:2] == [given[0].ctypes.data, 12]
+    assert ctypes.cast(addresses[3], ctypes.POINTER(ctypes.c_int32))[:2] == [3, 4]
+    assert ctypes.c_int32.from_address(addresses[4]).value == 7
+
+
+def test_a_program_is_compiled_on_first_use_without_fast_math(stand_in, calls):
+    driver = cuda.Cuda()
+    for _ in range(2):
+        driver.launch(TOY, "scale", (5,), (64,), *toy_arguments(driver))
+    assert [call[1] for call in calls if call[0] == "compile"] == [("-std=c++17",)]
+
+
+def test_much_shared_memory_is_asked_for(stand_in):
+    driver = cuda.Cuda()
+    driver.launch(TOY, "scale", (5,), (64,), *toy_arguments(driver), shared_bytes=100_000)
+    assert stand_in.raw.max_dynamic_shared_size_bytes == 100_000
+
+
+def test_a_capture_is_made_on_the_stream_and_launched_there(stand_in, calls):
+    driver = cuda.Cuda()
+    calls.clear()
+    replay = driver.capture(lambda: calls.append("function"))
+    assert calls == ["enter", "begin", "function", "end", "exit"]
+    calls.clear()
+    replay()
+    [(what, stream)] = calls
+    assert what == "graph" and stream.ptr == Stream.ptr
+
+
+def test_a_capture_that_fails_is_ended(stand_in, calls):
+    driver = cuda.Cuda()
+
+    def fail():
+        raise KeyError("planted")
+
+    calls.clear()
+    with pytest.raises(KeyError, match="planted"):
+        driver.capture(fail)
+    assert calls == ["enter", "begin", "end", "exit"]
+
+
+def test_the_compilers_message_comes_through(stand_in, tmp_path):
+    path = tmp_path / "mistaken.cu"
+    path.write_text("// broken\n" + TOY.read_text())
+    driver = cuda.Cuda()
+    with pytest.raises(cuda.CompileError, match=r"mistaken\.cu\(3\): error: nowhere"):
+        driver.launch(path, "scale", (5,), (64,), *toy_arguments(driver))
+
+
+def test_free_memory_keeps_a_reserve(stand_in):
+    assert cuda.Cuda().free_memory() == 1350
+
+
+def test_arrays_go_there_and_back(stand_in):
+    driver = cuda.Cuda()
+    array = np.arange(6.0).reshape(2, 3)
+    there = driver.to_device(array.T)
+    assert there.flags.c_contiguous and driver.address(there) == there.ctypes.data
+    np.testing.assert_array_equal(driver.to_host(there), array.T)
+    target = driver.zeros((3, 2), np.float64)
+    driver.copy(there, target)
+    np.testing.assert_array_equal(target, array.T)
+    assert driver.empty((2,), np.int64).shape == (2,)

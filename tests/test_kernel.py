@@ -1,0 +1,193 @@
+"""Sources and launches on any driver: what is read from a .cu file, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicnn import kernel
+from minicnn.kernel import Driver, Program
+
+TOY = Path(__file__).parent / "kernels" / "toy.cu"
+E = 2
+
+
+class Paper(Driver):
+    """A driver that only keeps what it is told to run."""
+
+    def __init__(self):
+        super().__init__()
+        self.compiled, self.ran = [], []
+
+    def compile(self, program):
+        self.compiled.append(program)
+
+    def address(self, array):
+        return array.ctypes.data
+
+    def run(self, launch):
+        self.ran.append(launch)
+
+
+@pytest.fixture
+def paper():
+    return Paper()
+
+
+def arguments(**changed):
+    """Good arguments of toy.cu's kernel, some of them changed."""
+    good = {
+        "x": np.zeros((E, 3, 4), np.float32),
+        "add": None,
+        "factor": np.ones(1),
+        "shape": {"rows": 3, "columns": 4},
+        "offset": 7,
+        "negate": True,
+        "y": np.zeros((E, 12), np.float32),
+    }
+    return list({**good, **changed}.values())
+
+
+def test_a_signature_is_read_from_the_source():
+    [(name, parameters)] = Program(TOY).kernels.items()
+    assert name == "scale"
+    assert [p.name for p in parameters] == ["x", "add", "factor", "shape", "offset", "negate", "y"]
+    kinds = ["per net", "per net", "array", "struct", "number", "number", "per net"]
+    assert [p.kind for p in parameters] == kinds
+    assert [p.written for p in parameters] == [False] * 6 + [True]
+    assert [p.may_be_null for p in parameters] == [False, True] + [False] * 5
+    assert parameters[2].dtype == np.float64
+    assert parameters[3].dtype.names == ("rows", "columns")
+
+
+def test_sources_are_one_text_that_names_its_files():
+    text = Program(TOY, ("WIDTH=32", "FLAG")).text
+    assert text.startswith("#define WIDTH 32\n#define FLAG\n")
+    assert text.count("struct PerNet") == 1 and "#include" not in text
+    lines = text.splitlines()
+    at = lines.index("struct Shape {")
+    marks = [i for i in range(at) if lines[i].startswith("#line")]
+    number = int(lines[marks[-1]].split()[1]) + at - marks[-1] - 1
+    assert TOY.read_text().splitlines()[number - 1] == "struct Shape {"
+    assert '"toy.cu"' in lines[marks[-1]]
+
+
+def test_every_kernel_in_the_tree_has_parameters_that_are_understood():
+    found = [name for path in kernel.SOURCES.glob("*.cu") for name in Program(path).kernels]
+    assert len(found) == len(set(found)) > 20
+
+
+def test_a_launch_is_packed_as_the_kernel_reads_it(paper):
+    x = np.zeros((E, 5, 4), np.float32)[:, 1:4]  # rows of 12 numbers that lie 20 apart
+    given = arguments(x=x)
+    paper.launch(TOY, "scale", (1,), (64,), *given)
+    [launch] = paper.ran
+    assert launch.grid == (1, 1, E) and launch.block == (64, 1, 1)
+    values = dict(
+        zip(("x", "add", "factor", "shape", "offset", "negate", "y"), launch.values, strict=True)
+    )
+    assert values["x"].item() == (x.ctypes.data, 20)
+    assert values["add"].item() == (0, 0)
+    assert values["factor"] == given[2].ctypes.data
+    assert values["shape"].tobytes() == np.array([3, 4], np.int32).tobytes()
+    assert values["offset"].dtype == np.int32 and values["offset"] == 7
+    assert values["negate"].nbytes == 1
+    assert list(kernel.pointers(launch.values)) == [v.ctypes.data for v in launch.values]
+
+
+def test_a_program_is_compiled_once_for_its_defines(paper):
+    for defines in ((), (), ("A=1",), ("A=2",), ("A=1",)):
+        paper.launch(TOY, "scale", (1,), (64,), *arguments(), defines=defines)
+    assert [program.defines for program in paper.compiled] == [(), ("A=1",), ("A=2",)]
+
+
+FLOATS = np.zeros((E, 12), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"x": np.zeros((E, 12))}, TypeError, "x: got an array of float64, expected float32"),
+        ({"x": None}, TypeError, "x: got None, expected an array of float32"),
+        ({"x": 3.0}, TypeError, "x: got 3.0, expected an array"),
+        ({"x": FLOATS.reshape(E, 3, 4).transpose(0, 2, 1)}, ValueError, "x: got strides"),
+        ({"x": FLOATS[:, ::2]}, ValueError, "x: got strides .*contiguous"),
+        ({"x": np.float32(1).reshape(())}, ValueError, "x: got a number, expected an array with"),
+        ({"y": np.zeros((3, 12), np.float32)}, ValueError, "y: got 3 nets, beside 2"),
+        ({"factor": np.ones(4)[::2]}, ValueError, "factor: got strides"),
+        ({"factor": 1.0}, TypeError, "factor: got 1.0, expected an array of float64"),
+        (
+            {"shape": {"rows": 3}},
+            TypeError,
+            r"shape: got \['rows'\], expected \['columns', 'rows'\]",
+        ),
+        ({"shape": {"rows": 2**31, "columns": 1}}, ValueError, "shape: .*2147483648"),
+        ({"offset": 2.5}, ValueError, "offset: got 2.5, expected a number of int32"),
+        ({"offset": 2**31}, ValueError, "offset: got 2147483648, expected a number of int32"),
+        ({"offset": True}, TypeError, "offset: got True"),
+        ({"offset": FLOATS}, TypeError, "offset: got array"),
+        ({"negate": 1}, TypeError, "negate: got 1, expected a number of bool"),
+    ],
+)
+def test_wrong_arguments_are_refused(paper, changed, error, message):
+    with pytest.raises(error, match=rf"^toy\.cu: scale: {message}"):
+        paper.launch(TOY, "scale", (1,), (64,), *arguments(**changed))
+    assert paper.ran == []
+
+
+def test_an_array_too_large_for_32_bits_is_refused(paper):
+    huge = np.broadcast_to(np.float32(0), (1, 1, 2**31))  # takes no memory
+    huge = np.lib.stride_tricks.as_strided(huge, (1, 2**31), (4, 4))
+    with pytest.raises(ValueError, match=r"x: got 2,147,483,648 numbers a net, expected below"):
+        paper.launch(TOY, "scale", (1,), (64,), *arguments(x=huge, y=FLOATS[:1]))
+
+
+def test_a_read_only_array_is_not_written(paper):
+    y = np.zeros((E, 12), np.float32)
+    y.flags.writeable = False
+    with pytest.raises(ValueError, match="y: got a read-only array"):
+        paper.launch(TOY, "scale", (1,), (64,), *arguments(y=y))
+
+
+@pytest.mark.parametrize("count", [6, 8])
+def test_a_wrong_number_of_arguments_is_refused(paper, count):
+    with pytest.raises(TypeError, match=rf"toy\.cu: scale: got {count} arguments, takes 7"):
+        paper.launch(TOY, "scale", (1,), (64,), *[*arguments(), 1][:count])
+
+
+def test_a_kernel_that_is_not_there_is_refused(paper):
+    with pytest.raises(ValueError, match=r"toy\.cu: scales: no such kernel"):
+        paper.launch(TOY, "scales", (1,), (64,), *arguments())
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "named"),
+    [
+        ((0,), (64,), "grid"),
+        ((2**31,), (64,), "grid"),
+        ((1, 65536), (64,), "grid"),
+        ((1.5,), (64,), "grid"),
+        ((1,), (0,), "block"),
+        ((1,), (1025,), "block"),
+        ((1,), (32, 33), "block"),
+        ((1,), (1, 1, 65), "block"),
+    ],
+)
+def test_sizes_beyond_the_hardwares_are_refused(paper, grid, block, named):
+    with pytest.raises(ValueError, match=rf"toy\.cu: scale: got {named} .*expected 1 to"):
+        paper.launch(TOY, "scale", grid, block, *arguments())
+
+
+def test_more_nets_than_a_grid_has_places_are_refused(paper):
+    many = np.broadcast_to(np.zeros(12, np.float32), (65536, 12))
+    x, y = (np.lib.stride_tricks.as_strided(np.zeros(12, np.float32), (65536, 12), (0, 4)),) * 2
+    assert many.shape == x.shape
+    with pytest.raises(ValueError, match=r"got grid .*65536"):
+        paper.launch(TOY, "scale", (1,), (64,), *arguments(x=x, y=y))
+
+
+def test_a_parameter_of_an_unknown_type_is_refused(tmp_path):
+    path = tmp_path / "odd.cu"
+    path.write_text('extern "C" __global__ void odd(size_t n) {}\n')
+    with pytest.raises(ValueError, match=r"odd\.cu: a kernel's parameter cannot be 'size_t n'"):
+        _ = Program(path).kernels
