@@ -1,142 +1,321 @@
-"""CUDA kernels run on a CPU (fallback draft)."""
+"""CUDA kernels on a CPU: the same sources and launches, compiled by any C++ compiler.
+
+Slow, and good for seeing: every kernel runs in every test; a debugger stops in it (kernels are
+compiled with -g, so `break batch_norm.cu:40` works in gdb); and a checked emulator sees each access
+to memory, finds what is wrong with it, and counts what is not.
+
+shim.h has CUDA's words, runtime.cpp executes blocks of threads, checker.cpp looks on. Arrays are
+NumPy's.
+"""
 
 import contextlib
 import ctypes
 import re
+import shutil
+import subprocess
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from .. import native
-from ..kernel import Driver, pointers
-from ..machine import cores as machine_cores
-from ..machine import free_memory as machine_free_memory
+from .. import machine, native
+from ..kernel import SOURCES, Driver, pointers
 
 _HERE = Path(__file__).parent
-_FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-march=native",
-    "-g",
-    "-w",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-pthread",
+_FLAGS = ["-std=c++17", "-march=native", "-g", "-pthread"]
+# No fused operation where the source has none, as CUDA's __fmul_rn and __fadd_rn ask for.
+_KERNEL_FLAGS = [*_FLAGS, "-w", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+_FAST = ["-O3"]
+# The compiler calls a function for each access. It must leave accesses as the source has them.
+_CHECKED = [
+    "-O2",
+    "-fsanitize=thread",
+    "-fno-tree-vectorize",
+    "-fno-tree-slp-vectorize",
+    "-fno-builtin-memset",
+    "-DEMULATED_CHECKED",
 ]
+_ALIGNMENT = 256  # bytes: CUDA's of an array
+_POISON = 0xFF  # as floats, NaN
+_ORDERS = "forward", "backward", "shuffled"
+_COPIES = "early", "late"
 
 
-class KernelFault(Exception):  # noqa: N818
-    """x"""
+class KernelFault(Exception):  # noqa: N818  the hardware's word
+    """A kernel did what it must not do; the message says which thread, what, and where."""
+
+
+class Counts(NamedTuple):
+    """What a launch did. A request is what the lanes of a warp access at one place in the code.
+
+    Sectors are stretches of 32 bytes of global memory, wavefronts turns of the banks of shared
+    memory; `ideal` is the fewest that the same bytes could take. Bytes are distinct ones.
+    """
+
+    load_requests: int
+    load_sectors: int
+    ideal_load_sectors: int
+    store_requests: int
+    store_sectors: int
+    ideal_store_sectors: int
+    bytes_read: int
+    bytes_written: int
+    shared_requests: int
+    shared_wavefronts: int
+    ideal_shared_wavefronts: int
+    barriers: int
+    exchanges: int
+    flops: int  # those of fmaf, two each
+    tensor_steps: int
+    tensor_flops: int
+
+
+class Counted(NamedTuple):
+    """A launch and its counts."""
+
+    file: str
+    kernel: str
+    grid: tuple
+    block: tuple
+    counts: Counts
+
+
+class _Buffer(ctypes.Structure):
+    """checker.h has the same."""
+
+    _fields_ = [
+        ("base", ctypes.c_size_t),
+        ("row_bytes", ctypes.c_size_t),
+        ("stride_bytes", ctypes.c_size_t),
+        ("rows", ctypes.c_size_t),
+        ("item_bytes", ctypes.c_size_t),
+        ("written", ctypes.c_int),
+        ("name", ctypes.c_char_p),
+    ]
+
+
+class _Options(ctypes.Structure):
+    """block.h has the same."""
+
+    _fields_ = [
+        ("order", ctypes.c_int),
+        ("late_copies", ctypes.c_int),
+        ("cores", ctypes.c_int),
+        ("buffers", ctypes.c_int),
+        ("buffer", ctypes.POINTER(_Buffer)),
+        ("counters", ctypes.c_void_p),
+        ("image_begin", ctypes.c_size_t),
+        ("image_end", ctypes.c_size_t),
+    ]
+
+
+class _Code(NamedTuple):
+    """A compiled program: where its kernels are entered, and where it lies in memory."""
+
+    path: Path
+    entries: dict  # {kernel: function}
+    image: tuple
 
 
 class Emulator(Driver):
+    """A driver that runs kernels on `cores` of the CPU (default: all).
+
+    order: of the threads of a block and of the blocks: "forward", "backward" or "shuffled"; copies:
+    whether asynchronous copies land "early" or "late". Neither may change a result. checked: see
+    each access, on one core; a wrong one raises KernelFault, and `counted` gets a Counted for each
+    launch.
+    """
+
     name = "emulated"
 
     def __init__(self, checked=False, order="forward", copies="early", cores=None):
         super().__init__()
-        self.cores = cores or machine_cores()
-        self.order = order
         self.checked = checked
-        self.counters = []
-        self.capturing = None
-        self._message = ctypes.create_string_buffer(4096)
-        src = {n: (_HERE / n).read_text() for n in ("runtime.h", "runtime.cpp")}
-        lib = native.build("emulator", src, _FLAGS, ["-pthread"])
-        self._runtime = ctypes.CDLL(str(lib), mode=ctypes.RTLD_GLOBAL)
-
-    def compile(self, program):
-        count = [0]
-
-        def shared(m):
-            count[0] += 1
-            return f"EMULATED_SHARED({count[0] - 1}, {m[1]}, {m[2]}, {m[3]});"
-
-        text = re.sub(
-            r"extern\s+__shared__\s+([\w ]+?)\s+(\w+)\[\];",
-            r"EMULATED_DYNAMIC_SHARED(\1, \2);",
-            program.text,
+        self.counted = []
+        self._options = _Options(
+            order=_ORDERS.index(order),
+            late_copies=_COPIES.index(copies),
+            cores=1 if checked else cores or machine.cores(),
+            buffers=-1,
         )
-        text = re.sub(r"__shared__\s+([\w:<> ]+?)\s+(\w+)((?:\[[^\]]*\])*);", shared, text)
-        entries = "".join(
-            f'extern "C" void entry_{n}(void** a) {{ emulator::enter({n}, a); }}\n'
-            for n in program.kernels
-        )
-        sources = {n: (_HERE / n).read_text() for n in ("runtime.h", "shim.h")}
-        sources["kernels.cpp"] = '#include "shim.h"\n' + text + "\n" + entries
-        path = native.build(program.name, sources, _FLAGS)
-        lib = ctypes.CDLL(str(path))
-        return {
-            n: ctypes.cast(getattr(lib, f"entry_{n}"), ctypes.c_void_p) for n in program.kernels
-        }
+        self._run = _runtime().emulator_launch
+        self._capturing = None  # a list of what is to be repeated
 
-    def run(self, launch):
-        if self.capturing is not None:
-            self.capturing.append(lambda: self._run(launch))
-            return
-        self._run(launch)
-
-    def _run(self, launch):
-        u3 = ctypes.c_uint * 3
-        if self._runtime.emulator_launch(
-            launch.code[launch.name],
-            pointers(launch.values),
-            u3(*launch.grid),
-            u3(*launch.block),
-            launch.shared_bytes,
-            self.order != "forward",
-            self.cores,
-            self._message,
-            ctypes.c_size_t(4096),
-        ):
-            raise KernelFault(
-                f"{launch.program.path.name}: {launch.name}: {self._message.value.decode()}"
-            )
-
-    def capture(self, function):
-        self.capturing = steps = []
-        try:
-            function()
-        finally:
-            self.capturing = None
-
-        def replay():
-            for s in steps:
-                s()
-
-        return replay
+    # ---- arrays ------------------------------------------------------------------------------
 
     def empty(self, shape, dtype):
+        """An array that starts at a multiple of 256 bytes, full of NaN (or of ones, in bits)."""
         dtype = np.dtype(dtype)
-        n = int(np.prod(shape)) * dtype.itemsize
-        raw = np.empty(n + 256, np.uint8)
-        at = -raw.ctypes.data % 256
-        return raw[at : at + n].view(dtype).reshape(shape)
+        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        memory = np.empty(count + _ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % _ALIGNMENT
+        if self.checked:
+            memory[:] = _POISON
+        return memory[start : start + count].view(dtype).reshape(shape)
 
     def zeros(self, shape, dtype):
-        a = self.empty(shape, dtype)
-        a[...] = 0
-        return a
+        array = self.empty(shape, dtype)
+        array.fill(0)
+        return array
 
     def to_device(self, array):
-        a = self.empty(np.shape(array), np.asarray(array).dtype)
-        a[...] = array
-        return a
+        self._refuse_in_capture("an upload")
+        array = np.asarray(array)
+        copy = self.empty(array.shape, array.dtype)
+        copy[...] = array
+        return copy
 
     def to_host(self, array):
+        self._refuse_in_capture("a download")
         return np.array(array)
 
     def copy(self, source, target):
-        if self.capturing is not None:
-            self.capturing.append(lambda: np.copyto(target, source))
-            return
-        np.copyto(target, source)
+        if self._capturing is not None:
+            self._capturing.append(lambda: np.copyto(target, source))
+        else:
+            np.copyto(target, source)
 
     def address(self, array):
         return array.ctypes.data
 
     def free_memory(self):
-        return machine_free_memory()
+        """Bytes that can be had; None where the system does not say."""
+        return machine.free_memory()
 
     @contextlib.contextmanager
     def session(self):
         yield
+
+    # ---- kernels -----------------------------------------------------------------------------
+
+    def compile(self, program):
+        text, entries = _as_cpp(program), [f"entry_{name}" for name in program.kernels]
+        functions = "".join(
+            f'extern "C" void entry_{name}(void** a) {{ emulator::enter({name}, a); }}\n'
+            for name in program.kernels
+        )
+        sources = {name: _source(name) for name in ("runtime.h", "shim.h")}
+        sources[f"{program.name}.cpp"] = f'#include "shim.h"\n{text}\n#line 1 "entries"\n{functions}'
+        flags = [*_KERNEL_FLAGS, *(_CHECKED if self.checked else _FAST)]
+        kind = "-checked" if self.checked else ""
+        path = native.build(f"{program.name}{kind}", sources, flags, ["-pthread"])
+        library = ctypes.CDLL(str(path))
+        image = (ctypes.c_size_t * 2)()
+        if self.checked:
+            library.emulator_image(image)
+        found = [ctypes.cast(getattr(library, entry), ctypes.c_void_p) for entry in entries]
+        return _Code(path, dict(zip(program.kernels, found, strict=True)), tuple(image))
+
+    def run(self, launch):
+        if self._capturing is not None:
+            self._capturing.append(lambda: self._execute(launch))
+        else:
+            self._execute(launch)
+
+    def capture(self, function):
+        self._capturing = steps = []
+        try:
+            function()
+        finally:
+            self._capturing = None
+
+        def replay():
+            for step in steps:
+                step()
+
+        return replay
+
+    def _refuse_in_capture(self, what):
+        if self._capturing is not None:
+            raise RuntimeError(f"a capture cannot hold {what}: its data would be frozen in it")
+
+    def _execute(self, launch):
+        options, counters = self._options, (ctypes.c_longlong * len(Counts._fields))()
+        if self.checked:
+            buffers = [_buffer(p, array) for p, array in launch.arrays if array is not None]
+            options.buffers = len(buffers)
+            options.buffer = (_Buffer * len(buffers))(*buffers)
+            options.counters = ctypes.addressof(counters)
+            options.image_begin, options.image_end = launch.code.image
+        message, fault = ctypes.create_string_buffer(1024), ctypes.c_size_t()
+        failed = self._run(
+            launch.code.entries[launch.name],
+            pointers(launch.values),
+            (ctypes.c_uint * 3)(*launch.grid),
+            (ctypes.c_uint * 3)(*launch.block),
+            launch.shared_bytes,
+            ctypes.byref(options),
+            message,
+            len(message),
+            ctypes.byref(fault),
+        )
+        if failed:
+            line = _source_line(launch.code.path, fault.value) if fault.value else ""
+            where = f"{launch.program.path.name}: {launch.name}"
+            raise KernelFault(f"{where}: {message.value.decode(errors='replace')}{line}")
+        if self.checked:
+            file, counts = launch.program.path.name, Counts(*counters)
+            self.counted.append(Counted(file, launch.name, launch.grid, launch.block, counts))
+
+
+def _buffer(parameter, array):
+    per_net = parameter.kind == "per net"
+    rows = len(array) if per_net else 1
+    return _Buffer(
+        base=array.ctypes.data,
+        row_bytes=array.nbytes // max(rows, 1),
+        stride_bytes=array.strides[0] if per_net and rows > 1 else array.nbytes,
+        rows=rows,
+        item_bytes=array.itemsize,
+        written=parameter.written,
+        name=parameter.name.encode(),
+    )
+
+
+def _as_cpp(program):
+    """A program's text with what C++ cannot say replaced, line by line.
+
+    `__shared__` declares memory of the block among the variables of a thread; and #line directives
+    get whole paths, so that a debugger finds the files.
+    """
+    text = re.sub(
+        r"\bextern\s+__shared__\s+([\w ]+?)\s+(\w+)\[\];",
+        r"EMULATED_DYNAMIC_SHARED(\1, \2);",
+        program.text,
+    )
+    text = re.sub(
+        r"\b__shared__\s+([\w:<> ]+?)\s+(\w+)((?:\[[^\]]*\])*);",
+        r"EMULATED_SHARED(\1, \2, \3);",
+        text,
+    )
+
+    def whole_path(match):
+        near = program.path.parent / match[2]
+        return f'#line {match[1]} "{near if near.is_file() else SOURCES / match[2]}"'
+
+    return re.sub(r'^#line (\d+) "(.+)"$', whole_path, text, flags=re.MULTILINE)
+
+
+def _source_line(library, address):
+    """" (file.cu:12)" of an address in a library's code, or nothing without binutils."""
+    if not shutil.which("addr2line"):
+        return ""
+    # An address is that behind the call.
+    command = ["addr2line", "-e", str(library), hex(address - 1)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return f" ({Path(found[0]).name})" if found and not found[0].startswith("?") else ""
+
+
+@lru_cache
+def _source(name):
+    return (_HERE / name).read_text()
+
+
+@lru_cache
+def _runtime():
+    names = "runtime.h", "block.h", "fiber.h", "checker.h", "runtime.cpp", "checker.cpp"
+    sources = {name: _source(name) for name in names}
+    path = native.build("emulator", sources, [*_FLAGS, "-O2"], ["-pthread"])
+    # Kernels' libraries find its functions by name.
+    return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)

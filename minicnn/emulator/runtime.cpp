@@ -1,329 +1,355 @@
+// Executes kernels: blocks spread over the machine's cores, their threads as fibers.
 #include "runtime.h"
 
-#include <atomic>
+#include <algorithm>
 #include <condition_variable>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <thread>
-#include <vector>
 #include <sys/mman.h>
 
-#if defined(__x86_64__)
-asm(R"(
-.text
-.globl emulator_switch
-.hidden emulator_switch
-emulator_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-)");
-#else
-#error "port emulator_switch"
-#endif
-extern "C" void emulator_switch(void** save, void* load);
+#include "block.h"
+#include "checker.h"
+#include "fiber.h"
 
 namespace emulator {
 
 thread_local Place* here;
-
-namespace {
-
-const size_t STACK = 64 << 10;
-enum State { NEW, READY, AT_BARRIER, AT_EXCHANGE, ENDED };
-
-struct Fiber {
-    Place place;
-    State state;
-    void* sp;
-    char* stack;
-    const void* site;
-    unsigned mask;
-    int parity;
-    bool predicate;
-    int result;
-    alignas(16) char value[2][64];
-};
-
-struct Launch {
-    void (*entry)(void**);
-    void** arguments;
-    Index grid, block;
-    unsigned shared;
-    int order;
-    std::atomic<long long> next;
-    std::atomic<bool> failed;
-    std::mutex lock;
-    char* message;
-    size_t size;
-};
-
-struct Block {
-    std::vector<Fiber> fibers;
-    std::vector<char*> stacks, free_stacks;
-    void* scheduler_sp = nullptr;
-    Launch* launch = nullptr;
-    int current = 0;
-    std::vector<char> arena;
-    size_t used = 0, dynamic_at = 0;
-    std::vector<long> slots;
-};
-
 thread_local Block* block;
 
-Fiber& self() { return block->fibers[block->current]; }
+constexpr int POISON = 0xff;  // what nobody has written is NaN, so that a kernel that reads it shows
 
-void to_scheduler() { emulator_switch(&self().sp, block->scheduler_sp); }
-
-void body() {
-    block->launch->entry(block->launch->arguments);
-    self().state = ENDED;
-    to_scheduler();
-    abort();
-}
-
-void start(Fiber& fiber) {
-    if (block->free_stacks.empty()) {
-        char* memory = (char*)mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
-                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        block->stacks.push_back(memory);
-        block->free_stacks.push_back(memory);
-    }
-    fiber.stack = block->free_stacks.back();
-    block->free_stacks.pop_back();
-    void** top = (void**)(fiber.stack + STACK);
-    *--top = nullptr;
-    *--top = (void*)body;
-    for (int i = 0; i < 6; i++) *--top = nullptr;
-    fiber.sp = top;
-}
-
-void set_message(Launch& launch, const Place* at, const char* text) {
-    std::lock_guard<std::mutex> guard(launch.lock);
-    if (launch.failed.exchange(true)) return;
+void Launch::fail(const Place* at, const char* text) {
+    std::lock_guard<std::mutex> guard(lock);
+    if (failed) return;  // the first fault is the one to tell
     if (at)
-        snprintf(launch.message, launch.size, "block (%u, %u, %u), thread (%u, %u, %u): %s", at->block.x,
+        snprintf(message, message_bytes, "block (%u, %u, %u), thread (%u, %u, %u) %s", at->block.x,
                  at->block.y, at->block.z, at->thread.x, at->thread.y, at->thread.z, text);
     else
-        snprintf(launch.message, launch.size, "%s", text);
+        snprintf(message, message_bytes, "%s", text);
+    failed = true;
 }
 
-void run_block(Launch& launch, Index index) {
-    Block& b = *block;
-    int n = launch.block.x * launch.block.y * launch.block.z;
-    b.fibers.resize(n);
-    b.used = 0;
-    memset(b.arena.data(), 0xff, b.arena.size() < 65536 ? b.arena.size() : 65536);
-    b.slots.assign(b.slots.size(), -1);
-    size_t dynamic = launch.shared;
-    if (b.arena.size() < dynamic + 232448) b.arena.resize(dynamic + 232448);
-    b.dynamic_at = 0;
-    b.used = (dynamic + 255) / 256 * 256;
-    for (int i = 0; i < n; i++) {
-        Fiber& f = b.fibers[i];
-        f.state = NEW;
-        f.parity = 0;
-        f.place = {{i % launch.block.x, i / launch.block.x % launch.block.y,
-                    i / launch.block.x / launch.block.y},
-                   index, launch.block, launch.grid};
-    }
-    int live = n;
-    while (live) {
-        bool ran = false;
-        for (int k = 0; k < n; k++) {
-            int i = launch.order ? n - 1 - k : k;
-            Fiber& f = b.fibers[i];
-            if (f.state == NEW) start(f);
-            else if (f.state != READY) continue;
-            f.state = READY;
-            b.current = i;
-            here = &f.place;
-            ran = true;
-            emulator_switch(&b.scheduler_sp, f.sp);
-            if (launch.failed) {
-                b.free_stacks = b.stacks;
-                return;
-            }
-            if (f.state == ENDED) {
-                b.free_stacks.push_back(f.stack);
-                live--;
-            }
+// ---- fibers --------------------------------------------------------------------------------------
+
+static void leave() { emulator_switch(&block->self().stack_pointer, block->scheduler_stack_pointer); }
+
+static void thread_body() {
+    block->launch->entry(block->launch->arguments);
+    commit_copies();
+    wait_copies(0);
+    block->self().state = State::ended;
+    leave();
+    abort();  // nobody goes on with a thread that has ended
+}
+
+void Block::start(Fiber& fiber) {
+    if (free_stacks.empty()) {
+        void* memory = mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+        if (memory == MAP_FAILED) {
+            launch->fail(nullptr, "out of memory for the stacks of threads");
+            return;
         }
-        int waiting = 0, votes = 0;
-        const Fiber* first = nullptr;
-        for (auto& f : b.fibers)
-            if (f.state == AT_BARRIER) {
-                if (!first) first = &f;
-                if (first->site != f.site) {
-                    set_message(launch, &f.place, "threads of the block wait at different barriers");
-                    b.free_stacks = b.stacks;
-                    return;
-                }
-                waiting++;
-                votes += f.predicate;
-            }
-        if (waiting == n) {
-            for (auto& f : b.fibers) { f.state = READY; f.result = votes; }
-        } else if (!ran) {
-            set_message(launch, first ? &first->place : nullptr,
-                        "waits for threads that have ended or wait elsewhere");
-            b.free_stacks = b.stacks;
+        stacks.push_back((char*)memory);
+        free_stacks.push_back((char*)memory);
+    }
+    fiber.stack = free_stacks.back();
+    free_stacks.pop_back();
+    fiber.stack_pointer = emulator_new_stack(fiber.stack, STACK_BYTES, thread_body);
+    fiber.state = State::ready;
+}
+
+// ---- a block -------------------------------------------------------------------------------------
+
+void Block::begin(Index index) {
+    Index size = launch->block_size;
+    fibers.resize(size.x * size.y * size.z);
+    for (unsigned i = 0; i < fibers.size(); i++) {
+        Fiber& f = fibers[i];
+        f.place = {{i % size.x, i / size.x % size.y, i / size.x / size.y}, index, size, launch->grid};
+        f.state = State::fresh;
+        f.turn = f.groups = 0;
+        f.copies.clear();
+    }
+    if (!arena) arena.reset(new char[MOST_SHARED_BYTES]);
+    arena_used = launch->shared_bytes;
+    memset(arena.get(), POISON, arena_used);
+    arrays = {{nullptr, 0, arena_used, "dynamic shared memory"}};
+    if (checker) checker->begin_block(*this);
+}
+
+// Lets a thread run until it waits or ends. Gives whether it did.
+bool Block::turn_of(int i) {
+    Fiber& fiber = fibers[i];
+    if (fiber.state == State::fresh) start(fiber);
+    if (fiber.state != State::ready) return false;
+    current = i;
+    here = &fiber.place;
+    emulator_switch(&scheduler_stack_pointer, fiber.stack_pointer);
+    if (fiber.state == State::ended) free_stacks.push_back(fiber.stack);
+    return true;
+}
+
+// When no thread can go on: opens the barrier if all wait at it. Gives whether it is open.
+bool Block::release() {
+    const Fiber* first = nullptr;
+    int waiting = 0, votes = 0;
+    for (const Fiber& fiber : fibers) {
+        if (fiber.state == State::ended) continue;
+        if (fiber.state == State::at_exchange) {
+            launch->fail(&fiber.place, "waits for lanes of its warp that do not come");
+            return false;
+        }
+        if (!first) first = &fiber;
+        if (strcmp(fiber.site, first->site) != 0) {
+            char text[300];
+            snprintf(text, sizeof text, "waits at the barrier of %s, others at that of %s",
+                     fiber.site, first->site);
+            launch->fail(&fiber.place, text);
+            return false;
+        }
+        waiting++;
+        votes += fiber.predicate;
+    }
+    if (waiting < size()) {
+        char text[300];
+        snprintf(text, sizeof text, "waits at the barrier of %s for threads that have ended",
+                 first->site);
+        launch->fail(&first->place, text);
+        return false;
+    }
+    for (Fiber& fiber : fibers) {
+        fiber.votes = votes;
+        fiber.state = State::ready;
+    }
+    if (checker) checker->barrier();
+    return true;
+}
+
+void Block::run(Launch& of, Index index) {
+    launch = &of;
+    begin(index);
+    int n = size(), order = of.options.order;
+    // Any step that has no divisor in common with n visits all of them.
+    int step = 1, offset = 0;
+    if (order == int(Order::shuffled)) {
+        step = n / 2 + 1;
+        while (std::__gcd(step, n) != 1) step++;
+        offset = (index.x * 7 + index.y * 3 + index.z) % n;
+    }
+    for (;;) {
+        bool ran = false, ended = true;
+        for (int k = 0; k < n && !of.failed; k++) {
+            int i = order == int(Order::backward) ? n - 1 - k : int((offset + (long long)k * step) % n);
+            ran |= turn_of(i);
+            ended &= fibers[i].state == State::ended;
+        }
+        if (of.failed || ended || (!ran && !release())) break;
+    }
+    if (of.failed) free_stacks = stacks;  // those of the threads that are left where they are
+    if (checker) checker->end_block();
+}
+
+// ---- what a thread of the kernel waits for ---------------------------------------------------------
+
+int barrier(const char* site, Vote vote, bool predicate) {
+    Fiber& fiber = block->self();
+    fiber.state = State::at_barrier;
+    fiber.site = site;
+    fiber.predicate = predicate;
+    leave();
+    if (vote == Vote::all) return fiber.votes == block->size();
+    if (vote == Vote::any) return fiber.votes > 0;
+    return fiber.votes;
+}
+
+unsigned lane() { return block->current % WARP; }
+
+void exchange(const char* site, unsigned mask, const void* value, size_t size) {
+    Fiber& fiber = block->self();
+    int first = block->current - lane();
+    if (!(mask >> lane() & 1)) fault("takes part in an exchange whose mask leaves it out (%s)", site);
+    if (block->size() - first < int(WARP)) mask &= (1u << (block->size() - first)) - 1;
+    fiber.turn ^= 1;  // the values of the exchange before may not have been read by all
+    if (size) memcpy(fiber.value[fiber.turn], value, size);
+    fiber.state = State::at_exchange;
+    fiber.site = site;
+    fiber.mask = mask;
+    for (unsigned i = 0; i < WARP; i++) {
+        if (!(mask >> i & 1)) continue;
+        const Fiber& other = block->fibers[first + i];
+        bool comes = other.state == State::at_exchange && other.mask == mask &&
+                     strcmp(other.site, site) == 0;
+        if (!comes) {
+            leave();
             return;
         }
     }
+    for (unsigned i = 0; i < WARP; i++)  // this was the last of them
+        if (mask >> i & 1) block->fibers[first + i].state = State::ready;
+    if (block->checker) block->checker->exchange(first / WARP);
 }
 
-void run_blocks(Launch& launch) {
-    static thread_local Block mine;
-    block = &mine;
-    mine.launch = &launch;
-    long long x = launch.grid.x, y = launch.grid.y, total = x * y * launch.grid.z;
-    for (long long i; !launch.failed && (i = launch.next++) < total;)
-        run_block(launch, {unsigned(i % x), unsigned(i / x % y), unsigned(i / x / y)});
+const void* lane_value(unsigned number) {
+    const Fiber& fiber = block->self();
+    return block->fibers[block->current - lane() + number].value[fiber.turn];
 }
 
-struct Pool {
-    std::vector<std::thread> threads;
-    std::mutex lock;
-    std::condition_variable wake, done;
-    Launch* launch = nullptr;
-    unsigned long generation = 0;
-    int busy = 0;
-    void loop() {
-        unsigned long seen = 0;
-        for (;;) {
-            Launch* work;
-            {
-                std::unique_lock<std::mutex> guard(lock);
-                wake.wait(guard, [&] { return generation != seen; });
-                seen = generation;
-                work = launch;
-            }
-            run_blocks(*work);
-            std::lock_guard<std::mutex> guard(lock);
-            if (--busy == 0) done.notify_one();
+// ---- shared memory and copies into it --------------------------------------------------------------
+
+void* shared_array(const void* key, size_t size, const char* name) {
+    constexpr size_t ALIGNMENT = 128, GAP = 128;  // a gap, so that no array's end is another's beginning
+    for (const SharedArray& array : block->arrays)
+        if (array.key == key) return block->arena.get() + array.begin;
+    size_t begin = (block->arena_used + GAP + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    if (begin + size + GAP > MOST_SHARED_BYTES) fault("asks for more shared memory than there is");
+    block->arrays.push_back({key, begin, size, name});
+    block->arena_used = begin + size;
+    memset(block->arena.get() + begin, POISON, size);
+    return block->arena.get() + begin;
+}
+
+void* dynamic_shared() { return block->arena.get(); }
+
+static void land(const Copy& copy) {
+    if (copy.inside)
+        memcpy(copy.shared, copy.global, copy.size);
+    else
+        memset(copy.shared, 0, copy.size);
+}
+
+void copy_async(void* shared, const void* global, size_t size, bool inside) {
+    Fiber& fiber = block->self();
+    Copy copy{shared, global, size, inside, fiber.groups};
+    if (block->checker) block->checker->copy_begins(copy, __builtin_return_address(0));
+    if (!block->launch->options.late_copies) land(copy);
+    fiber.copies.push_back(copy);
+}
+
+void commit_copies() { block->self().groups++; }
+
+void wait_copies(int groups_left) {
+    Fiber& fiber = block->self();
+    size_t kept = 0;
+    for (const Copy& copy : fiber.copies) {
+        if (copy.group >= fiber.groups - groups_left) {
+            fiber.copies[kept++] = copy;
+            continue;
         }
+        if (block->launch->options.late_copies) land(copy);
+        if (block->checker) block->checker->copy_ends(copy, __builtin_return_address(0));
     }
-    void run(Launch& work, int cores) {
-        while ((int)threads.size() < cores - 1) {
-            threads.emplace_back([this] { loop(); });
-            threads.back().detach();
-        }
-        if (!threads.empty() && cores > 1) {
-            std::lock_guard<std::mutex> guard(lock);
-            launch = &work;
-            busy = threads.size();
-            generation++;
-            wake.notify_all();
-        }
-        run_blocks(work);
-        std::unique_lock<std::mutex> guard(lock);
-        done.wait(guard, [&] { return busy == 0; });
-    }
-};
-
-}  // namespace
-
-int barrier(const void* site, Vote vote, bool predicate) {
-    Fiber& f = self();
-    f.state = AT_BARRIER;
-    f.site = site;
-    f.predicate = predicate;
-    to_scheduler();
-    int n = block->fibers.size();
-    switch (vote) {
-        case Vote::all: return self().result == n;
-        case Vote::any: return self().result > 0;
-        default: return self().result;
-    }
+    fiber.copies.resize(kept);
 }
 
-void exchange(const void* site, unsigned mask, const void* value, size_t size) {
-    Fiber& f = self();
-    int first = block->current / 32 * 32, n = block->fibers.size();
-    if (!(mask >> (block->current - first) & 1)) fault("takes part in a warp's exchange whose mask leaves it out");
-    if (n - first < 32) mask &= (1u << (n - first)) - 1;
-    f.parity ^= 1;
-    if (size) memcpy(f.value[f.parity], value, size);
-    f.state = AT_EXCHANGE;
-    f.mask = mask;
-    f.site = site;
-    bool all = true;
-    for (int i = 0; i < 32 && all; i++)
-        if (mask >> i & 1) {
-            Fiber& other = block->fibers[first + i];
-            all = other.state == AT_EXCHANGE && other.mask == mask;
-        }
-    if (all) {
-        for (int i = 0; i < 32; i++)
-            if (mask >> i & 1) block->fibers[first + i].state = READY;
-        return;
-    }
-    to_scheduler();
-}
-
-const void* lane_value(unsigned lane) {
-    Fiber& f = self();
-    return block->fibers[block->current / 32 * 32 + lane].value[f.parity];
-}
-
-void* shared_array(int slot, size_t size, size_t alignment, const char* name) {
-    Block& b = *block;
-    if ((int)b.slots.size() <= slot) b.slots.resize(slot + 1, -1);
-    if (b.slots[slot] < 0) {
-        b.used = (b.used + 255) / 256 * 256;
-        b.slots[slot] = b.used;
-        b.used += size + 64;
-        if (b.used > b.arena.size()) fault("too much shared memory");
-    }
-    return b.arena.data() + b.slots[slot];
-}
-
-void* dynamic_shared() { return block->arena.data(); }
+// ---- faults and counts -----------------------------------------------------------------------------
 
 void fault(const char* format, ...) {
-    char text[512];
+    char text[600];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    set_message(*block->launch, here, text);
-    to_scheduler();
-    abort();
+    block->launch->fail(here, text);
+    leave();
+    abort();  // a launch that has failed is not gone on with
 }
 
-void copy_async(void* shared, const void* global, size_t size, bool inside) {
-    if (inside) memcpy(shared, global, size);
-    else memset(shared, 0, size);
+void count_flops(long long flops) {
+    if (block->checker) block->checker->flops(flops);
 }
-void commit_copies() {}
-void wait_copies(int) {}
-void count_flops(long long) {}
-void count_tensor_step(long long) {}
+
+void count_tensor_step(long long flops) {
+    if (block->checker) block->checker->tensor_step(flops);
+}
+
+// ---- a launch --------------------------------------------------------------------------------------
+
+static void run_blocks(Launch& launch, Checker* checker) {
+    static thread_local Block mine;
+    block = &mine;
+    mine.checker = checker;
+    long long x = launch.grid.x, y = launch.grid.y, total = x * y * launch.grid.z;
+    bool backward = launch.options.order != int(Order::forward);
+    for (long long i; !launch.failed && (i = launch.next_block++) < total;) {
+        long long b = backward ? total - 1 - i : i;
+        mine.run(launch, {unsigned(b % x), unsigned(b / x % y), unsigned(b / x / y)});
+    }
+}
+
+// Threads of the machine that wait for launches; made once, and never ended.
+class Pool {
+public:
+    void run(Launch& launch, int cores) {
+        while (helpers < cores - 1) {
+            std::thread([this, number = helpers] { serve(number); }).detach();
+            helpers++;
+        }
+        {
+            std::lock_guard<std::mutex> guard(lock);
+            work = &launch;
+            invited = busy = cores - 1;
+            number_of_work++;
+        }
+        if (cores > 1) wake.notify_all();
+        run_blocks(launch, nullptr);
+        std::unique_lock<std::mutex> guard(lock);
+        done.wait(guard, [&] { return busy == 0; });
+    }
+
+private:
+    std::mutex lock;
+    std::condition_variable wake, done;
+    Launch* work = nullptr;
+    unsigned long number_of_work = 0;
+    int helpers = 0, invited = 0, busy = 0;
+
+    void serve(int number) {
+        unsigned long seen = 0;
+        for (;;) {
+            Launch* launch;
+            {
+                std::unique_lock<std::mutex> guard(lock);
+                wake.wait(guard, [&] { return number_of_work != seen; });
+                seen = number_of_work;
+                if (number >= invited) continue;
+                launch = work;
+            }
+            run_blocks(*launch, nullptr);
+            std::lock_guard<std::mutex> guard(lock);
+            if (--busy == 0) done.notify_one();
+        }
+    }
+};
 
 }  // namespace emulator
 
+// Runs a kernel. Gives 0, or 1 with a message, and where in the kernel's code the fault was.
 extern "C" int emulator_launch(void (*entry)(void**), void** arguments, const unsigned* grid,
-                               const unsigned* block, unsigned shared, int order, int cores,
-                               char* message, size_t size) {
-    static emulator::Pool* pool = new emulator::Pool;
-    emulator::Launch launch{entry, arguments, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]},
-                            shared, order, {0}, {false}, {}, message, size};
-    pool->run(launch, cores);
+                               const unsigned* block_size, unsigned shared_bytes,
+                               const emulator::Options* options, char* message, size_t message_bytes,
+                               uintptr_t* fault_address) {
+    using namespace emulator;
+    static Pool* pool = new Pool;  // its threads outlive everything
+    Launch launch;
+    launch.entry = entry;
+    launch.arguments = arguments;
+    launch.grid = {grid[0], grid[1], grid[2]};
+    launch.block_size = {block_size[0], block_size[1], block_size[2]};
+    launch.shared_bytes = shared_bytes;
+    launch.options = *options;
+    launch.message = message;
+    launch.message_bytes = message_bytes;
+    if (options->buffers < 0) {
+        long long blocks = 1LL * grid[0] * grid[1] * grid[2];
+        pool->run(launch, int(std::min<long long>(options->cores, blocks)));
+    } else {
+        Checker checker(launch);
+        run_blocks(launch, &checker);
+    }
+    block = nullptr;
+    *fault_address = launch.fault_address;
     return launch.failed;
 }

@@ -1,7 +1,4 @@
-// Between the shim, which kernels are compiled against, and the runtime, which executes them.
-//
-// A block's threads are fibers: each has a stack, and one after the other they run on one thread of
-// the machine until they wait for each other. Blocks are spread over the machine's cores.
+// Between kernels, compiled against shim.h, and the runtime that executes them.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,31 +9,35 @@ struct Index {
     unsigned x, y, z;
 };
 
-// What a thread of a kernel knows of itself.
+// What a thread of a kernel knows of itself: threadIdx, blockIdx, blockDim, gridDim.
 struct Place {
     Index thread, block, block_size, grid_size;
 };
 
-extern thread_local Place* here;  // of the fiber that runs
+extern thread_local Place* here;  // of the thread that runs
 
 enum class Vote { none, count, all, any };
 
-// Waits until every thread of the block is here; `site` tells one barrier in the code from another.
-int barrier(const void* site, Vote vote, bool predicate);
+// Waits until all threads of the block are here, and gives what they voted. `site` names the place
+// in the source, which must be one for all of them.
+int barrier(const char* site, Vote vote, bool predicate);
 
-// Waits until every lane of the warp that is in `mask` is here, each with a value of its own;
-// `lane_value` has another lane's then, until this lane's next exchange but one.
-void exchange(const void* site, unsigned mask, const void* value, size_t size);
+// Waits until every lane of the warp that is in `mask` is here, each with a value of its own. Then
+// lane_value has the values, until the lane's next exchange but one.
+void exchange(const char* site, unsigned mask, const void* value, size_t size);
 const void* lane_value(unsigned lane);
+unsigned lane();
 
-// The block's shared memory: that of the declaration number `slot`, and that of the launch.
-void* shared_array(int slot, size_t size, size_t alignment, const char* name);
+// The block's shared memory: the array of a declaration, which `key` stands for, and what the launch
+// asked for.
+void* shared_array(const void* key, size_t size, const char* name);
 void* dynamic_shared();
 
 // Ends the launch with a message about the thread that runs.
-[[noreturn]] void fault(const char* format, ...);
+[[noreturn]] void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// What a thread of the kernel has started to copy from global to shared memory.
+// Copies that the thread goes on without: cp.async, its groups, and the wait for all groups but the
+// last `groups_left`.
 void copy_async(void* shared, const void* global, size_t size, bool inside);
 void commit_copies();
 void wait_copies(int groups_left);

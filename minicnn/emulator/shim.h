@@ -8,7 +8,6 @@
 
 #include "runtime.h"
 
-#define MINICNN_EMULATED 1
 #define __global__
 #define __device__
 #define __host__
@@ -23,16 +22,17 @@
 #define gridDim (emulator::here->grid_size)
 static const int warpSize = 32;
 
-// Python writes `__shared__ T name[N];` as EMULATED_SHARED(slot, T, name, [N]); see __init__.py.
-#define EMULATED_SHARED(slot, type, name, dimensions)                                      \
-    typedef type emulated_##name dimensions;                                               \
-    emulated_##name& name = *(emulated_##name*)emulator::shared_array(                     \
-        slot, sizeof(emulated_##name), alignof(emulated_##name), #name)
+// Python writes `__shared__ T name[N];` as EMULATED_SHARED(T, name, [N]); see __init__.py. The static
+// variable's address stands for the declaration; each instance of a template has one of its own.
+#define EMULATED_SHARED(type, name, dimensions)                                             \
+    typedef type emulated_##name dimensions;                                                \
+    static char emulated_key_##name;                                                        \
+    emulated_##name& name = *(emulated_##name*)emulator::shared_array(                      \
+        &emulated_key_##name, sizeof(emulated_##name), #name)
 #define EMULATED_DYNAMIC_SHARED(type, name) type* name = (type*)emulator::dynamic_shared()
 
-// ---- barriers and what warps exchange ------------------------------------------------------------
+// ---- barriers, and what the lanes of a warp exchange -----------------------------------------------
 
-#define EMULATED_SITE __builtin_return_address(0)
 #define EMULATED_STRING_(x) #x
 #define EMULATED_STRING(x) EMULATED_STRING_(x)
 #define EMULATED_HERE (__FILE__ ":" EMULATED_STRING(__LINE__))
@@ -43,23 +43,18 @@ static const int warpSize = 32;
 
 namespace emulator {
 
-inline unsigned thread_number() {
-    return here->thread.x +
-           here->block_size.x * (here->thread.y + here->block_size.y * here->thread.z);
-}
-
-inline unsigned lane() { return thread_number() % 32; }
-
+// The value of lane `source`; a lane's own where that is `outside` its part of the warp.
 template <typename T>
-T shuffle(const void* site, unsigned mask, T value, int source, int width, bool inside) {
+T shuffle(const char* site, unsigned mask, T value, int source, bool outside) {
     exchange(site, mask, &value, sizeof value);
-    if (!inside || !(mask >> source & 1)) return value;
+    if (outside) return value;
+    if (!(mask >> source & 1)) fault("asks for the value of a lane that its mask leaves out (%s)", site);
     T found;
     memcpy(&found, lane_value(source), sizeof found);
     return found;
 }
 
-inline unsigned ballot(const void* site, unsigned mask, bool predicate) {
+inline unsigned ballot(const char* site, unsigned mask, bool predicate) {
     exchange(site, mask, &predicate, sizeof predicate);
     unsigned votes = 0;
     for (unsigned i = 0; i < 32; i++)
@@ -68,41 +63,35 @@ inline unsigned ballot(const void* site, unsigned mask, bool predicate) {
 }
 
 template <typename T>
-T shuffle_from(const void* site, unsigned mask, T value, int source, int width) {
+T shuffle_from(const char* site, unsigned mask, T value, int source, int width = 32) {
     int first = lane() / width * width;
-    return shuffle(site, mask, value, first + (source & (width - 1)), width, true);
+    return shuffle(site, mask, value, first + (source & (width - 1)), false);
 }
 
 template <typename T>
-T shuffle_by(const void* site, unsigned mask, T value, int source, int width) {
+T shuffle_at(const char* site, unsigned mask, T value, int source, int width = 32) {
     int first = lane() / width * width;
-    return shuffle(site, mask, value, source & 31, width, source >= first && source < first + width);
+    return shuffle(site, mask, value, source, source < first || source >= first + width);
+}
+
+inline void syncwarp(const char* site, unsigned mask = 0xffffffff) {
+    exchange(site, mask, nullptr, 0);
 }
 
 }  // namespace emulator
 
-#define EMULATED_WIDTH(_1, _2, _3, width, ...) width
-#define __shfl_sync(mask, value, source, ...) \
-    emulator::shuffle_from(EMULATED_HERE, mask, value, source, EMULATED_LAST(32, ##__VA_ARGS__))
-#define __shfl_up_sync(mask, value, delta, ...)                                         \
-    emulator::shuffle_by(EMULATED_HERE, mask, value, int(emulator::lane()) - int(delta), \
-                         EMULATED_LAST(32, ##__VA_ARGS__))
-#define __shfl_down_sync(mask, value, delta, ...)                                       \
-    emulator::shuffle_by(EMULATED_HERE, mask, value, int(emulator::lane()) + int(delta), \
-                         EMULATED_LAST(32, ##__VA_ARGS__))
-#define __shfl_xor_sync(mask, value, bits, ...)                                         \
-    emulator::shuffle_by(EMULATED_HERE, mask, value, int(emulator::lane()) ^ int(bits),  \
-                         EMULATED_LAST(32, ##__VA_ARGS__))
-#define EMULATED_LAST(first, ...) emulated_last(first, ##__VA_ARGS__)
-inline int emulated_last(int width) { return width; }
-inline int emulated_last(int, int width) { return width; }
+#define __shfl_sync(mask, value, ...) \
+    emulator::shuffle_from(EMULATED_HERE, mask, value, __VA_ARGS__)
+#define __shfl_up_sync(mask, value, ...) \
+    emulator::shuffle_at(EMULATED_HERE, mask, value, int(emulator::lane()) - __VA_ARGS__)
+#define __shfl_down_sync(mask, value, ...) \
+    emulator::shuffle_at(EMULATED_HERE, mask, value, int(emulator::lane()) + __VA_ARGS__)
+#define __shfl_xor_sync(mask, value, ...) \
+    emulator::shuffle_at(EMULATED_HERE, mask, value, int(emulator::lane()) ^ __VA_ARGS__)
 #define __ballot_sync(mask, p) emulator::ballot(EMULATED_HERE, mask, p)
 #define __any_sync(mask, p) (emulator::ballot(EMULATED_HERE, mask, p) != 0)
 #define __all_sync(mask, p) (emulator::ballot(EMULATED_HERE, mask, p) == (mask))
-#define __syncwarp(...) emulated_syncwarp(EMULATED_HERE, ##__VA_ARGS__)
-inline void emulated_syncwarp(const void* site, unsigned mask = 0xffffffff) {
-    emulator::exchange(site, mask, nullptr, 0);
-}
+#define __syncwarp(...) emulator::syncwarp(EMULATED_HERE, ##__VA_ARGS__)
 
 // ---- vector types ------------------------------------------------------------------------------
 
@@ -176,7 +165,7 @@ using std::abs;
 using std::isinf;
 using std::isnan;
 
-#ifdef EMULATED_CHECKED
+#ifdef EMULATED_CHECKED  // counts as two operations
 inline float emulated_fmaf(float a, float b, float c) {
     emulator::count_flops(2);
     return __builtin_fmaf(a, b, c);
@@ -186,24 +175,101 @@ inline float emulated_fmaf(float a, float b, float c) {
 #define fmaf __builtin_fmaf
 #endif
 
+// Of integers only: a sum of floats would depend on the order of the threads.
+#define EMULATED_ATOMIC(name, operation)                                                    \
+    template <typename T>                                                                   \
+    inline T name(T* address, T value) {                                                    \
+        static_assert(std::is_integral<T>::value, "atomic operations here are of integers"); \
+        return operation(address, value, __ATOMIC_RELAXED);                                 \
+    }
+EMULATED_ATOMIC(atomicAdd, __atomic_fetch_add)
+EMULATED_ATOMIC(atomicSub, __atomic_fetch_sub)
+EMULATED_ATOMIC(atomicAnd, __atomic_fetch_and)
+EMULATED_ATOMIC(atomicOr, __atomic_fetch_or)
+EMULATED_ATOMIC(atomicExch, __atomic_exchange_n)
 template <typename T>
-inline T atomicAdd(T* address, T value) {
-    static_assert(std::is_integral<T>::value, "sums of floats depend on the order of the threads");
-    return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+inline T atomicCAS(T* address, T expected, T value) {
+    __atomic_compare_exchange_n(address, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    return expected;
+}
+template <typename T>
+inline T atomicMax(T* address, T value) {
+    T old = __atomic_load_n(address, __ATOMIC_RELAXED);
+    while (old < value && atomicCAS(address, old, value) != old)
+        old = __atomic_load_n(address, __ATOMIC_RELAXED);
+    return old;
+}
+template <typename T>
+inline T atomicMin(T* address, T value) {
+    T old = __atomic_load_n(address, __ATOMIC_RELAXED);
+    while (old > value && atomicCAS(address, old, value) != old)
+        old = __atomic_load_n(address, __ATOMIC_RELAXED);
+    return old;
 }
 
-// ---- how a kernel is entered ---------------------------------------------------------------------
+// ---- tensor cores and asynchronous copies: in place of kernels/ptx.cuh -----------------------------
+
+#define PTX_CUH
+
+inline float to_tf32(float x) {
+    unsigned bits = __float_as_uint(x);
+    bool finite = (bits & 0x7f800000) != 0x7f800000;
+    return __uint_as_float((finite ? bits + 0x1000 : bits) & 0xffffe000);  // ties away from zero
+}
+
+inline void mma_m16n8k8_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+    float operands[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    for (float x : operands)
+        if (__float_as_uint(x) & 0x1fff) emulator::fault("gives a tensor core a number that is not TF32");
+    emulator::exchange("a step of the tensor cores", 0xffffffff, operands, sizeof operands);
+    int group = emulator::lane() / 4, place = emulator::lane() % 4;
+    for (int i = 0; i < 4; i++) {  // c: rows group and group + 8, columns 2 * place and the next
+        double sum = c[i];
+        int upper = i / 2, column = 2 * place + i % 2;
+        for (int k = 0; k < 8; k++) {
+            auto* left = (const float*)emulator::lane_value(group * 4 + k % 4);
+            auto* right = (const float*)emulator::lane_value(column * 4 + k % 4);
+            sum += double(left[upper + 2 * (k / 4)]) * right[4 + k / 4];
+        }
+        c[i] = float(sum);
+    }
+    if (emulator::lane() == 0) emulator::count_tensor_step(2 * 16 * 8 * 8);
+}
+
+inline void copy_async_16(void* shared, const void* global, bool inside) {
+    emulator::copy_async(shared, global, 16, inside);
+}
+inline void copy_async_4(void* shared, const void* global, bool inside) {
+    emulator::copy_async(shared, global, 4, inside);
+}
+inline void commit_copies() { emulator::commit_copies(); }
+template <int GROUPS_LEFT>
+inline void wait_copies() { emulator::wait_copies(GROUPS_LEFT); }
+
+// ---- how a kernel is entered -----------------------------------------------------------------------
 
 namespace emulator {
 
+// Not for the checker to see: what it reads is Python's.
 template <typename... Parameters, size_t... I>
-void enter(void (*kernel)(Parameters...), void** arguments, std::index_sequence<I...>) {
+__attribute__((no_sanitize("thread"))) void enter(
+    void (*kernel)(Parameters...), void** arguments, std::index_sequence<I...>) {
     kernel(*(std::remove_cv_t<Parameters>*)arguments[I]...);
 }
 
 template <typename... Parameters>
-void enter(void (*kernel)(Parameters...), void** arguments) {
+__attribute__((no_sanitize("thread"))) void enter(void (*kernel)(Parameters...), void** arguments) {
     enter(kernel, arguments, std::index_sequence_for<Parameters...>{});
 }
 
 }  // namespace emulator
+
+#if defined(__linux__)
+// Where this library lies in memory, with its constants.
+extern "C" const char __ehdr_start[] __attribute__((visibility("hidden")));
+extern "C" const char _end[] __attribute__((visibility("hidden")));
+extern "C" void emulator_image(uintptr_t* range) {
+    range[0] = uintptr_t(__ehdr_start);
+    range[1] = uintptr_t(_end);
+}
+#endif

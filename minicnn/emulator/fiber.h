@@ -1,0 +1,80 @@
+// Changing from one stack to another, in a few instructions and without the operating system.
+#pragma once
+
+// Keeps what a function must keep, and the stack pointer in *from; then goes on where `to` was kept.
+extern "C" void emulator_switch(void** from, void* to);
+
+#if defined(__APPLE__)
+#define EMULATOR_SYMBOL "_emulator_switch"
+#else
+#define EMULATOR_SYMBOL "emulator_switch"
+#endif
+
+#if defined(__x86_64__)
+asm(".text\n.globl " EMULATOR_SYMBOL "\n" EMULATOR_SYMBOL ":\n" R"(
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+)");
+
+// A stack that, when it is gone to, enters `function`.
+inline void* emulator_new_stack(char* memory, unsigned long bytes, void (*function)()) {
+    void** top = (void**)(memory + bytes);
+    *--top = nullptr;  // where `function` would return to; the call's alignment
+    *--top = (void*)function;
+    for (int kept = 0; kept < 6; kept++) *--top = nullptr;
+    return top;
+}
+
+#elif defined(__aarch64__)
+asm(".text\n.globl " EMULATOR_SYMBOL "\n" EMULATOR_SYMBOL ":\n" R"(
+    sub sp, sp, #160
+    stp x19, x20, [sp]
+    stp x21, x22, [sp, #16]
+    stp x23, x24, [sp, #32]
+    stp x25, x26, [sp, #48]
+    stp x27, x28, [sp, #64]
+    stp x29, x30, [sp, #80]
+    stp d8, d9, [sp, #96]
+    stp d10, d11, [sp, #112]
+    stp d12, d13, [sp, #128]
+    stp d14, d15, [sp, #144]
+    mov x9, sp
+    str x9, [x0]
+    mov sp, x1
+    ldp x19, x20, [sp]
+    ldp x21, x22, [sp, #16]
+    ldp x23, x24, [sp, #32]
+    ldp x25, x26, [sp, #48]
+    ldp x27, x28, [sp, #64]
+    ldp x29, x30, [sp, #80]
+    ldp d8, d9, [sp, #96]
+    ldp d10, d11, [sp, #112]
+    ldp d12, d13, [sp, #128]
+    ldp d14, d15, [sp, #144]
+    add sp, sp, #160
+    ret
+)");
+
+inline void* emulator_new_stack(char* memory, unsigned long bytes, void (*function)()) {
+    void** frame = (void**)(memory + bytes - 160);
+    for (int i = 0; i < 20; i++) frame[i] = nullptr;
+    frame[11] = (void*)function;  // x30, which `ret` goes to
+    return frame;
+}
+
+#else
+#error "fiber.h knows x86-64 and aarch64"
+#endif
