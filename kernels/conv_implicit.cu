@@ -52,15 +52,18 @@ __device__ void forward(
     int K = s.kh * s.kw * s.C, pixels = s.B * s.Ho * s.Wo;
     float sums[Shape::TALL][Shape::WIDE];
     multiply<Shape>(Patches{x, s}, Columns{kernel, K, s.N}, first_pixel, first_filter, 0, K, sums);
+    int n = first_filter + Shape::thread_column();
 #pragma unroll
-    for (int i = 0; i < Shape::TALL; ++i)
+    for (int j = 0; j < Shape::WIDE; ++j) {
+        float add = n + j < s.N ? bias[n + j] : 0.0f;
 #pragma unroll
-        for (int j = 0; j < Shape::WIDE; ++j) {
-            int pixel = first_pixel + Shape::thread_row() + i;
-            int n = first_filter + Shape::thread_column() + j;
-            if (pixel < pixels && n < s.N)
-                y[pixel * s.N + n] = activate(activation, sums[i][j] + bias[n]);
-        }
+        for (int i = 0; i < Shape::TALL; ++i) sums[i][j] = activate(activation, sums[i][j] + add);
+    }
+#pragma unroll
+    for (int i = 0; i < Shape::TALL; ++i) {
+        int pixel = first_pixel + Shape::thread_row() + i;
+        if (pixel < pixels) store_vector(y + pixel * s.N, n, s.N, sums[i]);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(Narrow::THREADS) conv_implicit_forward_narrow(
@@ -185,12 +188,8 @@ __device__ void input_gradient(const float* dz, const float* kernel, Convolution
         if (number >= pixels) continue;
         Pixel in(number, r.count, c.count);
         int row = r.first + in.row * s.sh, column = c.first + in.column * s.sw;
-        float* result = dx + ((in.image * s.H + row) * s.W + column) * s.C;
-#pragma unroll
-        for (int j = 0; j < Shape::WIDE; ++j) {
-            int channel = first_channel + Shape::thread_column() + j;
-            if (channel < s.C) result[channel] = sums[i][j];
-        }
+        float* pixel = dx + ((in.image * s.H + row) * s.W + column) * s.C;
+        store_vector(pixel, first_channel + Shape::thread_column(), s.C, sums[i]);
     }
 }
 
@@ -277,14 +276,12 @@ __device__ void weight_gradient(
     multiply<Shape>(
         TurnedPatches{x, s, begin}, Columns{dz, pixels, s.N}, first_row, first_filter, begin, end,
         sums);
+    int n = first_filter + Shape::thread_column();
 #pragma unroll
-    for (int i = 0; i < Shape::TALL; ++i)
-#pragma unroll
-        for (int j = 0; j < Shape::WIDE; ++j) {
-            int row = first_row + Shape::thread_row() + i;
-            int n = first_filter + Shape::thread_column() + j;
-            if (row < rows && n < s.N) parts[(split * rows + row) * s.N + n] = sums[i][j];
-        }
+    for (int i = 0; i < Shape::TALL; ++i) {
+        int row = first_row + Shape::thread_row() + i;
+        if (row < rows) store_vector(parts + (split * rows + row) * s.N, n, s.N, sums[i]);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(Narrow::THREADS) conv_implicit_weight_gradient_narrow(

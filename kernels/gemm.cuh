@@ -48,6 +48,22 @@ __device__ inline void load_vector(const float* from, float (&to)[N]) {
     }
 }
 
+// The values of columns `column` and the next ones into a row of memory that has `columns` of them. At
+// once where that can be: then eight lanes side by side fill 128 bytes.
+template <int N>
+__device__ inline void store_vector(float* row, int column, int columns, const float (&values)[N]) {
+    static_assert(N == 4, "one vector");
+    if (columns % N == 0) {
+        if (column < columns)
+            *reinterpret_cast<float4*>(row + column) =
+                make_float4(values[0], values[1], values[2], values[3]);
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < N; ++j)
+        if (column + j < columns) row[column + j] = values[j];
+}
+
 // A thread's share of staging `ROWS` rows of an operand, `DEPTH` numbers of each.
 template <int ROWS, int THREADS, typename Operand>
 struct Stager {

@@ -2,8 +2,8 @@
 
 `Naive` is the one to read first, `Im2col` what textbooks and NumPy do, `Implicit` what is used. All
 take x (E, B, H, W, C), y and dz (E, B, Ho, Wo, N), kernel (E, kh, kw, C, N) and a geometry.Window;
-`activation` is activation.cuh's number. Tiles and splits depend on the layer and the batch alone, so
-that a net's bits do not depend on the others.
+`activation` is activation.cuh's number. Tiles and splits depend on the layer and the batch alone,
+so that a net's bits do not depend on the others.
 
 Read kernels/conv_naive.cu next, then conv_im2col.cu and gemm.cuh, then conv_implicit.cu.
 """

@@ -86,7 +86,7 @@ def _run(command, folder):
 
 @lru_cache
 def _folder():
-    """Where libraries are kept: the user's cache, or where that cannot be, for this process only."""
+    """Where libraries are kept: the user's cache, or where that cannot be, a folder of this run."""
     with contextlib.suppress(OSError, DataError):
         folder = cache_folder() / "native"
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,9 @@ compiler, on `emulated`; those of kernels on `emulated`. With `--device cuda` al
 """
 
 import pytest
-from minicnn.emulator import Emulator
 
 from minicnn import cuda, devices, native
+from minicnn.emulator import Emulator
 
 
 def pytest_addoption(parser):

@@ -576,14 +576,14 @@ def test_float32_follows_float64(device):
     one, other = small(device), small(device, dtype="float64")
     assert_same(one.get_weights(), [w.astype(np.float32) for w in other.get_weights()])
     x, y = batch(one, 6)
-    for (loss, found), (expected_loss, expected) in [
-        (one.loss_and_gradients(x, y), other.loss_and_gradients(x, y))
-    ]:
-        np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-        # All together: of a bias before batch normalisation the gradient is zero but for rounding,
-        # which is as large as its terms make it, and differs from one BLAS to another.
-        found, expected = (np.concatenate([g.ravel() for g in part]) for part in (found, expected))
-        assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+    loss, gradients = one.loss_and_gradients(x, y)
+    expected_loss, expected_gradients = other.loss_and_gradients(x, y)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    # All together: of a bias before batch normalisation the gradient is zero but for rounding,
+    # which is as large as its terms make it, and differs from one BLAS to another.
+    found = np.concatenate([g.ravel() for g in gradients])
+    expected = np.concatenate([g.ravel() for g in expected_gradients])
+    assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
 
 
 # ---------------------------------------------------------------------------------------------

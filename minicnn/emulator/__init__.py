@@ -196,7 +196,8 @@ class Emulator(Driver):
             for name in program.kernels
         )
         sources = {name: _source(name) for name in ("runtime.h", "shim.h")}
-        sources[f"{program.name}.cpp"] = f'#include "shim.h"\n{text}\n#line 1 "entries"\n{functions}'
+        unit = f'#include "shim.h"\n{text}\n#line 1 "entries"\n{functions}'
+        sources[f"{program.name}.cpp"] = unit
         flags = [*_KERNEL_FLAGS, *(_CHECKED if self.checked else _FAST)]
         kind = "-checked" if self.checked else ""
         path = native.build(f"{program.name}{kind}", sources, flags, ["-pthread"])
@@ -298,7 +299,7 @@ def _as_cpp(program):
 
 
 def _source_line(library, address):
-    """" (file.cu:12)" of an address in a library's code, or nothing without binutils."""
+    """Where an address in a library's code is from: (file.cu:12); "" without binutils."""
     if not shutil.which("addr2line"):
         return ""
     # An address is that behind the call.
