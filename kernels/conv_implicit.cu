@@ -198,7 +198,9 @@ extern "C" __global__ void __launch_bounds__(Narrow::THREADS) conv_implicit_inpu
     input_gradient<Narrow>(dz.row(), kernel.row(), s, dx.row());
 }
 
-extern "C" __global__ void __launch_bounds__(Square::THREADS) conv_implicit_input_gradient_square(
+// Two blocks a multiprocessor, it says: left to itself the compiler makes room for four, and registers
+// spill.
+extern "C" __global__ void __launch_bounds__(Square::THREADS, 2) conv_implicit_input_gradient_square(
     PerNet<const float> dz, PerNet<const float> kernel, Convolution s, PerNet<float> dx) {
     input_gradient<Square>(dz.row(), kernel.row(), s, dx.row());
 }

@@ -20,6 +20,14 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="takes minutes; run it with --slow"))
+    # Tests in float64 are for devices that have it.
+    outside = {item for item in items if item.get_closest_marker("float64") and _on_kernels(item)}
+    config.hook.pytest_deselected(items=list(outside))
+    items[:] = [item for item in items if item not in outside]
+
+
+def _on_kernels(item):
+    return hasattr(item, "callspec") and item.callspec.params.get("device") in ("cuda", "emulated")
 
 
 def pytest_generate_tests(metafunc):
@@ -49,14 +57,6 @@ def ops(device):
     return devices.choose(device)[1]
 
 
-@pytest.fixture(autouse=True)
-def _float64(request):
-    """Tests in float64 are for devices that have it."""
-    needed = request.node.get_closest_marker("float64") and "device" in request.fixturenames
-    if needed and "float64" not in request.getfixturevalue("ops").dtypes:
-        pytest.skip("this device computes in float32")
-
-
 @pytest.fixture(scope="session")
 def kernel_device(request):
     """The name of the device whose kernels are tested: `emulated`, or `cuda` if asked for."""
@@ -79,6 +79,16 @@ def driver(kernel_device):
 @pytest.fixture(scope="session")
 def checked_driver(kernel_device):
     """The emulator that sees every access; on a GPU the tests that need it are skipped."""
+    return _emulator(kernel_device, checked=True)
+
+
+@pytest.fixture(scope="session", params=["backward", "shuffled"])
+def other_order_driver(request, kernel_device):
+    """The emulator with its threads in another order."""
+    return _emulator(kernel_device, order=request.param)
+
+
+def _emulator(kernel_device, **options):
     if kernel_device != "emulated":
         pytest.skip("needs the emulator")
-    return Emulator(checked=True)
+    return Emulator(**options)

@@ -1,105 +1,22 @@
-"""The kernels but convolution: against the same operation of ops_numpy in float64, and to the bit.
+"""Kernels but those of convolution: against the same operation of ops_numpy, and to the bit."""
 
-A Case is one operation with its arguments, for any backend: so it runs on the emulator or a GPU, on
-the reference, for one net or for all, under a driver that checks or in another order of threads.
-"""
-
-import inspect
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from cases import Apart, Case, as_float32, assert_same_bits, few, poison, relative
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_rng import KNOWN_ANSWERS
 
 from minicnn import ops_numpy, rng
 from minicnn.affine import affine_parameters
-from minicnn.emulator import Emulator
 from minicnn.geometry import Window
 from minicnn.ops_cuda import Operations
 
 DRAWING = Path(__file__).parent / "kernels" / "random.cu"
-few = settings(deadline=None, max_examples=40, derandomize=True)
 RANGES = np.array([[-20, -2, -3, 0.8, 0.9], [20, 2, 3, 1.2, 1.1]], np.float32)
-
-
-# ---------------------------------------------------------------------------------------------
-# An operation and its arguments
-
-
-@dataclass
-class Case:
-    """A call of an operation, its arrays by the names of the operation's parameters.
-
-    inputs, results and changed (inputs that are changed in place) are (E, ...); results are
-    (shape, dtype); `others` are the same for all nets. A float is float64 here.
-    """
-
-    operation: str
-    inputs: dict
-    results: dict = field(default_factory=dict)
-    changed: tuple = ()
-    others: dict = field(default_factory=dict)
-    workspace: callable = None  # its bytes: workspace(ops, nets)
-
-    def run(self, ops, nets=slice(None), dtype=np.float32, place=None):
-        """{name: array on the host} of the results, on the nets chosen; poisoned beforehand."""
-
-        def typed(name, kind):  # sums are float64 on any backend
-            real = np.dtype(kind).kind == "f" and name != "sums"
-            return np.dtype(dtype if real else kind)
-
-        put = place or ops.to_device
-        arrays = {n: put(a[nets].astype(typed(n, a.dtype))) for n, a in self.inputs.items()}
-        count = len(next(iter(arrays.values())))
-        for name, (shape, kind) in self.results.items():
-            arrays[name] = put(poison((count, *shape[1:]), typed(name, kind)))
-        others = {
-            name: ops.to_device(value.copy()) if isinstance(value, np.ndarray) else value
-            for name, value in self.others.items()
-        }
-        if self.workspace:
-            arrays["workspace"] = put(poison((self.workspace(ops, count),), np.uint8))
-        arrays |= others
-        function = getattr(ops, self.operation)
-        names = inspect.signature(function).parameters
-        with ops.session():
-            function(*(arrays[name] for name in names if name in arrays))
-        return {name: ops.to_host(arrays[name]) for name in (*self.results, *self.changed)}
-
-
-def poison(shape, dtype):
-    """An array of numbers that no operation makes."""
-    value = {"f": np.nan, "b": True}.get(np.dtype(dtype).kind, 119)
-    return np.full(shape, value, dtype)
-
-
-class Apart:
-    """Puts (E, ...) arrays on the device with other numbers between the rows, as weights lie."""
-
-    def __init__(self, ops):
-        self.ops, self.between = ops, []
-
-    def __call__(self, array):
-        if array.ndim < 2:
-            return self.ops.to_device(array)
-        flat = array.reshape(len(array), -1)
-        gap = poison((len(flat), 16), array.dtype)
-        wide = self.ops.to_device(np.concatenate([gap, flat, gap], axis=1))
-        self.between += [(wide[:, :16], gap), (wide[:, -16:], gap)]
-        return wide[:, 16:-16].reshape(array.shape)
-
-    def check(self):
-        """Nobody has written between the rows."""
-        for found, expected in self.between:
-            np.testing.assert_array_equal(self.ops.to_host(found), expected)
-
-
-def as_float32(random, shape, scale=1.0, center=0.0):
-    """Normal random numbers that float32 holds, in float64."""
-    return random.normal(center, scale, shape).astype(np.float32).astype(np.float64)
 
 
 def make_case(operation, random, E=2, B=3, H=5, W=4, C=3):
@@ -230,19 +147,6 @@ shapes = st.tuples(
 )
 
 
-def relative(found, expected):
-    """The norm of the difference, by that of what is expected."""
-    size = np.linalg.norm(expected)
-    difference = np.linalg.norm(np.float64(found) - expected)
-    return difference / size if size else difference
-
-
-def assert_same_bits(found, expected):
-    assert found.keys() == expected.keys()
-    for name in found:
-        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
-
-
 # ---------------------------------------------------------------------------------------------
 # Every operation
 
@@ -280,12 +184,9 @@ def test_a_net_alone_is_the_net_among_others_to_the_bit(kernel_ops, operation, s
     assert_same_bits(case.run(kernel_ops), together)
 
 
-@pytest.fixture(scope="session", params=["backward", "shuffled"])
-def other_order(request, kernel_device):
-    """Operations whose threads run in another order."""
-    if kernel_device != "emulated":
-        pytest.skip("needs the emulator")
-    return Operations(Emulator(order=request.param))
+@pytest.fixture(scope="session")
+def other_order(other_order_driver):
+    return Operations(other_order_driver)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -225,7 +225,6 @@ def test_same_padding_is_tensorflows(ops, size, stride, length, expected):
 
 
 @pytest.mark.float64
-@pytest.mark.float64
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
     ("size", "strides", "padding", "image"),
@@ -669,7 +668,6 @@ def test_the_first_of_equals_gets_the_gradient(ops):
     np.testing.assert_array_equal(dx[0, 0, ..., 0], expected)
 
 
-@pytest.mark.float64
 @pytest.mark.float64
 @pytest.mark.parametrize(
     ("layer", "image"),

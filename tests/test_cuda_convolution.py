@@ -1,0 +1,226 @@
+"""Kernels of convolution, in each version, and of dense layers: against ops_numpy in float64.
+
+The reference shares no code with the kernels, and is itself held against nested loops by
+test_layers.py.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cases import Apart, Case, as_float32, assert_same_bits, few, relative
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from minicnn import ops_numpy
+from minicnn.cuda_convolution import VERSIONS
+from minicnn.geometry import Window
+from minicnn.ops_cuda import Operations
+
+PASSES = "forward", "input gradient", "weight gradient"
+ACTIVATIONS = "linear", "relu", "tanh", "softmax"
+
+
+class Sizes:
+    """Of a convolution of x (E, B, H, W, C) by kernels (E, kh, kw, C, N)."""
+
+    def __init__(self, E, B, image, C, N, size, strides, padding="valid", activation="relu"):
+        fits = all(k <= length for k, length in zip(size, image, strict=True))
+        self.window = Window.fit(size, strides, padding if fits else "same", image)
+        self.E, self.B, self.C, self.N, self.activation = E, B, C, N, activation
+
+    def case(self, what, random):
+        """A Case of one of PASSES, with random inputs."""
+        E, B, C, N, window = self.E, self.B, self.C, self.N, self.window
+        x = as_float32(random, (E, B, *window.input, C))
+        kernel = as_float32(random, (E, *window.size, C, N))
+        dz = as_float32(random, (E, B, *window.output, N))
+        others = {"window": window}
+
+        def workspace(ops, nets):
+            return ops.conv2d_workspace(nets, B, window, C, N)
+
+        if what == "forward":
+            inputs = {"x": x, "kernel": kernel, "bias": as_float32(random, (E, N))}
+            others["activation"] = self.activation
+            return Case("conv2d", inputs, {"y": (dz.shape, float)}, (), others, workspace)
+        if what == "input gradient":
+            inputs, results = {"dz": dz, "kernel": kernel}, {"dx": (x.shape, float)}
+            return Case("conv2d_input_gradient", inputs, results, (), others, workspace)
+        inputs = {"x": x, "dz": dz}
+        results = {"dkernel": (kernel.shape, float), "dbias": ((E, N), float)}
+        return Case("conv2d_weight_gradient", inputs, results, (), others, workspace)
+
+
+SEED_NETWORK = [
+    Sizes(2, 1, (28, 28), 1, 32, (3, 3), (1, 1)),
+    Sizes(1, 2, (26, 26), 32, 32, (3, 3), (1, 1)),
+    Sizes(1, 1, (24, 24), 32, 32, (5, 5), (2, 2), "same"),
+    Sizes(1, 1, (12, 12), 32, 64, (3, 3), (1, 1)),
+    Sizes(1, 1, (10, 10), 64, 64, (3, 3), (1, 1)),
+    Sizes(1, 1, (8, 8), 64, 64, (5, 5), (2, 2), "same"),
+    Sizes(1, 5, (4, 4), 64, 128, (4, 4), (1, 1)),
+]
+RAGGED = [
+    Sizes(1, 1, (1, 1), 1, 1, (1, 1), (1, 1)),
+    Sizes(3, 2, (9, 4), 3, 5, (3, 2), (2, 3), "same", "tanh"),
+    Sizes(2, 3, (5, 11), 33, 34, (3, 3), (1, 1)),  # one more than a tile is wide
+    Sizes(2, 2, (7, 6), 36, 68, (2, 3), (3, 1), "same"),  # vectors, and tiles that stick out
+    Sizes(2, 1, (8, 9), 4, 3, (1, 2), (4, 5), "valid", "softmax"),  # strides wider than the window
+    Sizes(1, 3, (40, 30), 2, 4, (5, 3), (1, 1)),  # pixels of several splits, the last one short
+]
+
+axis = st.integers(1, 12)
+sizes = st.builds(
+    Sizes,
+    E=st.integers(1, 3),
+    B=st.integers(1, 4),
+    image=st.tuples(axis, axis),
+    C=st.one_of(st.integers(1, 9), st.integers(28, 40)),
+    N=st.one_of(st.integers(1, 9), st.integers(28, 70)),
+    size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    strides=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    padding=st.sampled_from(["valid", "same"]),
+    activation=st.sampled_from(ACTIVATIONS),
+)
+
+
+def assert_close(found, expected):
+    for name, array in found.items():
+        assert relative(array, expected[name]) < 1e-5, name
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def version(request):
+    """The name of a version of the convolution."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def versioned_ops(driver, version):
+    return Operations(driver, version)
+
+
+# ---------------------------------------------------------------------------------------------
+# Convolution
+
+
+@pytest.mark.parametrize("what", PASSES)
+@few
+@given(sizes=sizes, seed=st.integers(0, 2**32 - 1))
+def test_convolution_is_numpys_in_float64(versioned_ops, what, sizes, seed):
+    case = sizes.case(what, np.random.default_rng(seed))
+    assert_close(case.run(versioned_ops), case.run(ops_numpy, dtype=np.float64))
+
+
+@pytest.mark.parametrize("what", PASSES)
+@pytest.mark.parametrize("layer", range(1, 8))
+def test_the_seed_networks_convolutions_are_numpys(versioned_ops, what, layer):
+    case = SEED_NETWORK[layer - 1].case(what, np.random.default_rng(layer))
+    assert_close(case.run(versioned_ops), case.run(ops_numpy, dtype=np.float64))
+
+
+@pytest.mark.parametrize("what", PASSES)
+@pytest.mark.parametrize("number", range(len(RAGGED)))
+def test_a_net_alone_is_the_net_among_others_to_the_bit(versioned_ops, what, number):
+    sizes = RAGGED[number]
+    case = sizes.case(what, np.random.default_rng(number))
+    together = case.run(versioned_ops)
+    assert_close(together, case.run(ops_numpy, dtype=np.float64))
+    for e in range(sizes.E):
+        alone = case.run(versioned_ops, nets=slice(e, e + 1))
+        assert_same_bits(alone, {name: a[e : e + 1] for name, a in together.items()})
+    assert_same_bits(case.run(versioned_ops), together)
+
+
+@pytest.mark.parametrize("what", PASSES)
+@pytest.mark.parametrize("number", range(len(RAGGED)))
+def test_the_order_of_threads_changes_no_bit(
+    versioned_ops, other_order_driver, version, what, number
+):
+    case = RAGGED[number].case(what, np.random.default_rng(number))
+    other = Operations(other_order_driver, version)
+    assert_same_bits(case.run(other), case.run(versioned_ops))
+
+
+@pytest.mark.parametrize("what", PASSES)
+@pytest.mark.parametrize("sizes", [*RAGGED, SEED_NETWORK[2], SEED_NETWORK[6]])
+def test_kernels_stay_in_bounds_and_race_with_nothing(
+    versioned_ops, checked_driver, version, what, sizes
+):
+    case = sizes.case(what, np.random.default_rng(2))
+    checked = Operations(checked_driver, version)
+    assert_same_bits(case.run(checked), case.run(versioned_ops))
+
+
+@pytest.mark.parametrize("what", PASSES)
+@pytest.mark.parametrize("sizes", RAGGED[1:4])
+def test_rows_of_nets_may_lie_apart(versioned_ops, what, sizes):
+    case = sizes.case(what, np.random.default_rng(3))
+    apart = Apart(versioned_ops)
+    assert_same_bits(case.run(versioned_ops, place=apart), case.run(versioned_ops))
+    apart.check()
+
+
+@pytest.mark.parametrize("what", PASSES)
+def test_what_is_not_a_number_stays_visible(versioned_ops, what):
+    case = RAGGED[2].case(what, np.random.default_rng(4))
+    first = next(iter(case.inputs.values()))
+    first.reshape(-1)[first.size // 2] = np.nan
+    found, expected = case.run(versioned_ops), case.run(ops_numpy)
+    for name in found:
+        np.testing.assert_array_equal(np.isnan(found[name]), np.isnan(expected[name]))
+    assert any(np.isnan(array).any() for array in found.values())
+
+
+# ---------------------------------------------------------------------------------------------
+# Dense layers
+
+
+def dense_case(what, random, E, B, K, N, activation="linear"):
+    """A Case of one of PASSES, of x (E, B, K) by kernels (E, K, N)."""
+    x, kernel = as_float32(random, (E, B, K)), as_float32(random, (E, K, N))
+    bias, dz = as_float32(random, (E, N)), as_float32(random, (E, B, N))
+
+    def workspace(ops, nets):
+        return ops.dense_workspace(nets, B, K, N)
+
+    if what == "forward":
+        case = Case("dense", {"x": x, "kernel": kernel, "bias": bias}, {"y": (dz.shape, float)})
+        return replace(case, others={"activation": activation}, workspace=workspace)
+    if what == "input gradient":
+        inputs, results = {"dz": dz, "kernel": kernel}, {"dx": (x.shape, float)}
+        return Case("dense_input_gradient", inputs, results, workspace=workspace)
+    results = {"dkernel": (kernel.shape, float), "dbias": (bias.shape, float)}
+    return Case("dense_weight_gradient", {"x": x, "dz": dz}, results, workspace=workspace)
+
+
+@pytest.mark.parametrize("what", PASSES)
+@few
+@given(
+    axes=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 140), st.integers(1, 140)),
+    activation=st.sampled_from(ACTIVATIONS),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example((2, 64, 128, 10), "softmax", 0)
+@example((1, 1, 1, 1), "linear", 1)
+def test_dense_is_numpys_in_float64(kernel_ops, what, axes, activation, seed):
+    case = dense_case(what, np.random.default_rng(seed), *axes, activation)
+    assert_close(case.run(kernel_ops), case.run(ops_numpy, dtype=np.float64))
+
+
+@pytest.mark.parametrize("what", PASSES)
+@pytest.mark.parametrize("axes", [(3, 5, 7, 11), (2, 65, 33, 66)])
+def test_dense_alone_in_company_checked_and_in_other_orders(
+    kernel_ops, checked_driver, other_order_driver, what, axes
+):
+    case = dense_case(what, np.random.default_rng(5), *axes)
+    together = case.run(kernel_ops)
+    for e in range(axes[0]):
+        alone = case.run(kernel_ops, nets=slice(e, e + 1))
+        assert_same_bits(alone, {name: a[e : e + 1] for name, a in together.items()})
+    apart = Apart(kernel_ops)
+    assert_same_bits(case.run(kernel_ops, place=apart), together)
+    apart.check()
+    for driver in (checked_driver, other_order_driver):
+        assert_same_bits(case.run(Operations(driver)), together)
