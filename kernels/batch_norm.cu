@@ -2,8 +2,8 @@
 //
 // All axes but net and channel are rows here: x (rows, C). A block takes a tile of channels and a
 // chunk of rows. threadIdx.x is the channel, so that a warp reads neighbouring numbers; a thread
-// takes ROWS_A_THREAD rows, blockDim.y apart. The block's shape depends on C alone (ops_cuda.py), so
-// that chunks, and with them the bits of a sum, depend on the layer alone.
+// takes ROWS_A_THREAD rows, blockDim.y apart. The block's shape depends on C alone (ops_cuda.py),
+// so that chunks, and with them the bits of a sum, depend on the layer alone.
 //
 // A sum over all rows takes two launches: each block sums its chunk in float; then, for each
 // channel, the chunks' sums are added up in double.
@@ -58,18 +58,14 @@ __device__ T sum_over_rows(T value) {
 
 // ---------------------------------------------------------------------------------------------
 // Statistics. A sum of squares less a squared sum would lose every digit where the mean is large
-// beside the deviation. So a chunk, while its numbers are in registers, finds its own mean, and sums
-// deviations from that and their squares; the sums are moved to the mean of all rows in the end.
-// Source: T. Chan, G. Golub, R. LeVeque, "Algorithms for computing the sample variance", The
+// beside the deviation. So a chunk, while its numbers are in registers, finds its own mean, and
+// sums deviations from that and their squares; the sums are moved to the mean of all rows in the
+// end. Source: T. Chan, G. Golub, R. LeVeque, "Algorithms for computing the sample variance", The
 // American Statistician 37, 1983.
 
-struct Deviations {
-    float sum, squares;
-
-    __device__ Deviations operator+(Deviations other) const {
-        return {sum + other.sum, squares + other.squares};
-    }
-};
+// Two sums as one number of eight bytes: as two numbers they would lie in every other bank of
+// shared memory, and the lanes of a warp be in one another's way.
+__device__ inline float2 operator+(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
 
 // What a chunk leaves for each channel, chunks (3, number of chunks, C): `pivot`, about its mean,
 // and the sums of (x - pivot) and of (x - pivot)^2.
@@ -84,20 +80,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_chunks(
     for (int k = 0; k < ROWS_A_THREAD; ++k) sum += values[k];
     float pivot = sum_over_rows(sum) / place.count;
 
-    Deviations of_thread{0.0f, 0.0f};
+    float deviations = 0.0f, squares = 0.0f;
 #pragma unroll
     for (int k = 0; k < ROWS_A_THREAD; ++k) {
         float deviation = place.has(k) ? values[k] - pivot : 0.0f;
-        of_thread.sum += deviation;
-        of_thread.squares = fmaf(deviation, deviation, of_thread.squares);
+        deviations += deviation;
+        squares = fmaf(deviation, deviation, squares);
     }
-    Deviations total = sum_over_rows(of_thread);
+    float2 total = sum_over_rows(make_float2(deviations, squares));
     if (threadIdx.y == 0 && place.inside) {
         int size = gridDim.x * C;
         float* result = chunks.row() + blockIdx.x * C + place.channel;
         result[0] = pivot;
-        result[size] = total.sum;
-        result[2 * size] = total.squares;
+        result[size] = total.x;
+        result[2 * size] = total.y;
     }
 }
 

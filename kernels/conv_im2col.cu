@@ -20,8 +20,8 @@ extern "C" __global__ void im2col(PerNet<const float> x, Convolution s, PerNet<f
         inside ? x.row()[((out.image * s.H + row) * s.W + column) * s.C + c] : 0.0f;
 }
 
-// dx from the gradients by the columns: the sum over all places that an input was copied to. A thread
-// for each input, which looks for them; no two threads write to one number.
+// dx from the gradients by the columns: the sum over all places that an input was copied to. A
+// thread for each input, which looks for them; no two threads write to one number.
 extern "C" __global__ void col2im(PerNet<const float> columns, Convolution s, PerNet<float> dx) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= s.B * s.H * s.W * s.C) return;

@@ -47,7 +47,8 @@ struct Patches {
 // y = activation(x * kernel + bias). Blocks: tiles of pixels, tiles of filters.
 template <typename Shape>
 __device__ void forward(
-    const float* x, const float* kernel, const float* bias, Convolution s, int activation, float* y) {
+    const float* x, const float* kernel, const float* bias, Convolution s, int activation,
+    float* y) {
     int first_pixel = blockIdx.x * Shape::ROWS, first_filter = blockIdx.y * Shape::COLUMNS;
     int K = s.kh * s.kw * s.C, pixels = s.B * s.Ho * s.Wo;
     float sums[Shape::TALL][Shape::WIDE];
@@ -66,19 +67,21 @@ __device__ void forward(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(Narrow::THREADS) conv_implicit_forward_narrow(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS)
+conv_implicit_forward_narrow(
     PerNet<const float> x, PerNet<const float> kernel, PerNet<const float> bias, Convolution s,
     int activation, PerNet<float> y) {
     forward<Narrow>(x.row(), kernel.row(), bias.row(), s, activation, y.row());
 }
 
-extern "C" __global__ void __launch_bounds__(Square::THREADS) conv_implicit_forward_square(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS)
+conv_implicit_forward_square(
     PerNet<const float> x, PerNet<const float> kernel, PerNet<const float> bias, Convolution s,
     int activation, PerNet<float> y) {
     forward<Square>(x.row(), kernel.row(), bias.row(), s, activation, y.row());
 }
 
-// ---- gradient by the input -----------------------------------------------------------------------
+// ---- gradient by the input ----------------------------------------------------------------------
 // With strides the input falls into interleaved grids, each of which meets only some of the taps
 // (geometry.Phase). For each of them the gradient is a correlation of dz with those taps, turned
 // round.
@@ -138,7 +141,8 @@ struct Gradients {
     };
 };
 
-// Rows: channels of the input. Depth: as of Gradients. Numbers: the weights of the taps turned round.
+// Rows: channels of the input. Depth: as of Gradients. Numbers: the weights of the taps turned
+// round.
 struct TurnedWeights {
     static constexpr bool DEPTH_FIRST = true;
     const float* kernel;
@@ -180,8 +184,8 @@ __device__ void input_gradient(const float* dz, const float* kernel, Convolution
     if (first_pixel >= pixels) return;  // the whole block: another phase has more of them
     float sums[Shape::TALL][Shape::WIDE];
     multiply<Shape>(
-        Gradients{dz, s, r, c}, TurnedWeights{kernel, s, r, c}, first_pixel, first_channel, 0, depth,
-        sums);
+        Gradients{dz, s, r, c}, TurnedWeights{kernel, s, r, c}, first_pixel, first_channel, 0,
+        depth, sums);
 #pragma unroll
     for (int i = 0; i < Shape::TALL; ++i) {
         int number = first_pixel + Shape::thread_row() + i;
@@ -193,25 +197,25 @@ __device__ void input_gradient(const float* dz, const float* kernel, Convolution
     }
 }
 
-extern "C" __global__ void __launch_bounds__(Narrow::THREADS) conv_implicit_input_gradient_narrow(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS)
+conv_implicit_input_gradient_narrow(
     PerNet<const float> dz, PerNet<const float> kernel, Convolution s, PerNet<float> dx) {
     input_gradient<Narrow>(dz.row(), kernel.row(), s, dx.row());
 }
 
-// Two blocks a multiprocessor, it says: left to itself the compiler makes room for four, and registers
-// spill.
-extern "C" __global__ void __launch_bounds__(Square::THREADS, 2) conv_implicit_input_gradient_square(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS)
+conv_implicit_input_gradient_square(
     PerNet<const float> dz, PerNet<const float> kernel, Convolution s, PerNet<float> dx) {
     input_gradient<Square>(dz.row(), kernel.row(), s, dx.row());
 }
 
-// ---- gradient by the weights ---------------------------------------------------------------------
-// Here the depth is long, all pixels of all images, and the result small. So several blocks make the
-// same tile, each from a part of the pixels, and another kernel adds up the parts in order. That also
-// keeps each chain of additions in float short.
+// ---- gradient by the weights --------------------------------------------------------------------
+// Here the depth is long, all pixels of all images, and the result small. So several blocks make
+// the same tile, each from a part of the pixels, and another kernel adds up the parts in order.
+// That also keeps each chain of additions in float short.
 
-// Rows: the weights' places (kh, kw, C), and one more, whose input is always 1: the bias. Depth: output
-// pixels. Numbers: the input under the tap.
+// Rows: the weights' places (kh, kw, C), and one more, whose input is always 1: the bias. Depth:
+// output pixels. Numbers: the input under the tap.
 struct TurnedPatches {
     static constexpr bool DEPTH_FIRST = false;
     static constexpr int BIAS = -1;  // in place of an offset
@@ -286,13 +290,15 @@ __device__ void weight_gradient(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(Narrow::THREADS) conv_implicit_weight_gradient_narrow(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS)
+conv_implicit_weight_gradient_narrow(
     PerNet<const float> x, PerNet<const float> dz, Convolution s, int split_pixels,
     PerNet<float> parts) {
     weight_gradient<Narrow>(x.row(), dz.row(), s, split_pixels, parts.row());
 }
 
-extern "C" __global__ void __launch_bounds__(Square::THREADS) conv_implicit_weight_gradient_square(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS)
+conv_implicit_weight_gradient_square(
     PerNet<const float> x, PerNet<const float> dz, Convolution s, int split_pixels,
     PerNet<float> parts) {
     weight_gradient<Square>(x.row(), dz.row(), s, split_pixels, parts.row());

@@ -31,8 +31,9 @@ extern "C" __global__ void dropout_forward(
         bool keep = answers >> (number % WORDS) & 1;
         int i = first + number;
         if (i < count) {
+            float value = x.row()[i];  // dropped or not: it lies in a sector that is read anyhow
             mask.row()[i] = keep;
-            y.row()[i] = keep ? x.row()[i] * scale : 0.0f;
+            y.row()[i] = keep ? value * scale : 0.0f;
         }
     }
 }
@@ -41,5 +42,7 @@ extern "C" __global__ void dropout_forward(
 extern "C" __global__ void dropout_backward(
     PerNet<const float> dy, float scale, PerNet<const bool> mask, int count, PerNet<float> dx) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) dx.row()[i] = mask.row()[i] ? dy.row()[i] * scale : 0.0f;
+    if (i >= count) return;
+    float value = dy.row()[i];
+    dx.row()[i] = mask.row()[i] ? value * scale : 0.0f;
 }

@@ -4,42 +4,46 @@
 #include "activation.cuh"
 #include "gemm.cuh"
 
+// c (M, N) = finish(left @ right), where finish(j, sum) makes a number of column j.
 template <typename Left, typename Right, typename Finish>
-__device__ void product(const Left& left, const Right& right, int M, int N, int K, Finish finish) {
+__device__ void product(
+    const Left& left, const Right& right, int M, int N, int K, float* c, Finish finish) {
     int first_row = blockIdx.x * Square::ROWS, first_column = blockIdx.y * Square::COLUMNS;
     float sums[Square::TALL][Square::WIDE];
     multiply<Square>(left, right, first_row, first_column, 0, K, sums);
+    int column = first_column + Square::thread_column();
 #pragma unroll
-    for (int i = 0; i < Square::TALL; ++i)
+    for (int i = 0; i < Square::TALL; ++i) {
+        int row = first_row + Square::thread_row() + i;
+        if (row >= M) break;
 #pragma unroll
-        for (int j = 0; j < Square::WIDE; ++j) {
-            int row = first_row + Square::thread_row() + i;
-            int column = first_column + Square::thread_column() + j;
-            if (row < M && column < N) finish(row, column, sums[i][j]);
-        }
+        for (int j = 0; j < Square::WIDE; ++j) sums[i][j] = finish(column + j, sums[i][j]);
+        store_vector(c + row * N, column, N, sums[i]);
+    }
 }
 
+__device__ inline float as_it_is(int, float sum) { return sum; }
+
 // c (M, N) = activation(a (M, K) @ b (K, N) + bias (N,))
-extern "C" __global__ void __launch_bounds__(Square::THREADS) gemm(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS) gemm(
     PerNet<const float> a, PerNet<const float> b, PerNet<const float> bias, int M, int N, int K,
     int activation, PerNet<float> c) {
-    product(Rows{a.row(), M, K}, Columns{b.row(), K, N}, M, N, K, [&](int i, int j, float sum) {
-        c.row()[i * N + j] = activate(activation, sum + bias.row()[j]);
-    });
+    auto finish = [&](int j, float sum) {
+        return j < N ? activate(activation, sum + bias.row()[j]) : 0.0f;
+    };
+    product(Rows{a.row(), M, K}, Columns{b.row(), K, N}, M, N, K, c.row(), finish);
 }
 
 // c (M, N) = a (K, M)^T @ b (K, N)
-extern "C" __global__ void __launch_bounds__(Square::THREADS) gemm_left_transposed(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS) gemm_left_transposed(
     PerNet<const float> a, PerNet<const float> b, int M, int N, int K, PerNet<float> c) {
-    product(Columns{a.row(), K, M}, Columns{b.row(), K, N}, M, N, K,
-            [&](int i, int j, float sum) { c.row()[i * N + j] = sum; });
+    product(Columns{a.row(), K, M}, Columns{b.row(), K, N}, M, N, K, c.row(), as_it_is);
 }
 
 // c (M, N) = a (M, K) @ b (N, K)^T
-extern "C" __global__ void __launch_bounds__(Square::THREADS) gemm_right_transposed(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS) gemm_right_transposed(
     PerNet<const float> a, PerNet<const float> b, int M, int N, int K, PerNet<float> c) {
-    product(Rows{a.row(), M, K}, Rows{b.row(), N, K}, M, N, K,
-            [&](int i, int j, float sum) { c.row()[i * N + j] = sum; });
+    product(Rows{a.row(), M, K}, Rows{b.row(), N, K}, M, N, K, c.row(), as_it_is);
 }
 
 constexpr int SUM_COLUMNS = 32, SUM_ROWS = 8;

@@ -10,9 +10,9 @@
 // +---+-----------+                 Both tiles are kept as (depth, row), so that a thread's numbers
 // depth (K)                         lie side by side.
 //
-// An operand is a struct that says where its numbers are; DEPTH_FIRST, whether they lie side by side
-// in memory along the depth; and a struct Share<ROWS>, made from it, for a thread that has to do with
-// ROWS rows of a tile:
+// An operand is a struct that says where its numbers are; DEPTH_FIRST, whether they lie side by
+// side in memory along the depth; and a struct Share<ROWS>, made from it, for a thread that has to
+// do with ROWS rows of a tile:
 //     row(i, number)      the thread's i-th row from now on; `number` may lie beyond the last
 //     depth(k)            the thread's place along the depth from now on
 //     load(i)             the number there, 0 outside of the matrix
@@ -24,11 +24,15 @@ constexpr int DEPTH = 16;
 // Rows of a tile are 4 numbers apart in their banks: eight lanes along the depth and four along the
 // rows then store to 32 different banks, and vectors of four stay aligned.
 constexpr int PAD = 4;
+// What is promised to the compiler: threads of a block, and blocks of a multiprocessor at a time.
+// It makes room for more on some GPUs if it is not told, and registers spill.
+constexpr int TILE_THREADS = 128, TILE_BLOCKS = 3;
 
-template <int TILE_ROWS, int TILE_COLUMNS, int TALL_, int WIDE_>
+template <int TILE_ROWS, int TILE_COLUMNS>
 struct Tile {
-    static constexpr int ROWS = TILE_ROWS, COLUMNS = TILE_COLUMNS, TALL = TALL_, WIDE = WIDE_;
+    static constexpr int ROWS = TILE_ROWS, COLUMNS = TILE_COLUMNS, TALL = 8, WIDE = 4;
     static constexpr int THREADS = (ROWS / TALL) * (COLUMNS / WIDE);
+    static_assert(THREADS == TILE_THREADS, "the launch's");
 
     // Where in the tile the thread's share of the product begins.
     __device__ static int thread_row() { return threadIdx.x / (COLUMNS / WIDE) * TALL; }
@@ -48,8 +52,9 @@ __device__ inline void load_vector(const float* from, float (&to)[N]) {
     }
 }
 
-// The values of columns `column` and the next ones into a row of memory that has `columns` of them. At
-// once where that can be: then eight lanes side by side fill 128 bytes.
+// Numbers for `column` and the next ones of a row of memory that has `columns` of them; those
+// beyond the last are left out. At once where that can be: eight lanes side by side then fill 128
+// bytes.
 template <int N>
 __device__ inline void store_vector(float* row, int column, int columns, const float (&values)[N]) {
     static_assert(N == 4, "one vector");
@@ -194,5 +199,5 @@ struct Rows {
     };
 };
 
-typedef Tile<128, 32, 8, 4> Narrow;  // where the result has up to 32 columns
-typedef Tile<64, 64, 4, 4> Square;
+typedef Tile<128, 32> Narrow;  // where the result has up to 32 columns
+typedef Tile<64, 64> Square;

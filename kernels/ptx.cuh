@@ -1,5 +1,5 @@
-// What CUDA C++ has no word for: the tensor cores' step in TF32, and copies that go on while a thread
-// computes. For compute capability 8.0 and later.
+// What CUDA C++ has no word for: the tensor cores' step in TF32, and copies that go on while a
+// thread computes. For compute capability 8.0 and later.
 //
 // The emulator has functions of the same names, and says so by this guard.
 #ifndef PTX_CUH
@@ -12,8 +12,8 @@ __device__ __forceinline__ float to_tf32(float x) {
     return __uint_as_float(bits);
 }
 
-// c (16, 8) += a (16, 8) @ b (8, 8), by all lanes of a warp together. With g = lane / 4, t = lane % 4
-// a lane holds
+// c (16, 8) += a (16, 8) @ b (8, 8), by all lanes of a warp together. With g = lane / 4, t = lane %
+// 4 a lane holds
 //     a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)
 //     b: (t, g), (t + 4, g)
 //     c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
@@ -43,10 +43,12 @@ __device__ __forceinline__ void copy_async_4(void* shared, const void* global, b
 }
 
 // The thread's copies since the last commit are a group.
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void commit_copies() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
 
-// Waits for the thread's own copies, all groups but the last GROUPS_LEFT. Those of other threads are
-// there after a barrier that follows.
+// Waits for the thread's own copies, all groups but the last GROUPS_LEFT. Those of other threads
+// are there after a barrier that follows.
 template <int GROUPS_LEFT>
 __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" :: "n"(GROUPS_LEFT) : "memory");

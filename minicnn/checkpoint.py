@@ -109,10 +109,11 @@ def restore_model(model, arrays, about, path):
         target, array = getattr(model, name), arrays.get(name)
         if array is None or array.shape != target.shape or array.dtype.kind != "f":
             raise DataError(f"{path}: {name}: expected an array {target.shape} of floats")
-    for name in _ARRAYS:
-        target = getattr(model, name)
-        model.ops.copy(model.ops.to_device(arrays[name].astype(model.dtype)), target)
-    model.step[...] = about["step"]
+    with model.ops.session():
+        for name in _ARRAYS:
+            target = getattr(model, name)
+            model.ops.copy(model.ops.to_device(arrays[name].astype(model.dtype)), target)
+        model.step[...] = about["step"]
 
 
 def select(arrays, about, nets, path):

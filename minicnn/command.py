@@ -47,7 +47,7 @@ def one_line(error):
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
-        return "out of memory; try fewer --workers or a smaller --batch-size"
+        return "out of memory; try a smaller --memory or --batch-size, or fewer --workers"
     return " ".join(str(error).split()) or type(error).__name__
 
 

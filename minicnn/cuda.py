@@ -7,13 +7,16 @@ the other driver: the same launches, on a CPU.
 import contextlib
 import ctypes
 import importlib
+import re
 from functools import lru_cache
 
+from . import native
 from .kernel import Driver, pointers
 
 _OPTIONS = ("-std=c++17",)  # and no fast-math: a kernel asks by name for what it wants
 _OLDEST = 70  # compute capability 7.0, Volta: the oldest whose threads of a warp go their own ways
 _STATIC_SHARED_BYTES = 48 << 10  # more of it must be asked for
+_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # number of this attribute of a function; CUDA's driver API
 
 
 class CompileError(ValueError):
@@ -23,13 +26,20 @@ class CompileError(ValueError):
 @lru_cache
 def problem():
     """Why there is no CUDA here, and what to do about it, in one line; None if there is."""
+    found = _problem()
+    return found and " ".join(found.split())
+
+
+def _problem():
     try:
         cupy = _import_cupy()
     except ImportError as error:
         if getattr(error, "name", None) == "cupy":
-            return "CuPy is not installed: pip install 'minicnn[cuda13]' (cuda12 for old drivers)"
+            return "CuPy is not installed: pip install -e '.[cuda13]' (cuda12 for old drivers)"
         return f"CuPy cannot be imported: {error}"
     runtime = cupy.cuda.runtime
+    if runtime.is_hip:
+        return "this CuPy is made for AMD's GPUs"
     driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
     if driver == 0:
         return "no NVIDIA driver is installed, or this process cannot see it"
@@ -44,25 +54,45 @@ def problem():
         )
     if count == 0:
         return "the NVIDIA driver finds no GPU"
-    capability = cupy.cuda.Device().compute_capability
-    if int(capability) < _OLDEST:
-        return f"the GPU has compute capability {int(capability) / 10}, {_OLDEST / 10} is the least"
+    package = "nvidia-cuda-nvrtc" + ("-cu12" if needed < 13000 else "")
     try:
         nvrtc_version()
     except (ImportError, OSError, RuntimeError) as error:
-        return f"NVRTC, the compiler, is missing: pip install nvidia-cuda-nvrtc ({error})"
+        return f"NVRTC, the compiler, is missing: pip install {package} ({error})"
+    try:
+        capability = _capability()
+        if capability < _OLDEST:
+            return f"the GPU has compute capability {capability / 10}, {_OLDEST / 10} is the least"
+        if capability < min(architectures()):
+            return (
+                f"the GPU has compute capability {capability / 10}, which NVRTC "
+                f"{'.'.join(map(str, nvrtc_version()))} no longer knows: pip install -e '.[cuda12]'"
+            )
+        if _architecture(capability) is None:
+            return (
+                f"the GPU has compute capability {capability / 10}, which NVRTC "
+                f"{'.'.join(map(str, nvrtc_version()))} does not know: pip install -U {package}"
+            )
+        cupy.ones(1)  # makes a context, and has one of CuPy's own kernels compiled
+    except (RuntimeError, OSError, cupy.cuda.compiler.CompileException) as error:
+        return f"the GPU cannot be used: {error}"
     return None
 
 
 def gpu_name():
     """What the GPU calls itself."""
-    properties = _import_cupy().cuda.runtime.getDeviceProperties(0)
-    return properties["name"].decode()
+    runtime = _import_cupy().cuda.runtime
+    return runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
 
 
 def nvrtc_version():
     """(major, minor) of the compiler. Raises ImportError, OSError or RuntimeError without it."""
-    return importlib.import_module("cupy_backends.cuda.libs.nvrtc").getVersion()
+    return _nvrtc().getVersion()
+
+
+def architectures():
+    """The compute capabilities that the compiler makes code for, as 75 or 120."""
+    return _nvrtc().getSupportedArchs()
 
 
 class Cuda(Driver):
@@ -78,7 +108,10 @@ class Cuda(Driver):
         super().__init__()
         self._cupy = _import_cupy()
         self._stream = self._cupy.cuda.Stream()
-        self._launch = importlib.import_module("cupy_backends.cuda.api.driver").launchKernel
+        self._driver = importlib.import_module("cupy_backends.cuda.api.driver")
+        self._architecture = _architecture(_capability())
+        self._shared_bytes = {}  # {function: what it may ask for}, where that is much
+        self._captured = None  # what the capture under way must keep alive
 
     # ---- arrays ------------------------------------------------------------------------------
 
@@ -99,6 +132,8 @@ class Cuda(Driver):
             return self._cupy.asnumpy(array)
 
     def copy(self, source, target):
+        if self._captured is not None:
+            self._captured.append((source, target))
         with self._stream:
             target[...] = source
 
@@ -114,20 +149,30 @@ class Cuda(Driver):
     # ---- kernels -----------------------------------------------------------------------------
 
     def compile(self, program):
-        """{name: (RawKernel, address of the function)}; CuPy keeps what it compiled on disk."""
-        try:
-            module = self._cupy.RawModule(code=program.text, options=_OPTIONS)
-            kernels = {name: module.get_function(name) for name in program.kernels}
-            return {name: (raw, raw.kernel.ptr) for name, raw in kernels.items()}
-        except self._cupy.cuda.compiler.CompileException as error:
-            raise CompileError(f"{program.path}: {error}") from None
+        """(module, {name: address of the function}); what was compiled is kept on disk.
+
+        CuPy would compile, too, but it needs CUDA's headers for it, and adds options of its own.
+        """
+        architecture = self._architecture
+        made_from = program.text, _OPTIONS, architecture, nvrtc_version()
+
+        def make(path):
+            path.write_bytes(compile_program(program, architecture)[0])
+
+        module = self._cupy.cuda.function.Module()
+        module.load(native.keep(program.name, ".cubin", made_from, make).read_bytes())
+        return module, {name: module.get_function(name).ptr for name in program.kernels}
 
     def run(self, launch):
-        raw, function = launch.code[launch.name]
-        if launch.shared_bytes > _STATIC_SHARED_BYTES:
-            raw.max_dynamic_shared_size_bytes = launch.shared_bytes
+        function = launch.code[1][launch.name]
+        if launch.shared_bytes > self._shared_bytes.get(function, _STATIC_SHARED_BYTES):
+            attribute = _MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._driver.funcSetAttribute(function, attribute, launch.shared_bytes)
+            self._shared_bytes[function] = launch.shared_bytes
+        if self._captured is not None:
+            self._captured.append(launch)
         arguments = pointers(launch.values)
-        self._launch(
+        self._driver.launchKernel(
             function,
             *launch.grid,
             *launch.block,
@@ -138,6 +183,7 @@ class Cuda(Driver):
         )
 
     def capture(self, function):
+        self._captured = captured = []
         with self._stream:
             self._stream.begin_capture()
             try:
@@ -146,15 +192,20 @@ class Cuda(Driver):
                 with contextlib.suppress(Exception):  # the capture is broken, and so is its end
                     self._stream.end_capture()
                 raise
+            finally:
+                self._captured = None
             graph = self._stream.end_capture()
 
         def replay():
             graph.launch(self._stream)
 
+        replay.keeps = captured  # alive, for the graph has the addresses of their arrays
         return replay
 
     @contextlib.contextmanager
     def session(self):
+        runtime = self._cupy.cuda.runtime
+        runtime.setDevice(runtime.getDevice())  # gives a new thread its context
         with self._stream:
             yield
 
@@ -164,7 +215,7 @@ def compile_program(program, architecture, *options):
 
     Raises CompileError.
     """
-    nvrtc = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
+    nvrtc = _nvrtc()
     handle = nvrtc.createProgram(program.text, program.path.name, (), ())
     try:
         nvrtc.compileProgram(handle, (*_OPTIONS, f"-arch={architecture}", *options))
@@ -175,8 +226,34 @@ def compile_program(program, architecture, *options):
         nvrtc.destroyProgram(handle)
 
 
+def resources(log):
+    """{kernel: (bytes of stack, bytes spilled, registers)} of the log of --ptxas-options=-v."""
+    found = re.findall(
+        r"Function properties for (\w+)[\s\w.]*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers",
+        log,
+        re.DOTALL,
+    )
+    return {name: (int(s), int(w) + int(r), int(n)) for name, s, w, r, n in found}
+
+
+def _architecture(capability):
+    """The newest architecture of the compiler's whose code runs on such a GPU; None without one."""
+    same = [n for n in architectures() if n <= capability and n // 10 == capability // 10]
+    return f"sm_{max(same)}" if same else None
+
+
+def _capability():
+    """The GPU's compute capability, as 75 or 120."""
+    return int(_import_cupy().cuda.Device().compute_capability)
+
+
 def _import_cupy():
     return importlib.import_module("cupy")
+
+
+def _nvrtc():
+    return importlib.import_module("cupy_backends.cuda.libs.nvrtc")
 
 
 def _version(number):

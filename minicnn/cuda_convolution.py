@@ -22,10 +22,10 @@ class _Tile(NamedTuple):
     name: str
     rows: int
     columns: int
-    threads: int
+    threads: int = 128  # each makes 8 x 4 numbers
 
 
-_NARROW, _SQUARE = _Tile("narrow", 128, 32, 128), _Tile("square", 64, 64, 256)
+_NARROW, _SQUARE = _Tile("narrow", 128, 32), _Tile("square", 64, 64)
 # Pixels whose products a block adds up for a weight's gradient: few enough for sums in float32, and
 # for many blocks; enough for the parts to be small beside what they are made of.
 _SPLIT_PIXELS = 1024

@@ -11,18 +11,21 @@ PRECISIONS = "float32", "tf32", "bfloat16"
 
 
 def choose(device, precision="float32"):
-    """The (name, operations, reason) of a device.
+    """The (name, operations, reason) of a device, by its name; or of operations made by hand.
 
     Raises ValueError for one that is not here, and says what is missing and how it is had.
     """
-    checks.choice("device", device, NAMES)
-    checks.choice("precision", precision, PRECISIONS)
     reason = "as asked"
-    if device == "auto":
-        missing = cuda.problem()
-        device = "numpy" if missing else "cuda"
-        reason = f"auto: no CUDA, {missing}" if missing else f"auto: {cuda.gpu_name()}"
-    operations = _operations(device)
+    if isinstance(device, Operations):
+        device, operations = device.name, device
+    else:
+        checks.choice("device", device, NAMES)
+        if device == "auto":
+            missing = cuda.problem()
+            device = "numpy" if missing else "cuda"
+            reason = f"auto: no CUDA, {missing}" if missing else f"auto: {cuda.gpu_name()}"
+        operations = _operations(device)
+    checks.choice("precision", precision, PRECISIONS)
     if precision != "float32":
         raise ValueError(f"precision: got {precision!r}, the device {device!r} has only 'float32'")
     return device, operations, reason

@@ -80,7 +80,7 @@ class Trainer:
         self.seconds = 0.0  # of the epoch so far
         self.history = []
         self.graph = job.graph
-        self._repeats = _repeats(self.ops, self.step, job.graph)
+        self._repeat = Repeat(self.ops, job.graph)
 
     @property
     def steps_done(self):
@@ -134,10 +134,11 @@ class Trainer:
                 for _ in range(self.steps_done - epoch * self.steps, self.steps):
                     if should_stop():
                         raise Interrupted
-                    next(self._repeats)()
+                    self._repeat(self.step)
                     report(self.recipe.batch_size * len(self.nets))
                 loss, correct = self.ops.to_host(self.sums).T  # (E,) each
                 validation = self._validate(should_stop)
+                self.sums[...] = 0
         finally:
             self.seconds = time.monotonic() - started
         for net, train_loss, train_correct, (validation_loss, validation_accuracy) in zip(
@@ -155,7 +156,6 @@ class Trainer:
                     "seconds": self.seconds,
                 }
             )
-        self.sums[...] = 0
         self.seconds = 0.0
 
     def _validate(self, should_stop):
@@ -200,7 +200,7 @@ class Trainer:
         if sums is None or sums.shape != self.sums.shape or not isinstance(seconds, float):
             raise DataError(f"{path}: not the checkpoint of a training")
         checkpoint.restore_model(self.model, arrays, about, path)
-        self.sums[...] = self.ops.to_device(sums)
+        self.ops.copy(self.ops.to_device(sums), self.sums)
         self.seconds, self.history = seconds, about["history"]
 
 
@@ -229,24 +229,31 @@ def predict(
         ops.collect(model.infer(plan), done, outputs)
 
     with ops.session():
-        repeats = _repeats(ops, predict_batch, graph)
+        again = Repeat(ops, graph)
         for batch in range(batches):
             if should_stop():
                 raise Interrupted
-            next(repeats)()
+            again(predict_batch)
             report(E * (min((batch + 1) * plan.batch, n) - batch * plan.batch))
         return ops.to_host(outputs).reshape(E, -1, *model.output_shape)[:, :n]
 
 
-def _repeats(ops, function, graph):
-    """Yield what to call, time after time, to do what `function` does: its capture if `graph`.
+class Repeat:
+    """Called with the same function time after time, does what that does: soon by its capture.
 
-    The first call is the function's own, which compiles what it launches.
+    The first call is the function's own, which compiles what it launches. The function itself is
+    not kept: it holds a Trainer, whose arrays would then outlive their group.
     """
-    yield function
-    again = ops.capture(function) if graph else function
-    while True:
-        yield again
+
+    def __init__(self, ops, graph):
+        self._capture = ops.capture if graph else None
+        self._called, self._replay = False, None
+
+    def __call__(self, function):
+        if self._called and self._capture and not self._replay:
+            self._replay = self._capture(function)
+        (self._replay or function)()
+        self._called = True
 
 
 def steps_per_epoch(recipe, images):

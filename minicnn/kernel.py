@@ -10,6 +10,7 @@ import ctypes
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ _NUMBERS = {
 _PER_NET = np.dtype([("data", np.uint64), ("stride", np.int64)])  # common.cuh's PerNet
 _GRID_LIMITS = 2**31 - 1, 65535, 65535
 _MOST_THREADS = 1024
+# Of an array's row: an int counts them, and the threads of the last block, which go beyond them.
+_MOST_NUMBERS = 2**31 - 1 - 4 * _MOST_THREADS
 
 
 class Parameter(NamedTuple):
@@ -224,8 +227,9 @@ def _check_array(at, parameter, array):
         if length > 1 and stride != step:
             raise ValueError(f"{at}: got strides {array.strides}, expected contiguous numbers")
         step *= length
-    if step // array.itemsize >= 2**31:
-        raise ValueError(f"{at}: got {step // array.itemsize:,} numbers a net, expected below 2^31")
+    if step // array.itemsize > _MOST_NUMBERS:
+        count = step // array.itemsize
+        raise ValueError(f"{at}: got {count:,} numbers a net, expected at most {_MOST_NUMBERS:,}")
 
 
 def _number(at, parameter, value):
@@ -252,7 +256,7 @@ def _check_sizes(where, what, sizes):
     limits = _GRID_LIMITS if what == "grid" else (_MOST_THREADS, _MOST_THREADS, 64)
     whole = all(isinstance(size, (int, np.integer)) for size in sizes)
     fits = whole and all(1 <= s <= most for s, most in zip(sizes, limits, strict=True))
-    if not fits or (what == "block" and np.prod(sizes) > _MOST_THREADS):
+    if not fits or (what == "block" and prod(sizes) > _MOST_THREADS):
         total = f", {_MOST_THREADS} threads in all" if what == "block" else ""
         raise ValueError(f"{where}: got {what} {sizes}, expected 1 to {limits}{total}")
     return tuple(int(size) for size in sizes)

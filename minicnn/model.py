@@ -26,7 +26,8 @@ class Sequential:
 
     layers: the stack; input_shape: (H, W, C) or (K,). The loss is softmax cross-entropy, so a
     stack that is trained ends in activation "softmax". Net n's random numbers depend on (seed, n)
-    alone. device: see devices.py; dtype: "float32" or "float64".
+    alone. device: a name that devices.py knows, or an ops_cuda.Operations; dtype: "float32" or
+    "float64".
     Raises ValueError that names the argument for anything else.
     """
 
@@ -63,8 +64,9 @@ class Sequential:
         self.nodes = connect(self.layers, self.input_shape)
         self.output_shape = self.nodes[-1].output_shape
         self._ends_in_softmax = self.layers[-1].activation == "softmax"
-        self._allocate()
-        self._initialize()
+        with self.ops.session():
+            self._allocate()
+            self._initialize()
         self._plans = {}
 
     # ---- weights ----------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""C and C++ sources compiled with the machine's own compiler, kept in the user's cache, loaded.
+"""C and C++ sources compiled with the machine's own compiler, and what is compiled kept in a cache.
 
-A library is known by what it was made from: sources, flags, compiler and CPU. Several processes may
-want it at once; each builds in a place of its own, and the last one's takes the others' place.
+A file in the cache is known by what it was made from: sources, flags, compiler and CPU. Several
+processes may want it at once; each makes it in a place of its own, and the last one's takes the
+others' place.
 """
 
 import contextlib
@@ -58,13 +59,9 @@ def build(name, sources, compile_flags, link_flags=(), language="c++"):
     if missing:
         raise CompileError(missing)
     command, version = _compiler(language)
-    made_from = repr((command, version, _cpu(), sources, compile_flags, link_flags))
-    digest = hashlib.sha256(made_from.encode()).hexdigest()[:20]
-    library = _folder() / f"{name}-{digest}.so"
-    if library.exists():
-        return library
-    with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
-        folder = Path(temporary)
+
+    def make(library):
+        folder = library.parent
         for file, text in sources.items():
             (folder / file).write_text(text)
         objects = []
@@ -72,9 +69,22 @@ def build(name, sources, compile_flags, link_flags=(), language="c++"):
             if not file.endswith(".h"):
                 objects.append(f"{file}.o")
                 _run([*command, "-fPIC", *compile_flags, "-c", file, "-o", objects[-1]], folder)
-        _run([*command, "-shared", *objects, *link_flags, "-o", "library.so"], folder)
-        os.replace(folder / "library.so", library)
-    return library
+        _run([*command, "-shared", *objects, *link_flags, "-o", library.name], folder)
+
+    made_from = command, version, _cpu(), sources, compile_flags, link_flags
+    return keep(name, ".so", made_from, make)
+
+
+def keep(name, suffix, made_from, make):
+    """The path of a file in the cache: make(path) makes it, in a folder of its own, if need be."""
+    digest = hashlib.sha256(repr(made_from).encode()).hexdigest()[:20]
+    kept = _folder() / f"{name}-{digest}{suffix}"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=kept.parent) as temporary:
+            made = Path(temporary) / f"made{suffix}"
+            make(made)
+            os.replace(made, kept)
+    return kept
 
 
 def _run(command, folder):

@@ -28,6 +28,7 @@ class Operations:
     lockstep = True  # a launch is as long for one net as for many, until the GPU is full
 
     def __init__(self, driver, convolution="implicit"):
+        self.name = driver.name
         self._launch = driver.launch
         self._convolution = VERSIONS[convolution](driver)
         self._dense = Dense(driver)

@@ -28,33 +28,16 @@ def nvrtc():
         pytest.skip(f"needs NVRTC: pip install -e '.[cuda13]' ({error})")
 
 
-def oldest():
-    """The oldest architecture that the compiler still takes."""
-    from cupy_backends.cuda.libs import nvrtc  # noqa: PLC0415  only where CuPy is installed
-
-    return f"sm_{min(nvrtc.getSupportedArchs())}"
-
-
-def resources(log):
-    """{kernel: (stack bytes, spilled bytes, registers)} of the log of --ptxas-options=-v."""
-    found = re.findall(
-        r"Function properties for (\w+)[\s\w.]*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads.*?Used (\d+) registers",
-        log,
-        re.DOTALL,
-    )
-    return {name: (int(s), int(w) + int(r), int(n)) for name, s, w, r, n in found}
-
-
-@pytest.mark.parametrize("architecture", ["oldest", "sm_80", "sm_90"])
+@pytest.mark.parametrize("capability", ["oldest", 80, 90, 100, "newest"])
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
-def test_every_kernel_compiles_and_keeps_its_numbers_in_registers(nvrtc, path, architecture):
-    architecture = oldest() if architecture == "oldest" else architecture
+def test_every_kernel_compiles_and_keeps_its_numbers_in_registers(nvrtc, path, capability):
+    known = cuda.architectures()
+    capability = {"oldest": min(known), "newest": max(known)}.get(capability, capability)
     program = Program(path)
-    cubin, log = cuda.compile_program(program, architecture, "--ptxas-options=-v")
+    cubin, log = cuda.compile_program(program, f"sm_{capability}", "--ptxas-options=-v")
     assert cubin.startswith(b"\x7fELF")
     assert "warning" not in log, log
-    found = resources(log)
+    found = cuda.resources(log)
     assert set(found) == set(program.kernels)
     for name, (stack, spilled, registers) in found.items():
         assert (stack, spilled) == (0, 0), name
@@ -92,23 +75,39 @@ class CUDARuntimeError(RuntimeError):
     pass
 
 
-def fake_cupy(driver=13020, count=1, capability="90"):
-    """What `problem` asks CuPy; a `count` that is a text is the error raised in its place."""
+class CompileException(Exception):  # noqa: N818  CuPy's name
+    pass
 
-    def device_count():
-        if isinstance(count, str):
-            raise CUDARuntimeError(count)
-        return count
 
+def fake_cupy(driver=13020, needed=13020, count=1, capability="90", ones=np.ones, is_hip=False):
+    """What `problem` asks CuPy. An error, or a text for `count`, is raised and not answered."""
+
+    def answer(value):
+        def function(*arguments):
+            if isinstance(value, Exception):
+                raise value
+            return value
+
+        return function
+
+    if isinstance(count, str):
+        count = CUDARuntimeError(count)
     runtime = SimpleNamespace(
-        driverGetVersion=lambda: driver,
-        runtimeGetVersion=lambda: 13020,
-        getDeviceCount=device_count,
+        is_hip=is_hip,
+        driverGetVersion=answer(driver),
+        runtimeGetVersion=answer(needed),
+        getDeviceCount=answer(count),
         CUDARuntimeError=CUDARuntimeError,
+        getDevice=answer(0),
         getDeviceProperties=lambda number: {"name": b"NVIDIA Test"},
     )
     device = SimpleNamespace(compute_capability=capability)
-    return SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=lambda: device))
+    parts = SimpleNamespace(
+        runtime=runtime,
+        Device=answer(capability if isinstance(capability, Exception) else device),
+        compiler=SimpleNamespace(CompileException=CompileException),
+    )
+    return SimpleNamespace(cuda=parts, ones=answer(ones) if isinstance(ones, Exception) else ones)
 
 
 @pytest.fixture
@@ -123,6 +122,7 @@ def cupy(monkeypatch):
 
         monkeypatch.setattr(cuda, "_import_cupy", import_cupy)
         monkeypatch.setattr(cuda, "nvrtc_version", lambda: (13, 2))
+        monkeypatch.setattr(cuda, "architectures", lambda: (75, 80, 86, 90, 120))
         cuda.problem.cache_clear()
 
     yield put
@@ -131,12 +131,24 @@ def cupy(monkeypatch):
 
 PROBLEMS = [
     (ModuleNotFoundError("no", name="cupy"), r"CuPy is not installed: pip install .*cuda13"),
-    (ImportError("numpy is too new"), "CuPy cannot be imported: numpy is too new"),
+    (ImportError("numpy is\n  too new"), "CuPy cannot be imported: numpy is too new"),
+    (fake_cupy(is_hip=True), "made for AMD's GPUs"),
     (fake_cupy(driver=0), "no NVIDIA driver is installed"),
-    (fake_cupy(12040, "cudaErrorInsufficientDriver: x"), r"too old: it has CUDA 12\.4.*13\.2"),
+    (
+        fake_cupy(12040, count="cudaErrorInsufficientDriver: x"),
+        r"too old: it has CUDA 12\.4.*13\.2",
+    ),
     (fake_cupy(count="cudaErrorNoDevice: no device"), "finds no GPU: cudaErrorNoDevice"),
     (fake_cupy(count=0), "finds no GPU"),
     (fake_cupy(capability="61"), r"compute capability 6\.1, 7\.0 is the least"),
+    (fake_cupy(capability="70"), r"7\.0, which NVRTC 13\.2 no longer knows: .*cuda12"),
+    (
+        fake_cupy(capability="131"),
+        r"13\.1, which NVRTC 13\.2 does not know: .*-U nvidia-cuda-nvrtc$",
+    ),
+    (fake_cupy(capability=CUDARuntimeError("in use")), "the GPU cannot be used: in use"),
+    (fake_cupy(ones=RuntimeError("no CUDA\nheaders")), "cannot be used: no CUDA headers"),
+    (fake_cupy(ones=CompileException("no")), "cannot be used: no"),
 ]
 
 
@@ -147,21 +159,34 @@ def test_what_is_missing_is_named(cupy, fake, message):
         devices.choose("cuda")
     name, _, reason = devices.choose("auto")
     assert name == "numpy" and re.search(message, reason)
+    assert "\n" not in reason
 
 
-def test_a_missing_compiler_is_named(cupy, monkeypatch):
+@pytest.mark.parametrize(
+    ("needed", "package"), [(13020, "nvidia-cuda-nvrtc"), (12090, "nvidia-cuda-nvrtc-cu12")]
+)
+def test_a_missing_compiler_is_named(cupy, monkeypatch, needed, package):
     def absent():
         raise OSError("libnvrtc.so.13: cannot open shared object file")
 
-    cupy(fake_cupy())
+    cupy(fake_cupy(needed=needed))
     monkeypatch.setattr(cuda, "nvrtc_version", absent)
-    assert "pip install nvidia-cuda-nvrtc" in cuda.problem()
+    assert f"pip install {package} (libnvrtc" in cuda.problem()
 
 
 def test_a_usable_gpu_is_no_problem(cupy):
     cupy(fake_cupy())
     assert cuda.problem() is None
     assert cuda.gpu_name() == "NVIDIA Test"
+
+
+@pytest.mark.parametrize(
+    ("capability", "architecture"),
+    [(75, "sm_75"), (89, "sm_86"), (90, "sm_90"), (121, "sm_120"), (70, None), (130, None)],
+)
+def test_code_for_an_older_gpu_of_the_same_sort_will_do(cupy, capability, architecture):
+    cupy(fake_cupy())
+    assert cuda._architecture(capability) == architecture
 
 
 # ---------------------------------------------------------------------------------------------
@@ -196,12 +221,17 @@ class Stream:
         return SimpleNamespace(launch=lambda stream: self.calls.append(("graph", stream)))
 
 
-class Raw:
-    kernel = SimpleNamespace(ptr=55)
-    max_dynamic_shared_size_bytes = 48 << 10
+class Module:
+    """A loaded cubin: here, the name of its program. A function's address is 55."""
+
+    def load(self, cubin):
+        self.cubin = cubin
+
+    def get_function(self, name):
+        return SimpleNamespace(ptr=55)
 
 
-class CompileException(Exception):  # noqa: N818  CuPy's name
+class NVRTCError(RuntimeError):
     pass
 
 
@@ -211,14 +241,13 @@ def calls():
 
 
 @pytest.fixture
-def stand_in(monkeypatch, calls):
+def stand_in(monkeypatch, calls, tmp_path):
     """A CuPy on NumPy, whose launches are kept as (function, grid, block, shared, stream, ...)."""
 
-    def module(code, options):
+    def compile_program(code, options):
         calls.append(("compile", options))
         if "broken" in code:
-            raise CompileException("mistaken.cu(3): error: nowhere")
-        return SimpleNamespace(get_function=lambda name: raw)
+            raise NVRTCError
 
     def launch(function, *rest):
         *sizes, parameters, extra = rest
@@ -226,23 +255,43 @@ def stand_in(monkeypatch, calls):
         values = list((ctypes.c_uint64 * 7).from_address(parameters))
         calls.append(("launch", function, tuple(sizes), values))
 
-    raw = Raw()
     cupy = SimpleNamespace(
-        RawModule=module,
         empty=lambda shape, dtype: np.empty(shape, dtype).view(Array),
         zeros=lambda shape, dtype: np.zeros(shape, dtype).view(Array),
         array=lambda array, order: np.array(array, order=order).view(Array),
         asnumpy=np.array,
         cuda=SimpleNamespace(
             Stream=lambda: Stream(calls),
-            compiler=SimpleNamespace(CompileException=CompileException),
-            runtime=SimpleNamespace(memGetInfo=lambda: (1000, 4000)),
+            Device=lambda: SimpleNamespace(compute_capability="89"),
+            function=SimpleNamespace(Module=Module),
+            runtime=SimpleNamespace(
+                memGetInfo=lambda: (1000, 4000),
+                getDevice=lambda: 3,
+                setDevice=lambda device: calls.append(("device", device)),
+            ),
         ),
         get_default_memory_pool=lambda: SimpleNamespace(free_bytes=lambda: 500),
-        raw=raw,
     )
-    modules = {"cupy": cupy, "cupy_backends.cuda.api.driver": SimpleNamespace(launchKernel=launch)}
+    nvrtc = SimpleNamespace(
+        NVRTCError=NVRTCError,
+        getVersion=lambda: (13, 2),
+        getSupportedArchs=lambda: (75, 86, 90),
+        createProgram=lambda code, name, headers, includes: code,
+        compileProgram=compile_program,
+        getCUBIN=lambda code: b"cubin",
+        getProgramLog=lambda code: "mistaken.cu(3): error: nowhere",
+        destroyProgram=lambda code: None,
+    )
+    driver = SimpleNamespace(
+        launchKernel=launch, funcSetAttribute=lambda *given: calls.append(("attribute", *given))
+    )
+    modules = {
+        "cupy": cupy,
+        "cupy_backends.cuda.api.driver": driver,
+        "cupy_backends.cuda.libs.nvrtc": nvrtc,
+    }
     monkeypatch.setattr(cuda.importlib, "import_module", modules.__getitem__)
+    monkeypatch.setattr(cuda.native, "_folder", lambda: tmp_path)
     return cupy
 
 
@@ -270,17 +319,29 @@ def test_a_launch_is_put_on_the_stream_with_pointers_to_its_arguments(stand_in, 
     assert ctypes.c_int32.from_address(addresses[4]).value == 7
 
 
-def test_a_program_is_compiled_on_first_use_without_fast_math(stand_in, calls):
-    driver = cuda.Cuda()
+def test_a_program_is_compiled_once_and_kept_on_disk_without_fast_math(stand_in, calls, tmp_path):
     for _ in range(2):
-        driver.launch(TOY, "scale", (5,), (64,), *toy_arguments(driver))
-    assert [call[1] for call in calls if call[0] == "compile"] == [("-std=c++17",)]
+        driver = cuda.Cuda()
+        for _ in range(2):
+            driver.launch(TOY, "scale", (5,), (64,), *toy_arguments(driver))
+    [(_, options)] = [call for call in calls if call[0] == "compile"]
+    assert options == ("-std=c++17", "-arch=sm_86")
+    [kept] = tmp_path.iterdir()
+    assert kept.suffix == ".cubin" and kept.read_bytes() == b"cubin"
 
 
-def test_much_shared_memory_is_asked_for(stand_in):
+def test_much_shared_memory_is_asked_for_once(stand_in, calls):
     driver = cuda.Cuda()
-    driver.launch(TOY, "scale", (5,), (64,), *toy_arguments(driver), shared_bytes=100_000)
-    assert stand_in.raw.max_dynamic_shared_size_bytes == 100_000
+    for size in (48 << 10, 100_000, 60_000):
+        driver.launch(TOY, "scale", (5,), (64,), *toy_arguments(driver), shared_bytes=size)
+    assert [call for call in calls if call[0] == "attribute"] == [("attribute", 55, 8, 100_000)]
+
+
+def test_a_session_gives_the_thread_its_device(stand_in, calls):
+    driver = cuda.Cuda()
+    calls.clear()
+    with driver.session():
+        assert calls == [("device", 3), "enter"]
 
 
 def test_a_capture_is_made_on_the_stream_and_launched_there(stand_in, calls):
@@ -292,6 +353,22 @@ def test_a_capture_is_made_on_the_stream_and_launched_there(stand_in, calls):
     replay()
     [(what, stream)] = calls
     assert what == "graph" and stream.ptr == Stream.ptr
+
+
+def test_a_graph_keeps_its_arrays(stand_in):
+    driver = cuda.Cuda()
+    given = toy_arguments(driver)
+    source, target = given[0], given[6]
+
+    def step():
+        driver.launch(TOY, "scale", (5,), (64,), *given)
+        driver.copy(source, target)
+
+    replay = driver.capture(step)
+    launch, copied = replay.keeps
+    assert launch.arrays[0][1] is source and launch.arrays[-1][1] is target
+    assert copied == (source, target)
+    assert driver._captured is None
 
 
 def test_a_capture_that_fails_is_ended(stand_in, calls):
