@@ -1,4 +1,4 @@
-"""python -m benchmarks.readme: write the tables of README.md anew from benchmarks/results.
+"""python -m benchmarks.readme: write the tables of the README files anew from benchmarks/results.
 
 A table stands between two comments that name it. The newest result of its kind is shown.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.timing import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
+KERNELS_README = README.parent / "kernels" / "README.md"
 
 
 def newest(kind):
@@ -59,6 +60,44 @@ def accuracy():
     return "\n".join([*lines, "", _where(result)])
 
 
+def ladder():
+    """What the versions of convolution do in a step, as the emulator counts it."""
+    result = newest("ladder-emulated")
+    lines = [
+        "| version | pass | launches | memory, GB | cache, GB | wavefronts, millions | GFLOP "
+        "| least time, ms | set by | registers |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for version, passes in result["convolutions"].items():
+        for name, found in passes.items():
+            registers = sorted({result["registers"][kernel] for kernel in found["kernels"]})
+            cells = [
+                version,
+                name,
+                found["launches"],
+                f"{found['memory_bytes'] / 1e9:.2f}",
+                f"{found['cache_bytes'] / 1e9:.1f}",
+                f"{found['shared_wavefronts'] / 1e6:,.0f}",
+                f"{found['flops'] / 1e9:.1f}",
+                f"{found['seconds'] * 1e3:.2f}",
+                found["limit"],
+                ", ".join(map(str, registers)),
+            ]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    limits, versions = result["limits"], result["versions"]
+    memory, cache, arithmetic = (limits[key] / 1e12 for key in ("memory", "cache", "arithmetic"))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"All seven convolutions, {result['nets']} nets, {result['batch']} images each. "
+            f"Limits: {memory:g} TB/s of memory, {cache:g} TB/s of cache, {arithmetic:g} TFLOP/s. "
+            f"Registers of a thread on {result['architecture']}, by NVRTC {versions['nvrtc']}. "
+            f"Counted {result['machine']['date']} by minicnn {versions['minicnn']}.",
+        ]
+    )
+
+
 def _row(name, rate):
     spread = f"{rate['lowest']:.0f} to {rate['highest']:.0f}"
     return f"| {name} | {rate['images_per_second']:.0f} | {spread} |"
@@ -80,18 +119,23 @@ def _where(result):
     )
 
 
-def render(text):
-    """README's text with every table made anew."""
-    for table in (speed, accuracy):
+TABLES = {README: (speed, accuracy), KERNELS_README: (ladder,)}
+
+
+def render(path):
+    """The text of a README file with every table made anew."""
+    text = path.read_text()
+    for table in TABLES[path]:
         begin, end = f"<!-- {table.__name__} -->", f"<!-- end of {table.__name__} -->"
         pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
         text, count = re.subn(
             pattern, lambda _, t=table, b=begin, e=end: f"{b}\n\n{t()}\n\n{e}", text, flags=re.S
         )
         if count != 1:
-            raise ValueError(f"README.md: expected one table {begin}, got {count}")
+            raise ValueError(f"{path}: expected one table {begin}, got {count}")
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(render(README.read_text()))
+    for path in TABLES:
+        path.write_text(render(path))

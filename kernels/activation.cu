@@ -23,7 +23,7 @@ extern "C" __global__ void softmax_forward(int rows, int N, PerNet<float> y) {
     if (row >= rows) return;
     float* z = y.row() + row * N;  // (N,)
 
-    float peak = z[0];
+    float peak = __int_as_float(0xff800000);  // -infinity, not z[0]: another lane will write there
     for (int n = threadIdx.x; n < N; n += WARP) peak = fmaxf(peak, z[n]);
     peak = warp_max(peak);  // taken off, it keeps exp from overflowing
 

@@ -120,8 +120,8 @@ template <typename Shape, typename Left, typename Right>
 __device__ void multiply(
     const Left& left, const Right& right, int first_row, int first_column, int begin, int end,
     float (&sums)[Shape::TALL][Shape::WIDE]) {
-    __shared__ float left_tile[DEPTH][Shape::ROWS + PAD];
-    __shared__ float right_tile[DEPTH][Shape::COLUMNS + PAD];
+    __shared__ __align__(16) float left_tile[DEPTH][Shape::ROWS + PAD];
+    __shared__ __align__(16) float right_tile[DEPTH][Shape::COLUMNS + PAD];
     Stager<Shape::ROWS, Shape::THREADS, Left> left_stager(first_row, left);
     Stager<Shape::COLUMNS, Shape::THREADS, Right> right_stager(first_column, right);
     int thread_row = Shape::thread_row(), thread_column = Shape::thread_column();

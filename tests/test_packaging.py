@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import minicnn
+from minicnn import native
 
 ROOT = Path(__file__).parent.parent
 RUN = ["--limit=100", "--test-limit=10", "--nets=2", "--epochs=1", "--batch-size=16", "--out=run"]
@@ -88,6 +89,10 @@ def test_a_run_from_an_empty_folder(way, checkout, tmp_path):
     assert "CNN 2: Epochs=1" in out and "Ensemble of 2" in out
     assert [path.name for path in empty.iterdir()] == ["run"]
     assert (empty / "run" / "submission.csv").is_file()
+    if native.problem() is None:  # the kernels' sources and the emulator's came along
+        device = ("--device=emulated", "--limit=10", "--batch-size=8", "--nets=1", "--out=emulated")
+        out = succeed(python, "-m", "minicnn.train", *RUN, *device, cwd=empty, **variables)
+        assert "CNN 1: Epochs=1" in out
     if way != "bare checkout":
         question = (
             "import importlib.util as u; import minicnn.kernels; "

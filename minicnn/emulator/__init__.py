@@ -1,11 +1,11 @@
 """CUDA kernels on a CPU: the same sources and launches, compiled by any C++ compiler.
 
 Slow, and good for seeing: every kernel runs in every test; a debugger stops in it (kernels are
-compiled with -g, so `break batch_norm.cu:40` works in gdb); and a checked emulator sees each access
-to memory, finds what is wrong with it, and counts what is not.
+compiled for that, so `break batch_norm.cu:40` works in gdb); and a checked emulator sees each
+access to memory, finds what is wrong with it, and counts what is not.
 
-shim.h has CUDA's words, runtime.cpp executes blocks of threads, checker.cpp looks on. Arrays are
-NumPy's.
+shim.h has CUDA's words, runtime.cpp executes blocks of threads, checker.cpp looks on: races.cpp
+says which accesses nothing orders, traffic.cpp counts. Arrays are NumPy's.
 """
 
 import contextlib
@@ -23,7 +23,8 @@ from .. import machine, native
 from ..kernel import SOURCES, Driver, pointers
 
 _HERE = Path(__file__).parent
-_FLAGS = ["-std=c++17", "-march=native", "-g", "-pthread"]
+# The version of DWARF is one that addr2line and gdb have long read without mistakes.
+_FLAGS = ["-std=c++17", "-march=native", "-gdwarf-4", "-pthread"]
 # No fused operation where the source has none, as CUDA's __fmul_rn and __fadd_rn ask for.
 _KERNEL_FLAGS = [*_FLAGS, "-w", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 _FAST = ["-O3"]
@@ -36,6 +37,9 @@ _CHECKED = [
     "-fno-builtin-memset",
     "-DEMULATED_CHECKED",
 ]
+SECTOR_BYTES = 32  # of global memory, as Counts has them
+# Clang leaves out a read that a write to the same place follows, unless it is told not to.
+_CHECKED_BY_CLANG = ["-mllvm", "-tsan-instrument-read-before-write"]
 _ALIGNMENT = 256  # bytes: CUDA's of an array
 _POISON = 0xFF  # as floats, NaN
 _ORDERS = "forward", "backward", "shuffled"
@@ -49,8 +53,9 @@ class KernelFault(Exception):  # noqa: N818  the hardware's word
 class Counts(NamedTuple):
     """What a launch did. A request is what the lanes of a warp access at one place in the code.
 
-    Sectors are stretches of 32 bytes of global memory, wavefronts turns of the banks of shared
-    memory; `ideal` is the fewest that the same bytes could take. Bytes are distinct ones.
+    Sectors are stretches of 32 bytes of global memory, `ideal` the fewest that the same bytes could
+    lie in; wavefronts are turns of the banks of shared memory, `ideal` those without conflicts.
+    Bytes are distinct ones. An atomic operation counts as a store.
     """
 
     load_requests: int
@@ -65,7 +70,7 @@ class Counts(NamedTuple):
     shared_wavefronts: int
     ideal_shared_wavefronts: int
     barriers: int
-    exchanges: int
+    exchanges: int  # of a warp: shuffles, votes, __syncwarp()
     flops: int  # those of fmaf, two each
     tensor_steps: int
     tensor_flops: int
@@ -192,13 +197,13 @@ class Emulator(Driver):
     def compile(self, program):
         text, entries = _as_cpp(program), [f"entry_{name}" for name in program.kernels]
         functions = "".join(
-            f'extern "C" void entry_{name}(void** a) {{ emulator::enter({name}, a); }}\n'
+            f'extern "C" UNCHECKED void entry_{name}(void** a) {{ emulator::enter({name}, a); }}\n'
             for name in program.kernels
         )
         sources = {name: _source(name) for name in ("runtime.h", "shim.h")}
         unit = f'#include "shim.h"\n{text}\n#line 1 "entries"\n{functions}'
         sources[f"{program.name}.cpp"] = unit
-        flags = [*_KERNEL_FLAGS, *(_CHECKED if self.checked else _FAST)]
+        flags = [*_KERNEL_FLAGS, *(_checked_flags() if self.checked else _FAST)]
         kind = "-checked" if self.checked else ""
         path = native.build(f"{program.name}{kind}", sources, flags, ["-pthread"])
         library = ctypes.CDLL(str(path))
@@ -286,7 +291,7 @@ def _as_cpp(program):
         program.text,
     )
     text = re.sub(
-        r"\b__shared__\s+([\w:<> ]+?)\s+(\w+)((?:\[[^\]]*\])*);",
+        r"\b__shared__\s+(?:__align__\(\d+\)\s+)?([\w:<> ]+?)\s+(\w+)((?:\[[^\]]*\])*);",
         r"EMULATED_SHARED(\1, \2, \3);",
         text,
     )
@@ -298,14 +303,23 @@ def _as_cpp(program):
     return re.sub(r'^#line (\d+) "(.+)"$', whole_path, text, flags=re.MULTILINE)
 
 
+@lru_cache
+def _checked_flags():
+    with contextlib.suppress(native.CompileError):
+        native.build("flags", {"empty.cpp": ""}, _CHECKED_BY_CLANG)
+        return [*_CHECKED, *_CHECKED_BY_CLANG]
+    return _CHECKED
+
+
 def _source_line(library, address):
     """Where an address in a library's code is from: (file.cu:12); "" without binutils."""
     if not shutil.which("addr2line"):
         return ""
-    # An address is that behind the call.
-    command = ["addr2line", "-e", str(library), hex(address - 1)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    return f" ({Path(found[0]).name})" if found and not found[0].startswith("?") else ""
+    # The address is that behind the call. What was inlined comes first, the shim's own functions.
+    command = ["addr2line", "-i", "-e", str(library), hex(address - 1)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    names = (Path(line.split(" (")[0]).name for line in found.splitlines())
+    return next((f" ({n})" for n in names if not n.startswith(("shim.h:", "?"))), "")
 
 
 @lru_cache
@@ -315,8 +329,8 @@ def _source(name):
 
 @lru_cache
 def _runtime():
-    names = "runtime.h", "block.h", "fiber.h", "checker.h", "runtime.cpp", "checker.cpp"
-    sources = {name: _source(name) for name in names}
+    paths = sorted(path for path in _HERE.iterdir() if path.suffix in (".h", ".cpp"))
+    sources = {path.name: path.read_text() for path in paths if path.name != "shim.h"}
     path = native.build("emulator", sources, [*_FLAGS, "-O2"], ["-pthread"])
     # Kernels' libraries find its functions by name.
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)

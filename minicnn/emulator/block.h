@@ -1,7 +1,7 @@
 // The state of a block that runs: its threads, its shared memory, and the launch that it is of.
 //
-// A block's threads are fibers: each has a stack of its own, and they take turns on one thread of the
-// machine, changing only where they wait for each other.
+// A block's threads are fibers: each has a stack of its own, and they take turns on one thread of
+// the machine, changing only where they wait for each other.
 #pragma once
 #include <atomic>
 #include <memory>
@@ -18,6 +18,8 @@ struct Counters;
 
 constexpr size_t STACK_BYTES = 64 << 10;
 constexpr size_t MOST_SHARED_BYTES = 227 << 10;  // of a block, on any GPU so far
+constexpr size_t SHARED_GAP = 128;  // so that no shared array's end is another's beginning
+constexpr size_t ARENA_BYTES = SHARED_GAP + MOST_SHARED_BYTES + SHARED_GAP;
 constexpr unsigned WARP = 32;
 
 enum class State { fresh, ready, at_barrier, at_exchange, ended };
@@ -40,10 +42,11 @@ struct Fiber {
     unsigned mask;     // of the exchange
     bool predicate;
     int votes;
-    int turn;                          // which of the two values is of the exchange in hand
-    alignas(16) char value[2][64];     // what it gives to others
-    std::vector<Copy> copies;          // under way
-    int groups;                        // of copies that were committed
+    int turn;                       // which of its two values is of the exchange in hand
+    unsigned turns;                 // the same of all lanes, a bit each, once they are here
+    alignas(16) char value[2][64];  // what it gives to others
+    std::vector<Copy> copies;       // under way
+    int groups;                     // of copies that were committed
 };
 
 // What Python asks for; the same fields are in __init__.py.
@@ -74,6 +77,7 @@ struct Launch {
 struct SharedArray {
     const void* key;     // of its declaration
     size_t begin, size;  // in the arena
+    size_t item_bytes;
     const char* name;
 };
 

@@ -1,7 +1,8 @@
 // Changing from one stack to another, in a few instructions and without the operating system.
 #pragma once
 
-// Keeps what a function must keep, and the stack pointer in *from; then goes on where `to` was kept.
+// Keeps what a function must keep, and the stack pointer in *from; then goes on where `to` was
+// kept.
 extern "C" void emulator_switch(void** from, void* to);
 
 #if defined(__APPLE__)

@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <condition_variable>
-#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <thread>
 #include <sys/mman.h>
 
@@ -19,7 +19,7 @@ namespace emulator {
 thread_local Place* here;
 thread_local Block* block;
 
-constexpr int POISON = 0xff;  // what nobody has written is NaN, so that a kernel that reads it shows
+constexpr int POISON = 0xff;  // what nobody has written is NaN: a kernel that reads it shows
 
 void Launch::fail(const Place* at, const char* text) {
     std::lock_guard<std::mutex> guard(lock);
@@ -32,14 +32,14 @@ void Launch::fail(const Place* at, const char* text) {
     failed = true;
 }
 
-// ---- fibers --------------------------------------------------------------------------------------
+// ---- fibers -------------------------------------------------------------------------------------
 
-static void leave() { emulator_switch(&block->self().stack_pointer, block->scheduler_stack_pointer); }
+static void leave() {
+    emulator_switch(&block->self().stack_pointer, block->scheduler_stack_pointer);
+}
 
 static void thread_body() {
     block->launch->entry(block->launch->arguments);
-    commit_copies();
-    wait_copies(0);
     block->self().state = State::ended;
     leave();
     abort();  // nobody goes on with a thread that has ended
@@ -47,7 +47,8 @@ static void thread_body() {
 
 void Block::start(Fiber& fiber) {
     if (free_stacks.empty()) {
-        void* memory = mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+        constexpr int ACCESS = PROT_READ | PROT_WRITE, KIND = MAP_PRIVATE | MAP_ANON;
+        void* memory = mmap(nullptr, STACK_BYTES, ACCESS, KIND, -1, 0);
         if (memory == MAP_FAILED) {
             launch->fail(nullptr, "out of memory for the stacks of threads");
             return;
@@ -61,22 +62,23 @@ void Block::start(Fiber& fiber) {
     fiber.state = State::ready;
 }
 
-// ---- a block -------------------------------------------------------------------------------------
+// ---- a block ------------------------------------------------------------------------------------
 
 void Block::begin(Index index) {
     Index size = launch->block_size;
     fibers.resize(size.x * size.y * size.z);
     for (unsigned i = 0; i < fibers.size(); i++) {
         Fiber& f = fibers[i];
-        f.place = {{i % size.x, i / size.x % size.y, i / size.x / size.y}, index, size, launch->grid};
+        Index thread = {i % size.x, i / size.x % size.y, i / size.x / size.y};
+        f.place = {thread, index, size, launch->grid};
         f.state = State::fresh;
         f.turn = f.groups = 0;
         f.copies.clear();
     }
-    if (!arena) arena.reset(new char[MOST_SHARED_BYTES]);
-    arena_used = launch->shared_bytes;
+    if (!arena) arena.reset(new char[ARENA_BYTES]);
+    arena_used = SHARED_GAP + launch->shared_bytes;
     memset(arena.get(), POISON, arena_used);
-    arrays = {{nullptr, 0, arena_used, "dynamic shared memory"}};
+    arrays = {{nullptr, SHARED_GAP, launch->shared_bytes, 1, "dynamic shared memory"}};
     if (checker) checker->begin_block(*this);
 }
 
@@ -92,21 +94,31 @@ bool Block::turn_of(int i) {
     return true;
 }
 
+// "file.cu:12" of a whole path.
+static const char* short_name(const char* site) {
+    const char* slash = strrchr(site, '/');
+    return slash ? slash + 1 : site;
+}
+
+static bool same_site(const char* a, const char* b) { return a == b || strcmp(a, b) == 0; }
+
 // When no thread can go on: opens the barrier if all wait at it. Gives whether it is open.
 bool Block::release() {
     const Fiber* first = nullptr;
     int waiting = 0, votes = 0;
     for (const Fiber& fiber : fibers) {
         if (fiber.state == State::ended) continue;
+        char text[300];
         if (fiber.state == State::at_exchange) {
-            launch->fail(&fiber.place, "waits for lanes of its warp that do not come");
+            snprintf(text, sizeof text, "waits for lanes of its warp that do not come (%s)",
+                     short_name(fiber.site));
+            launch->fail(&fiber.place, text);
             return false;
         }
         if (!first) first = &fiber;
-        if (strcmp(fiber.site, first->site) != 0) {
-            char text[300];
+        if (!same_site(fiber.site, first->site)) {
             snprintf(text, sizeof text, "waits at the barrier of %s, others at that of %s",
-                     fiber.site, first->site);
+                     short_name(fiber.site), short_name(first->site));
             launch->fail(&fiber.place, text);
             return false;
         }
@@ -116,7 +128,7 @@ bool Block::release() {
     if (waiting < size()) {
         char text[300];
         snprintf(text, sizeof text, "waits at the barrier of %s for threads that have ended",
-                 first->site);
+                 short_name(first->site));
         launch->fail(&first->place, text);
         return false;
     }
@@ -136,13 +148,14 @@ void Block::run(Launch& of, Index index) {
     int step = 1, offset = 0;
     if (order == int(Order::shuffled)) {
         step = n / 2 + 1;
-        while (std::__gcd(step, n) != 1) step++;
+        while (std::gcd(step, n) != 1) step++;
         offset = (index.x * 7 + index.y * 3 + index.z) % n;
     }
     for (;;) {
         bool ran = false, ended = true;
         for (int k = 0; k < n && !of.failed; k++) {
-            int i = order == int(Order::backward) ? n - 1 - k : int((offset + (long long)k * step) % n);
+            bool backward = order == int(Order::backward);
+            int i = backward ? n - 1 - k : int((offset + (long long)k * step) % n);
             ran |= turn_of(i);
             ended &= fibers[i].state == State::ended;
         }
@@ -152,7 +165,7 @@ void Block::run(Launch& of, Index index) {
     if (checker) checker->end_block();
 }
 
-// ---- what a thread of the kernel waits for ---------------------------------------------------------
+// ---- what a thread of the kernel waits for ------------------------------------------------------
 
 int barrier(const char* site, Vote vote, bool predicate) {
     Fiber& fiber = block->self();
@@ -167,51 +180,66 @@ int barrier(const char* site, Vote vote, bool predicate) {
 
 unsigned lane() { return block->current % WARP; }
 
-void exchange(const char* site, unsigned mask, const void* value, size_t size) {
+unsigned exchange(const char* site, Exchange kind, unsigned mask, const void* value, size_t size) {
     Fiber& fiber = block->self();
     int first = block->current - lane();
-    if (!(mask >> lane() & 1)) fault("takes part in an exchange whose mask leaves it out (%s)", site);
+    if (!(mask >> lane() & 1))
+        fault("takes part in an exchange whose mask leaves it out", site);
     if (block->size() - first < int(WARP)) mask &= (1u << (block->size() - first)) - 1;
-    fiber.turn ^= 1;  // the values of the exchange before may not have been read by all
+    fiber.turn ^= 1;  // the value of the exchange before may not have been read by all
     if (size) memcpy(fiber.value[fiber.turn], value, size);
     fiber.state = State::at_exchange;
     fiber.site = site;
     fiber.mask = mask;
-    for (unsigned i = 0; i < WARP; i++) {
+    unsigned turns = 0;
+    for (unsigned i = WARP; i-- > 0;) {  // in the usual order the last lane is the last to come
         if (!(mask >> i & 1)) continue;
         const Fiber& other = block->fibers[first + i];
         bool comes = other.state == State::at_exchange && other.mask == mask &&
-                     strcmp(other.site, site) == 0;
+                     same_site(other.site, site);
         if (!comes) {
             leave();
-            return;
+            return mask;
         }
+        turns |= unsigned(other.turn) << i;
     }
-    for (unsigned i = 0; i < WARP; i++)  // this was the last of them
-        if (mask >> i & 1) block->fibers[first + i].state = State::ready;
-    if (block->checker) block->checker->exchange(first / WARP);
+    for (unsigned i = 0; i < WARP; i++) {  // this was the last of them
+        if (!(mask >> i & 1)) continue;
+        block->fibers[first + i].state = State::ready;
+        block->fibers[first + i].turns = turns;
+    }
+    if (block->checker) block->checker->exchange(first / WARP, mask, kind);
+    // It lets the others go first. So all have their values before any of them can come to its next
+    // exchange but one, which takes the values' place.
+    leave();
+    return mask;
 }
 
 const void* lane_value(unsigned number) {
-    const Fiber& fiber = block->self();
-    return block->fibers[block->current - lane() + number].value[fiber.turn];
+    unsigned turns = block->self().turns;
+    return block->fibers[block->current - lane() + number].value[turns >> number & 1];
 }
 
-// ---- shared memory and copies into it --------------------------------------------------------------
+// ---- shared memory and copies into it -----------------------------------------------------------
 
-void* shared_array(const void* key, size_t size, const char* name) {
-    constexpr size_t ALIGNMENT = 128, GAP = 128;  // a gap, so that no array's end is another's beginning
+void* shared_array(const void* key, size_t size, size_t item_bytes, const char* name) {
+    constexpr size_t ALIGNMENT = 128;
     for (const SharedArray& array : block->arrays)
         if (array.key == key) return block->arena.get() + array.begin;
-    size_t begin = (block->arena_used + GAP + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    if (begin + size + GAP > MOST_SHARED_BYTES) fault("asks for more shared memory than there is");
-    block->arrays.push_back({key, begin, size, name});
+    size_t begin = (block->arena_used + SHARED_GAP + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    if (begin + size + SHARED_GAP > ARENA_BYTES) fault("asks for more shared memory than there is");
+    block->arrays.push_back({key, begin, size, item_bytes, name});
     block->arena_used = begin + size;
     memset(block->arena.get() + begin, POISON, size);
     return block->arena.get() + begin;
 }
 
-void* dynamic_shared() { return block->arena.get(); }
+void* dynamic_shared(size_t item_bytes, const char* name) {
+    SharedArray& array = block->arrays[0];
+    array.item_bytes = item_bytes;
+    array.name = name;
+    return block->arena.get() + array.begin;
+}
 
 static void land(const Copy& copy) {
     if (copy.inside)
@@ -239,20 +267,20 @@ void wait_copies(int groups_left) {
             continue;
         }
         if (block->launch->options.late_copies) land(copy);
-        if (block->checker) block->checker->copy_ends(copy, __builtin_return_address(0));
+        if (block->checker) block->checker->copy_ends(copy);
     }
     fiber.copies.resize(kept);
 }
 
-// ---- faults and counts -----------------------------------------------------------------------------
+// ---- faults and counts --------------------------------------------------------------------------
 
-void fault(const char* format, ...) {
-    char text[600];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    block->launch->fail(here, text);
+void fault(const char* text, const char* site) {
+    char whole[600];
+    if (site)
+        snprintf(whole, sizeof whole, "%s (%s)", text, short_name(site));
+    else
+        snprintf(whole, sizeof whole, "%s", text);
+    block->launch->fail(here, whole);
     leave();
     abort();  // a launch that has failed is not gone on with
 }
@@ -265,7 +293,7 @@ void count_tensor_step(long long flops) {
     if (block->checker) block->checker->tensor_step(flops);
 }
 
-// ---- a launch --------------------------------------------------------------------------------------
+// ---- a launch -----------------------------------------------------------------------------------
 
 static void run_blocks(Launch& launch, Checker* checker) {
     static thread_local Block mine;
@@ -329,8 +357,8 @@ private:
 // Runs a kernel. Gives 0, or 1 with a message, and where in the kernel's code the fault was.
 extern "C" int emulator_launch(void (*entry)(void**), void** arguments, const unsigned* grid,
                                const unsigned* block_size, unsigned shared_bytes,
-                               const emulator::Options* options, char* message, size_t message_bytes,
-                               uintptr_t* fault_address) {
+                               const emulator::Options* options, char* message,
+                               size_t message_bytes, uintptr_t* fault_address) {
     using namespace emulator;
     static Pool* pool = new Pool;  // its threads outlive everything
     Launch launch;
@@ -342,7 +370,9 @@ extern "C" int emulator_launch(void (*entry)(void**), void** arguments, const un
     launch.options = *options;
     launch.message = message;
     launch.message_bytes = message_bytes;
-    if (options->buffers < 0) {
+    if (shared_bytes > MOST_SHARED_BYTES) {
+        launch.fail(nullptr, "asks for more shared memory than there is");
+    } else if (options->buffers < 0) {
         long long blocks = 1LL * grid[0] * grid[1] * grid[2];
         pool->run(launch, int(std::min<long long>(options->cores, blocks)));
     } else {

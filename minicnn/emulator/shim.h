@@ -11,7 +11,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
+#define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #ifndef __restrict__
 #define __restrict__ __restrict
@@ -22,16 +22,18 @@
 #define gridDim (emulator::here->grid_size)
 static const int warpSize = 32;
 
-// Python writes `__shared__ T name[N];` as EMULATED_SHARED(T, name, [N]); see __init__.py. The static
-// variable's address stands for the declaration; each instance of a template has one of its own.
+// Python writes `__shared__ T name[N];` as EMULATED_SHARED(T, name, [N]); see __init__.py. The
+// static variable's address stands for the declaration; each instance of a template has one of its
+// own.
 #define EMULATED_SHARED(type, name, dimensions)                                             \
     typedef type emulated_##name dimensions;                                                \
     static char emulated_key_##name;                                                        \
     emulated_##name& name = *(emulated_##name*)emulator::shared_array(                      \
-        &emulated_key_##name, sizeof(emulated_##name), #name)
-#define EMULATED_DYNAMIC_SHARED(type, name) type* name = (type*)emulator::dynamic_shared()
+        &emulated_key_##name, sizeof(emulated_##name), sizeof(type), #name)
+#define EMULATED_DYNAMIC_SHARED(type, name) \
+    type* name = (type*)emulator::dynamic_shared(sizeof(type), #name)
 
-// ---- barriers, and what the lanes of a warp exchange -----------------------------------------------
+// ---- barriers, and what the lanes of a warp exchange --------------------------------------------
 
 #define EMULATED_STRING_(x) #x
 #define EMULATED_STRING(x) EMULATED_STRING_(x)
@@ -46,80 +48,105 @@ namespace emulator {
 // The value of lane `source`; a lane's own where that is `outside` its part of the warp.
 template <typename T>
 T shuffle(const char* site, unsigned mask, T value, int source, bool outside) {
-    exchange(site, mask, &value, sizeof value);
+    static_assert(sizeof(T) <= 8, "shuffles are of 4 or 8 bytes");
+    unsigned lanes = exchange(site, Exchange::values, mask, &value, sizeof value);
     if (outside) return value;
-    if (!(mask >> source & 1)) fault("asks for the value of a lane that its mask leaves out (%s)", site);
+    if (!(lanes >> source & 1)) fault("asks for the value of a lane that does not take part", site);
     T found;
     memcpy(&found, lane_value(source), sizeof found);
     return found;
 }
 
-inline unsigned ballot(const char* site, unsigned mask, bool predicate) {
-    exchange(site, mask, &predicate, sizeof predicate);
-    unsigned votes = 0;
-    for (unsigned i = 0; i < 32; i++)
-        if (mask >> i & 1) votes |= unsigned(*(const bool*)lane_value(i)) << i;
-    return votes;
-}
+inline int part_begin(int width) { return int(lane()) / width * width; }
 
 template <typename T>
 T shuffle_from(const char* site, unsigned mask, T value, int source, int width = 32) {
-    int first = lane() / width * width;
-    return shuffle(site, mask, value, first + (source & (width - 1)), false);
+    return shuffle(site, mask, value, part_begin(width) + (source & (width - 1)), false);
 }
 
 template <typename T>
-T shuffle_at(const char* site, unsigned mask, T value, int source, int width = 32) {
-    int first = lane() / width * width;
-    return shuffle(site, mask, value, source, source < first || source >= first + width);
+T shuffle_up(const char* site, unsigned mask, T value, unsigned distance, int width = 32) {
+    int source = int(lane()) - int(distance);
+    return shuffle(site, mask, value, source, source < part_begin(width));
 }
 
-inline void syncwarp(const char* site, unsigned mask = 0xffffffff) {
-    exchange(site, mask, nullptr, 0);
+template <typename T>
+T shuffle_down(const char* site, unsigned mask, T value, unsigned distance, int width = 32) {
+    int source = int(lane()) + int(distance);
+    return shuffle(site, mask, value, source, source >= part_begin(width) + width);
 }
+
+template <typename T>
+T shuffle_xor(const char* site, unsigned mask, T value, int bits, int width = 32) {
+    int source = int(lane()) ^ bits;  // in a part before its own, too, but not in one behind
+    return shuffle(site, mask, value, source, source >= part_begin(width) + width);
+}
+
+// The lanes that there are of `mask`, and those of them whose predicate is true.
+struct Votes {
+    unsigned lanes, ayes;
+};
+
+inline Votes vote(const char* site, unsigned mask, bool predicate) {
+    Votes votes{exchange(site, Exchange::values, mask, &predicate, sizeof predicate), 0};
+    for (unsigned i = 0; i < 32; i++)
+        if (votes.lanes >> i & 1) votes.ayes |= unsigned(*(const bool*)lane_value(i)) << i;
+    return votes;
+}
+
+inline unsigned ballot(const char* site, unsigned mask, bool predicate) {
+    return vote(site, mask, predicate).ayes;
+}
+
+inline int all_lanes(const char* site, unsigned mask, bool predicate) {
+    Votes votes = vote(site, mask, predicate);
+    return votes.ayes == votes.lanes;
+}
+
+struct SyncWarp {
+    const char* site;
+
+    void operator()(unsigned mask = 0xffffffff) const {
+        exchange(site, Exchange::sync, mask, nullptr, 0);
+    }
+};
 
 }  // namespace emulator
 
-#define __shfl_sync(mask, value, ...) \
-    emulator::shuffle_from(EMULATED_HERE, mask, value, __VA_ARGS__)
-#define __shfl_up_sync(mask, value, ...) \
-    emulator::shuffle_at(EMULATED_HERE, mask, value, int(emulator::lane()) - __VA_ARGS__)
-#define __shfl_down_sync(mask, value, ...) \
-    emulator::shuffle_at(EMULATED_HERE, mask, value, int(emulator::lane()) + __VA_ARGS__)
-#define __shfl_xor_sync(mask, value, ...) \
-    emulator::shuffle_at(EMULATED_HERE, mask, value, int(emulator::lane()) ^ __VA_ARGS__)
-#define __ballot_sync(mask, p) emulator::ballot(EMULATED_HERE, mask, p)
-#define __any_sync(mask, p) (emulator::ballot(EMULATED_HERE, mask, p) != 0)
-#define __all_sync(mask, p) (emulator::ballot(EMULATED_HERE, mask, p) == (mask))
-#define __syncwarp(...) emulator::syncwarp(EMULATED_HERE, ##__VA_ARGS__)
+#define __shfl_sync(...) emulator::shuffle_from(EMULATED_HERE, __VA_ARGS__)
+#define __shfl_up_sync(...) emulator::shuffle_up(EMULATED_HERE, __VA_ARGS__)
+#define __shfl_down_sync(...) emulator::shuffle_down(EMULATED_HERE, __VA_ARGS__)
+#define __shfl_xor_sync(...) emulator::shuffle_xor(EMULATED_HERE, __VA_ARGS__)
+#define __ballot_sync(...) emulator::ballot(EMULATED_HERE, __VA_ARGS__)
+#define __any_sync(...) int(emulator::ballot(EMULATED_HERE, __VA_ARGS__) != 0)
+#define __all_sync(...) emulator::all_lanes(EMULATED_HERE, __VA_ARGS__)
+#define __syncwarp(...) emulator::SyncWarp{EMULATED_HERE}(__VA_ARGS__)
 
 // ---- vector types ------------------------------------------------------------------------------
 
-#define EMULATED_VECTOR2(name, type, bytes)                                         \
-    struct alignas(bytes) name {                                                    \
-        typedef type Whole __attribute__((vector_size(bytes), may_alias));          \
-        type x, y;                                                                  \
-        name() = default;                                                           \
-        name(type x, type y) : x(x), y(y) {}                                        \
-        name(const name& other) { *(Whole*)this = *(const Whole*)&other; }          \
-        name& operator=(const name& other) {                                        \
-            *(Whole*)this = *(const Whole*)&other;                                  \
-            return *this;                                                           \
-        }                                                                           \
-    };                                                                              \
+// Copied as a whole, so that the checker sees one access. What accesses memory here is always
+// inlined, so that the access is of the kernel's line.
+#define EMULATED_COPIES(name, type, bytes)                                                       \
+    typedef type Whole __attribute__((vector_size(bytes), may_alias));                           \
+    name() = default;                                                                            \
+    __forceinline__ name(const name& other) { *(Whole*)this = *(const Whole*)&other; }           \
+    __forceinline__ name& operator=(const name& other) {                                         \
+        *(Whole*)this = *(const Whole*)&other;                                                   \
+        return *this;                                                                            \
+    }
+#define EMULATED_VECTOR2(name, type, bytes)                                                      \
+    struct alignas(bytes) name {                                                                 \
+        type x, y;                                                                               \
+        name(type x, type y) : x(x), y(y) {}                                                     \
+        EMULATED_COPIES(name, type, bytes)                                                       \
+    };                                                                                           \
     inline name make_##name(type x, type y) { return name(x, y); }
-#define EMULATED_VECTOR4(name, type, bytes)                                         \
-    struct alignas(bytes) name {                                                    \
-        typedef type Whole __attribute__((vector_size(bytes), may_alias));          \
-        type x, y, z, w;                                                            \
-        name() = default;                                                           \
-        name(type x, type y, type z, type w) : x(x), y(y), z(z), w(w) {}            \
-        name(const name& other) { *(Whole*)this = *(const Whole*)&other; }          \
-        name& operator=(const name& other) {                                        \
-            *(Whole*)this = *(const Whole*)&other;                                  \
-            return *this;                                                           \
-        }                                                                           \
-    };                                                                              \
+#define EMULATED_VECTOR4(name, type, bytes)                                                      \
+    struct alignas(bytes) name {                                                                 \
+        type x, y, z, w;                                                                         \
+        name(type x, type y, type z, type w) : x(x), y(y), z(z), w(w) {}                         \
+        EMULATED_COPIES(name, type, bytes)                                                       \
+    };                                                                                           \
     inline name make_##name(type x, type y, type z, type w) { return name(x, y, z, w); }
 EMULATED_VECTOR2(float2, float, 8)
 EMULATED_VECTOR2(int2, int, 8)
@@ -133,7 +160,7 @@ typedef emulator::Index dim3, uint3;
 // ---- numbers -----------------------------------------------------------------------------------
 
 template <typename T>
-inline T __ldg(const T* address) { return *address; }
+__forceinline__ T __ldg(const T* address) { return *address; }
 
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 inline unsigned __float_as_uint(float x) { unsigned u; memcpy(&u, &x, 4); return u; }
@@ -175,12 +202,21 @@ inline float emulated_fmaf(float a, float b, float c) {
 #define fmaf __builtin_fmaf
 #endif
 
-// Of integers only: a sum of floats would depend on the order of the threads.
-#define EMULATED_ATOMIC(name, operation)                                                    \
-    template <typename T>                                                                   \
-    inline T name(T* address, T value) {                                                    \
-        static_assert(std::is_integral<T>::value, "atomic operations here are of integers"); \
-        return operation(address, value, __ATOMIC_RELAXED);                                 \
+// Of integers only: a sum of floats would depend on the order of the threads. The other arguments
+// become what the address is of.
+namespace emulator {
+template <typename T>
+struct Same {
+    static_assert(std::is_integral<T>::value, "atomic operations here are of integers");
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "atomic operations are of 4 or 8 bytes");
+    typedef T type;
+};
+}  // namespace emulator
+
+#define EMULATED_ATOMIC(name, operation)                                                         \
+    template <typename T>                                                                        \
+    __forceinline__ T name(T* address, typename emulator::Same<T>::type value) {                 \
+        return operation(address, value, __ATOMIC_RELAXED);                                      \
     }
 EMULATED_ATOMIC(atomicAdd, __atomic_fetch_add)
 EMULATED_ATOMIC(atomicSub, __atomic_fetch_sub)
@@ -188,77 +224,98 @@ EMULATED_ATOMIC(atomicAnd, __atomic_fetch_and)
 EMULATED_ATOMIC(atomicOr, __atomic_fetch_or)
 EMULATED_ATOMIC(atomicExch, __atomic_exchange_n)
 template <typename T>
-inline T atomicCAS(T* address, T expected, T value) {
-    __atomic_compare_exchange_n(address, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+__forceinline__ T atomicCAS(T* address, typename emulator::Same<T>::type expected,
+                            typename emulator::Same<T>::type value) {
+    __atomic_compare_exchange_n(
+        address, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     return expected;
 }
 template <typename T>
-inline T atomicMax(T* address, T value) {
-    T old = __atomic_load_n(address, __ATOMIC_RELAXED);
-    while (old < value && atomicCAS(address, old, value) != old)
-        old = __atomic_load_n(address, __ATOMIC_RELAXED);
+__forceinline__ T atomicMax(T* address, typename emulator::Same<T>::type value) {
+    T old = __atomic_load_n(address, __ATOMIC_RELAXED), found;
+    while ((found = atomicCAS(address, old, old < value ? value : old)) != old) old = found;
     return old;
 }
 template <typename T>
-inline T atomicMin(T* address, T value) {
-    T old = __atomic_load_n(address, __ATOMIC_RELAXED);
-    while (old > value && atomicCAS(address, old, value) != old)
-        old = __atomic_load_n(address, __ATOMIC_RELAXED);
+__forceinline__ T atomicMin(T* address, typename emulator::Same<T>::type value) {
+    T old = __atomic_load_n(address, __ATOMIC_RELAXED), found;
+    while ((found = atomicCAS(address, old, old > value ? value : old)) != old) old = found;
     return old;
 }
 
-// ---- tensor cores and asynchronous copies: in place of kernels/ptx.cuh -----------------------------
+// ---- tensor cores and asynchronous copies: in place of kernels/ptx.cuh --------------------------
 
 #define PTX_CUH
 
+// As the hardware has it, instruction by instruction: ties away from zero, up to infinity.
 inline float to_tf32(float x) {
     unsigned bits = __float_as_uint(x);
     bool finite = (bits & 0x7f800000) != 0x7f800000;
-    return __uint_as_float((finite ? bits + 0x1000 : bits) & 0xffffe000);  // ties away from zero
+    return __uint_as_float((finite ? bits + 0x1000 : bits) & 0xffffe000);
 }
 
-inline void mma_m16n8k8_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+namespace emulator {
+
+inline void tensor_step(
+    const char* site, float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+    constexpr unsigned WHOLE_WARP = 0xffffffff;
     float operands[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
     for (float x : operands)
-        if (__float_as_uint(x) & 0x1fff) emulator::fault("gives a tensor core a number that is not TF32");
-    emulator::exchange("a step of the tensor cores", 0xffffffff, operands, sizeof operands);
-    int group = emulator::lane() / 4, place = emulator::lane() % 4;
+        if (__float_as_uint(x) & 0x1fff)
+            fault("gives a tensor core a number that is not TF32", site);
+    if (exchange(site, Exchange::tensor_step, WHOLE_WARP, operands, sizeof operands) != WHOLE_WARP)
+        fault("takes a step of the tensor cores in a warp that is not whole", site);
+    int group = lane() / 4, place = lane() % 4;
     for (int i = 0; i < 4; i++) {  // c: rows group and group + 8, columns 2 * place and the next
         double sum = c[i];
         int upper = i / 2, column = 2 * place + i % 2;
         for (int k = 0; k < 8; k++) {
-            auto* left = (const float*)emulator::lane_value(group * 4 + k % 4);
-            auto* right = (const float*)emulator::lane_value(column * 4 + k % 4);
+            auto* left = (const float*)lane_value(group * 4 + k % 4);
+            auto* right = (const float*)lane_value(column * 4 + k % 4);
             sum += double(left[upper + 2 * (k / 4)]) * right[4 + k / 4];
         }
         c[i] = float(sum);
     }
-    if (emulator::lane() == 0) emulator::count_tensor_step(2 * 16 * 8 * 8);
+    if (lane() == 0) count_tensor_step(2 * 16 * 8 * 8);
 }
 
-inline void copy_async_16(void* shared, const void* global, bool inside) {
+}  // namespace emulator
+
+#define mma_m16n8k8_tf32(...) emulator::tensor_step(EMULATED_HERE, __VA_ARGS__)
+
+__forceinline__ void copy_async_16(void* shared, const void* global, bool inside) {
     emulator::copy_async(shared, global, 16, inside);
 }
-inline void copy_async_4(void* shared, const void* global, bool inside) {
+__forceinline__ void copy_async_4(void* shared, const void* global, bool inside) {
     emulator::copy_async(shared, global, 4, inside);
 }
 inline void commit_copies() { emulator::commit_copies(); }
 template <int GROUPS_LEFT>
 inline void wait_copies() { emulator::wait_copies(GROUPS_LEFT); }
 
-// ---- how a kernel is entered -----------------------------------------------------------------------
+// ---- how a kernel is entered --------------------------------------------------------------------
+
+// Not for the checker to see: the arguments are Python's.
+#define UNCHECKED __attribute__((no_sanitize("thread")))
+
+#if defined(EMULATED_CHECKED) && defined(__clang__) && __clang_major__ < 15
+// To copy a struct Clang calls this, and from version 15 on one of the checker's functions.
+extern "C" UNCHECKED __attribute__((visibility("hidden"))) void* memcpy(
+    void* to, const void* from, size_t size) noexcept {
+    return emulator::copied(to, from, size, __builtin_return_address(0));
+}
+#endif
 
 namespace emulator {
 
-// Not for the checker to see: what it reads is Python's.
 template <typename... Parameters, size_t... I>
-__attribute__((no_sanitize("thread"))) void enter(
+UNCHECKED void enter(
     void (*kernel)(Parameters...), void** arguments, std::index_sequence<I...>) {
     kernel(*(std::remove_cv_t<Parameters>*)arguments[I]...);
 }
 
 template <typename... Parameters>
-__attribute__((no_sanitize("thread"))) void enter(void (*kernel)(Parameters...), void** arguments) {
+UNCHECKED void enter(void (*kernel)(Parameters...), void** arguments) {
     enter(kernel, arguments, std::index_sequence_for<Parameters...>{});
 }
 

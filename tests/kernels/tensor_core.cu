@@ -1,0 +1,97 @@
+// The tensor cores' step and asynchronous copies, for the tests of the emulator, and of the
+// compiler.
+#include "common.cuh"
+#include "ptx.cuh"
+
+// d (16, 8) = c + a (16, 8) @ b (8, 8), by one warp. Where `rounded`, operands become TF32.
+extern "C" __global__ void tensor_step(
+    const float* a, const float* b, const float* c, bool rounded, float* d) {
+    int group = threadIdx.x / 4, place = threadIdx.x % 4;
+    float left[4], right[2], sum[4];
+    for (int i = 0; i < 4; ++i) {
+        float number = a[(group + 8 * (i % 2)) * 8 + place + 4 * (i / 2)];
+        left[i] = rounded ? to_tf32(number) : number;
+        sum[i] = c[(group + 8 * (i / 2)) * 8 + 2 * place + i % 2];
+    }
+    for (int i = 0; i < 2; ++i) {
+        float number = b[(place + 4 * i) * 8 + group];
+        right[i] = rounded ? to_tf32(number) : number;
+    }
+    mma_m16n8k8_tf32(sum, left, right);  // tensor_step
+    for (int i = 0; i < 4; ++i) d[(group + 8 * (i / 2)) * 8 + 2 * place + i % 2] = sum[i];
+}
+
+extern "C" __global__ void round_to_tf32(const float* x, int count, float* y) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) y[i] = to_tf32(x[i]);
+}
+
+enum Mistake {
+    NONE,
+    NO_WAIT,             // the tile is used though its copies may not be there
+    WAIT_FOR_TOO_FEW,    // likewise
+    NO_COMMIT,           // so that the wait is for nothing
+    NO_BARRIER_BEHIND,   // other threads' copies may not be there
+    NO_BARRIER_BEFORE,   // a tile is overwritten that others still read
+    CHANGED_SOURCE,      // a copy may read what was there before, or after
+};
+
+// y (tiles, 128) = x, each tile of 128 reversed; threads (32,). While one tile is written to y the
+// next is on its way. Behind `last` numbers of a tile there are zeros.
+extern "C" __global__ void reverse_tiles(float* x, int tiles, int last, int mistake, float* y) {
+    __shared__ float staged[2][128];
+    int thread = threadIdx.x, mine = 4 * thread;
+    copy_async_16(&staged[0][mine], x + mine, mine < last);
+    commit_copies();
+    for (int tile = 0; tile < tiles; ++tile) {
+        int ahead = tile + 1;
+        if (ahead < tiles) {
+            float* to = &staged[ahead % 2][mine];
+            copy_async_16(to, x + ahead * 128 + mine, mine < last);  // copy ahead
+            if (mistake == CHANGED_SOURCE) x[ahead * 128 + mine] = 7.0f;  // changed source
+        }
+        if (mistake != NO_COMMIT) commit_copies();
+        if (mistake == WAIT_FOR_TOO_FEW)
+            wait_copies<2>();
+        else if (mistake != NO_WAIT)
+            wait_copies<1>();
+        if (mistake != NO_BARRIER_BEHIND) __syncthreads();
+        for (int k = 0; k < 4; ++k) {
+            int i = thread + 32 * k;
+            y[tile * 128 + i] = staged[tile % 2][127 - i];  // read of a tile
+        }
+        if (mistake != NO_BARRIER_BEFORE) __syncthreads();
+    }
+}
+
+// y (threads,) = x, copied number by number; `offset`s of four numbers more, which a copy must
+// refuse.
+extern "C" __global__ void copy_both_sizes(
+    const float* x, int from_offset, int to_offset, bool inside, float* y) {
+    __shared__ float staged[132];
+    int i = threadIdx.x, j = 64 + 4 * i;
+    copy_async_4(staged + i, x + i, inside);
+    copy_async_16(staged + j + to_offset, x + j + from_offset, inside);  // copy of four
+    commit_copies();
+    float same = x[i];  // others may read, too
+    wait_copies<0>();
+    __syncthreads();
+    y[i] = same == staged[i] ? same : -staged[i];
+}
+
+// Each thread takes what the one before it has copied, or changes it where it came from. A barrier
+// before the wait orders only the beginnings of the copies.
+extern "C" __global__ void use_copies(float* x, bool early_barrier, bool changes, float* y) {
+    __shared__ float staged[64];
+    int i = threadIdx.x;
+    copy_async_4(staged + i, x + i, true);
+    commit_copies();
+    if (early_barrier) __syncthreads();
+    wait_copies<0>();
+    if (!early_barrier) __syncthreads();
+    if (i == 0) return;
+    if (changes)
+        x[i - 1] = 0.0f;  // changed too early
+    else
+        y[i] = staged[i - 1];  // taken too early
+}

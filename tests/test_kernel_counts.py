@@ -1,0 +1,207 @@
+"""What a training step's kernels do, as the emulator counts it: bounds, and the table of them.
+
+The counts are exact, so a bound that is passed is a kernel that got worse.
+"""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import kernels
+from benchmarks.kernels import Limits
+from minicnn.emulator import Counts, Emulator
+from minicnn.layers import Conv2D
+from minicnn.recipe import RECIPES
+
+BATCH = 3
+LAYERS = {n.name: n for n in RECIPES["seed"].nodes if isinstance(n.layer, Conv2D)}
+
+
+@pytest.fixture(scope="module")
+def rows(kernel_device):
+    """A step of one net, counted; the kernels that a GPU runs are the same."""
+    if kernel_device != "emulated":
+        pytest.skip("needs the emulator")
+    return kernels.count_step(1, BATCH)
+
+
+def of_layer(rows, layer, kernel):
+    """The counts of the one launch of such a kernel in a layer's passes."""
+    [row] = [r for r in rows if r.layer == layer and r.kernel.startswith(kernel)]
+    return row.counts
+
+
+def numbers(shape):
+    return int(np.prod(shape))
+
+
+def convolution_bytes(node):
+    """{what: bytes} of a convolution's arrays, for the batch."""
+    window = node.layer.window(node.input_shape)
+    K = numbers(window.size) * node.input_shape[-1]
+    return {
+        "x": 4 * BATCH * numbers(node.input_shape),
+        "y": 4 * BATCH * numbers(node.output_shape),
+        "kernel": 4 * K * node.layer.filters,
+        "bias": 4 * node.layer.filters,
+        "flops": 2 * BATCH * numbers(node.output_shape) * K,
+    }
+
+
+# ---------------------------------------------------------------------------------------------
+# Bounds
+
+
+def test_warps_touch_no_more_sectors_than_their_bytes_fill(rows):
+    """But for small ones, and the first layer, whose rows of three numbers no warp reads well."""
+    small = "load_batch", "gemm", "gemm_left_transposed", "gemm_right_transposed"
+    for row in rows:
+        if row.kernel in small or row.layer == "conv2d":
+            continue
+        c, what = row.counts, f"{row.layer} {row.kernel}"
+        assert c.load_sectors <= 1.03 * c.ideal_load_sectors, what
+        assert c.store_sectors == c.ideal_store_sectors, what
+    first = [r.counts for r in rows if r.layer == "conv2d" and r.kernel.startswith("conv_")]
+    assert len(first) == 3
+    for c in first:
+        assert c.load_sectors <= 1.6 * c.ideal_load_sectors
+        assert c.store_sectors == c.ideal_store_sectors
+
+
+def test_shared_memory_has_no_bank_conflicts(rows):
+    used = [row.counts for row in rows if row.counts.shared_requests]
+    assert len(used) > 40
+    for c in used:
+        assert c.shared_wavefronts <= 1.1 * c.ideal_shared_wavefronts
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_convolution_reads_and_writes_its_arrays_and_nothing_else(rows, layer):
+    """Distinct bytes: what memory must give and take at least."""
+    node = LAYERS[layer]
+    sizes = convolution_bytes(node)
+    forward = of_layer(rows, layer, "conv_implicit_forward")
+    reached = sizes["x"] + sizes["kernel"] + sizes["bias"]
+    assert 0.8 * reached < forward.bytes_read <= reached  # a stride may pass over the last pixels
+    assert forward.bytes_written == sizes["y"]
+    weights = of_layer(rows, layer, "conv_implicit_weight_gradient")
+    assert weights.bytes_read <= sizes["x"] + sizes["y"]
+    splits = -(-BATCH * numbers(node.output_shape[:2]) // 1024)
+    assert weights.bytes_written == splits * (sizes["kernel"] + sizes["bias"])
+    sums = of_layer(rows, layer, "conv_implicit_sum_parts")
+    assert sums.bytes_read == weights.bytes_written
+    assert sums.bytes_written == sizes["kernel"] + sizes["bias"]
+    if layer != "conv2d":
+        inputs = of_layer(rows, layer, "conv_implicit_input_gradient")
+        assert inputs.bytes_read == sizes["y"] + sizes["kernel"]
+        assert inputs.bytes_written == sizes["x"]
+
+
+@pytest.mark.parametrize("layer", list(LAYERS)[1:6])
+def test_a_convolution_reads_a_number_a_dozen_times_at_most(rows, layer):
+    """From the cache: without tiles in shared memory it would be once for each product."""
+    for part in ("forward", "input_gradient", "weight_gradient"):
+        c = of_layer(rows, layer, f"conv_implicit_{part}")
+        assert 32 * c.load_sectors <= 12 * c.bytes_read
+
+
+@pytest.mark.parametrize("layer", list(LAYERS)[1:5])
+def test_tiles_and_borders_add_little_arithmetic(rows, layer):
+    """The last two layers have too few pixels in this batch to fill a tile."""
+    needed = convolution_bytes(LAYERS[layer])["flops"]
+    for part, most in (("forward", 1.2), ("input_gradient", 1.75), ("weight_gradient", 1.4)):
+        flops = of_layer(rows, layer, f"conv_implicit_{part}").flops
+        assert needed <= flops <= most * needed, part
+
+
+def test_adam_moves_its_arrays_once(rows):
+    [adam] = [row.counts for row in rows if row.kernel == "adam"]
+    P = RECIPES["seed"].model(range(1, 2), "numpy").params.shape[1]
+    arrays = 4 * P
+    assert 0 <= adam.bytes_read - 4 * arrays < 100  # w, g, m, v; step and rate
+    assert adam.bytes_written == 3 * arrays
+
+
+def test_a_step_takes_so_many_launches(rows):
+    assert len(rows) <= 105
+    assert {row.layer for row in rows} >= set(LAYERS)
+    assert [r.kernel for r in rows if not r.layer][:1] == ["load_batch"]
+
+
+def test_counts_are_the_same_each_time_and_for_each_net():
+    one, again = kernels.count_step(1, 1), kernels.count_step(2, 1)
+    assert [r.counts for r in again] == [Counts(*(2 * n for n in r.counts)) for r in one]
+    both = Emulator(checked=True)
+    kernels.run_step(both, both.counted, 2, 1, "implicit")
+    for row, counted in zip(again, both.counted, strict=True):
+        assert row.kernel == counted.kernel
+        if row.kernel.startswith(("conv_", "batch_norm_")):  # others share numbers between nets
+            assert row.counts == counted.counts, row.kernel
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
+
+
+def test_the_limit_that_is_reached_first_sets_the_time():
+    zeros = Counts(*[0] * len(Counts._fields))
+    limits = Limits(memory=100.0, cache=200.0, arithmetic=512.0, tensor=1000.0)
+    counts = zeros._replace(
+        bytes_read=30, bytes_written=20, load_sectors=4, store_sectors=1, shared_wavefronts=3,
+        flops=64, tensor_flops=100,
+    )  # fmt: skip
+    assert limits.seconds(counts) == {
+        "memory": 0.5, "cache": 0.8, "shared": 1.5, "arithmetic": 0.125, "tensor": 0.1,
+    }  # fmt: skip
+    row = kernels.Row("conv2d", "forward", "kernel", 5, 32, counts)
+    [line] = kernels.table([row], limits).to_dict("records")
+    assert line["us"] == 1.5e6 and line["limit"] == "shared"
+    assert np.isnan(line["loads"])  # nothing to compare with
+
+
+@pytest.mark.parametrize("version", ["naive", "im2col"])
+def test_the_command_prints_a_line_for_each_launch(kernel_device, version, tmp_path, capsys):
+    if kernel_device != "emulated":
+        pytest.skip("needs the emulator")
+    path = tmp_path / "counts.csv"
+    kernels.main(["--nets=2", "--batch=1", f"--version={version}", "--csv", str(path)])
+    lines = capsys.readouterr().out.splitlines()
+    counts = pd.read_csv(path)
+    kernel = {"naive": "conv_naive_forward", "im2col": "col2im"}[version]
+    assert sum(kernel in line for line in lines) == (counts["kernel"] == kernel).sum() > 5
+    assert re.match(rf"{len(counts)} launches\. \d+ MB read and written", lines[-1])
+    assert (counts[list(Counts._fields)] % 2 == 0).all(axis=None)  # of two nets
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("minicnn.cuda.problem", lambda: "there is no GPU")
+    with pytest.raises(SystemExit) as stopped:
+        kernels.main(["--device=cuda"])
+    assert stopped.value.code == 2
+    message = "benchmarks.kernels: error: argument --device: there is no GPU\n"
+    assert capsys.readouterr().err == message
+
+
+def test_a_librarys_product_is_the_kernels(driver, kernel_device, monkeypatch):
+    """What is timed beside a kernel computes the same; on the emulator NumPy stands for CuPy."""
+    library = np if kernel_device == "emulated" else pytest.importorskip("cupy")
+    random, launches, run = np.random.default_rng(0), [], driver.run
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "run", lambda launch: (launches.append(launch), run(launch)))
+        kernels.run_step(driver, launches, 1, 2, "im2col")
+    assert kernels.library_product(launches[0], library) is None
+    products = [launch for launch in launches if launch.name.startswith("gemm_")]
+    assert len(products) == 15
+    for launch in products:
+        a, b, c = (array for _, array in launch.arrays)
+        with driver.session():
+            for array in (a, b):
+                numbers = random.normal(size=array.shape).astype(np.float32)
+                driver.copy(driver.to_device(numbers), array)
+            run(launch)
+            expected = driver.to_host(c)
+            kernels.library_product(launch, library)()
+        found = driver.to_host(c)
+        assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
