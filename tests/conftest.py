@@ -82,6 +82,12 @@ def checked_driver(kernel_device):
     return _emulator(kernel_device, checked=True)
 
 
+@pytest.fixture(scope="session", params=["fast", "checked"])
+def emulator(request, kernel_device):
+    """The emulator, in either of its builds."""
+    return _emulator(kernel_device, checked=request.param == "checked")
+
+
 @pytest.fixture(scope="session", params=["backward", "shuffled"])
 def other_order_driver(request, kernel_device):
     """The emulator with its threads in another order."""

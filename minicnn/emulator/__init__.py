@@ -37,9 +37,9 @@ _CHECKED = [
     "-fno-builtin-memset",
     "-DEMULATED_CHECKED",
 ]
-SECTOR_BYTES = 32  # of global memory, as Counts has them
 # Clang leaves out a read that a write to the same place follows, unless it is told not to.
 _CHECKED_BY_CLANG = ["-mllvm", "-tsan-instrument-read-before-write"]
+SECTOR_BYTES = 32  # of global memory, as Counts has them
 _ALIGNMENT = 256  # bytes: CUDA's of an array
 _POISON = 0xFF  # as floats, NaN
 _ORDERS = "forward", "backward", "shuffled"
@@ -324,7 +324,8 @@ def _source_line(library, address):
 
 @lru_cache
 def _source(name):
-    return (_HERE / name).read_text()
+    """One of the emulator's own sources, which says where it is, for compilers and debuggers."""
+    return f'#line 1 "{_HERE / name}"\n{(_HERE / name).read_text()}'
 
 
 @lru_cache

@@ -27,7 +27,7 @@ extern "C" __global__ void round_to_tf32(const float* x, int count, float* y) {
 }
 
 enum Mistake {
-    NONE,
+    NO_MISTAKE,
     NO_WAIT,             // the tile is used though its copies may not be there
     WAIT_FOR_TOO_FEW,    // likewise
     NO_COMMIT,           // so that the wait is for nothing
