@@ -330,8 +330,8 @@ def _source(name):
 
 @lru_cache
 def _runtime():
-    paths = sorted(path for path in _HERE.iterdir() if path.suffix in (".h", ".cpp"))
-    sources = {path.name: path.read_text() for path in paths if path.name != "shim.h"}
+    names = sorted(path.name for path in _HERE.iterdir() if path.suffix in (".h", ".cpp"))
+    sources = {name: _source(name) for name in names if name != "shim.h"}
     path = native.build("emulator", sources, [*_FLAGS, "-O2"], ["-pthread"])
     # Kernels' libraries find its functions by name.
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
