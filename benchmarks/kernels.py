@@ -262,7 +262,7 @@ def main(argv=None):
     if arguments.device == "cuda":
         times = np.array(time_step(nets, batch, version), float)  # (launches, 2)
         shown["measured us"], shown["cuBLAS us"] = 1e6 * times.T
-    print(f"A training step of {nets} nets, {batch} images each; convolutions: {version}.")
+    print(f"A training step. Nets: {nets}; images of each: {batch}; convolutions: {version}.")
     print(f"{LEGEND}\n")
     print(shown.to_string(index=False, na_rep="", float_format="{:.2f}".format))
     moved = sum(row.counts.bytes_read + row.counts.bytes_written for row in rows)

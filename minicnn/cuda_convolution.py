@@ -27,8 +27,9 @@ class _Tile(NamedTuple):
 
 _NARROW, _SQUARE = _Tile("narrow", 128, 32), _Tile("square", 64, 64)
 # Pixels whose products a block adds up for a weight's gradient: few enough for sums in float32, and
-# for many blocks; enough for the parts to be small beside what they are made of.
-_SPLIT_PIXELS = 1024
+# for many blocks; enough for the parts to be small beside what they are made of. Of a large layer
+# they are more, so that the parts stay few.
+_SPLIT_PIXELS, _MOST_SPLITS = 1024, 256
 
 
 class Naive:
@@ -112,7 +113,8 @@ class Implicit:
     def workspace(self, nets, batch, window, channels, filters):
         """Bytes that a pass needs beside its results: the parts of a weight's gradient."""
         weights = (prod(window.size) * channels + 1) * filters
-        return 4 * nets * _splits(batch * prod(window.output)) * weights
+        _, splits = _split(batch * prod(window.output))
+        return 4 * nets * splits * weights
 
     def forward(self, x, kernel, bias, window, activation, y, workspace):
         """y = activation(x * kernel + bias)."""
@@ -134,10 +136,10 @@ class Implicit:
         s = _sizes(x.shape, dz.shape, window)
         tile, weights, filters = _tile(s["N"]), prod(dkernel.shape[1:]), s["N"]
         rows = weights // filters + 1  # the bias's is the last
-        splits = _splits(s["B"] * s["Ho"] * s["Wo"])
+        split_pixels, splits = _split(s["B"] * s["Ho"] * s["Wo"])
         parts = _view(workspace, len(x), splits, rows, filters)
         grid = _ceil_div(rows, tile.rows), splits * _ceil_div(filters, tile.columns)
-        self._run("weight_gradient", tile, grid, x, dz, s, _SPLIT_PIXELS, parts)
+        self._run("weight_gradient", tile, grid, x, dz, s, split_pixels, parts)
         grid = (_ceil_div(rows * filters, _THREADS),)
         given = parts, splits, weights, filters, dkernel, dbias
         self._launch("conv_implicit.cu", "conv_implicit_sum_parts", grid, (_THREADS,), *given)
@@ -232,8 +234,10 @@ def _tile(columns):
     return _NARROW if columns <= _NARROW.columns else _SQUARE
 
 
-def _splits(pixels):
-    return _ceil_div(pixels, _SPLIT_PIXELS)
+def _split(pixels):
+    """(pixels of a part, how many parts)."""
+    size = max(_SPLIT_PIXELS, _ceil_div(pixels, _MOST_SPLITS))
+    return size, _ceil_div(pixels, size)
 
 
 def _ceil_div(a, b):

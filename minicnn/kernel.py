@@ -10,15 +10,18 @@ import ctypes
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import isfinite, prod
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-SOURCES = Path(__file__).parent.parent / "kernels"  # in a checkout; installed, they are a package
-if not SOURCES.is_dir():
-    SOURCES = Path(__file__).parent / "kernels"
+from . import checks
+
+SOURCES = Path(__file__).parent / "kernels"  # of an installed package
+if not SOURCES.is_dir():  # in a checkout they stand beside it
+    SOURCES = Path(__file__).parent.parent / "kernels"
 
 _NUMBERS = {
     "float": np.float32,
@@ -32,6 +35,7 @@ _NUMBERS = {
 }
 _PER_NET = np.dtype([("data", np.uint64), ("stride", np.int64)])  # common.cuh's PerNet
 _GRID_LIMITS = 2**31 - 1, 65535, 65535
+_BLOCK_LIMITS = 1024, 1024, 64
 _MOST_THREADS = 1024
 # Of an array's row: an int counts them, and the threads of the last block, which go beyond them.
 _MOST_NUMBERS = 2**31 - 1 - 4 * _MOST_THREADS
@@ -90,7 +94,7 @@ class Program:
             re.DOTALL,
         )
         return {
-            name: [_parameter(self.path, p, structs) for p in parameters.split(",")]
+            name: [_parameter(self.path, p, structs) for p in parameters.split(",") if p.strip()]
             for name, parameters in found
         }
 
@@ -119,14 +123,16 @@ def _parameter(path, declaration, structs):
     match = re.fullmatch(
         r"(?P<null>MAY_BE_NULL )?"
         r"(?:PerNet<(?P<row>[\w ]+)>|(?P<array>[\w ]+?) ?\*|(?P<value>[\w ]+?))"
-        r"(?: __restrict__)? (?P<name>\w+)",
+        r"(?: ?__restrict__)? ?(?P<name>\w+)",
         words,
     )
     kind = next((k for k in ("row", "array", "value") if match and match[k]), None)
     type_name = match[kind].removeprefix("const ") if kind else None
     if kind == "value" and type_name in structs:
-        fields = re.findall(r"\bint ([\w, ]+);", structs[type_name])
-        names = [name.strip() for line in fields for name in line.split(",")]
+        fields = [" ".join(field.split()) for field in structs[type_name].split(";")]
+        if not all(re.fullmatch(r"int \w+(, ?\w+)*|", field) for field in fields):
+            raise ValueError(f"{path.name}: struct {type_name}: a kernel's struct has only ints")
+        names = re.findall(r"\w+", " ".join(field.removeprefix("int ") for field in fields))
         return Parameter(match["name"], "struct", np.dtype([(n, np.int32) for n in names]))
     if type_name not in _NUMBERS:
         raise ValueError(f"{path.name}: a kernel's parameter cannot be {words!r}")
@@ -142,10 +148,10 @@ def _parameter(path, declaration, structs):
 class Driver:
     """What makes arrays and launches kernels: cuda.py's on a GPU, the emulator's on a CPU.
 
-    Either has `empty`, `zeros`, `to_device`, `to_host`, `copy` and `session`, as ops_numpy.py
-    describes them; `capture(function)`, which runs a function once and returns a function that
-    repeats its launches; `address(array)`; `compile(program)`, which gives what a Launch holds as
-    `code`; and `run(launch)`.
+    Either has a `name`; `empty`, `zeros`, `to_device`, `to_host`, `copy`, `free_memory` and
+    `session`, as ops_numpy.py describes them; `capture(function)`, which runs a function once and
+    returns a function that repeats its launches; `address(array)`; `compile(program)`, which gives
+    what a Launch holds as `code`; and `run(launch)`.
     """
 
     def __init__(self):
@@ -168,6 +174,7 @@ class Driver:
 
         grid: up to two numbers of blocks; the third axis is the nets'. block: up to three numbers
         of threads. Raises TypeError or ValueError that names kernel, parameter, and what is wrong.
+        That what a kernel reads as a vector lies at a multiple of its size is up to the caller.
         """
         program, code = self.program(file, defines)
         where = f"{program.path.name}: {name}"
@@ -186,7 +193,7 @@ class Driver:
             else:
                 _check_array(at, parameter, argument)
                 arrays.append((parameter, argument))
-                data = 0 if argument is None else self.address(argument)
+                data = 0 if argument is None else self._address(at, argument)
                 if parameter.kind == "array":
                     values.append(np.array(data, np.uint64))
                     continue
@@ -195,9 +202,21 @@ class Driver:
                 if argument is not None and nets not in (None, len(argument)):
                     raise ValueError(f"{at}: got {len(argument)} nets, beside {nets} in others")
                 nets = nets if argument is None else len(argument)
-        grid = _check_sizes(where, "grid", (*grid, *(1,) * (2 - len(grid)), nets or 1))
-        block = _check_sizes(where, "block", (*block, *(1,) * (3 - len(block))))
+        grid = (*_check_axes(where, "grid", grid, 2), nets or 1)
+        grid = _check_sizes(where, "grid", grid, _GRID_LIMITS)
+        block = _check_axes(where, "block", block, 3)
+        block = _check_sizes(where, "block", block, _BLOCK_LIMITS)
+        if prod(block) > _MOST_THREADS:
+            raise ValueError(f"{where}: got block {block}, expected 1 to {_MOST_THREADS} threads")
+        shared_bytes = checks.integer(f"{where}: shared_bytes", shared_bytes)
         return Launch(program, code, name, grid, block, shared_bytes, values, arrays)
+
+    def _address(self, at, array):
+        try:
+            return self.address(array)
+        except AttributeError:
+            kind = f"{type(array).__module__}.{type(array).__name__}"
+            raise TypeError(f"{at}: got a {kind}, which is not this device's array") from None
 
 
 def pointers(values):
@@ -229,18 +248,23 @@ def _check_array(at, parameter, array):
         step *= length
     if step // array.itemsize > _MOST_NUMBERS:
         count = step // array.itemsize
-        raise ValueError(f"{at}: got {count:,} numbers a net, expected at most {_MOST_NUMBERS:,}")
+        row = "numbers a net" if parameter.kind == "per net" else "numbers"
+        raise ValueError(f"{at}: got {count:,} {row}, expected at most {_MOST_NUMBERS:,}")
 
 
 def _number(at, parameter, value):
-    kind = parameter.dtype.kind
-    if isinstance(value, (bool, np.bool_)) != (kind == "b") or not np.isscalar(value):
-        raise TypeError(f"{at}: got {value!r}, expected a number of {parameter.dtype}")
-    if kind in "iu":
-        limits = np.iinfo(parameter.dtype)
-        if value != int(value) or not limits.min <= value <= limits.max:
-            raise ValueError(f"{at}: got {value!r}, expected a number of {parameter.dtype}")
-    return np.array(value, parameter.dtype)
+    dtype = parameter.dtype
+    message = f"{at}: got {value!r}, expected a number of {dtype}"
+    is_bool = isinstance(value, (bool, np.bool_))
+    if is_bool != (dtype.kind == "b") or not (is_bool or isinstance(value, Real)):
+        raise TypeError(message)
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if not limits.min <= value <= limits.max or value != int(value):
+            raise ValueError(message)
+    elif dtype.kind == "f" and isfinite(value) and abs(float(value)) > np.finfo(dtype).max:
+        raise ValueError(message)
+    return np.array(value, dtype)
 
 
 def _struct(at, parameter, fields):
@@ -252,11 +276,15 @@ def _struct(at, parameter, fields):
         raise ValueError(f"{at}: got {fields}, expected integers of 32 bits") from None
 
 
-def _check_sizes(where, what, sizes):
-    limits = _GRID_LIMITS if what == "grid" else (_MOST_THREADS, _MOST_THREADS, 64)
-    whole = all(isinstance(size, (int, np.integer)) for size in sizes)
-    fits = whole and all(1 <= s <= most for s, most in zip(sizes, limits, strict=True))
-    if not fits or (what == "block" and prod(sizes) > _MOST_THREADS):
-        total = f", {_MOST_THREADS} threads in all" if what == "block" else ""
-        raise ValueError(f"{where}: got {what} {sizes}, expected 1 to {limits}{total}")
+def _check_axes(where, what, sizes, axes):
+    """The sizes, with ones for the axes that are not given."""
+    if not isinstance(sizes, tuple) or not 1 <= len(sizes) <= axes:
+        raise ValueError(f"{where}: got {what} {sizes!r}, expected a tuple of up to {axes} numbers")
+    return sizes + (1,) * (axes - len(sizes))
+
+
+def _check_sizes(where, what, sizes, limits):
+    whole = all(isinstance(size, Integral) for size in sizes)
+    if not whole or not all(1 <= s <= most for s, most in zip(sizes, limits, strict=True)):
+        raise ValueError(f"{where}: got {what} {sizes}, expected 1 to {limits}")
     return tuple(int(size) for size in sizes)

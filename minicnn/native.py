@@ -32,6 +32,9 @@ def problem(language="c++"):
     if _compiler(language):
         return None
     variable, names = _COMPILERS[language]
+    asked = os.environ.get(variable)
+    if asked:
+        return f"${variable} names no compiler that runs: {asked!r}"
     return f"no compiler is found: install one of {', '.join(names)}, or name it in ${variable}"
 
 
@@ -39,7 +42,10 @@ def problem(language="c++"):
 def _compiler(language):
     """The command of the compiler, a tuple of words, and what it calls itself; None without one."""
     variable, names = _COMPILERS[language]
-    asked = shlex.split(os.environ.get(variable, ""))
+    try:
+        asked = shlex.split(os.environ.get(variable, ""))
+    except ValueError:  # a quotation that does not end
+        return None
     for command in [asked] if asked else [[name] for name in names]:
         if shutil.which(command[0]):
             done = subprocess.run(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import rng
+from . import checks, rng
 from .cuda_convolution import VERSIONS, Dense
 
 _ACTIVATIONS = "linear", "relu", "sigmoid", "tanh"  # in activation.cuh's order
@@ -30,7 +30,7 @@ class Operations:
     def __init__(self, driver, convolution="implicit"):
         self.name = driver.name
         self._launch = driver.launch
-        self._convolution = VERSIONS[convolution](driver)
+        self._convolution = VERSIONS[checks.choice("convolution", convolution, VERSIONS)](driver)
         self._dense = Dense(driver)
         self.empty, self.zeros, self.copy = driver.empty, driver.zeros, driver.copy
         self.to_device, self.to_host = driver.to_device, driver.to_host

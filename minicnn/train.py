@@ -311,7 +311,10 @@ def _company(job, ops, workers):
     sizes = [len(nets) for nets in ensemble.groups(job)]
     if len(sizes) == 1:
         return "All nets together."
-    return f"In groups of {', '.join(map(str, sizes))} nets, as memory allows."
+    why = "as memory allows" if job.group_size < job.recipe.nets else "as they were saved"
+    if max(sizes) == 1:
+        return f"Nets one by one, {why}."
+    return f"In groups of {', '.join(map(str, sizes))} nets, {why}."
 
 
 def _best(rows, column):

@@ -173,6 +173,15 @@ def test_what_is_not_a_number_stays_visible(versioned_ops, what):
     assert any(np.isnan(array).any() for array in found.values())
 
 
+def test_a_large_layers_weight_gradient_is_made_of_few_parts(driver, monkeypatch):
+    monkeypatch.setattr("minicnn.cuda_convolution._SPLIT_PIXELS", 16)
+    monkeypatch.setattr("minicnn.cuda_convolution._MOST_SPLITS", 3)
+    ops = Operations(driver)
+    case = RAGGED[5].case("weight gradient", np.random.default_rng(6))
+    assert case.workspace(ops, 1) == 3 * 4 * (5 * 3 * 2 + 1) * 4
+    assert_close(case.run(ops), case.run(ops_numpy, dtype=np.float64))
+
+
 # ---------------------------------------------------------------------------------------------
 # Dense layers
 

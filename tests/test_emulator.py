@@ -1,9 +1,13 @@
 """The emulator: CUDA's words on a CPU, beside NumPy; sources, launches, captures, a debugger."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -312,6 +316,65 @@ def test_a_launch_that_fails_leaves_the_emulator_usable(options):
         driver.launch(WARPS, "leave_waiting", (1,), (1000,), False, x)
         np.testing.assert_array_equal(x, before + 1)
     assert len(driver.counted) == (3 if driver.checked else 0)
+
+
+def test_launches_of_several_threads_take_turns():
+    driver = Emulator(cores=2)
+    visits = [driver.zeros(4 * 64, np.int32) for _ in range(2)]
+
+    def launch_often(array):
+        for _ in range(200):
+            driver.launch(WARPS, "visit", (4,), (64,), array)
+
+    threads = [threading.Thread(target=launch_often, args=(array,)) for array in visits]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    np.testing.assert_array_equal(visits, 200)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
+def test_a_child_process_launches_too():
+    driver = Emulator(cores=2)
+    visits = driver.zeros(4 * 64, np.int32)
+    driver.launch(WARPS, "visit", (4,), (64,), visits)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # a launch that hangs ends the child, and the test fails
+        driver.launch(WARPS, "visit", (4,), (64,), visits)
+        os._exit(int((visits != 2).any()))
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cores": 0}, "cores: got 0, expected a positive integer"),
+        ({"order": "random"}, "order: got 'random', expected one of 'forward'"),
+        ({"copies": "never"}, "copies: got 'never', expected one of 'early', 'late'"),
+    ],
+)
+def test_an_emulator_of_an_unknown_kind_is_refused(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Emulator(**options)
+
+
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_either_compiler_will_do(compiler):
+    if not shutil.which(compiler):
+        pytest.skip(f"needs {compiler}")
+    files = [f"test_emulator_{what}.py" for what in ("faults", "counts")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "CXX": compiler},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def toy(driver, x, y, factor, offset):

@@ -125,6 +125,10 @@ FLOATS = np.zeros((E, 12), np.float32)
         ({"offset": 2.5}, ValueError, "offset: got 2.5, expected a number of int32"),
         ({"offset": 2**31}, ValueError, "offset: got 2147483648, expected a number of int32"),
         ({"offset": True}, TypeError, "offset: got True"),
+        ({"offset": np.nan}, ValueError, "offset: got nan, expected a number of int32"),
+        ({"offset": np.inf}, ValueError, "offset: got inf, expected a number of int32"),
+        ({"offset": "7"}, TypeError, "offset: got '7', expected a number of int32"),
+        ({"offset": 1j}, TypeError, "offset: got 1j, expected a number of int32"),
         ({"offset": FLOATS}, TypeError, "offset: got array"),
         ({"negate": 1}, TypeError, "negate: got 1, expected a number of bool"),
     ],
@@ -167,6 +171,7 @@ def test_a_kernel_that_is_not_there_is_refused(paper):
         ((2**31,), (64,), "grid"),
         ((1, 65536), (64,), "grid"),
         ((1.5,), (64,), "grid"),
+        ((np.nan,), (64,), "grid"),
         ((1,), (0,), "block"),
         ((1,), (1025,), "block"),
         ((1,), (32, 33), "block"),
@@ -176,6 +181,46 @@ def test_a_kernel_that_is_not_there_is_refused(paper):
 def test_sizes_beyond_the_hardwares_are_refused(paper, grid, block, named):
     with pytest.raises(ValueError, match=rf"toy\.cu: scale: got {named} .*expected 1 to"):
         paper.launch(TOY, "scale", grid, block, *arguments())
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "message"),
+    [
+        (1, (64,), "got grid 1, expected a tuple of up to 2 numbers"),
+        ((), (64,), r"got grid \(\), expected"),
+        ((1, 1, 1), (64,), r"got grid \(1, 1, 1\), expected a tuple of up to 2 numbers"),
+        ((1,), 64, "got block 64, expected a tuple of up to 3 numbers"),
+        ((1,), (1, 1, 1, 1), "got block .*, expected a tuple of up to 3"),
+    ],
+)
+def test_sizes_of_another_sort_are_refused(paper, grid, block, message):
+    with pytest.raises(ValueError, match=rf"^toy\.cu: scale: {message}"):
+        paper.launch(TOY, "scale", grid, block, *arguments())
+
+
+@pytest.mark.parametrize("size", [-1, 1.5, "all"])
+def test_shared_memory_is_a_number_of_bytes(paper, size):
+    with pytest.raises(ValueError, match=r"^toy\.cu: scale: shared_bytes: got .*, expected"):
+        paper.launch(TOY, "scale", (1,), (64,), *arguments(), shared_bytes=size)
+
+
+def test_a_number_that_is_too_large_for_its_type_is_refused(paper, tmp_path):
+    path = tmp_path / "rate.cu"
+    path.write_text('extern "C" __global__ void rate(float rate) {}\n')
+    for rate in (1.0, np.float32(2), np.nan, np.inf):
+        paper.launch(path, "rate", (1,), (1,), rate)
+    with pytest.raises(ValueError, match=r"rate: got 1e\+300, expected a number of float32"):
+        paper.launch(path, "rate", (1,), (1,), 1e300)
+
+
+def test_an_array_of_another_device_is_refused(paper):
+    class Elsewhere(np.ndarray):
+        @property
+        def ctypes(self):
+            raise AttributeError
+
+    with pytest.raises(TypeError, match=r"x: got a .*Elsewhere, which is not this device's array"):
+        paper.launch(TOY, "scale", (1,), (64,), *arguments(x=FLOATS.view(Elsewhere)))
 
 
 def test_more_nets_than_a_grid_has_places_are_refused(paper):
@@ -190,4 +235,32 @@ def test_a_parameter_of_an_unknown_type_is_refused(tmp_path):
     path = tmp_path / "odd.cu"
     path.write_text('extern "C" __global__ void odd(size_t n) {}\n')
     with pytest.raises(ValueError, match=r"odd\.cu: a kernel's parameter cannot be 'size_t n'"):
+        _ = Program(path).kernels
+
+
+def test_parameters_may_be_written_in_other_ways(tmp_path):
+    path = tmp_path / "ways.cu"
+    path.write_text(
+        'extern "C" __global__ void nothing() {}\n'
+        'extern "C" __global__ void array(const float *x, float* __restrict__ y, int* z) {}\n'
+        "struct Sizes {\n    int rows,  columns;\n    int depth;\n};\n"
+        'extern "C" __global__ void sizes(Sizes s) {}\n'
+    )
+    kernels = Program(path).kernels
+    assert kernels["nothing"] == []
+    assert [(p.name, p.kind, p.written) for p in kernels["array"]] == [
+        ("x", "array", False),
+        ("y", "array", True),
+        ("z", "array", True),
+    ]
+    assert kernels["sizes"][0].dtype.names == ("rows", "columns", "depth")
+
+
+@pytest.mark.parametrize(
+    "fields", ["int a; float b;", "int a[3];", "unsigned int a;", "int a = 3;"]
+)
+def test_a_struct_of_anything_but_ints_is_refused(tmp_path, fields):
+    path = tmp_path / "odd.cu"
+    path.write_text(f'struct Odd {{ {fields} }};\nextern "C" __global__ void odd(Odd o) {{}}\n')
+    with pytest.raises(ValueError, match=r"odd\.cu: struct Odd: a kernel's struct has only ints"):
         _ = Program(path).kernels

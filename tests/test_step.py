@@ -59,6 +59,7 @@ def test_three_steps_of_the_seed_network_are_numpys(kernel_device, data, tmp_pat
         for d in (kernel_device, "numpy")
     )
     to_host = ours.ops.to_host
+    images = (data.test_images[..., None] / 255).astype(np.float32)
     for trainer in (ours, reference):
         trainer.begin_epoch(0)
     np.testing.assert_array_equal(to_host(ours.order), reference.order)
@@ -66,6 +67,8 @@ def test_three_steps_of_the_seed_network_are_numpys(kernel_device, data, tmp_pat
         for name in STATE:
             target = getattr(ours.model, name)
             ours.ops.copy(ours.ops.to_device(getattr(reference.model, name)), target)
+        found, expected = (trainer.model.predict(images) for trainer in (ours, reference))
+        assert relative(found, expected) < 1e-4
         for trainer in (ours, reference):
             with trainer.ops.session():
                 trainer.step()

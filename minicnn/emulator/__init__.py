@@ -13,13 +13,14 @@ import ctypes
 import re
 import shutil
 import subprocess
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .. import machine, native
+from .. import checks, machine, native
 from ..kernel import SOURCES, Driver, pointers
 
 _HERE = Path(__file__).parent
@@ -42,6 +43,7 @@ _CHECKED_BY_CLANG = ["-mllvm", "-tsan-instrument-read-before-write"]
 SECTOR_BYTES = 32  # of global memory, as Counts has them
 _ALIGNMENT = 256  # bytes: CUDA's of an array
 _POISON = 0xFF  # as floats, NaN
+_one_launch_at_a_time = threading.Lock()  # the runtime has one set of threads
 _ORDERS = "forward", "backward", "shuffled"
 _COPIES = "early", "late"
 
@@ -138,10 +140,11 @@ class Emulator(Driver):
         super().__init__()
         self.checked = checked
         self.counted = []
+        cores = machine.cores() if cores is None else checks.integer("cores", cores, 1)
         self._options = _Options(
-            order=_ORDERS.index(order),
-            late_copies=_COPIES.index(copies),
-            cores=1 if checked else cores or machine.cores(),
+            order=_ORDERS.index(checks.choice("order", order, _ORDERS)),
+            late_copies=_COPIES.index(checks.choice("copies", copies, _COPIES)),
+            cores=1 if checked else cores,
             buffers=-1,
         )
         self._run = _runtime().emulator_launch
@@ -150,7 +153,7 @@ class Emulator(Driver):
     # ---- arrays ------------------------------------------------------------------------------
 
     def empty(self, shape, dtype):
-        """An array that starts at a multiple of 256 bytes, full of NaN (or of ones, in bits)."""
+        """An array that starts at a multiple of 256 bytes; of a checked emulator, full of NaN."""
         dtype = np.dtype(dtype)
         count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         memory = np.empty(count + _ALIGNMENT, np.uint8)
@@ -237,7 +240,8 @@ class Emulator(Driver):
             raise RuntimeError(f"a capture cannot hold {what}: its data would be frozen in it")
 
     def _execute(self, launch):
-        options, counters = self._options, (ctypes.c_longlong * len(Counts._fields))()
+        options = _Options.from_buffer_copy(self._options)
+        counters = (ctypes.c_longlong * len(Counts._fields))()
         if self.checked:
             buffers = [_buffer(p, array) for p, array in launch.arrays if array is not None]
             options.buffers = len(buffers)
@@ -245,17 +249,18 @@ class Emulator(Driver):
             options.counters = ctypes.addressof(counters)
             options.image_begin, options.image_end = launch.code.image
         message, fault = ctypes.create_string_buffer(1024), ctypes.c_size_t()
-        failed = self._run(
-            launch.code.entries[launch.name],
-            pointers(launch.values),
-            (ctypes.c_uint * 3)(*launch.grid),
-            (ctypes.c_uint * 3)(*launch.block),
-            launch.shared_bytes,
-            ctypes.byref(options),
-            message,
-            len(message),
-            ctypes.byref(fault),
-        )
+        with _one_launch_at_a_time:
+            failed = self._run(
+                launch.code.entries[launch.name],
+                pointers(launch.values),
+                (ctypes.c_uint * 3)(*launch.grid),
+                (ctypes.c_uint * 3)(*launch.block),
+                launch.shared_bytes,
+                ctypes.byref(options),
+                message,
+                len(message),
+                ctypes.byref(fault),
+            )
         if failed:
             line = _source_line(launch.code.path, fault.value) if fault.value else ""
             where = f"{launch.program.path.name}: {launch.name}"

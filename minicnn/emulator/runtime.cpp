@@ -9,6 +9,7 @@
 #include <numeric>
 #include <thread>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "block.h"
 #include "checker.h"
@@ -360,7 +361,13 @@ extern "C" int emulator_launch(void (*entry)(void**), void** arguments, const un
                                const emulator::Options* options, char* message,
                                size_t message_bytes, uintptr_t* fault_address) {
     using namespace emulator;
-    static Pool* pool = new Pool;  // its threads outlive everything
+    // Its threads outlive everything but a fork: a child has none of them, and makes its own.
+    static Pool* pool = nullptr;
+    static pid_t owner;
+    if (!pool || owner != getpid()) {
+        pool = new Pool;
+        owner = getpid();
+    }
     Launch launch;
     launch.entry = entry;
     launch.arguments = arguments;

@@ -165,21 +165,13 @@ __forceinline__ T __ldg(const T* address) { return *address; }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 inline unsigned __float_as_uint(float x) { unsigned u; memcpy(&u, &x, 4); return u; }
 inline float __uint_as_float(unsigned u) { float x; memcpy(&x, &u, 4); return x; }
-inline int __float_as_int(float x) { int u; memcpy(&u, &x, 4); return u; }
 inline float __int_as_float(int u) { float x; memcpy(&x, &u, 4); return x; }
 inline float __fmul_rn(float a, float b) { return a * b; }  // compiled with -ffp-contract=off
 inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
-inline double __dmul_rn(double a, double b) { return a * b; }
-inline double __dadd_rn(double a, double b) { return a + b; }
-inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 inline void sincospi(double x, double* s, double* c) {
     *s = sin(x * M_PI);
     *c = cos(x * M_PI);
 }
-inline double sinpi(double x) { return sin(x * M_PI); }
-inline double cospi(double x) { return cos(x * M_PI); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
