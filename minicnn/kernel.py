@@ -262,7 +262,7 @@ def _number(at, parameter, value):
         limits = np.iinfo(dtype)
         if not limits.min <= value <= limits.max or value != int(value):
             raise ValueError(message)
-    elif dtype.kind == "f" and isfinite(value) and abs(float(value)) > np.finfo(dtype).max:
+    elif dtype.kind == "f" and isfinite(value) and abs(value) > float(np.finfo(dtype).max):
         raise ValueError(message)
     return np.array(value, dtype)
 

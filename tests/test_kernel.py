@@ -257,7 +257,7 @@ def test_parameters_may_be_written_in_other_ways(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields", ["int a; float b;", "int a[3];", "unsigned int a;", "int a = 3;"]
+    "fields", ["int a; float b;", "int a[3];", "unsigned int a;", "int a = 3;", "int a; bool b;"]
 )
 def test_a_struct_of_anything_but_ints_is_refused(tmp_path, fields):
     path = tmp_path / "odd.cu"
