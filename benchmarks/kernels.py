@@ -144,7 +144,7 @@ def time_step(nets, batch, version):
     cupy, driver = importlib.import_module("cupy"), _Recorder()
     run_step(driver, driver.launches, nets, batch, version)
     return [
-        (_median(driver, partial(driver.run, held)), _median(driver, library_product(held, cupy)))
+        (_median(driver, partial(driver.run, held)), _median(driver, blas_product(held, cupy)))
         for held in list(driver.launches)
     ]
 
@@ -159,7 +159,7 @@ def _median(driver, function):
         return float(np.median(benchmark(again, n_repeat=10).gpu_times)) / REPEATS
 
 
-def library_product(launch, library):
+def blas_product(launch, library):
     """A function that does a product of matrices with NumPy or CuPy; None for another launch."""
     if not launch.name.startswith("gemm"):
         return None

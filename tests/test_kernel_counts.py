@@ -191,7 +191,7 @@ def test_a_librarys_product_is_the_kernels(driver, kernel_device, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(driver, "run", lambda launch: (launches.append(launch), run(launch)))
         kernels.run_step(driver, launches, 1, 2, "im2col")
-    assert kernels.library_product(launches[0], library) is None
+    assert kernels.blas_product(launches[0], library) is None
     products = [launch for launch in launches if launch.name.startswith("gemm_")]
     assert len(products) == 15
     for launch in products:
@@ -202,6 +202,6 @@ def test_a_librarys_product_is_the_kernels(driver, kernel_device, monkeypatch):
                 driver.copy(driver.to_device(numbers), array)
             run(launch)
             expected = driver.to_host(c)
-            kernels.library_product(launch, library)()
+            kernels.blas_product(launch, library)()
         found = driver.to_host(c)
         assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
