@@ -61,18 +61,14 @@ def _problem():
         return f"NVRTC, the compiler, is missing: pip install {package} ({error})"
     try:
         capability = _capability()
+        gpu = f"the GPU has compute capability {capability / 10}"
+        compiler = f"NVRTC {'.'.join(map(str, nvrtc_version()))}"
         if capability < _OLDEST:
-            return f"the GPU has compute capability {capability / 10}, {_OLDEST / 10} is the least"
+            return f"{gpu}, {_OLDEST / 10} is the least"
         if capability < min(architectures()):
-            return (
-                f"the GPU has compute capability {capability / 10}, which NVRTC "
-                f"{'.'.join(map(str, nvrtc_version()))} no longer knows: pip install -e '.[cuda12]'"
-            )
+            return f"{gpu}, which {compiler} no longer knows: pip install -e '.[cuda12]'"
         if _architecture(capability) is None:
-            return (
-                f"the GPU has compute capability {capability / 10}, which NVRTC "
-                f"{'.'.join(map(str, nvrtc_version()))} does not know: pip install -U {package}"
-            )
+            return f"{gpu}, which {compiler} does not know: pip install -U {package}"
         cupy.ones(1)  # makes a context, and has one of CuPy's own kernels compiled
     except (RuntimeError, OSError, cupy.cuda.compiler.CompileException) as error:
         return f"the GPU cannot be used: {error}"

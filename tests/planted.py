@@ -12,8 +12,8 @@ import pytest
 from minicnn.emulator import KernelFault
 
 KERNELS = Path(__file__).parent / "kernels"
-FAULTS, WARPS, TRAFFIC, TENSOR_CORE, TOY = (
-    KERNELS / f"{name}.cu" for name in "faults warps traffic tensor_core toy".split()
+FAULTS, WARPS, TRAFFIC, TENSOR_CORE, MISTAKEN, TOY = (
+    KERNELS / f"{name}.cu" for name in "faults warps traffic tensor_core mistaken toy".split()
 )
 FULL = 0xFFFFFFFF  # all lanes of a warp
 ORDERS = "forward", "backward", "shuffled"

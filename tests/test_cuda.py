@@ -5,17 +5,16 @@ NVRTC compiles without a GPU; it comes with CuPy's wheel and nvidia-cuda-nvrtc (
 
 import ctypes
 import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from planted import MISTAKEN, TENSOR_CORE, TOY
 
 from minicnn import cuda, devices, kernel
 from minicnn.kernel import Program
 
 SOURCES = sorted(kernel.SOURCES.glob("*.cu"))
-TENSOR_CORE_SOURCES = sorted((Path(__file__).parent / "kernels").glob("tensor_core*.cu"))
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +44,16 @@ def test_every_kernel_compiles_and_keeps_its_numbers_in_registers(nvrtc, path, c
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("path", TENSOR_CORE_SOURCES, ids=lambda path: path.name)
-def test_tensor_core_steps_and_asynchronous_copies_compile(nvrtc, path, architecture):
-    cubin, _ = cuda.compile_program(Program(path), architecture)
+def test_tensor_core_steps_and_asynchronous_copies_compile(nvrtc, architecture):
+    cubin, _ = cuda.compile_program(Program(TENSOR_CORE), architecture)
     assert cubin.startswith(b"\x7fELF")
 
 
-def test_a_mistake_in_a_kernel_is_shown_with_its_line(nvrtc, tmp_path):
-    path = tmp_path / "mistaken.cu"
-    path.write_text(
-        '#include "common.cuh"\n'
-        'extern "C" __global__ void wrong(PerNet<float> x) {\n'
-        "    x.row()[0] = nowhere;\n"
-        "}\n"
-    )
+def test_a_mistake_in_a_kernel_is_shown_with_its_line(nvrtc):
     with pytest.raises(cuda.CompileError) as caught:
-        cuda.compile_program(Program(path), "sm_90")
+        cuda.compile_program(Program(MISTAKEN), "sm_90")
     message = str(caught.value)
-    assert str(path) in message and "mistaken.cu(3)" in message
+    assert str(MISTAKEN) in message and "mistaken.cu(5)" in message
     assert 'identifier "nowhere" is undefined' in message
     assert "x.row()[0] = nowhere;" in message
 
@@ -293,9 +284,6 @@ def stand_in(monkeypatch, calls, tmp_path):
     monkeypatch.setattr(cuda.importlib, "import_module", modules.__getitem__)
     monkeypatch.setattr(cuda.native, "_folder", lambda: tmp_path)
     return cupy
-
-
-TOY = Path(__file__).parent / "kernels" / "toy.cu"
 
 
 def toy_arguments(driver):

@@ -1,14 +1,12 @@
 """Sources and launches on any driver: what is read from a .cu file, and what is refused."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from planted import TOY
 
 from minicnn import kernel
 from minicnn.kernel import Driver, Program
 
-TOY = Path(__file__).parent / "kernels" / "toy.cu"
 E = 2
 
 
