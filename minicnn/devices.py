@@ -1,29 +1,32 @@
 """Which backend computes: the one place where the name of a device becomes operations."""
 
+import warnings
 from functools import lru_cache
 
-from . import checks, cuda, native, ops_numpy
+from . import checks, cuda, native, ops_cpu, ops_cuda, ops_numpy
 from .emulator import Emulator
-from .ops_cuda import Operations
 
 NAMES = "auto", "numpy", "cpu", "cuda", "emulated"
 PRECISIONS = "float32", "tf32", "bfloat16"
 
 
-def choose(device, precision="float32"):
+def choose(device, precision="float32", dtype="float32"):
     """The (name, operations, reason) of a device, by its name; or of operations made by hand.
 
-    Raises ValueError for one that is not here, and says what is missing and how it is had.
+    "auto" is the fastest one here that computes in `dtype`. Where no C compiler works, "cpu" becomes
+    "numpy", and a warning says why. Raises ValueError for one that is not here, and says what is
+    missing and how it is had.
     """
     reason = "as asked"
-    if isinstance(device, Operations):
+    if isinstance(device, ops_cpu.Operations | ops_cuda.Operations):
         device, operations = device.name, device
     else:
         checks.choice("device", device, NAMES)
         if device == "auto":
-            missing = cuda.problem()
-            device = "numpy" if missing else "cuda"
-            reason = f"auto: no CUDA, {missing}" if missing else f"auto: {cuda.gpu_name()}"
+            device, reason = _fastest(dtype)
+        elif device == "cpu" and cpu_problem():
+            device, reason = "numpy", f"for want of cpu: {cpu_problem()}"
+            warnings.warn(f"numpy instead of cpu: {cpu_problem()}", stacklevel=3)
         operations = _operations(device)
     checks.choice("precision", precision, PRECISIONS)
     if precision != "float32":
@@ -31,19 +34,40 @@ def choose(device, precision="float32"):
     return device, operations, reason
 
 
+def _fastest(dtype):
+    """The (device, reason) of "auto"."""
+    if dtype != "float32":
+        return "numpy", f"auto: {dtype}"
+    no_cuda = cuda.problem()
+    if not no_cuda:
+        return "cuda", f"auto: {cuda.gpu_name()}"
+    if not cpu_problem():
+        return "cpu", f"auto: no CUDA, {no_cuda}"
+    return "numpy", f"auto: no CUDA, {no_cuda}; no C, {cpu_problem()}"
+
+
+def cpu_problem():
+    """Why the C kernels cannot be compiled, in one line; None if they can."""
+    try:
+        _operations("cpu")
+    except native.CompileError as error:
+        return " ".join(str(error).split())
+    return None
+
+
 @lru_cache
 def _operations(device):
     """The operations of a device; kept, since with them are the kernels that they compiled."""
     if device == "numpy":
         return ops_numpy
+    if device == "cpu":
+        return ops_cpu.Operations()
     if device == "cuda":
         missing = cuda.problem()
         if missing:
             raise ValueError(f"device: 'cuda' cannot be used: {missing}")
-        return Operations(cuda.Cuda())
-    if device == "emulated":
-        missing = native.problem()
-        if missing:
-            raise ValueError(f"device: 'emulated' cannot be used: {missing}")
-        return Operations(Emulator())
-    raise ValueError(f"device: {device!r} is not in this version, use 'numpy' or 'auto'")
+        return ops_cuda.Operations(cuda.Cuda())
+    missing = native.problem()
+    if missing:
+        raise ValueError(f"device: 'emulated' cannot be used: {missing}")
+    return ops_cuda.Operations(Emulator())

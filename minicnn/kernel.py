@@ -1,7 +1,8 @@
 """Kernels as sources: found, put together, their parameters read from the text, arguments checked.
 
-A launch of CUDA takes pointers to anything and checks nothing. Here the declaration in the .cu file
-is what arguments are held against, whichever driver launches: cuda.py or the emulator.
+A launch of CUDA, or a call into C, takes pointers to anything and checks nothing. Here the
+declaration in the .cu or .c file is what arguments are held against, whichever driver launches:
+cuda.py, the emulator, or cpu.py.
 
 Read ops_cuda.py for how kernels are used, and cuda.py for a driver.
 """
@@ -46,6 +47,7 @@ class Parameter(NamedTuple):
 
     name: str
     kind: str
+    c_type: str  # of an array's elements or of the argument itself
     dtype: np.dtype  # of an array's elements, of a number, or of a struct
     written: bool = False
     may_be_null: bool = False
@@ -66,7 +68,7 @@ class Launch(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """One .cu file with what it includes, as a single text, so that caches see every edit."""
+    """One .cu or .c file with what it includes, as a single text, so that caches see every edit."""
 
     path: Path
     defines: tuple = ()  # ("NAME=VALUE", ...)
@@ -85,11 +87,12 @@ class Program:
 
     @cached_property
     def kernels(self):
-        """{name: [Parameter, ...]} of what the file declares as extern "C" __global__."""
+        """{name: [Parameter, ...]} of what the file declares as extern "C" __global__, or KERNEL."""
         code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", self.text, flags=re.DOTALL)
         structs = dict(re.findall(r"\bstruct (\w+) \{(.*?)\};", code, re.DOTALL))
         found = re.findall(
-            r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s+)?(\w+)\((.*?)\)\s*\{',
+            r'(?:extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s+)?|\bKERNEL )'
+            r"(\w+)\((.*?)\)\s*\{",
             code,
             re.DOTALL,
         )
@@ -122,23 +125,26 @@ def _parameter(path, declaration, structs):
     words = " ".join(declaration.split())
     match = re.fullmatch(
         r"(?P<null>MAY_BE_NULL )?"
-        r"(?:PerNet<(?P<row>[\w ]+)>|(?P<array>[\w ]+?) ?\*|(?P<value>[\w ]+?))"
+        r"(?:PerNet<(?P<row>[\w ]+)>|(?P<c_row>[\w ]+) PER_NET|"
+        r"(?P<array>[\w ]+?) ?\*|(?:struct )?(?P<value>[\w ]+?))"
         r"(?: ?__restrict__)? ?(?P<name>\w+)",
         words,
     )
-    kind = next((k for k in ("row", "array", "value") if match and match[k]), None)
+    kind = next((k for k in ("row", "c_row", "array", "value") if match and match[k]), None)
     type_name = match[kind].removeprefix("const ") if kind else None
     if kind == "value" and type_name in structs:
         fields = [" ".join(field.split()) for field in structs[type_name].split(";")]
         if not all(re.fullmatch(r"int \w+(, ?\w+)*|", field) for field in fields):
             raise ValueError(f"{path.name}: struct {type_name}: a kernel's struct has only ints")
         names = re.findall(r"\w+", " ".join(field.removeprefix("int ") for field in fields))
-        return Parameter(match["name"], "struct", np.dtype([(n, np.int32) for n in names]))
+        fields = np.dtype([(n, np.int32) for n in names])
+        return Parameter(match["name"], "struct", f"struct {type_name}", fields)
     if type_name not in _NUMBERS:
         raise ValueError(f"{path.name}: a kernel's parameter cannot be {words!r}")
     return Parameter(
         match["name"],
-        {"row": "per net", "array": "array", "value": "number"}[kind],
+        {"row": "per net", "c_row": "per net", "array": "array", "value": "number"}[kind],
+        type_name,
         np.dtype(_NUMBERS[type_name]),
         written=kind != "value" and not match[kind].startswith("const "),
         may_be_null=bool(match["null"]),
@@ -180,28 +186,9 @@ class Driver:
         where = f"{program.path.name}: {name}"
         if name not in program.kernels:
             raise ValueError(f"{where}: no such kernel")
-        parameters = program.kernels[name]
-        if len(arguments) != len(parameters):
-            raise TypeError(f"{where}: got {len(arguments)} arguments, takes {len(parameters)}")
-        nets, values, arrays = None, [], []
-        for parameter, argument in zip(parameters, arguments, strict=True):
-            at = f"{where}: {parameter.name}"
-            if parameter.kind == "struct":
-                values.append(_struct(at, parameter, argument))
-            elif parameter.kind == "number":
-                values.append(_number(at, parameter, argument))
-            else:
-                _check_array(at, parameter, argument)
-                arrays.append((parameter, argument))
-                data = 0 if argument is None else self._address(at, argument)
-                if parameter.kind == "array":
-                    values.append(np.array(data, np.uint64))
-                    continue
-                stride = 0 if argument is None else argument.strides[0] // argument.itemsize
-                values.append(np.array((data, stride), _PER_NET))
-                if argument is not None and nets not in (None, len(argument)):
-                    raise ValueError(f"{at}: got {len(argument)} nets, beside {nets} in others")
-                nets = nets if argument is None else len(argument)
+        nets, values, arrays = bind_arguments(
+            where, program.kernels[name], arguments, self.address
+        )
         grid = (*_check_axes(where, "grid", grid, 2), nets or 1)
         grid = _check_sizes(where, "grid", grid, _GRID_LIMITS)
         block = _check_axes(where, "block", block, 3)
@@ -211,12 +198,43 @@ class Driver:
         shared_bytes = checks.integer(f"{where}: shared_bytes", shared_bytes)
         return Launch(program, code, name, grid, block, shared_bytes, values, arrays)
 
-    def _address(self, at, array):
-        try:
-            return self.address(array)
-        except AttributeError:
-            kind = f"{type(array).__module__}.{type(array).__name__}"
-            raise TypeError(f"{at}: got a {kind}, which is not this device's array") from None
+
+def bind_arguments(where, parameters, arguments, address):
+    """Check a kernel's arguments: (nets or None, values, arrays), the latter as in Launch.
+
+    address(array) is where its numbers are. `where` begins the message of an error, TypeError or
+    ValueError.
+    """
+    if len(arguments) != len(parameters):
+        raise TypeError(f"{where}: got {len(arguments)} arguments, takes {len(parameters)}")
+    nets, values, arrays = None, [], []
+    for parameter, argument in zip(parameters, arguments, strict=True):
+        at = f"{where}: {parameter.name}"
+        if parameter.kind == "struct":
+            values.append(_struct(at, parameter, argument))
+        elif parameter.kind == "number":
+            values.append(_number(at, parameter, argument))
+        else:
+            _check_array(at, parameter, argument)
+            arrays.append((parameter, argument))
+            data = 0 if argument is None else _address(at, argument, address)
+            if parameter.kind == "array":
+                values.append(np.array(data, np.uint64))
+                continue
+            stride = 0 if argument is None else argument.strides[0] // argument.itemsize
+            values.append(np.array((data, stride), _PER_NET))
+            if argument is not None and nets not in (None, len(argument)):
+                raise ValueError(f"{at}: got {len(argument)} nets, beside {nets} in others")
+            nets = nets if argument is None else len(argument)
+    return nets, values, arrays
+
+
+def _address(at, array, address):
+    try:
+        return address(array)
+    except AttributeError:
+        kind = f"{type(array).__module__}.{type(array).__name__}"
+        raise TypeError(f"{at}: got a {kind}, which is not this device's array") from None
 
 
 def pointers(values):

@@ -32,6 +32,8 @@ class Layer:
     """
 
     activation = "linear"
+    # Whether its backward pass takes the gradient of the activation that made its input, too.
+    differentiates_input_activation = False
 
     def output_shape(self, input_shape):
         """The shape of the output. Raises ValueError for an input that the layer cannot take."""
@@ -65,6 +67,11 @@ class Layer:
 
     def backward(self, ops, f):
         """Compute f.gradients and f.dx from f.dy, whose content may be destroyed."""
+
+    def activate_backward(self, ops, f):
+        """Turn f.dy into the gradient by what the activation was given, unless it is that."""
+        if not f.dy_is_before_activation:
+            ops.activate_backward(self.activation, f.y, f.dy)
 
     def update(self, ops, f):
         """Bring f.moving up to date after a training step."""
@@ -105,7 +112,7 @@ class Conv2D(Layer):
 
     def backward(self, ops, f):
         g, window = f.gradients, self.window(f.x.shape[2:])
-        ops.activate_backward(self.activation, f.y, f.dy)
+        self.activate_backward(ops, f)
         ops.conv2d_weight_gradient(f.x, f.dy, window, g.kernel, g.bias, f.workspace)
         if f.wants_dx:
             ops.conv2d_input_gradient(f.dy, f.weights.kernel, window, f.dx, f.workspace)
@@ -113,6 +120,8 @@ class Conv2D(Layer):
 
 class BatchNormalization(Layer):
     """Normalisation of each channel by the statistics of its batch, or by the moving ones."""
+
+    differentiates_input_activation = True
 
     def __init__(self, momentum=0.99, epsilon=1e-3):
         self.momentum = checks.number("momentum", momentum, 0, 1, "[)")
@@ -154,6 +163,7 @@ class BatchNormalization(Layer):
             f.gradients.gamma,
             f.gradients.beta,
             f.workspace,
+            f.input_activation,
         )
 
     def update(self, ops, f):
@@ -250,7 +260,7 @@ class Dense(Layer):
 
     def backward(self, ops, f):
         g = f.gradients
-        ops.activate_backward(self.activation, f.y, f.dy)
+        self.activate_backward(ops, f)
         ops.dense_weight_gradient(f.x, f.dy, g.kernel, g.bias, f.workspace)
         if f.wants_dx:
             ops.dense_input_gradient(f.dy, f.weights.kernel, f.dx, f.workspace)
@@ -267,8 +277,8 @@ class Activation(Layer):
         ops.activate(self.activation, f.y)
 
     def backward(self, ops, f):
+        self.activate_backward(ops, f)
         ops.copy(f.dy, f.dx)
-        ops.activate_backward(self.activation, f.y, f.dx)
 
 
 def _glorot_uniform(shape, fan_in, fan_out):

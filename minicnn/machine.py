@@ -3,12 +3,33 @@
 import os
 from pathlib import Path
 
+import numpy as np
+
+_most_cores = None  # if this process has only a share of them
+
 
 def cores():
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        usable = len(os.sched_getaffinity(0))
+    else:
+        usable = os.cpu_count() or 1
+    return min(usable, _most_cores or usable)
+
+
+def use_cores(count):
+    """Use at most so many cores from now on, in this process."""
+    global _most_cores  # noqa: PLW0603  it is the process's
+    _most_cores = count
+
+
+def aligned_empty(shape, dtype, alignment):
+    """An array whose content is not set, at an address that `alignment` divides."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    memory = np.empty(size + alignment, np.uint8)
+    start = -memory.ctypes.data % alignment
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def free_memory():

@@ -15,6 +15,7 @@ import numpy as np
 
 from . import checks, rng
 from .cuda_convolution import VERSIONS, Dense
+from .plan import cut
 
 _ACTIVATIONS = "linear", "relu", "sigmoid", "tanh"  # in activation.cuh's order
 _THREADS = 256  # of a block, where nothing speaks for another number
@@ -103,11 +104,11 @@ class Operations:
 
     def batch_norm_workspace(self, nets, batch, shape):
         t = _Tiles.of((nets, batch, *shape))
-        return sum(4 * prod(array) for array in t.workspace_shapes(nets))
+        return sum(4 * prod(shape) for shape, _ in t.workspace_layout(nets))
 
     def batch_norm(self, x, gamma, beta, epsilon, mean, variance, y, workspace):
         t = _Tiles.of(x.shape)
-        chunks, terms = _cut(workspace, t.workspace_shapes(len(x)))
+        chunks, terms = cut(workspace, t.workspace_layout(len(x)))
         rest = terms[:, 0]  # (E, C)
         file, size = "batch_norm.cu", (t.rows, t.channels)
         self._launch(file, "batch_norm_chunks", t.grid, t.block, x, *size, chunks)
@@ -125,16 +126,17 @@ class Operations:
         self._launch("batch_norm.cu", "batch_norm_normalize", t.grid, t.block, *given, y)
 
     def batch_norm_backward(
-        self, x, dy, gamma, epsilon, mean, variance, dx, dgamma, dbeta, workspace
+        self, x, dy, gamma, epsilon, mean, variance, dx, dgamma, dbeta, workspace, activation
     ):
         t = _Tiles.of(x.shape)
-        chunks, terms = _cut(workspace, t.workspace_shapes(len(x)))
+        chunks, terms = cut(workspace, t.workspace_layout(len(x)))
         file, given = "batch_norm.cu", (x, dy, t.rows, t.channels, mean)
         self._launch(file, "batch_norm_gradient_chunks", t.grid, t.block, *given, chunks)
         sums = chunks, t.chunks, t.rows, t.channels, gamma, epsilon, variance
         results = dgamma, dbeta, terms
         self._launch(file, "batch_norm_gradient_sums", t.sum_grid, t.block, *sums, *results)
         self._launch(file, "batch_norm_input_gradient", t.grid, t.block, *given, terms, dx)
+        self.activate_backward(activation, x, dx)
 
     def update_moving(self, moving, batch, momentum):
         given = moving, batch, momentum, _numbers(moving)
@@ -222,19 +224,10 @@ class _Tiles(NamedTuple):
         """Blocks to add up the chunks' sums: one for each tile of channels."""
         return self.grid[1:]
 
-    def workspace_shapes(self, nets):
+    def workspace_layout(self, nets):
         """The chunks' sums, and what a second launch makes of them for a third."""
-        return (nets, 3, self.chunks, self.channels), (nets, 3, self.channels)
-
-
-def _cut(workspace, shapes):
-    """float32 arrays of these shapes, one behind the other in the workspace."""
-    arrays, at = [], 0
-    for shape in shapes:
-        stop = at + 4 * prod(shape)
-        arrays.append(workspace[at:stop].view(np.float32).reshape(shape))
-        at = stop
-    return arrays
+        shapes = (nets, 3, self.chunks, self.channels), (nets, 3, self.channels)
+        return [(shape, np.float32) for shape in shapes]
 
 
 def _warp_a_row(rows):

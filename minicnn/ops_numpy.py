@@ -292,8 +292,22 @@ def batch_norm_inference(x, gamma, beta, epsilon, mean, variance, y):
             rows += np.tile(shift, x.shape[3])
 
 
-def batch_norm_backward(x, dy, gamma, epsilon, mean, variance, dx, dgamma, dbeta, workspace=None):
+def batch_norm_backward(
+    x,
+    dy,
+    gamma,
+    epsilon,
+    mean,
+    variance,
+    dx,
+    dgamma,
+    dbeta,
+    workspace=None,
+    activation="linear",
+):
     """Gradients by x, gamma and beta from dy, the gradient by batch_norm's output.
+
+    Where x is the result of an activation, dx is the gradient by what that was given.
 
     With n numbers a channel and z = (x - mean) / sqrt(variance + epsilon):
     dbeta = sum dy, dgamma = sum dy*z, dx = gamma / sqrt(variance + epsilon) *
@@ -324,6 +338,7 @@ def batch_norm_backward(x, dy, gamma, epsilon, mean, variance, dx, dgamma, dbeta
             products = scratch("products", rows.shape, dx.dtype)
             np.multiply(_rows(dy[e, i]), np.tile(a, x.shape[3]), out=products)
             rows += products
+            _activate_backward(activation, x[e, i], dx[e, i])
 
 
 def update_moving(moving, batch, momentum):

@@ -15,6 +15,9 @@ class Frame:
     weights, gradients and moving hold an (E, ...) array for each name that the layer declares, and
     saved those that its forward pass leaves for its backward pass. seed, nets, stream and step say
     which random numbers are its own. workspace is memory for the time of one operation.
+
+    An activation's gradient is its own layer's work, unless the next layer can do it in passing:
+    then that one's input_activation names it, and this one's dy_is_before_activation.
     """
 
     x: object
@@ -31,6 +34,8 @@ class Frame:
     dx: object = None
     dy: object = None
     wants_dx: bool = False  # whether anybody reads dx
+    input_activation: str = "linear"  # what made x: dx is the gradient by what that was given
+    dy_is_before_activation: bool = False  # dy is the gradient by what the activation was given
 
 
 class Plan:
@@ -99,6 +104,9 @@ class Plan:
         first = next(i for i, node in enumerate(nodes) if node.specs)
         for i in reversed(range(first, len(nodes))):
             node, frame = nodes[i], frames[i]
+            if i > first and node.layer.differentiates_input_activation:
+                frame.input_activation = nodes[i - 1].layer.activation
+                frames[i - 1].dy_is_before_activation = True
             frame.dy, frame.wants_dx = gradient, i > first
             if node.layer.shares_memory(training=True):
                 frame.dx = gradient.reshape(frame.x.shape)
@@ -106,6 +114,16 @@ class Plan:
                 frame.dx, turn = view(turn, node.input_shape), 1 - turn
                 self.backward_passes.append((node.layer, frame))
             gradient = frame.dx
+
+
+def cut(workspace, layouts):
+    """Arrays of these (shape, dtype), one behind the other in a workspace of bytes."""
+    arrays, at = [], 0
+    for shape, dtype in layouts:
+        stop = at + np.dtype(dtype).itemsize * prod(shape)
+        arrays.append(workspace[at:stop].view(dtype).reshape(shape))
+        at = stop
+    return arrays
 
 
 def plan_layout(nodes, nets, batch, training, dtype, ops):

@@ -154,13 +154,10 @@ class Emulator(Driver):
 
     def empty(self, shape, dtype):
         """An array that starts at a multiple of 256 bytes; of a checked emulator, full of NaN."""
-        dtype = np.dtype(dtype)
-        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        memory = np.empty(count + _ALIGNMENT, np.uint8)
-        start = -memory.ctypes.data % _ALIGNMENT
+        array = machine.aligned_empty(shape, dtype, _ALIGNMENT)
         if self.checked:
-            memory[:] = _POISON
-        return memory[start : start + count].view(dtype).reshape(shape)
+            array.reshape(-1).view(np.uint8).fill(_POISON)
+        return array
 
     def zeros(self, shape, dtype):
         array = self.empty(shape, dtype)

@@ -1,0 +1,22 @@
+// Adam over the flat array of all weights, on a CPU. Source: D. Kingma, J. Ba, arXiv:1412.6980, in
+// the order of section 2's end, as Keras has it.
+#include <math.h>
+
+#include "vector.h"
+
+// One step: moments m and v, then weights w, from gradients g; all (P,). `step` counts the steps done
+// before this one.
+KERNEL adam(
+    float PER_NET w, const float PER_NET g, float PER_NET m, float PER_NET v, int P,
+    const long long* step, const double* learning_rate, double beta_1, double beta_2,
+    float epsilon) {
+    double t = *step + 1;
+    float rate = *learning_rate * sqrt(1 - pow(beta_2, t)) / (1 - pow(beta_1, t));
+    float keep_1 = beta_1, take_1 = 1 - beta_1, keep_2 = beta_2, take_2 = 1 - beta_2;
+#pragma omp parallel for simd
+    for (int i = 0; i < P; ++i) {
+        m[i] = keep_1 * m[i] + take_1 * g[i];
+        v[i] = keep_2 * v[i] + take_2 * (g[i] * g[i]);
+        w[i] -= rate * (m[i] / (sqrtf(v[i]) + epsilon));
+    }
+}

@@ -1,0 +1,91 @@
+// The batch, on a CPU: gathered from the data set, turned, zoomed and shifted. affine.py is the same
+// in NumPy.
+#include <math.h>
+#include <stdint.h>
+
+#include "philox.h"
+
+static const float UNIT = 1.0f / 255.0f;
+
+// Where an output pixel shows the input: row = row[0] * x + row[1] * y + row[2], and the column
+// likewise, with x, y the output pixel's column and row from the image's centre.
+typedef struct {
+    double row[3], column[3];
+} Map;
+
+// The map of image b of a batch: R(theta) @ (zoom * p + shift), its parameters within ranges (2, 5).
+// Image b uses the first five words of blocks 2b and 2b + 1.
+static Map draw_map(
+    const float* ranges, uint32_t seed, uint32_t net, uint32_t stream, uint32_t step, int b, int H,
+    int W) {
+    Words words[4];
+    philox4x32(2 * b, seed, net, stream, step, words);
+    float drawn[5];
+    for (int i = 0; i < 5; ++i) {
+        uint32_t word = words[i % 4][i / 4];
+        drawn[i] = draw(ranges[i], ranges[5 + i], word);
+    }
+    double theta = drawn[0] * (M_PI / 180), sine = sin(theta), cosine = cos(theta);
+    double tx = drawn[1], ty = drawn[2], zx = drawn[3], zy = drawn[4];
+    return (Map){
+        {sine * zx, cosine * zy, sine * tx + cosine * ty + (H - 1) / 2.0},
+        {cosine * zx, -sine * zy, cosine * tx - sine * ty + (W - 1) / 2.0},
+    };
+}
+
+// A position along an axis of `length` pixels: between the pixels `lower` and `lower + 1`, of which
+// the second counts by `weight`. Beyond the edge is the edge.
+typedef struct {
+    int lower;
+    float weight;
+} Between;
+
+INLINE Between between(double position, int length) {
+    double last = length - 1;
+    position = position < 0 ? 0 : position > last ? last : position;
+    int lower = smaller((int)position, larger(length - 2, 0));
+    return (Between){lower, (float)(position - lower)};
+}
+
+static void resample(const uint8_t* image, const Map* map, int H, int W, float* x) {
+    int right = smaller(W - 1, 1), below = W * smaller(H - 1, 1);
+    for (int i = 0; i < H; ++i) {
+        double from_y = i - (H - 1) / 2.0;
+        for (int j = 0; j < W; ++j) {
+            double from_x = j - (W - 1) / 2.0;
+            Between row = between(map->row[0] * from_x + map->row[1] * from_y + map->row[2], H);
+            Between column =
+                between(map->column[0] * from_x + map->column[1] * from_y + map->column[2], W);
+            const uint8_t* corner = image + (size_t)row.lower * W + column.lower;
+            float values[2];  // of the row above and of the row below
+            for (int k = 0; k < 2; ++k) {
+                float first = corner[k * below] * UNIT, second = corner[k * below + right] * UNIT;
+                values[k] = first * (1 - column.weight) + second * column.weight;
+            }
+            x[(size_t)i * W + j] = values[0] * (1 - row.weight) + values[1] * row.weight;
+        }
+    }
+}
+
+// x (B, H, W) in [0, 1] and y (B,): the images and labels that order (steps, B) names at row
+// step % steps. Null ranges leave images as they are; null labels leave y as it is.
+KERNEL load_batch(
+    const unsigned char* images, MAY_BE_NULL const unsigned char* labels, const int PER_NET order,
+    int steps, int B, int H, int W, MAY_BE_NULL const float* ranges, unsigned seed,
+    const long long PER_NET net, unsigned stream, const long long* step, float PER_NET x,
+    long long PER_NET y) {
+    const int* chosen = order + (size_t)(*step % steps) * B;
+    size_t pixels = (size_t)H * W;
+#pragma omp parallel for
+    for (int b = 0; b < B; ++b) {
+        const uint8_t* image = images + chosen[b] * pixels;
+        float* to = x + b * pixels;
+        if (labels) y[b] = labels[chosen[b]];
+        if (ranges) {
+            Map map = draw_map(ranges, seed, *net, stream, *step, b, H, W);
+            resample(image, &map, H, W, to);
+        } else {
+            for (size_t i = 0; i < pixels; ++i) to[i] = image[i] * UNIT;
+        }
+    }
+}

@@ -1,0 +1,187 @@
+// Batch normalisation on a CPU. Source: S. Ioffe, C. Szegedy, arXiv:1502.03167.
+//
+// x is (rows, C): all images and pixels are rows. Chunks of rows are shared out among threads; each
+// is small enough for the first cache, so that a second look at it costs little, and sums over a
+// chunk can be float. Chunks are then added up in double, in order: bits do not depend on threads.
+#include <math.h>
+#include <stdbool.h>
+
+#include "vector.h"
+
+// Independent sums of every fourth row each: an addition takes about four turns of the clock.
+enum { SUMS = 4 };
+
+INLINE Vector total(const Vector sum[SUMS]) { return (sum[0] + sum[1]) + (sum[2] + sum[3]); }
+
+INLINE void store_doubles(double* to, Vector v, Vector more, int count) {
+    for (int i = 0; i < count; ++i) to[i] = (double)v[i] + more[i];
+}
+
+// A chunk's mean and sum of squared deviations from it, of `width` channels: numbers are taken from
+// the first row on, and then from their mean, so that no digit is lost to a large mean.
+INLINE void chunk_moments(
+    const float* x, int rows, int C, const int width, double* mean, double* squares) {
+    Vector first = load_some(x, width), sum[SUMS] = {{0}}, rest[SUMS] = {{0}}, square[SUMS] = {{0}};
+    for (int row = 0; row < rows; ++row) {
+        sum[row % SUMS] += load_some(x + (size_t)row * C, width) - first;
+    }
+    Vector from_first = total(sum) / (float)rows;
+    for (int row = 0; row < rows; ++row) {
+        Vector d = load_some(x + (size_t)row * C, width) - first - from_first;
+        rest[row % SUMS] += d;
+        square[row % SUMS] += d * d;
+    }
+    Vector left = total(rest) / (float)rows;  // what rounding left
+    store_doubles(mean, first, from_first + left, width);
+    store_doubles(squares, total(square) - left * left * (float)rows, (Vector){0}, width);
+}
+
+// mean and variance (C,) of x, the variance the biased one, and `rest`: what to add to the rounded
+// mean. chunks (.., 2, C) is working memory.
+KERNEL batch_norm_statistics(
+    const float PER_NET x, int rows, int C, int chunk_rows, double PER_NET chunks,
+    float PER_NET mean, float PER_NET variance, float PER_NET rest) {
+    int count = divide_up(rows, chunk_rows);
+#pragma omp parallel for
+    for (int chunk = 0; chunk < count; ++chunk) {
+        const float* from = x + (size_t)chunk * chunk_rows * C;
+        double* to = chunks + (size_t)chunk * 2 * C;
+        int here = smaller(chunk_rows, rows - chunk * chunk_rows), c = 0;
+        for (; c + LANES <= C; c += LANES) {
+            chunk_moments(from + c, here, C, LANES, to + c, to + C + c);
+        }
+        if (c < C) chunk_moments(from + c, here, C, C - c, to + c, to + C + c);
+    }
+    for (int c = 0; c < C; ++c) {
+        double sum = 0, squares = 0;
+        for (int chunk = 0; chunk < count; ++chunk) {
+            int here = smaller(chunk_rows, rows - chunk * chunk_rows);
+            sum += here * chunks[(size_t)chunk * 2 * C + c];
+        }
+        double exact = sum / rows;
+        for (int chunk = 0; chunk < count; ++chunk) {
+            int here = smaller(chunk_rows, rows - chunk * chunk_rows);
+            const double* moments = chunks + (size_t)chunk * 2 * C + c;
+            squares += moments[C] + here * (moments[0] - exact) * (moments[0] - exact);
+        }
+        mean[c] = exact;
+        variance[c] = squares / rows;
+        rest[c] = exact - mean[c];
+    }
+}
+
+INLINE void normalize_chunk(
+    const float* x, int rows, int C, const int width, const float* gamma, const float* beta,
+    float epsilon, const float* mean, const float* variance, const float* rest, float* y) {
+    Vector center = load_some(mean, width), shift = load_some(beta, width), scale;
+    for (int i = 0; i < LANES; ++i) scale[i] = i < width ? gamma[i] / sqrtf(variance[i] + epsilon) : 0;
+    if (rest) shift -= load_some(rest, width) * scale;
+    for (int row = 0; row < rows; ++row) {
+        size_t at = (size_t)row * C;
+        store_some(y + at, (load_some(x + at, width) - center) * scale + shift, width);
+    }
+}
+
+// y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, the mean being mean + rest.
+KERNEL batch_norm_normalize(
+    const float PER_NET x, int rows, int C, int chunk_rows, const float PER_NET gamma,
+    const float PER_NET beta, float epsilon, const float PER_NET mean,
+    const float PER_NET variance, MAY_BE_NULL const float PER_NET rest, float PER_NET y) {
+#pragma omp parallel for
+    for (int first = 0; first < rows; first += chunk_rows) {
+        int here = smaller(chunk_rows, rows - first), c = 0;
+        size_t at = (size_t)first * C;
+#define NORMALIZE(width) \
+    normalize_chunk(x + at + c, here, C, width, gamma + c, beta + c, epsilon, mean + c, \
+                    variance + c, rest ? rest + c : NULL, y + at + c)
+        for (; c + LANES <= C; c += LANES) NORMALIZE(LANES);
+        if (c < C) NORMALIZE(C - c);
+    }
+}
+
+// Sums over a chunk's rows: of dy, of dy * (x - mean), and of x - mean, which would be 0 but for the
+// mean's rounding.
+INLINE void chunk_sums(
+    const float* x, const float* dy, int rows, int C, const int width, const float* mean,
+    double* sums) {
+    Vector center = load_some(mean, width), zero = {0};
+    Vector gradient[SUMS] = {{0}}, product[SUMS] = {{0}}, rest[SUMS] = {{0}};
+    for (int row = 0; row < rows; ++row) {
+        size_t at = (size_t)row * C;
+        Vector d = load_some(x + at, width) - center, g = load_some(dy + at, width);
+        gradient[row % SUMS] += g;
+        product[row % SUMS] += g * d;
+        rest[row % SUMS] += d;
+    }
+    store_doubles(sums, total(gradient), zero, width);
+    store_doubles(sums + C, total(product), zero, width);
+    store_doubles(sums + 2 * C, total(rest), zero, width);
+}
+
+// dgamma, dbeta (C,), and terms (3, C) with which dx = terms[0] * dy + terms[1] * (x - mean) +
+// terms[2] (ops_numpy.py has the formula). chunks (.., 3, C) is working memory.
+KERNEL batch_norm_gradient_sums(
+    const float PER_NET x, const float PER_NET dy, int rows, int C, int chunk_rows,
+    const float PER_NET gamma, float epsilon, const float PER_NET mean,
+    const float PER_NET variance, double PER_NET chunks, float PER_NET dgamma, float PER_NET dbeta,
+    float PER_NET terms) {
+    int count = divide_up(rows, chunk_rows);
+#pragma omp parallel for
+    for (int chunk = 0; chunk < count; ++chunk) {
+        size_t at = (size_t)chunk * chunk_rows * C;
+        double* to = chunks + (size_t)chunk * 3 * C;
+        int here = smaller(chunk_rows, rows - chunk * chunk_rows), c = 0;
+        for (; c + LANES <= C; c += LANES) {
+            chunk_sums(x + at + c, dy + at + c, here, C, LANES, mean + c, to + c);
+        }
+        if (c < C) chunk_sums(x + at + c, dy + at + c, here, C, C - c, mean + c, to + c);
+    }
+    for (int c = 0; c < C; ++c) {
+        double gradient = 0, product = 0, rest = 0;
+        for (int chunk = 0; chunk < count; ++chunk) {
+            const double* sums = chunks + (size_t)chunk * 3 * C + c;
+            gradient += sums[0], product += sums[C], rest += sums[2 * C];
+        }
+        rest /= rows;
+        product -= rest * gradient;  // as if taken from the exact mean
+        double inverse = 1 / sqrt((double)variance[c] + epsilon);
+        dbeta[c] = gradient;
+        dgamma[c] = product * inverse;
+        double a = gamma[c] * inverse, b = -a * inverse * inverse * product / rows;
+        terms[c] = a, terms[C + c] = b, terms[2 * C + c] = -a * gradient / rows - b * rest;
+    }
+}
+
+INLINE void input_gradient_chunk(
+    const float* x, const float* dy, int rows, int C, const int width, const float* mean,
+    const float* terms, bool relu, float* dx) {
+    Vector center = load_some(mean, width), a = load_some(terms, width);
+    Vector b = load_some(terms + C, width), c = load_some(terms + 2 * C, width);
+    for (int row = 0; row < rows; ++row) {
+        size_t at = (size_t)row * C;
+        Vector number = load_some(x + at, width);
+        Vector gradient = a * load_some(dy + at, width) + b * (number - center) + c;
+        store_some(dx + at, relu ? gradient * is_positive(number) : gradient, width);
+    }
+}
+
+// dx as above; where x is the result of a ReLU, the gradient by what that was given.
+KERNEL batch_norm_input_gradient(
+    const float PER_NET x, const float PER_NET dy, int rows, int C, int chunk_rows,
+    const float PER_NET mean, const float PER_NET terms, bool relu, float PER_NET dx) {
+#pragma omp parallel for
+    for (int first = 0; first < rows; first += chunk_rows) {
+        int here = smaller(chunk_rows, rows - first), c = 0;
+        size_t at = (size_t)first * C;
+#define INPUT_GRADIENT(width) \
+    input_gradient_chunk(x + at + c, dy + at + c, here, C, width, mean + c, terms + c, relu, \
+                         dx + at + c)
+        for (; c + LANES <= C; c += LANES) INPUT_GRADIENT(LANES);
+        if (c < C) INPUT_GRADIENT(C - c);
+    }
+}
+
+// moving = momentum * moving + (1 - momentum) * batch.
+KERNEL update_moving(float PER_NET moving, const float PER_NET batch, float momentum, int count) {
+    for (int i = 0; i < count; ++i) moving[i] = momentum * moving[i] + (1 - momentum) * batch[i];
+}

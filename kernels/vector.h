@@ -1,0 +1,67 @@
+// What the CPU's kernels share: how arrays arrive, and vectors as wide as the machine's registers.
+//
+// A kernel is a plain C function for one net. cpu.py reads its declaration: KERNEL name(...), arrays
+// of which each net has its own row as `float PER_NET x`, arrays that all nets share as `float* x`,
+// `const` where they are only read, MAY_BE_NULL where None may be given.
+//
+// Vectors are those of GCC and Clang: arithmetic on them becomes the machine's instructions.
+#pragma once
+
+#include <stddef.h>
+#include <string.h>
+
+#define KERNEL void
+#define PER_NET *
+#define MAY_BE_NULL
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else  // SSE, NEON
+#define VECTOR_BYTES 16
+#endif
+// AVX-512 and 64-bit ARM have 32 vector registers, others 16.
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define VECTOR_REGISTERS 32
+#else
+#define VECTOR_REGISTERS 16
+#endif
+
+enum { LANES = VECTOR_BYTES / sizeof(float) };  // floats in a vector
+
+typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
+typedef int Mask __attribute__((vector_size(VECTOR_BYTES)));  // a lane is 0 or -1
+typedef float InMemory __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+
+INLINE Vector load(const float* from) { return *(const InMemory*)from; }
+INLINE void store(float* to, Vector v) { *(InMemory*)to = v; }
+
+// The first `count` lanes, of a row that ends there; the others are 0.
+INLINE Vector load_some(const float* from, int count) {
+    if (count >= LANES) return load(from);
+    Vector v = {0};
+    for (int i = 0; i < count; ++i) v[i] = from[i];
+    return v;
+}
+INLINE void store_some(float* to, Vector v, int count) {
+    if (count >= LANES) {
+        store(to, v);
+        return;
+    }
+    for (int i = 0; i < count; ++i) to[i] = v[i];
+}
+
+// max(v, 0), but what is not a number stays so.
+INLINE Vector relu(Vector v) { return (Vector)((Mask)v & ~(Mask)(v < (Vector){0})); }
+
+// 1 where v > 0, else 0.
+INLINE Vector is_positive(Vector v) {
+    Vector ones = (Vector){0} + 1.0f;
+    return (Vector)((Mask)ones & (Mask)(v > (Vector){0}));
+}
+
+INLINE int smaller(int a, int b) { return a < b ? a : b; }
+INLINE int larger(int a, int b) { return a > b ? a : b; }
+INLINE int divide_up(int a, int b) { return (a + b - 1) / b; }  // of numbers that are not negative

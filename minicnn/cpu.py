@@ -1,0 +1,154 @@
+"""C kernels: compiled for this machine's own CPU on first use, called with checked arguments.
+
+kernels/*.c hold plain functions for one net, which threads share out among themselves by OpenMP,
+where the compiler has it. Here they are compiled into one library (native.py), loaded, and called
+for each net in turn. Calls can be recorded and done again as one, a whole step without a word of
+Python between two kernels.
+
+ops_cpu.py says which kernel is called when, and what for.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import os
+from functools import lru_cache
+
+import numpy as np
+
+from . import machine, native
+from .kernel import SOURCES, Program, bind_arguments, pointers
+
+_FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math"]
+_OWN_CPU = ("-march=native",), ("-mcpu=native",), ()  # the first that the compiler knows
+_THREADS = ("-fopenmp",), ()
+# A thread that waits for others spins so many turns before it sleeps. By default these are
+# milliseconds, in which another process on its core, or the thread that it waits for, stands still.
+_SPIN = {"GOMP_SPINCOUNT": "20000"}
+
+
+class Cpu:
+    """The kernels, compiled. `flags`: more of the compiler's, for tests.
+
+    Raises native.CompileError where there is no compiler that can.
+    """
+
+    def __init__(self, flags=()):
+        programs = [Program(path) for path in sorted(SOURCES.glob("*.c"))]
+        sources = {program.path.name: program.text + _entries(program) for program in programs}
+        own_cpu, threads = _known(_OWN_CPU), _known(_THREADS)
+        compile_flags = [*_FLAGS, *own_cpu, *threads, *flags]
+        path = native.build("cpu", sources, compile_flags, [*threads, *flags, "-lm"], "c")
+        for name, value in _SPIN.items():  # read when the library is loaded
+            os.environ.setdefault(name, value)
+        self._library = library = ctypes.CDLL(str(path))
+        library.call_all.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+        library.call_all.restype = None
+        library.use_threads.argtypes, library.use_threads.restype = [ctypes.c_int], None
+        self._kernels = {
+            name: (f"{program.path.name}: {name}", parameters, _address(library, f"entry_{name}"))
+            for program in programs
+            for name, parameters in program.kernels.items()
+        }
+        self.has_threads = bool(library.has_threads())
+        self.panel = library.panel_channels()  # conv_direct.c's PANEL
+        self._recording = None  # a list of calls
+
+    def use_cores(self):
+        """Let as many threads share the work as this process has cores."""
+        self._library.use_threads(machine.cores())
+
+    def call(self, name, *arguments):
+        """Call a kernel for each net of its arrays. Raises TypeError or ValueError as they say."""
+        where, parameters, entry = self._kernels[name]
+        nets, values, arrays = bind_arguments(
+            where, parameters, arguments, lambda array: array.ctypes.data
+        )
+        calls = [
+            _Call(entry, _values_of_net(parameters, values, e), arrays) for e in range(nets or 1)
+        ]
+        if self._recording is None:
+            _Calls(self._library, calls)()
+        else:
+            self._recording += calls
+
+    def python(self, function, *arguments):
+        """Call a Python function, as part of a recording if there is one."""
+        if self._recording is None:
+            function(*arguments)
+        else:
+            self._recording.append(lambda: function(*arguments))
+
+    def record(self, function):
+        """A function that does again what `function` calls here; nothing is done now."""
+        self._recording = calls = []
+        try:
+            function()
+        finally:
+            self._recording = None
+        steps = []
+        for are_kernels, group in itertools.groupby(calls, lambda call: isinstance(call, _Call)):
+            steps += [_Calls(self._library, list(group))] if are_kernels else group
+
+        def replay():
+            for step in steps:
+                step()
+
+        return replay
+
+
+class _Call:
+    """A kernel and its arguments for one net, ready to be called any number of times."""
+
+    def __init__(self, entry, values, arrays):
+        self.entry, self.pointers = entry, pointers(values)
+        self._kept = values, arrays  # what they point to
+
+
+class _Calls:
+    """Calls that follow one another."""
+
+    def __init__(self, library, calls):
+        self._call_all, self._kept, self._count = library.call_all, calls, len(calls)
+        self._entries = (ctypes.c_void_p * len(calls))(*(call.entry for call in calls))
+        addresses = (ctypes.addressof(call.pointers) for call in calls)
+        self._arguments = (ctypes.c_void_p * len(calls))(*addresses)
+
+    def __call__(self):
+        self._call_all(self._count, self._entries, self._arguments)
+
+
+def _values_of_net(parameters, values, e):
+    """A call's values: of arrays with a row a net, where the row of net e begins."""
+    return [
+        np.array(value["data"] + np.uint64(e * value["stride"] * p.dtype.itemsize))
+        if p.kind == "per net"
+        else value
+        for p, value in zip(parameters, values, strict=True)
+    ]
+
+
+def _entries(program):
+    """C functions by which each kernel is entered, whatever its parameters: see calls.c."""
+    functions = []
+    for name, parameters in program.kernels.items():
+        arguments = ", ".join(
+            f"*(void**)a[{i}]" if p.kind in ("per net", "array") else f"*({p.c_type}*)a[{i}]"
+            for i, p in enumerate(parameters)
+        )
+        functions.append(f"void entry_{name}(void** a) {{ {name}({arguments}); }}\n")
+    return "".join(functions)
+
+
+def _address(library, name):
+    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+
+
+@lru_cache
+def _known(choices):
+    """The first of some flags that the compiler takes."""
+    for flags in choices[:-1]:
+        with contextlib.suppress(native.CompileError):
+            native.build("flags", {"empty.c": "int empty;\n"}, flags, flags, "c")
+            return flags
+    return choices[-1]
