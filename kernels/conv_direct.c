@@ -84,7 +84,7 @@ typedef struct {
 INLINE void compute_tile(const int images, const int pixels, const Tile* t) {
     Vector sum[TILE][2];
     const float* base[TILE];  // pixels are reached from every third one, which saves registers
-#pragma GCC unroll 12
+    UNROLL
     for (int m = 0; m < images * pixels; ++m) {
         int b = m / pixels, p = m % pixels;
         const float* from = t->start ? t->start : t->y + b * t->y_image + p * t->y_pixel;
@@ -98,7 +98,7 @@ INLINE void compute_tile(const int images, const int pixels, const Tile* t) {
         const float* w = w_row;
         for (size_t k = i * t->x_row, end = k + t->length; k < end; ++k, w += PANEL) {
             Vector w0 = load(w), w1 = load(w + LANES);
-#pragma GCC unroll 12
+            UNROLL
             for (int m = 0; m < images * pixels; ++m) {
                 float number = base[m][k + m % pixels % 3 * step];
                 sum[m][0] += number * w0;
@@ -106,7 +106,7 @@ INLINE void compute_tile(const int images, const int pixels, const Tile* t) {
             }
         }
     }
-#pragma GCC unroll 12
+    UNROLL
     for (int m = 0; m < images * pixels; ++m) {
         float* to = t->y + m / pixels * t->y_image + m % pixels * t->y_pixel;
         store(to, t->relu ? relu(sum[m][0]) : sum[m][0]);
@@ -255,7 +255,7 @@ INLINE void sum_products(const int numbers, const Products* t) {
             const float* dz = t->dz + b * t->dz_image + r * t->dz_row;
             for (int q = 0; q < t->pixels; ++q, x += t->x_pixel, dz += t->dz_pixel) {
                 Vector dz0 = load(dz), dz1 = load(dz + LANES);
-#pragma GCC unroll 12
+                UNROLL
                 for (int k = 0; k < numbers; ++k) {
                     sum[k][0] += x[k] * dz0;
                     sum[k][1] += x[k] * dz1;
@@ -263,7 +263,7 @@ INLINE void sum_products(const int numbers, const Products* t) {
             }
         }
     }
-#pragma GCC unroll 12
+    UNROLL
     for (int k = 0; k < numbers; ++k) {
         store(t->sums + k * PANEL, sum[k][0]);
         store(t->sums + k * PANEL + LANES, sum[k][1]);

@@ -44,9 +44,10 @@ INLINE void random_words(
     }
 }
 
-// A word as a float from low to high. The product is rounded to a float before the sum, as NumPy
-// does it: the conversion from double keeps the compiler from making one operation of both.
+// A word as a float from low to high. The product and the sum are rounded one after the other, as
+// NumPy does it: `volatile` keeps the compiler from making one fused operation of them.
 INLINE float draw(float low, float high, uint32_t word) {
     float uniform = (word >> 8) * (1.0f / (1 << 24));  // 24 bits, which a float holds exactly
-    return low + (float)((double)(high - low) * uniform);
+    volatile float product = (high - low) * uniform;
+    return low + product;
 }

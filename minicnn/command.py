@@ -1,8 +1,11 @@
 """What the commands share: arguments, errors in one line, and an orderly stop."""
 
 import argparse
+import contextlib
 import os
 import signal
+import sys
+import warnings
 
 from .workers import WorkerDiedError
 
@@ -49,6 +52,18 @@ def one_line(error):
     if isinstance(error, MemoryError):
         return "out of memory; try a smaller --memory or --batch-size, or fewer --workers"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def warnings_in_one_line(prog):
+    """Within this context a warning is a line on stderr, without the code that it came from."""
+
+    def show(message, *_, **__):
+        print(f"{prog}: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 class StopOnSignal:

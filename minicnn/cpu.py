@@ -88,7 +88,8 @@ class Cpu:
             self._recording = None
         steps = []
         for are_kernels, group in itertools.groupby(calls, lambda call: isinstance(call, _Call)):
-            steps += [_Calls(self._library, list(group))] if are_kernels else group
+            of_a_kind = list(group)
+            steps += [_Calls(self._library, of_a_kind)] if are_kernels else of_a_kind
 
         def replay():
             for step in steps:

@@ -13,9 +13,9 @@ PRECISIONS = "float32", "tf32", "bfloat16"
 def choose(device, precision="float32", dtype="float32"):
     """The (name, operations, reason) of a device, by its name; or of operations made by hand.
 
-    "auto" is the fastest one here that computes in `dtype`. Where no C compiler works, "cpu" becomes
-    "numpy", and a warning says why. Raises ValueError for one that is not here, and says what is
-    missing and how it is had.
+    "auto" is the fastest one here that computes in `dtype`. Where no C compiler works, "numpy"
+    takes the place of "cpu", and a warning says why. Raises ValueError for one that is not here,
+    and says what is missing and how it is had.
     """
     reason = "as asked"
     if isinstance(device, ops_cpu.Operations | ops_cuda.Operations):
@@ -25,8 +25,9 @@ def choose(device, precision="float32", dtype="float32"):
         if device == "auto":
             device, reason = _fastest(dtype)
         elif device == "cpu" and cpu_problem():
-            device, reason = "numpy", f"for want of cpu: {cpu_problem()}"
-            warnings.warn(f"numpy instead of cpu: {cpu_problem()}", stacklevel=3)
+            device, reason = "numpy", "in place of cpu"
+            message = f"cpu cannot be had, numpy takes its place: {cpu_problem()}"
+            warnings.warn(message, stacklevel=3)
         operations = _operations(device)
     checks.choice("precision", precision, PRECISIONS)
     if precision != "float32":
@@ -46,6 +47,7 @@ def _fastest(dtype):
     return "numpy", f"auto: no CUDA, {no_cuda}; no C, {cpu_problem()}"
 
 
+@lru_cache
 def cpu_problem():
     """Why the C kernels cannot be compiled, in one line; None if they can."""
     try:

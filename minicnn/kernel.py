@@ -87,7 +87,7 @@ class Program:
 
     @cached_property
     def kernels(self):
-        """{name: [Parameter, ...]} of what the file declares as extern "C" __global__, or KERNEL."""
+        """{name: [Parameter, ...]} of what is declared as extern "C" __global__, in C as KERNEL."""
         code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", self.text, flags=re.DOTALL)
         structs = dict(re.findall(r"\bstruct (\w+) \{(.*?)\};", code, re.DOTALL))
         found = re.findall(
@@ -186,9 +186,7 @@ class Driver:
         where = f"{program.path.name}: {name}"
         if name not in program.kernels:
             raise ValueError(f"{where}: no such kernel")
-        nets, values, arrays = bind_arguments(
-            where, program.kernels[name], arguments, self.address
-        )
+        nets, values, arrays = bind_arguments(where, program.kernels[name], arguments, self.address)
         grid = (*_check_axes(where, "grid", grid, 2), nets or 1)
         grid = _check_sizes(where, "grid", grid, _GRID_LIMITS)
         block = _check_axes(where, "block", block, 3)

@@ -26,8 +26,8 @@ class Sequential:
 
     layers: the stack; input_shape: (H, W, C) or (K,). The loss is softmax cross-entropy, so a
     stack that is trained ends in activation "softmax". Net n's random numbers depend on (seed, n)
-    alone. device: a name that devices.py knows, or an ops_cuda.Operations; dtype: "float32" or
-    "float64".
+    alone. device: a name that devices.py knows, or the Operations of ops_cuda.py or ops_cpu.py;
+    dtype: "float32" or "float64".
     Raises ValueError that names the argument for anything else.
     """
 
@@ -43,8 +43,10 @@ class Sequential:
         precision="float32",
         optimizer=None,
     ):
-        self.device, self.ops, self.device_reason = devices.choose(device, precision)
         self.dtype = _check_dtype(dtype)
+        self.device, self.ops, self.device_reason = devices.choose(
+            device, precision, self.dtype.name
+        )
         if self.dtype.name not in self.ops.dtypes:
             raise ValueError(
                 f"dtype: got {dtype!r}, the device {self.device!r} computes in "

@@ -21,6 +21,7 @@ from .files import DataError, cache_folder
 
 _COMPILERS = {"c++": ("CXX", ("c++", "g++", "clang++")), "c": ("CC", ("cc", "gcc", "clang"))}
 _SHOWN_LINES = 30
+_INHERITED = "MINICNN_NATIVE"  # for child processes: a folder for this run, instead of the cache
 
 
 class CompileError(ValueError):
@@ -103,6 +104,8 @@ def _run(command, folder):
 @lru_cache
 def _folder():
     """Where libraries are kept: the user's cache, or where that cannot be, a folder of this run."""
+    if os.environ.get(_INHERITED):
+        return Path(os.environ[_INHERITED])
     with contextlib.suppress(OSError, DataError):
         folder = cache_folder() / "native"
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +113,7 @@ def _folder():
             return folder
     folder = tempfile.TemporaryDirectory(prefix="minicnn-")
     _kept.append(folder)
+    os.environ[_INHERITED] = folder.name
     warnings.warn(
         "the cache folder cannot be written: kernels are compiled anew in each run", stacklevel=2
     )

@@ -7,7 +7,7 @@ import numpy as np
 import tqdm
 
 from . import checkpoint, devices, ensemble
-from .command import REFUSALS, Parser, StopOnSignal, one_line, positive
+from .command import REFUSALS, Parser, StopOnSignal, one_line, positive, warnings_in_one_line
 from .data import load_test, write_submission
 from .files import DataError
 from .machine import cores
@@ -21,7 +21,7 @@ def main(argv=None):
     arguments = _parser().parse_args(argv)
     stop = StopOnSignal("stopping")
     try:
-        with stop:
+        with stop, warnings_in_one_line("minicnn.predict"):
             predict(arguments, stop)
     except (Interrupted, KeyboardInterrupt):
         return stop.status

@@ -18,7 +18,16 @@ import numpy as np
 import tqdm
 
 from . import __version__, devices, ensemble, figures
-from .command import REFUSALS, Parser, StopOnSignal, integer, number, one_line, positive
+from .command import (
+    REFUSALS,
+    Parser,
+    StopOnSignal,
+    integer,
+    number,
+    one_line,
+    positive,
+    warnings_in_one_line,
+)
 from .data import fingerprint, load_data, write_submission
 from .files import DataError, atomic_write
 from .recipe import RECIPES, Recipe
@@ -44,7 +53,7 @@ def main(argv=None):
     folder = Path(arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))
     stop = StopOnSignal("stopping after the step in hand; once more stops at once")
     try:
-        with stop:
+        with stop, warnings_in_one_line("minicnn.train"):
             train(arguments, folder, stop)
     except Interrupted:
         again = [a for a in argv if a != "--resume"]
@@ -188,7 +197,8 @@ def _parser():
     group.add_argument(
         "--no-graph",
         action="store_true",
-        help="launch each kernel of a step by itself, rather than all as one CUDA graph",
+        help="call each kernel of a step by itself, rather than all at once (on a GPU: as one CUDA "
+        "graph)",
     )
     group.add_argument("--no-figures", action="store_true", help="draw no figures")
     group.add_argument("--quiet", action="store_true", help="no progress bar")

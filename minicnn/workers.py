@@ -11,6 +11,8 @@ import threading
 from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
+from . import machine
+
 _POLL_SECONDS = 0.1
 
 
@@ -25,10 +27,10 @@ class WorkerDiedError(Exception):
 def run_jobs(function, shared, tasks, workers, report, on_result, should_stop):
     """[function(shared, task, report, should_stop) for task in tasks], in `workers` processes.
 
-    function must be importable, and what it takes and gives picklable. report(n) adds up n over all
-    of them; on_result(result) is called for each result in the order of the tasks. If a task
-    raises, the others are asked to stop, and the exception is raised here: Interrupted only where
-    nothing else went wrong.
+    Each process has its share of the cores, at least one. function must be importable, and what it
+    takes and gives picklable. report(n) adds up n over all of them; on_result(result) is called for
+    each result in the order of the tasks. If a task raises, the others are asked to stop, and the
+    exception is raised here: Interrupted only where nothing else went wrong.
     """
     if workers <= 1 or len(tasks) <= 1:
         results = []
@@ -39,11 +41,12 @@ def run_jobs(function, shared, tasks, workers, report, on_result, should_stop):
     # "spawn", because a fork would copy whatever threads and GPU contexts the caller has.
     context = multiprocessing.get_context("spawn")
     progress, stop = context.Queue(), context.Event()
+    workers = min(workers, len(tasks))
     with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(tasks)),
+        workers,
         mp_context=context,
         initializer=_start_worker,
-        initargs=(function, shared, progress, stop),
+        initargs=(function, shared, progress, stop, max(1, machine.cores() // workers)),
     ) as pool:
         with _signals_held():
             futures = [pool.submit(_run_task, task) for task in tasks]
@@ -93,7 +96,7 @@ def _signals_held():
 _here = SimpleNamespace(busy=threading.Lock())  # in a worker process: what its tasks share
 
 
-def _start_worker(function, shared, progress, stop):
+def _start_worker(function, shared, progress, stop, cores):
     # A signal meant for all (Ctrl-C, `timeout`, a batch system) is answered by the parent, through
     # `stop`. The pool itself still ends a worker by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -102,6 +105,7 @@ def _start_worker(function, shared, progress, stop):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # forget one that came during the start
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    machine.use_cores(cores)
     progress.cancel_join_thread()  # nobody need read the rest of it
     orphaned = threading.Event()
     _here.function, _here.shared, _here.report = function, shared, progress.put

@@ -1,17 +1,20 @@
 """Options of the test suite: the device that layers and models are tested on, and slow tests.
 
-Without `--device` the tests of operations and layers run on `numpy` and, where there is a C++
-compiler, on `emulated`; those of kernels on `emulated`. With `--device cuda` all run on the GPU.
+Without `--device` the tests of operations and layers run on `numpy` and, where there are compilers,
+on `cpu` and `emulated`; those of kernels on these two. With `--device cuda` all run on the GPU.
 """
 
 import pytest
 
-from minicnn import cuda, devices, native
+from minicnn import cuda, devices, native, ops_cpu
+from minicnn.cpu import Cpu
 from minicnn.emulator import Emulator
+from minicnn.ops_cuda import Operations
 
 
 def pytest_addoption(parser):
     parser.addoption("--device", help="the device to test (default: numpy and emulated)")
+    parser.addoption("--cpu-flags", default="", help="more flags for the compiler of kernels in C")
     parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
 
 
@@ -27,21 +30,26 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _on_kernels(item):
-    return hasattr(item, "callspec") and item.callspec.params.get("device") in ("cuda", "emulated")
+    device = item.callspec.params.get("device") if hasattr(item, "callspec") else None
+    return device in ("cpu", "cuda", "emulated")
 
 
 def pytest_generate_tests(metafunc):
+    asked = metafunc.config.getoption("--device")
     if "device" in metafunc.fixturenames:
-        asked = metafunc.config.getoption("--device")
-        both = metafunc.definition.get_closest_marker("emulated_too")
-        names = [asked] if asked else ["numpy", *["emulated"] * bool(both)]
+        every = metafunc.definition.get_closest_marker("every_device")
+        names = [asked] if asked else ["numpy", *["cpu", "emulated"] * bool(every)]
         metafunc.parametrize("device", names, indirect=True, scope="session")
+    if "kernel_device" in metafunc.fixturenames:
+        names = ["cpu", "emulated"] if asked in (None, "numpy") else [asked]
+        metafunc.parametrize("kernel_device", names, indirect=True, scope="session")
 
 
 def _usable(device):
-    """The device, or a visible skip of the test where it is the emulator and cannot be built."""
-    if device == "emulated" and native.problem():
-        pytest.skip(native.problem())
+    """The device, or a visible skip of the test where it cannot be built."""
+    problem = {"emulated": native.problem, "cpu": devices.cpu_problem}.get(device, lambda: None)()
+    if problem:
+        pytest.skip(problem)
     return device
 
 
@@ -59,42 +67,77 @@ def ops(device):
 
 @pytest.fixture(scope="session")
 def kernel_device(request):
-    """The name of the device whose kernels are tested: `emulated`, or `cuda` if asked for."""
+    """The name of the device whose kernels are tested."""
+    return _usable(request.param)
+
+
+@pytest.fixture(scope="session")
+def kernel_ops(kernel_device, request):
+    """The operations of that device."""
+    if kernel_device == "cpu":
+        return request.getfixturevalue("cpu_ops")
+    return devices.choose(kernel_device)[1]
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """For the time of a test there is no compiler."""
+    caches = devices._operations, devices.cpu_problem
+    monkeypatch.setattr(native, "problem", lambda language="c++": "there is no compiler")
+    for function in caches:
+        function.cache_clear()
+    yield
+    for function in caches:
+        function.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def cpu_ops(request):
+    """The operations of kernels in C, compiled as --cpu-flags says."""
+    _usable("cpu")
+    return ops_cpu.Operations(Cpu(request.config.getoption("--cpu-flags").split()))
+
+
+@pytest.fixture(scope="session")
+def cuda_device(request):
+    """The device that CUDA's kernels are tested on: `emulated`, or `cuda` if asked for."""
     asked = request.config.getoption("--device")
+    if asked == "cpu":
+        pytest.skip("tests kernels in CUDA")
     return _usable("emulated" if asked in (None, "numpy") else asked)
 
 
 @pytest.fixture(scope="session")
-def kernel_ops(kernel_device):
-    """The operations of that device."""
-    return devices.choose(kernel_device)[1]
-
-
-@pytest.fixture(scope="session")
-def driver(kernel_device):
+def driver(cuda_device):
     """What launches kernels on that device."""
-    return cuda.Cuda() if kernel_device == "cuda" else Emulator()
+    return cuda.Cuda() if cuda_device == "cuda" else Emulator()
 
 
 @pytest.fixture(scope="session")
-def checked_driver(kernel_device):
+def driver_ops(driver):
+    """The operations as that launches them."""
+    return Operations(driver)
+
+
+@pytest.fixture(scope="session")
+def checked_driver(cuda_device):
     """The emulator that sees every access; on a GPU the tests that need it are skipped."""
-    return _emulator(kernel_device, checked=True)
+    return _emulator(cuda_device, checked=True)
 
 
 @pytest.fixture(scope="session", params=["fast", "checked"])
-def emulator(request, kernel_device):
+def emulator(request, cuda_device):
     """The emulator, in either of its builds."""
-    return _emulator(kernel_device, checked=request.param == "checked")
+    return _emulator(cuda_device, checked=request.param == "checked")
 
 
 @pytest.fixture(scope="session", params=["backward", "shuffled"])
-def other_order_driver(request, kernel_device):
+def other_order_driver(request, cuda_device):
     """The emulator with its threads in another order."""
-    return _emulator(kernel_device, order=request.param)
+    return _emulator(cuda_device, order=request.param)
 
 
-def _emulator(kernel_device, **options):
-    if kernel_device != "emulated":
+def _emulator(cuda_device, **options):
+    if cuda_device != "emulated":
         pytest.skip("needs the emulator")
     return Emulator(**options)

@@ -13,7 +13,7 @@ from minicnn import RandomAffine, ops_numpy, rng
 from minicnn.affine import affine_parameters
 from minicnn.augment import affine_transform
 
-pytestmark = pytest.mark.emulated_too
+pytestmark = pytest.mark.every_device
 
 NAMES = "rotation_range", "zoom_range", "width_shift_range", "height_shift_range"
 SEED_RECIPE = dict(zip(NAMES, (10, 0.1, 0.1, 0.1), strict=True))

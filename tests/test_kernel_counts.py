@@ -20,9 +20,9 @@ LAYERS = {n.name: n for n in RECIPES["seed"].nodes if isinstance(n.layer, Conv2D
 
 
 @pytest.fixture(scope="module")
-def rows(kernel_device):
+def rows(cuda_device):
     """A step of one net, counted; the kernels that a GPU runs are the same."""
-    if kernel_device != "emulated":
+    if cuda_device != "emulated":
         pytest.skip("needs the emulator")
     return kernels.count_step(1, BATCH)
 
@@ -162,8 +162,8 @@ def test_the_limit_that_is_reached_first_sets_the_time():
 
 
 @pytest.mark.parametrize("version", ["naive", "im2col"])
-def test_the_command_prints_a_line_for_each_launch(kernel_device, version, tmp_path, capsys):
-    if kernel_device != "emulated":
+def test_the_command_prints_a_line_for_each_launch(cuda_device, version, tmp_path, capsys):
+    if cuda_device != "emulated":
         pytest.skip("needs the emulator")
     path = tmp_path / "counts.csv"
     kernels.main(["--nets=2", "--batch=1", f"--version={version}", "--csv", str(path)])
@@ -184,9 +184,9 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch, capsys):
     assert capsys.readouterr().err == message
 
 
-def test_a_librarys_product_is_the_kernels(driver, kernel_device, monkeypatch):
+def test_a_librarys_product_is_the_kernels(driver, cuda_device, monkeypatch):
     """What is timed beside a kernel computes the same; on the emulator NumPy stands for CuPy."""
-    library = np if kernel_device == "emulated" else pytest.importorskip("cupy")
+    library = np if cuda_device == "emulated" else pytest.importorskip("cupy")
     random, launches, run = np.random.default_rng(0), [], driver.run
     with monkeypatch.context() as patch:
         patch.setattr(driver, "run", lambda launch: (launches.append(launch), run(launch)))

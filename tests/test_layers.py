@@ -22,11 +22,12 @@ from minicnn import (
     MaxPooling2D,
     rng,
 )
+from minicnn.plan import Frame
 
 ACTIVATIONS = "linear", "relu", "sigmoid", "tanh", "softmax"
 FLOAT64 = pytest.param("float64", marks=pytest.mark.float64)
 DTYPES = "float32", FLOAT64
-pytestmark = pytest.mark.emulated_too
+pytestmark = pytest.mark.every_device
 modest = settings(deadline=None, max_examples=150, derandomize=True)
 
 
@@ -66,7 +67,7 @@ def make_frame(ops, layer, x, seed=3, nets=None, stream=rng.DROPOUT, step=0):
         name: poisoned(ops, (*((E, B) if per == "image" else (E,)), *shape_), kind or x.dtype)
         for name, (per, shape_, kind) in layer.saved(shape).items()
     }
-    return SimpleNamespace(
+    return Frame(
         x=ops.to_device(x),
         y=poisoned(ops, (E, B, *layer.output_shape(shape)), x.dtype),
         dx=poisoned(ops, x.shape, x.dtype),

@@ -27,7 +27,7 @@ from minicnn import (
 )
 from minicnn.plan import plan_layout
 
-pytestmark = pytest.mark.emulated_too
+pytestmark = pytest.mark.every_device
 DTYPES = "float32", pytest.param("float64", marks=pytest.mark.float64)
 
 # Keras's get_weights() of the notebook's network.

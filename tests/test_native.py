@@ -19,6 +19,7 @@ def cache(tmp_path, monkeypatch):
     """A cache folder of its own, whose name has a space; and nothing remembered."""
     folder = tmp_path / "a cache"
     monkeypatch.setenv("MINICNN_CACHE", str(folder))
+    monkeypatch.setenv(native._INHERITED, "")  # and what is set meanwhile is forgotten
     for function in (native._folder, native._compiler):
         function.cache_clear()
     yield folder / "native"

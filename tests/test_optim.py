@@ -7,7 +7,7 @@ import pytest
 
 from minicnn import Adam, ExponentialDecay
 
-pytestmark = pytest.mark.emulated_too
+pytestmark = pytest.mark.every_device
 
 
 def test_adams_defaults_are_kerass():

@@ -50,8 +50,8 @@ def small_network(monkeypatch):
         monkeypatch.setattr(module, "mnist_layers", layers)
 
 
-def test_the_whole_command_takes_less_than_two_minutes(kernel_device, tmp_path):
-    arguments = f"--device {kernel_device} --nets 2 --epochs 1 --limit 128 --test-limit 32"
+def test_the_whole_command_takes_less_than_two_minutes(cuda_device, tmp_path):
+    arguments = f"--device {cuda_device} --nets 2 --epochs 1 --limit 128 --test-limit 32"
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "minicnn.train", *arguments.split(), "--out", "run"],
@@ -65,14 +65,14 @@ def test_the_whole_command_takes_less_than_two_minutes(kernel_device, tmp_path):
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 120
     assert re.search(r"CNN 2: Epochs=1, .*\nEnsemble of 2: Test accuracy=", done.stdout)
-    assert f"Device: {kernel_device} (as asked). All nets together." in done.stderr
+    assert f"Device: {cuda_device} (as asked). All nets together." in done.stderr
     assert len((tmp_path / "run/submission.csv").read_text().splitlines()) == 33
 
 
 @pytest.fixture
-def whole(kernel_device, small_network, tmp_path):
+def whole(cuda_device, small_network, tmp_path):
     """The state that a run of all nets together leaves, and the arguments but its folder."""
-    arguments = [*SMALL, "--device", kernel_device]
+    arguments = [*SMALL, "--device", cuda_device]
     assert train.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     return state(tmp_path / "whole"), arguments
 
@@ -81,12 +81,12 @@ def whole(kernel_device, small_network, tmp_path):
     ("together", "told"), [(1, "Nets one by one"), (2, "In groups of 2, 1 nets")]
 )
 def test_too_little_memory_makes_groups_of_the_same_bits(
-    whole, kernel_device, tmp_path, capsys, together, told
+    whole, cuda_device, tmp_path, capsys, together, told
 ):
     expected, arguments = whole
     recipe = replace(RECIPES["demo"], batch_size=16)
     (images, _), (tests, _) = draw_digits(40), draw_digits(9)
-    ops = devices.choose(kernel_device)[1]
+    ops = devices.choose(cuda_device)[1]
     memory = resources.arrays_bytes(recipe, ops, together, images, tests)
     more = [f"--memory={memory}", "--out", str(tmp_path / "groups")]
     assert train.main([*arguments, *more]) == 0
@@ -133,12 +133,12 @@ def test_more_processes_than_one_are_refused(whole, tmp_path, capsys):
 
 @pytest.mark.parametrize(("nets", "together"), [(1, 1), (4, 4), (4, 1)])
 def test_the_memory_of_a_training_is_known_beforehand(
-    kernel_device, small_network, nets, together, tmp_path
+    cuda_device, small_network, nets, together, tmp_path
 ):
     """What is planned is no less than what is taken, and little more; a group leaves nothing."""
-    if kernel_device != "emulated":
+    if cuda_device != "emulated":
         pytest.skip("counts the emulator's arrays")
-    ops = devices.choose(kernel_device)[1]
+    ops = devices.choose(cuda_device)[1]
     taken, most = 0, 0
 
     def take(count):
@@ -165,7 +165,7 @@ def test_the_memory_of_a_training_is_known_beforehand(
     recipe = replace(RECIPES["demo"], nets=nets, epochs=1, batch_size=32)
     data = ensemble.Data(*draw_digits(200), *draw_digits(70))
     planned = resources.arrays_bytes(recipe, ops, together, data.train_images, data.test_images)
-    job = ensemble.Job(recipe, data, kernel_device, "float32", tmp_path, together)
+    job = ensemble.Job(recipe, data, cuda_device, "float32", tmp_path, together)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "_operations", lambda name: Counting())
         ensemble.train_ensemble(job)

@@ -92,13 +92,23 @@ def assert_close(found, expected):
 
 @pytest.fixture(scope="session", params=VERSIONS)
 def version(request):
-    """The name of a version of the convolution."""
+    """The name of a version of the convolution in CUDA."""
     return request.param
 
 
 @pytest.fixture(scope="session")
 def versioned_ops(driver, version):
     return Operations(driver, version)
+
+
+@pytest.fixture(scope="session", params=[*VERSIONS, "direct"])
+def any_ops(request):
+    """The operations with each version of the convolution; `direct` is that in C."""
+    if request.param != "direct":
+        return Operations(request.getfixturevalue("driver"), request.param)
+    if request.config.getoption("--device") not in (None, "numpy", "cpu"):
+        pytest.skip("tests kernels in C")
+    return request.getfixturevalue("cpu_ops")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -108,29 +118,29 @@ def versioned_ops(driver, version):
 @pytest.mark.parametrize("what", PASSES)
 @few
 @given(sizes=sizes, seed=st.integers(0, 2**32 - 1))
-def test_convolution_is_numpys_in_float64(versioned_ops, what, sizes, seed):
+def test_convolution_is_numpys_in_float64(any_ops, what, sizes, seed):
     case = sizes.case(what, np.random.default_rng(seed))
-    assert_close(case.run(versioned_ops), case.run(ops_numpy, dtype=np.float64))
+    assert_close(case.run(any_ops), case.run(ops_numpy, dtype=np.float64))
 
 
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("layer", range(1, 8))
-def test_the_seed_networks_convolutions_are_numpys(versioned_ops, what, layer):
+def test_the_seed_networks_convolutions_are_numpys(any_ops, what, layer):
     case = SEED_NETWORK[layer - 1].case(what, np.random.default_rng(layer))
-    assert_close(case.run(versioned_ops), case.run(ops_numpy, dtype=np.float64))
+    assert_close(case.run(any_ops), case.run(ops_numpy, dtype=np.float64))
 
 
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("number", range(len(RAGGED)))
-def test_a_net_alone_is_the_net_among_others_to_the_bit(versioned_ops, what, number):
+def test_a_net_alone_is_the_net_among_others_to_the_bit(any_ops, what, number):
     sizes = RAGGED[number]
     case = sizes.case(what, np.random.default_rng(number))
-    together = case.run(versioned_ops)
+    together = case.run(any_ops)
     assert_close(together, case.run(ops_numpy, dtype=np.float64))
     for e in range(sizes.E):
-        alone = case.run(versioned_ops, nets=slice(e, e + 1))
+        alone = case.run(any_ops, nets=slice(e, e + 1))
         assert_same_bits(alone, {name: a[e : e + 1] for name, a in together.items()})
-    assert_same_bits(case.run(versioned_ops), together)
+    assert_same_bits(case.run(any_ops), together)
 
 
 @pytest.mark.parametrize("what", PASSES)
@@ -155,19 +165,19 @@ def test_kernels_stay_in_bounds_and_race_with_nothing(
 
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("sizes", RAGGED[1:4])
-def test_rows_of_nets_may_lie_apart(versioned_ops, what, sizes):
+def test_rows_of_nets_may_lie_apart(any_ops, what, sizes):
     case = sizes.case(what, np.random.default_rng(3))
-    apart = Apart(versioned_ops)
-    assert_same_bits(case.run(versioned_ops, place=apart), case.run(versioned_ops))
+    apart = Apart(any_ops)
+    assert_same_bits(case.run(any_ops, place=apart), case.run(any_ops))
     apart.check()
 
 
 @pytest.mark.parametrize("what", PASSES)
-def test_what_is_not_a_number_stays_visible(versioned_ops, what):
+def test_what_is_not_a_number_stays_visible(any_ops, what):
     case = RAGGED[2].case(what, np.random.default_rng(4))
     first = next(iter(case.inputs.values()))
     first.reshape(-1)[first.size // 2] = np.nan
-    found, expected = case.run(versioned_ops), case.run(ops_numpy)
+    found, expected = case.run(any_ops), case.run(ops_numpy)
     for name in found:
         np.testing.assert_array_equal(np.isnan(found[name]), np.isnan(expected[name]))
     assert any(np.isnan(array).any() for array in found.values())
@@ -220,9 +230,7 @@ def test_dense_is_numpys_in_float64(kernel_ops, what, axes, activation, seed):
 
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("axes", [(3, 5, 7, 11), (2, 65, 33, 66)])
-def test_dense_alone_in_company_checked_and_in_other_orders(
-    kernel_ops, checked_driver, other_order_driver, what, axes
-):
+def test_dense_alone_and_in_company(kernel_ops, what, axes):
     case = dense_case(what, np.random.default_rng(5), *axes)
     together = case.run(kernel_ops)
     for e in range(axes[0]):
@@ -231,5 +239,13 @@ def test_dense_alone_in_company_checked_and_in_other_orders(
     apart = Apart(kernel_ops)
     assert_same_bits(case.run(kernel_ops, place=apart), together)
     apart.check()
+
+
+@pytest.mark.parametrize("what", PASSES)
+@pytest.mark.parametrize("axes", [(3, 5, 7, 11), (2, 65, 33, 66)])
+def test_dense_checked_and_in_other_orders(
+    driver_ops, checked_driver, other_order_driver, what, axes
+):
+    case = dense_case(what, np.random.default_rng(5), *axes)
     for driver in (checked_driver, other_order_driver):
-        assert_same_bits(case.run(Operations(driver)), together)
+        assert_same_bits(case.run(Operations(driver)), case.run(driver_ops))

@@ -54,6 +54,7 @@ def make_case(operation, random, E=2, B=3, H=5, W=4, C=3):
                 results["y"] = shape, float
                 return Case(operation, {"x": x, **weights}, results, (), epsilon, need)
             inputs = {"x": x, "dy": dy, "gamma": gamma, **statistics}
+            epsilon["activation"] = activation[0] if activation else "linear"
             results = dict.fromkeys(("dgamma", "dbeta"), (per_channel, float))
             results["dx"] = shape, float
             return Case(operation, inputs, results, (), epsilon, need)
@@ -131,6 +132,7 @@ ACTIVATIONS = "linear", "relu", "sigmoid", "tanh", "softmax"
 OPERATIONS = [
     *(f"{part} {name}" for part in ("activate", "activate_backward") for name in ACTIVATIONS),
     *"batch_norm batch_norm_inference batch_norm_backward update_moving".split(),
+    *(f"batch_norm_backward {name}" for name in ("relu", "tanh")),
     *"dropout dropout_backward max_pool max_pool_backward".split(),
     *"load_batch softmax_cross_entropy accumulate collect adam".split(),
 ]
@@ -166,7 +168,7 @@ def test_operations_are_numpys_in_float64(kernel_ops, operation, shape, seed):
     for name, array in found.items():
         if array.dtype.kind != "f":
             np.testing.assert_array_equal(array, expected[name], err_msg=name)
-        elif operation == "batch_norm_backward" and np.prod(shape[1:4]) < 3:
+        elif operation.startswith("batch_norm_backward") and np.prod(shape[1:4]) < 3:
             size = np.linalg.norm(case.inputs["dy"])  # what is left of dx is rounding
             assert np.linalg.norm(array - expected[name]) <= 1e-5 * size, name
         else:
@@ -191,9 +193,9 @@ def other_order(other_order_driver):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("shape", SHAPES[1:5])
-def test_the_order_of_threads_changes_no_bit(kernel_ops, other_order, operation, shape):
+def test_the_order_of_threads_changes_no_bit(driver_ops, other_order, operation, shape):
     case = make_case(operation, np.random.default_rng(1), *shape)
-    assert_same_bits(case.run(other_order), case.run(kernel_ops))
+    assert_same_bits(case.run(other_order), case.run(driver_ops))
 
 
 @pytest.fixture(scope="session")
@@ -203,9 +205,9 @@ def checked_ops(checked_driver):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_kernels_stay_in_bounds_and_race_with_nothing(kernel_ops, checked_ops, operation, shape):
+def test_kernels_stay_in_bounds_and_race_with_nothing(driver_ops, checked_ops, operation, shape):
     case = make_case(operation, np.random.default_rng(2), *shape)
-    assert_same_bits(case.run(checked_ops), case.run(kernel_ops))
+    assert_same_bits(case.run(checked_ops), case.run(driver_ops))
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
