@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks import timing
 from minicnn import __version__, ensemble, load_data
+from minicnn.machine import cores, use_cores
 from minicnn.recipe import RECIPES
-from minicnn.resources import cores
 
 SHORT = [
     (replace(RECIPES["seed"], nets=1, epochs=5, momentum=0.9, seed=seed), 6_400)
@@ -25,18 +25,21 @@ SHORT = [
 LONG = [(replace(RECIPES["seed"], nets=1, epochs=2, seed=seed), 60_000) for seed in range(3)]
 
 
-def accuracies(folder, runs):
+def accuracies(folder, runs, device):
     """[(test accuracy, and that on distorted test images) for (recipe, limit) in runs]."""
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(cores(), mp_context=context) as pool:
-        return list(pool.map(_accuracy, [folder] * len(runs), *zip(*runs, strict=True)))
+    with concurrent.futures.ProcessPoolExecutor(
+        cores(), mp_context=context, initializer=use_cores, initargs=(1,)
+    ) as pool:
+        given = [folder] * len(runs), [device] * len(runs)
+        return list(pool.map(_accuracy, *given, *zip(*runs, strict=True)))
 
 
-def _accuracy(folder, recipe, limit):
+def _accuracy(folder, device, recipe, limit):
     (x, y), (x_test, y_test) = load_data(folder)
     data = ensemble.Data(x[:limit], y[:limit], x_test, y_test)
     with tempfile.TemporaryDirectory() as checkpoints:
-        job = ensemble.Job(recipe, data, "numpy", "float32", Path(checkpoints))
+        job = ensemble.Job(recipe, data, device, "float32", Path(checkpoints))
         _, probabilities = ensemble.train_ensemble(job)
         trainer = ensemble.Trainer(job, recipe.all_nets)
         trainer.load(Path(checkpoints) / ensemble.FINAL)
@@ -54,11 +57,12 @@ def _accuracy(folder, recipe, limit):
 def main():
     parser = argparse.ArgumentParser(prog="benchmarks.accuracy", description=__doc__)
     parser.add_argument("--data", default="mnist", help="MNIST's folder (default: download it)")
-    parser.add_argument("--out", help="default: benchmarks/results/accuracy-numpy-DATE.json")
+    parser.add_argument("--device", choices=["numpy", "cpu"], default="cpu", help="default: cpu")
+    parser.add_argument("--out", help="default: benchmarks/results/accuracy-DEVICE-DATE.json")
     arguments = parser.parse_args()
     rows = []
     for runs in (SHORT, LONG):
-        results = accuracies(arguments.data, runs)
+        results = accuracies(arguments.data, runs, arguments.device)
         recipe, images = runs[0]
         rows.append(
             {
@@ -73,7 +77,7 @@ def main():
         print(rows[-1])
     versions = {"minicnn": __version__, "numpy": np.__version__}
     result = {"runs": rows, "machine": timing.machine(), "versions": versions}
-    timing.write("accuracy-numpy", result, arguments.out)
+    timing.write(f"accuracy-{arguments.device}", result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""python -m benchmarks.readme: write the tables of the README files anew from benchmarks/results.
+"""python -m benchmarks.readme: write the README files' tables and figure from benchmarks/results.
 
 A table stands between two comments that name it. The newest result of its kind is shown.
 """
@@ -11,6 +11,7 @@ from benchmarks.timing import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
 KERNELS_README = README.parent / "kernels" / "README.md"
+SCALING_FIGURE = "scaling-cpu.png"
 
 
 def newest(kind):
@@ -19,45 +20,135 @@ def newest(kind):
 
 
 def speed():
-    """Images a second of a training step, and of several processes."""
-    step, workers = newest("train-step-numpy"), newest("workers-numpy")
+    """Images a second of training steps, and of whole trainings by the number of processes."""
+    step, workers = newest("train-step-cpu"), newest("workers-cpu")
+    splits = list(dict.fromkeys((r["processes"], r["threads"]) for r in step["rates"]))
     lines = [
-        "| one process, one core | images a second | lowest to highest |",
-        "| --- | --- | --- |",
+        f"| {' | '.join(['', *(_split(*split) for split in splits)])} |",
+        f"| {' | '.join(['---'] * (1 + len(splits)))} |",
     ]
-    for name, rate in step["images_per_second"].items():
-        lines.append(_row(name, rate))
-    lines += ["", "| `--workers` | images a second | lowest to highest |", "| --- | --- | --- |"]
+    for name in dict.fromkeys(r["contender"] for r in step["rates"]):
+        found = {(r["processes"], r["threads"]): r for r in step["rates"] if r["contender"] == name}
+        cells = [_rate(found[split]) if split in found else "" for split in splits]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    lines += ["", "| `--workers` | images a second |", "| --- | --- |"]
     for count, rate in workers["processes"].items():
-        lines.append(_row(count, rate))
-    rounds = [
-        next(iter(r.values()))["rounds"] for r in (step["images_per_second"], workers["processes"])
-    ]
+        lines.append(f"| {count} | {_rate(rate)} |")
+    rounds = step["rates"][0]["rounds"], next(iter(workers["processes"].values()))["rounds"]
     return "\n".join(
         [
             *lines,
             "",
-            f"Training steps of one net, batch 64, augmentation included, PyTorch on one thread, "
-            f"median of {rounds[0]} rounds in turn; whole trainings of two nets for one epoch, "
-            f"median of {rounds[1]}. {_where(step)}",
+            "Above: images a second in training steps of one net a process, batch 64, "
+            f"augmentation included; median, lowest and highest of {rounds[0]} rounds in turn. The "
+            f"fastest minicnn is {step['ratio_of_one_process']:.2f} times as fast as the fastest "
+            f"PyTorch in one process, and {step['ratio_of_ensembles']:.2f} times where each has its "
+            f"best split of the cores. Below: {workers['what']} on `cpu`, validation and the start "
+            f"of the processes included, {rounds[1]} rounds. {_where(step)}",
         ]
     )
 
 
+def scaling():
+    """How throughput grows with batch, cores and nets, in one figure."""
+    result = newest("scaling-cpu")
+    return "\n".join(
+        [
+            f"![Images a second by batch, cores and nets](benchmarks/results/{SCALING_FIGURE})",
+            "",
+            f"Training steps in one process, median of {result['rates'][0]['rounds']} rounds in "
+            f"turn. {_where(result)}",
+        ]
+    )
+
+
+def draw_scaling(path):
+    """The figure of that."""
+    import matplotlib  # noqa: PLC0415  only this needs it
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    rates = newest("scaling-cpu")["rates"]
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    for axis, varied, fixed in ((axes[0], "batch", "nets"), (axes[1], "nets", "batch")):
+        kept = {"nets": 1, "batch": 64}[fixed]
+        for cores in sorted({rate["cores"] for rate in rates}):
+            rows = [r for r in rates if r["cores"] == cores and r[fixed] == kept]
+            rows.sort(key=lambda r: r[varied])
+            x, y = ([r[key] for r in rows] for key in (varied, "images_per_second"))
+            low, high = ([r[key] for r in rows] for key in ("lowest", "highest"))
+            label = f"{cores} core{'s' * (cores > 1)}"
+            [line] = axis.plot(x, y, marker="o", markersize=4, label=label)
+            axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.set_xlabel({"batch": "images in a batch", "nets": "nets, batch 64"}[varied])
+        axis.set_title({"batch": "One net", "nets": "Nets in one process"}[varied], fontsize=10)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_xscale("log", base=2)
+    ticks = sorted({rate["batch"] for rate in rates})
+    axes[0].set_xticks(ticks, map(str, ticks))
+    axes[1].set_xticks(sorted({rate["nets"] for rate in rates if rate["batch"] == 64}))
+    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylabel("images a second")
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
 def accuracy():
     """Test accuracy of short runs on MNIST."""
-    result = newest("accuracy-numpy")
     lines = [
-        "| training images | epochs | momentum | seeds | test images | test images, distorted |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| training images | epochs | momentum | seeds | device | test images "
+        "| test images, distorted |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for run in result["runs"]:
-        shown = [_percent(run[key]) for key in ("test_accuracy", "distorted_test_accuracy")]
-        lines.append(
-            f"| {run['images']:,} | {run['epochs']} | {run['momentum']} | {len(run['seeds'])} "
-            f"| {shown[0]} | {shown[1]} |"
-        )
-    return "\n".join([*lines, "", _where(result)])
+    results = {device: newest(f"accuracy-{device}") for device in ("numpy", "cpu")}
+    for runs in zip(*(result["runs"] for result in results.values()), strict=True):
+        for device, run in zip(results, runs, strict=True):
+            shown = [_percent(run[key]) for key in ("test_accuracy", "distorted_test_accuracy")]
+            lines.append(
+                f"| {run['images']:,} | {run['epochs']} | {run['momentum']} | {len(run['seeds'])} "
+                f"| {device} | {shown[0]} | {shown[1]} |"
+            )
+    where = (f"`{device}`: {_where(result)}" for device, result in results.items())
+    return "\n".join([*lines, "", " ".join(where)])
+
+
+def layers():
+    """Each layer and pass of a step on the CPU."""
+    result = newest("layers-cpu")
+    peak, rows = result["gemm_flops_per_second"], result["passes"]
+    passes = "forward", "weight gradient", "input gradient"
+    lines = [
+        f"| layer | {' | '.join(passes)} |",
+        f"| --- {'| --- ' * len(passes)}|",
+    ]
+    with_flops = [row for row in rows if row["flops"]]
+    for layer in dict.fromkeys(row["layer"] for row in with_flops):
+        cells = {
+            row["pass"]: f"{row['flops'] / row['seconds'] / 1e9:.0f} GFLOP/s, "
+            f"{row['flops'] / row['seconds'] / peak:.0%}, {row['seconds'] * 1e3:.2f} ms"
+            for row in with_flops
+            if row["layer"] == layer
+        }
+        lines.append(f"| {layer} | {' | '.join(cells.get(name, '') for name in passes)} |")
+    lines += ["", "| all layers of a kind | milliseconds |", "| --- | --- |"]
+    kinds = {}
+    for row in rows:
+        kind = f"{re.sub('_[0-9]+$', '', row['layer'])}, {row['pass']}"
+        kinds[kind] = kinds.get(kind, 0) + row["seconds"]
+    for kind, seconds in sorted(kinds.items(), key=lambda item: -item[1]):
+        lines.append(f"| {kind} | {seconds * 1e3:.2f} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Of {result['what']}, on {result['cores']} cores, median of {result['rounds']} steps. "
+            f"Per cent: of NumPy's BLAS on a product of large matrices on as many cores, "
+            f"{peak / 1e9:.0f} GFLOP/s. {_where(result)}",
+        ]
+    )
 
 
 def ladder():
@@ -98,9 +189,16 @@ def ladder():
     )
 
 
-def _row(name, rate):
-    spread = f"{rate['lowest']:.0f} to {rate['highest']:.0f}"
-    return f"| {name} | {rate['images_per_second']:.0f} | {spread} |"
+def _split(processes, threads):
+    counts = (processes, "process", "processes"), (threads, "thread", "threads")
+    return ", ".join(f"{n} {one if n == 1 else many}" for n, one, many in counts) + (
+        " each" if processes > 1 else ""
+    )
+
+
+def _rate(rate):
+    values = (rate[key] for key in ("images_per_second", "lowest", "highest"))
+    return "{:,.0f} ({:,.0f} to {:,.0f})".format(*values)
 
 
 def _percent(values):
@@ -119,7 +217,7 @@ def _where(result):
     )
 
 
-TABLES = {README: (speed, accuracy), KERNELS_README: (ladder,)}
+TABLES = {README: (speed, scaling, accuracy), KERNELS_README: (ladder, layers)}
 
 
 def render(path):
@@ -139,3 +237,4 @@ def render(path):
 if __name__ == "__main__":
     for path in TABLES:
         path.write_text(render(path))
+    draw_scaling(RESULTS / SCALING_FIGURE)

@@ -35,7 +35,12 @@ def alternate(contenders, rounds, seconds):
 
 def summarize(seconds, images):
     """Median and spread of images a second from seconds a step of so many images."""
-    rates = sorted(images / s for s in seconds)
+    return spread([images / s for s in seconds])
+
+
+def spread(rates):
+    """Median and spread of images a second."""
+    rates = sorted(rates)
     return {
         "images_per_second": statistics.median(rates),
         "lowest": rates[0],

@@ -85,19 +85,20 @@ def augment(images, recipe):
 class Training:
     """One net, its optimizer and the data set: call it for a training step."""
 
-    def __init__(self, images, labels, recipe, channels_last=False):
+    def __init__(self, images, labels, recipe, channels_last=False, compiled=False):
         self.images = torch.from_numpy(images)[:, None]  # (N, 1, 28, 28) uint8
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self.recipe = recipe
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = Net(recipe.momentum, recipe.dropout).to(memory_format=self.format)
         self.optimizer = torch.optim.Adam(self.net.parameters(), recipe.learning_rate, eps=1e-7)
+        self.forward = torch.compile(self.net) if compiled else self.net
 
     def __call__(self):
         chosen = torch.randint(len(self.images), (self.recipe.batch_size,))
         x = augment(self.images[chosen].float() / 255, self.recipe)
         x = x.contiguous(memory_format=self.format)
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.net(x), self.labels[chosen])
+        loss = F.cross_entropy(self.forward(x), self.labels[chosen])
         loss.backward()
         self.optimizer.step()

@@ -1,7 +1,8 @@
 """python -m benchmarks.train_step: images a second of the seed's training step, beside PyTorch.
 
-One process, one core, batch 64, augmentation included on both sides; in one run, in turn. First
-both must compute the same function: equal weights in, equal predictions and loss out.
+Batch 64, augmentation included on both sides. One process on all cores, which is how one net is
+trained, and other splits of the cores into processes and threads, for an ensemble; in one run, in
+turn. First both must compute the same function: equal weights in, equal predictions and loss out.
 """
 
 import argparse
@@ -10,43 +11,50 @@ import sys
 import numpy as np
 
 from benchmarks import timing
-from minicnn import __version__, ensemble, load_data, mnist_cnn
-from minicnn.recipe import RECIPES
+from benchmarks.crew import Contender, Crew, compare, ratio
+from minicnn import __version__, mnist_cnn
+from minicnn.machine import cores
 
 try:
     import torch
     from torch.nn import functional as F  # noqa: N812
 
-    from benchmarks.torch_net import Net, Training
+    from benchmarks.torch_net import Net
 except ImportError:
     sys.exit("benchmarks.train_step needs PyTorch: pip install torch")
 
 TOLERANCE = 1e-3
+PYTORCH = [
+    Contender("PyTorch"),
+    Contender("PyTorch channels_last", channels_last=True),
+    Contender("PyTorch compiled", compiled=True),
+    Contender("PyTorch compiled, channels_last", channels_last=True, compiled=True),
+]
 
 
 def main():
     parser = argparse.ArgumentParser(prog="benchmarks.train_step", description=__doc__)
-    parser.add_argument("--device", choices=["numpy"], default="numpy", help="default: numpy")
+    parser.add_argument("--device", choices=["numpy", "cpu"], default="cpu", help="default: cpu")
     parser.add_argument("--rounds", type=int, default=9, help="default: 9")
     parser.add_argument("--seconds", type=float, default=3, help="a contender and round, default 3")
     parser.add_argument("--out", help="default: benchmarks/results/train-step-DEVICE-DATE.json")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     differences = check_equal(arguments.device)
-    (images, labels), _ = load_data("digits")
-    recipe = RECIPES["seed"]
-    contenders = {
-        f"minicnn {arguments.device}": minicnn_step(images, labels, recipe, arguments.device),
-        "PyTorch": Training(images, labels, recipe),
-        "PyTorch channels_last": Training(images, labels, recipe, channels_last=True),
-    }
-    times = timing.alternate(contenders, arguments.rounds, arguments.seconds)
-    rates = {name: timing.summarize(t, recipe.batch_size) for name, t in times.items()}
-    ours, *theirs = (rate["images_per_second"] for rate in rates.values())
+    ours = [Contender(f"minicnn {arguments.device}", device=arguments.device)]
+    if arguments.device == "cpu":
+        ours.append(Contender("minicnn numpy", device="numpy"))
+    splits = [(p, cores() // p) for p in range(1, cores() + 1) if cores() % p == 0]
+    crews = start([*ours, *PYTORCH], splits)
+    rates = compare(crews, arguments.rounds, arguments.seconds)
+    for crew in crews.values():
+        crew.close()
     result = {
-        "what": "training step, one net, batch 64, augmentation included, one process, one core",
-        "images_per_second": rates,
-        "ratio_to_best_pytorch": ours / max(theirs),
+        "what": "training steps of one net a process, batch 64, augmentation included",
+        "rates": [
+            {"contender": name, "processes": processes, "threads": threads, **rate}
+            for (name, processes, threads), rate in rates.items()
+        ],
+        **ratios(rates, ours[0].name),
         "largest_difference_to_pytorch": differences,
         "machine": timing.machine(),
         "versions": {
@@ -55,23 +63,39 @@ def main():
             "torch": torch.__version__,
         },
     }
-    for name, rate in rates.items():
-        print(f"{name:<24}{rate['images_per_second']:8.0f} images a second")
-    print(f"{result['ratio_to_best_pytorch']:.2f} times the best PyTorch")
+    for (name, processes, threads), rate in rates.items():
+        print(f"{name:<34}{processes} x {threads}{rate['images_per_second']:8.0f} images a second")
+    print(f"one process: {result['ratio_of_one_process']:.2f} times the best PyTorch")
+    print(f"ensemble: {result['ratio_of_ensembles']:.2f} times, each with its best split")
     timing.write(f"train-step-{arguments.device}", result, arguments.out)
 
 
-def minicnn_step(images, labels, recipe, device):
-    """A training step of one net: gather, augment, forward, backward, Adam."""
-    job = ensemble.Job(recipe, ensemble.Data(images, labels), device, "float32", None)
-    trainer = ensemble.Trainer(job, range(1, 2))
-    trainer.begin_epoch(0)
+def start(contenders, splits):
+    """{(contender's name, processes, threads): Crew}; without those that do not run here."""
+    crews = {}
+    for contender in contenders:
+        for processes, threads in splits:
+            try:
+                crews[contender.name, processes, threads] = Crew(contender, processes, threads)
+            except EOFError:  # torch.compile needs a C++ compiler, for one
+                print(f"{contender.name} does not run here", file=sys.stderr)
+    return crews
 
-    def step():
-        with trainer.ops.session():
-            trainer.step()
 
-    return step
+def ratios(rates, ours):
+    """By how much we are faster than the best of PyTorch: in one process, and as an ensemble."""
+
+    def best(is_ours, most_processes):
+        return [
+            rate
+            for (name, processes, _), rate in rates.items()
+            if processes <= most_processes and (name == ours if is_ours else "PyTorch" in name)
+        ]
+
+    return {
+        "ratio_of_one_process": ratio(best(True, 1), best(False, 1)),
+        "ratio_of_ensembles": ratio(best(True, cores()), best(False, cores())),
+    }
 
 
 def check_equal(device):

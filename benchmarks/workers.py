@@ -14,13 +14,13 @@ import numpy as np
 
 from benchmarks import timing
 from minicnn import __version__, checkpoint, ensemble, load_data
+from minicnn.machine import cores
 from minicnn.recipe import RECIPES
-from minicnn.resources import cores
 
 
 def main():
     parser = argparse.ArgumentParser(prog="benchmarks.workers", description=__doc__)
-    parser.add_argument("--device", choices=["numpy"], default="numpy", help="default: numpy")
+    parser.add_argument("--device", choices=["numpy", "cpu"], default="cpu", help="default: cpu")
     parser.add_argument("--rounds", type=int, default=7, help="default: 7")
     parser.add_argument("--out", help="default: benchmarks/results/workers-DEVICE-DATE.json")
     arguments = parser.parse_args()

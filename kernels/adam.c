@@ -13,7 +13,7 @@ KERNEL adam(
     double t = *step + 1;
     float rate = *learning_rate * sqrt(1 - pow(beta_2, t)) / (1 - pow(beta_1, t));
     float keep_1 = beta_1, take_1 = 1 - beta_1, keep_2 = beta_2, take_2 = 1 - beta_2;
-#pragma omp parallel for simd
+#pragma omp parallel for simd if (P >= WORTH_SHARING)
     for (int i = 0; i < P; ++i) {
         m[i] = keep_1 * m[i] + take_1 * g[i];
         v[i] = keep_2 * v[i] + take_2 * (g[i] * g[i]);

@@ -4,7 +4,6 @@
 // is small enough for the first cache, so that a second look at it costs little, and sums over a
 // chunk can be float. Chunks are then added up in double, in order: bits do not depend on threads.
 #include <math.h>
-#include <stdbool.h>
 
 #include "vector.h"
 
@@ -42,7 +41,7 @@ KERNEL batch_norm_statistics(
     const float PER_NET x, int rows, int C, int chunk_rows, double PER_NET chunks,
     float PER_NET mean, float PER_NET variance, float PER_NET rest) {
     int count = divide_up(rows, chunk_rows);
-#pragma omp parallel for
+#pragma omp parallel for if (rows * C >= WORTH_SHARING)
     for (int chunk = 0; chunk < count; ++chunk) {
         const float* from = x + (size_t)chunk * chunk_rows * C;
         double* to = chunks + (size_t)chunk * 2 * C;
@@ -87,7 +86,7 @@ KERNEL batch_norm_normalize(
     const float PER_NET x, int rows, int C, int chunk_rows, const float PER_NET gamma,
     const float PER_NET beta, float epsilon, const float PER_NET mean,
     const float PER_NET variance, MAY_BE_NULL const float PER_NET rest, float PER_NET y) {
-#pragma omp parallel for
+#pragma omp parallel for if (rows * C >= WORTH_SHARING)
     for (int first = 0; first < rows; first += chunk_rows) {
         int here = smaller(chunk_rows, rows - first), c = 0;
         size_t at = (size_t)first * C;
@@ -126,7 +125,7 @@ KERNEL batch_norm_gradient_sums(
     const float PER_NET variance, double PER_NET chunks, float PER_NET dgamma, float PER_NET dbeta,
     float PER_NET terms) {
     int count = divide_up(rows, chunk_rows);
-#pragma omp parallel for
+#pragma omp parallel for if (rows * C >= WORTH_SHARING)
     for (int chunk = 0; chunk < count; ++chunk) {
         size_t at = (size_t)chunk * chunk_rows * C;
         double* to = chunks + (size_t)chunk * 3 * C;
@@ -169,7 +168,7 @@ INLINE void input_gradient_chunk(
 KERNEL batch_norm_input_gradient(
     const float PER_NET x, const float PER_NET dy, int rows, int C, int chunk_rows,
     const float PER_NET mean, const float PER_NET terms, bool relu, float PER_NET dx) {
-#pragma omp parallel for
+#pragma omp parallel for if (rows * C >= WORTH_SHARING)
     for (int first = 0; first < rows; first += chunk_rows) {
         int here = smaller(chunk_rows, rows - first), c = 0;
         size_t at = (size_t)first * C;

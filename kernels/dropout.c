@@ -1,6 +1,4 @@
 // Dropout on a CPU. Source: N. Srivastava et al., JMLR 15, 2014; inverted: what is kept is scaled up.
-#include <stdbool.h>
-
 #include "philox.h"
 
 // y = x * scale where the number's random word is at least `threshold`, else 0; mask says where.
@@ -10,7 +8,7 @@ KERNEL dropout_forward(
     bool PER_NET mask, float PER_NET y) {
     enum { NUMBERS = 4096 };  // that a thread takes at a time
     int turns = divide_up(count, NUMBERS);
-#pragma omp parallel for
+#pragma omp parallel for if (count >= WORTH_SHARING)
     for (int turn = 0; turn < turns; ++turn) {
         int first = turn * NUMBERS, here = smaller(NUMBERS, count - first);
         uint32_t words[NUMBERS];
@@ -25,7 +23,7 @@ KERNEL dropout_forward(
 // dx = dy * scale where mask, else 0.
 KERNEL dropout_backward(
     const float PER_NET dy, float scale, const bool PER_NET mask, int count, float PER_NET dx) {
-#pragma omp parallel for simd
+#pragma omp parallel for simd if (count >= WORTH_SHARING)
     for (int i = 0; i < count; ++i) {
         float factor = mask[i] * scale;
         dx[i] = dy[i] * factor;

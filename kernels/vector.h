@@ -7,6 +7,7 @@
 // Vectors are those of GCC and Clang: arithmetic on them becomes the machine's instructions.
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -68,6 +69,9 @@ INLINE Vector is_positive(Vector v) {
     Vector ones = (Vector){0} + 1.0f;
     return (Vector)((Mask)ones & (Mask)(v > (Vector){0}));
 }
+
+// Threads share out work on so many numbers; less is done sooner than others are told of it.
+enum { WORTH_SHARING = 1 << 15 };
 
 INLINE int smaller(int a, int b) { return a < b ? a : b; }
 INLINE int larger(int a, int b) { return a > b ? a : b; }

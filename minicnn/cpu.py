@@ -11,7 +11,6 @@ ops_cpu.py says which kernel is called when, and what for.
 import contextlib
 import ctypes
 import itertools
-import os
 from functools import lru_cache
 
 import numpy as np
@@ -22,9 +21,6 @@ from .kernel import SOURCES, Program, bind_arguments, pointers
 _FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math"]
 _OWN_CPU = ("-march=native",), ("-mcpu=native",), ()  # the first that the compiler knows
 _THREADS = ("-fopenmp",), ()
-# A thread that waits for others spins so many turns before it sleeps. By default these are
-# milliseconds, in which another process on its core, or the thread that it waits for, stands still.
-_SPIN = {"GOMP_SPINCOUNT": "20000"}
 
 
 class Cpu:
@@ -39,8 +35,6 @@ class Cpu:
         own_cpu, threads = _known(_OWN_CPU), _known(_THREADS)
         compile_flags = [*_FLAGS, *own_cpu, *threads, *flags]
         path = native.build("cpu", sources, compile_flags, [*threads, *flags, "-lm"], "c")
-        for name, value in _SPIN.items():  # read when the library is loaded
-            os.environ.setdefault(name, value)
         self._library = library = ctypes.CDLL(str(path))
         library.call_all.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
         library.call_all.restype = None
@@ -51,8 +45,11 @@ class Cpu:
             for name, parameters in program.kernels.items()
         }
         self.has_threads = bool(library.has_threads())
-        self.panel = library.panel_channels()  # conv_direct.c's PANEL
         self._recording = None  # a list of calls
+
+    def constant(self, name):
+        """A constant of the kernels, which they give by a function of that name."""
+        return getattr(self._library, name)()
 
     def use_cores(self):
         """Let as many threads share the work as this process has cores."""

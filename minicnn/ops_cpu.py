@@ -5,13 +5,13 @@ says what it means. Arrays are NumPy's. A step can be recorded and repeated as a
 """
 
 import contextlib
-from itertools import product
 from math import prod
 
 import numpy as np
 
-from . import machine, ops_numpy, rng
+from . import checks, machine, ops_numpy, rng
 from .cpu import Cpu
+from .cpu_convolution import VERSIONS
 from .geometry import Window
 from .plan import cut
 
@@ -20,18 +20,20 @@ _CHUNK_NUMBERS = 4096  # of batch normalisation's rows: as many as the first cac
 
 
 class Operations:
-    """The operations, by the kernels of `cpu`, a cpu.Cpu (default: as the machine's own CPU is).
+    """The operations, by the kernels of `cpu`, a cpu.Cpu (default: for the machine's own CPU).
 
-    Raises native.CompileError where there is no C compiler that can.
+    `convolution` names a version of it. Raises native.CompileError where no C compiler can make them.
     """
 
     name = "cpu"
     dtypes = ("float32",)
     lockstep = False  # nets gain nothing here from being trained together
 
-    def __init__(self, cpu=None):
-        self._cpu = cpu or Cpu()
-        self._call, self._python, self.capture = self._cpu.call, self._cpu.python, self._cpu.record
+    def __init__(self, cpu=None, convolution="winograd"):
+        version = VERSIONS[checks.choice("convolution", convolution, VERSIONS)]
+        self.cpu = cpu or Cpu()
+        self._convolution = version(self.cpu)
+        self._call, self._python, self.capture = self.cpu.call, self.cpu.python, self.cpu.record
         self.to_device, self.to_host = ops_numpy.to_device, ops_numpy.to_host
         self.free_memory = machine.free_memory
 
@@ -50,7 +52,7 @@ class Operations:
 
     @contextlib.contextmanager
     def session(self):
-        self._cpu.use_cores()
+        self.cpu.use_cores()
         with ops_numpy.session():
             yield
 
@@ -76,73 +78,24 @@ class Operations:
         elif name != "linear":
             self._python(ops_numpy.activate_backward, name, y, dy)
 
-    # ---- convolution -------------------------------------------------------------------------
+    # ---- convolution and dense: cpu_convolution.py -------------------------------------------
 
     def conv2d_workspace(self, nets, batch, window, channels, filters):
-        taps, pixels = prod(window.size), batch * prod(window.output)
-        packed = taps * channels * self._whole_panels(filters)
-        turned = taps * filters * self._whole_panels(channels)
-        widened = pixels * self._whole_panels(filters) if filters % self._cpu.panel else 0
-        return 4 * nets * max(packed, turned, widened)
+        return self._convolution.workspace(nets, batch, window, channels, filters)
 
     def conv2d(self, x, kernel, bias, window, activation, y, workspace):
-        (E, B), C, N = x.shape[:2], x.shape[-1], y.shape[-1]
-        B, window, C = _flat(B, window, C)
-        (H, W), (kh, kw) = window.output, window.size
-        packed = self._packed(workspace, E, kh * kw * C, N)
-        taps = kw, 0, 1, 0, 1, False, kh, kw
-        self._call("pack_kernel", kernel, *taps, C, N, packed)
-        s = _correlation(B, window, C, N, y_image=H * W * N, y_row=W * N, y_pixel=N)
         relu = activation == "relu"
-        self._call("correlate", x, s, packed, bias, relu, y)
+        self._convolution.forward(x, kernel, bias, window, relu, y, workspace)
         if not relu:
             self.activate(activation, y)
 
-    def conv2d_input_gradient(self, dz, kernel, window, dx, workspace):
-        """A convolution of dz with the kernel turned round; with strides, several (geometry.Phase).
-
-        Each makes one of the interleaved grids into which dx falls.
-        """
-        (E, B), C, N = dx.shape[:2], dx.shape[-1], dz.shape[-1]
-        B, window, C = _flat(B, window, C)
-        (H, W), (sh, sw), columns = window.input, window.strides, window.size[1]
-        for r, c in product(*window.phases):
-            packed = self._packed(workspace, E, r.taps * c.taps * N, C)
-            last_row, last_column = r.tap + (r.taps - 1) * sh, c.tap + (c.taps - 1) * sw
-            taps = columns, last_row, -sh, last_column, -sw, True, r.taps, c.taps
-            self._call("pack_kernel", kernel, *taps, N, C, packed)
-            phase = Window(
-                size=(r.taps, c.taps),
-                strides=(1, 1),
-                input=window.output,
-                before=(-r.start, -c.start),
-                after=(0, 0),
-                output=(r.count, c.count),
-            )
-            grid = {"y_image": H * W * C, "y_row": sh * W * C, "y_pixel": sw * C}
-            s = _correlation(B, phase, N, C, y_first=(r.first * W + c.first) * C, **grid)
-            self._call("correlate", dz, s, packed, None, False, dx)
-
     def conv2d_weight_gradient(self, x, dz, window, dkernel, dbias, workspace):
-        (E, B), C, N = x.shape[:2], x.shape[-1], dz.shape[-1]
-        wide = self._whole_panels(N)
-        if wide != N:
-            rows = prod(dz.shape[1:-1])
-            [widened] = cut(workspace, [((E, rows, wide), np.float32)])
-            self._call("widen", dz, rows, N, widened)
-            dz = widened
-        B, window, C = _flat(B, window, C)
-        s = _correlation(B, window, C, N)
-        self._call("conv_weight_gradient", x, dz, wide, s, dkernel, dbias)
+        self._convolution.weight_gradient(x, dz, window, dkernel, dbias, workspace)
 
-    def _packed(self, workspace, nets, numbers, channels):
-        [packed] = cut(workspace, [((nets, numbers * self._whole_panels(channels)), np.float32)])
-        return packed
+    def conv2d_input_gradient(self, dz, kernel, window, dx, workspace):
+        self._convolution.input_gradient(dz, kernel, window, dx, workspace)
 
-    def _whole_panels(self, channels):
-        return -(-channels // self._cpu.panel) * self._cpu.panel
-
-    # ---- dense: a convolution of images of one pixel -----------------------------------------
+    # A dense layer is a convolution of images of one pixel.
 
     def dense_workspace(self, nets, batch, inputs, units):
         return self.conv2d_workspace(nets, batch, _ONE_PIXEL, inputs, units)
@@ -230,29 +183,6 @@ _ONE_PIXEL = Window.fit((1, 1), (1, 1), "valid", (1, 1))
 def _pixels(x):
     """Vectors (E, B, K) as images of one pixel."""
     return x[:, :, None, None]
-
-
-def _flat(batch, window, channels):
-    """(images, window, channels) of a convolution; the same, seen as a product of matrices.
-
-    Where a window fits its image but once, an image is one long pixel: a whole batch then is a row
-    of these, and a kernel's tile many of them.
-    """
-    if window.output != (1, 1) or window.size != window.input:
-        return batch, window, channels
-    row = Window((1, 1), (1, 1), (1, batch), (0, 0), (0, 0), (1, batch))
-    return 1, row, prod(window.size) * channels
-
-
-def _correlation(images, window, channels, filters, y_first=0, y_image=0, y_row=0, y_pixel=0):
-    """conv_direct.c's struct."""
-    (H, W), (Ho, Wo) = window.input, window.output
-    (kh, kw), (sh, sw), (top, left) = window.size, window.strides, window.before
-    return {
-        "B": images, "H": H, "W": W, "C": channels, "Ho": Ho, "Wo": Wo, "N": filters,
-        "kh": kh, "kw": kw, "sh": sh, "sw": sw, "top": top, "left": left,
-        "y_first": y_first, "y_image": y_image, "y_row": y_row, "y_pixel": y_pixel,
-    }  # fmt: skip
 
 
 def _rows(x):

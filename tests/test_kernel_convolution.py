@@ -12,7 +12,7 @@ from cases import Apart, Case, as_float32, assert_same_bits, few, relative
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minicnn import ops_numpy
+from minicnn import cpu_convolution, ops_cpu, ops_numpy
 from minicnn.cuda_convolution import VERSIONS
 from minicnn.geometry import Window
 from minicnn.ops_cuda import Operations
@@ -68,6 +68,7 @@ RAGGED = [
     Sizes(2, 2, (7, 6), 36, 68, (2, 3), (3, 1), "same"),  # vectors, and tiles that stick out
     Sizes(2, 1, (8, 9), 4, 3, (1, 2), (4, 5), "valid", "softmax"),  # strides wider than the window
     Sizes(1, 3, (40, 30), 2, 4, (5, 3), (1, 1)),  # pixels of several splits, the last one short
+    Sizes(2, 3, (7, 10), 64, 32, (3, 3), (1, 1), "same"),  # whole panels, an odd number of rows
 ]
 
 axis = st.integers(1, 12)
@@ -101,14 +102,14 @@ def versioned_ops(driver, version):
     return Operations(driver, version)
 
 
-@pytest.fixture(scope="session", params=[*VERSIONS, "direct"])
+@pytest.fixture(scope="session", params=[*VERSIONS, *cpu_convolution.VERSIONS])
 def any_ops(request):
-    """The operations with each version of the convolution; `direct` is that in C."""
-    if request.param != "direct":
+    """The operations with each version of the convolution, in CUDA and in C."""
+    if request.param in VERSIONS:
         return Operations(request.getfixturevalue("driver"), request.param)
     if request.config.getoption("--device") not in (None, "numpy", "cpu"):
         pytest.skip("tests kernels in C")
-    return request.getfixturevalue("cpu_ops")
+    return ops_cpu.Operations(request.getfixturevalue("cpu_ops").cpu, request.param)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -121,6 +122,25 @@ def any_ops(request):
 def test_convolution_is_numpys_in_float64(any_ops, what, sizes, seed):
     case = sizes.case(what, np.random.default_rng(seed))
     assert_close(case.run(any_ops), case.run(ops_numpy, dtype=np.float64))
+
+
+@pytest.mark.parametrize("what", PASSES)
+@few
+@given(
+    axes=st.tuples(st.integers(1, 2), st.integers(1, 9), *[st.integers(4, 13)] * 2),
+    channels=st.tuples(*[st.sampled_from([32, 64, 96, 128])] * 2),
+    padding=st.sampled_from(["valid", "same"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_whole_panels_by_winograds_algorithm_are_numpys(
+    cpu_ops, what, axes, channels, padding, seed
+):
+    E, B, H, W = axes
+    sizes = Sizes(E, B, (H + 2, W + 2), *channels, (3, 3), (1, 1), padding)
+    case = sizes.case(what, np.random.default_rng(seed))
+    assert_close(case.run(cpu_ops), case.run(ops_numpy, dtype=np.float64))
+    direct = ops_cpu.Operations(cpu_ops.cpu, "direct")  # which makes other roundings
+    assert any((a != b).any() for a, b in zip(case.run(cpu_ops).values(), case.run(direct).values()))
 
 
 @pytest.mark.parametrize("what", PASSES)
