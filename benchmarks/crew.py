@@ -5,6 +5,7 @@ While one crew runs, the others wait for a word from their pipes, and take no ti
 """
 
 import multiprocessing
+import os
 import time
 from dataclasses import dataclass
 
@@ -13,6 +14,10 @@ from minicnn import ensemble, load_data, machine
 from minicnn.recipe import RECIPES
 
 RECIPE = RECIPES["seed"]
+# glibc's malloc gives freed memory back to the system and fetches it again, page by page, in each
+# step that allocates its arrays anew, as PyTorch's does. Told to keep it, PyTorch is a quarter
+# faster, and is measured so.
+_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "2000000000", "MALLOC_MMAP_THRESHOLD_": "2000000000"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Crew:
 
     def __init__(self, contender, processes, threads):
         context = multiprocessing.get_context("spawn")
+        os.environ.update(_KEEP_MEMORY)  # of the processes that are started from here
         self._pipes, self._processes = [], []
         for _ in range(processes):
             ours, theirs = context.Pipe()

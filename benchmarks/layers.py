@@ -2,7 +2,7 @@
 
 Every pass is timed where it stands in a step, so that it finds its operands as far away as it does
 in training. Arithmetic is given beside that of a large product of matrices by NumPy's BLAS, on as
-many cores, in the same rounds. Multiplications by the zeros around an image are not counted.
+many cores, before and after. Multiplications by the zeros around an image are not counted.
 """
 
 import argparse
@@ -33,13 +33,12 @@ def main():
     passes = passes_of(trainer)
     with trainer.ops.session():
         recorded = [trainer.ops.capture(function) for *_, function in passes]
-    seconds, of_gemm = [], []
-    for _ in range(arguments.rounds + 2):
-        with trainer.ops.session():
-            seconds.append([timed(function) for function in recorded])
-        of_gemm.append(timed_gemm())
+    of_gemm = gemm_seconds()
+    with trainer.ops.session():
+        seconds = [[timed(step) for step in recorded] for _ in range(arguments.rounds + 2)]
+    of_gemm += gemm_seconds()
     medians = [statistics.median(times) for times in zip(*seconds[2:], strict=True)]
-    peak = 2 * GEMM**3 / statistics.median(of_gemm[2:])
+    peak = 2 * GEMM**3 / statistics.median(of_gemm)
     rows = []
     for (layer, name, flops, _), taken in zip(passes, medians, strict=True):
         rows.append({"layer": layer, "pass": name, "seconds": taken, "flops": flops})
@@ -132,11 +131,13 @@ def timed(function):
     return time.perf_counter() - start
 
 
-def timed_gemm():
-    """Seconds that BLAS takes for the large product, on all cores."""
+def gemm_seconds():
+    """Seconds that BLAS takes for the large product, on all cores, time after time."""
     a, b, c = (np.ones((GEMM, GEMM), np.float32) for _ in range(3))
     with threadpoolctl.threadpool_limits(cores(), user_api="blas"):
-        return timed(lambda: np.matmul(a, b, out=c))
+        times = [timed(lambda: np.matmul(a, b, out=c)) for _ in range(8)]
+    time.sleep(1)  # BLAS's threads go on asking for work for a while
+    return times[2:]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 A table stands between two comments that name it. The newest result of its kind is shown.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -42,9 +43,9 @@ def speed():
             "Above: images a second in training steps of one net a process, batch 64, "
             f"augmentation included; median, lowest and highest of {rounds[0]} rounds in turn. The "
             f"fastest minicnn is {step['ratio_of_one_process']:.2f} times as fast as the fastest "
-            f"PyTorch in one process, and {step['ratio_of_ensembles']:.2f} times where each has its "
-            f"best split of the cores. Below: {workers['what']} on `cpu`, validation and the start "
-            f"of the processes included, {rounds[1]} rounds. {_where(step)}",
+            f"PyTorch in one process, and {step['ratio_of_ensembles']:.2f} times where each has "
+            f"its best split of the cores. Below: {workers['what']} on `cpu`, validation and the "
+            f"start of the processes included, {rounds[1]} rounds. {_where(step)}",
         ]
     )
 
@@ -62,6 +63,11 @@ def scaling():
     )
 
 
+def digest(result):
+    """What tells one result from another; a figure carries that of what it shows."""
+    return hashlib.sha256(json.dumps(result).encode()).hexdigest()
+
+
 def draw_scaling(path):
     """The figure of that."""
     import matplotlib  # noqa: PLC0415  only this needs it
@@ -69,7 +75,8 @@ def draw_scaling(path):
     matplotlib.use("Agg")
     from matplotlib import pyplot  # noqa: PLC0415
 
-    rates = newest("scaling-cpu")["rates"]
+    result = newest("scaling-cpu")
+    rates = result["rates"]
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
     for axis, varied, fixed in ((axes[0], "batch", "nets"), (axes[1], "nets", "batch")):
         kept = {"nets": 1, "batch": 64}[fixed]
@@ -92,7 +99,7 @@ def draw_scaling(path):
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("images a second")
     axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, metadata={"Source": digest(result)})
     pyplot.close(figure)
 
 

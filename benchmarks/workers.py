@@ -25,9 +25,10 @@ def main():
     parser.add_argument("--out", help="default: benchmarks/results/workers-DEVICE-DATE.json")
     arguments = parser.parse_args()
     (images, labels), _ = load_data("digits")
-    recipe = replace(RECIPES["seed"], nets=cores(), epochs=1)
+    recipe = replace(RECIPES["seed"], nets=cores(), epochs=3)
     data = ensemble.Data(images, labels)
-    trained = recipe.nets * ensemble.steps_per_epoch(recipe, len(images)) * recipe.batch_size
+    steps = recipe.nets * recipe.epochs * ensemble.steps_per_epoch(recipe, len(images))
+    trained = steps * recipe.batch_size
     seconds = {workers: [] for workers in range(1, cores() + 1)}
     weights = []
     for _ in range(arguments.rounds):
@@ -42,7 +43,7 @@ def main():
     rates = {workers: timing.summarize(s, trained) for workers, s in seconds.items()}
     one = rates[1]["images_per_second"]
     result = {
-        "what": f"training {recipe.nets} nets for one epoch of {len(images)} images",
+        "what": f"training {recipe.nets} nets for {recipe.epochs} epochs of {len(images)} images",
         "processes": rates,
         "ratio_to_one": {w: rate["images_per_second"] / one for w, rate in rates.items()},
         "machine": timing.machine(),

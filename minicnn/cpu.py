@@ -11,6 +11,7 @@ ops_cpu.py says which kernel is called when, and what for.
 import contextlib
 import ctypes
 import itertools
+import os
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +22,10 @@ from .kernel import SOURCES, Program, bind_arguments, pointers
 _FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math"]
 _OWN_CPU = ("-march=native",), ("-mcpu=native",), ()  # the first that the compiler knows
 _THREADS = ("-fopenmp",), ()
+# How many turns a thread that waits for another one spins before it sleeps, in GCC's OpenMP. By
+# default these are milliseconds: while another process is at work, the threads of a step then spend
+# most of their time in keeping each other from the cores.
+_SPIN = {"GOMP_SPINCOUNT": "1000"}
 
 
 class Cpu:
@@ -35,7 +40,7 @@ class Cpu:
         own_cpu, threads = _known(_OWN_CPU), _known(_THREADS)
         compile_flags = [*_FLAGS, *own_cpu, *threads, *flags]
         path = native.build("cpu", sources, compile_flags, [*threads, *flags, "-lm"], "c")
-        self._library = library = ctypes.CDLL(str(path))
+        self._library = library = _load(path)
         library.call_all.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
         library.call_all.restype = None
         library.use_threads.argtypes, library.use_threads.restype = [ctypes.c_int], None
@@ -136,6 +141,17 @@ def _entries(program):
         )
         functions.append(f"void entry_{name}(void** a) {{ {name}({arguments}); }}\n")
     return "".join(functions)
+
+
+def _load(path):
+    """The library; OpenMP's, which comes with it, reads the environment at that moment."""
+    added = {name: turns for name, turns in _SPIN.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        return ctypes.CDLL(str(path))
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _address(library, name):

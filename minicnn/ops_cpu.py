@@ -22,7 +22,7 @@ _CHUNK_NUMBERS = 4096  # of batch normalisation's rows: as many as the first cac
 class Operations:
     """The operations, by the kernels of `cpu`, a cpu.Cpu (default: for the machine's own CPU).
 
-    `convolution` names a version of it. Raises native.CompileError where no C compiler can make them.
+    `convolution` names a version of it. Raises native.CompileError where nothing can compile them.
     """
 
     name = "cpu"

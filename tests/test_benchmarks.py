@@ -15,8 +15,11 @@ def test_readme_agrees_with_the_results(path):
 @pytest.mark.parametrize(
     ("path", "kind", "places"),
     [
-        (readme.README, "train-step-numpy", ["images_per_second", "minicnn numpy"]),
+        (readme.README, "train-step-cpu", ["rates", 0]),
+        (readme.README, "workers-cpu", ["processes", "1"]),
         (readme.README, "accuracy-numpy", ["runs", 0, "test_accuracy"]),
+        (readme.README, "accuracy-cpu", ["runs", 0, "test_accuracy"]),
+        (readme.KERNELS_README, "layers-cpu", ["passes", 0]),
         (readme.KERNELS_README, "ladder-emulated", ["convolutions", "im2col", "forward"]),
     ],
 )
@@ -34,6 +37,14 @@ def test_a_changed_result_changes_the_readme(path, kind, places, tmp_path, monke
     assert readme.render(path) == path.read_text()
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     assert readme.render(path) != path.read_text()
+
+
+def test_the_figure_shows_the_newest_result(tmp_path):
+    figure = readme.RESULTS / readme.SCALING_FIGURE
+    shown = readme.digest(readme.newest("scaling-cpu"))
+    assert shown.encode() in figure.read_bytes(), "run python -m benchmarks.readme"
+    readme.draw_scaling(tmp_path / "again.png")
+    assert shown.encode() in (tmp_path / "again.png").read_bytes()
 
 
 def test_rates_are_medians():
