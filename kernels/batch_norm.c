@@ -117,8 +117,9 @@ INLINE void chunk_sums(
     store_doubles(sums + 2 * C, total(rest), zero, width);
 }
 
-// dgamma, dbeta (C,), and terms (3, C) with which dx = terms[0] * dy + terms[1] * (x - mean) +
-// terms[2] (ops_numpy.py has the formula). chunks (.., 3, C) is working memory.
+// dgamma, dbeta (C,), and terms (4, C) with which dx = terms[0] * (dy - terms[1]) + (terms[2] * (x -
+// mean) + terms[3]) (ops_numpy.py has the formula). So it is 0 where a channel has but one number.
+// chunks (.., 3, C) is working memory.
 KERNEL batch_norm_gradient_sums(
     const float PER_NET x, const float PER_NET dy, int rows, int C, int chunk_rows,
     const float PER_NET gamma, float epsilon, const float PER_NET mean,
@@ -147,19 +148,22 @@ KERNEL batch_norm_gradient_sums(
         dbeta[c] = gradient;
         dgamma[c] = product * inverse;
         double a = gamma[c] * inverse, b = -a * inverse * inverse * product / rows;
-        terms[c] = a, terms[C + c] = b, terms[2 * C + c] = -a * gradient / rows - b * rest;
+        terms[c] = a, terms[C + c] = gradient / rows;
+        terms[2 * C + c] = b, terms[3 * C + c] = -b * rest;
     }
 }
 
 INLINE void input_gradient_chunk(
     const float* x, const float* dy, int rows, int C, const int width, const float* mean,
     const float* terms, bool relu, float* dx) {
-    Vector center = load_some(mean, width), a = load_some(terms, width);
-    Vector b = load_some(terms + C, width), c = load_some(terms + 2 * C, width);
+    Vector center = load_some(mean, width);
+    Vector a = load_some(terms, width), mean_dy = load_some(terms + C, width);
+    Vector b = load_some(terms + 2 * C, width), c = load_some(terms + 3 * C, width);
     for (int row = 0; row < rows; ++row) {
         size_t at = (size_t)row * C;
         Vector number = load_some(x + at, width);
-        Vector gradient = a * load_some(dy + at, width) + b * (number - center) + c;
+        Vector from_mean = load_some(dy + at, width) - mean_dy;
+        Vector gradient = a * from_mean + (b * (number - center) + c);
         store_some(dx + at, relu ? gradient * is_positive(number) : gradient, width);
     }
 }

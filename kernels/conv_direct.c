@@ -87,6 +87,7 @@ static void correlate_pixels(
     float* to = y + s->y_first + (size_t)r * s->y_row + (size_t)first * s->y_pixel + n;
     Tile t = {.y = to, .y_image = s->y_image, .y_pixel = s->y_pixel};
     if (width < PANEL) t = (Tile){.y = aside, .y_image = (size_t)pixels * PANEL, .y_pixel = PANEL};
+    t.x = x;
     t.x_image = (size_t)s->H * s->W * s->C;
     t.x_row = (size_t)s->W * s->C;
     t.x_pixel = (size_t)s->sw * s->C;

@@ -21,9 +21,9 @@
 
 enum {
     PLACES = 16,           // 4 x 4
-    MOST_CHANNELS = 128,   // of an image, so that squares in transformation fit a thread's stack
+    MOST_CHANNELS = 128,    // of an image, so that squares in transformation fit a thread's stack
     GRADIENT_SQUARES = 48,  // at a time for the gradient by the kernel, to stay in the second cache
-    GRADIENT_PARTS = 8,    // of the images, each with sums of its own
+    GRADIENT_PARTS = 8,     // of the images, each with sums of its own
 };
 
 // y (B, Ho, Wo, N) from x (B, H, W, C), with `top` and `left` rows and columns of zeros before x.
@@ -184,7 +184,7 @@ KERNEL winograd_correlate(
     static const float ZEROS[PANEL] = {0};
 #pragma omp parallel for schedule(static)
     for (int first = 0; first < count; first += TILE) {
-        float transformed[PLACES * TILE * MOST_CHANNELS], products[PLACES * TILE * PANEL];
+        float transformed[PLACES * TILE * s.C], products[PLACES * TILE * PANEL];
         int here = smaller(TILE, count - first);
         size_t step = (size_t)TILE * s.C;
         for (int i = 0; i < here; ++i) {

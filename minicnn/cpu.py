@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import itertools
 import os
+import threading
 from functools import lru_cache
 
 import numpy as np
@@ -28,6 +29,10 @@ _THREADS = ("-fopenmp",), ()
 _SPIN = {"GOMP_SPINCOUNT": "1000"}
 
 
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads, but waits for them
+    os.register_at_fork(after_in_child=lambda: machine.use_cores(1))
+
+
 class Cpu:
     """The kernels, compiled. `flags`: more of the compiler's, for tests.
 
@@ -39,8 +44,8 @@ class Cpu:
         sources = {program.path.name: program.text + _entries(program) for program in programs}
         own_cpu, threads = _known(_OWN_CPU), _known(_THREADS)
         compile_flags = [*_FLAGS, *own_cpu, *threads, *flags]
-        path = native.build("cpu", sources, compile_flags, [*threads, *flags, "-lm"], "c")
-        self._library = library = _load(path)
+        link_flags = [*threads, *flags, "-lm"]
+        self._library = library = _load(sources, compile_flags, link_flags)
         library.call_all.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
         library.call_all.restype = None
         library.use_threads.argtypes, library.use_threads.restype = [ctypes.c_int], None
@@ -50,7 +55,7 @@ class Cpu:
             for name, parameters in program.kernels.items()
         }
         self.has_threads = bool(library.has_threads())
-        self._recording = None  # a list of calls
+        self._recording = _Recording()
 
     def constant(self, name):
         """A constant of the kernels, which they give by a function of that name."""
@@ -69,25 +74,25 @@ class Cpu:
         calls = [
             _Call(entry, _values_of_net(parameters, values, e), arrays) for e in range(nets or 1)
         ]
-        if self._recording is None:
+        if self._recording.calls is None:
             _Calls(self._library, calls)()
         else:
-            self._recording += calls
+            self._recording.calls += calls
 
     def python(self, function, *arguments):
         """Call a Python function, as part of a recording if there is one."""
-        if self._recording is None:
+        if self._recording.calls is None:
             function(*arguments)
         else:
-            self._recording.append(lambda: function(*arguments))
+            self._recording.calls.append(lambda: function(*arguments))
 
     def record(self, function):
         """A function that does again what `function` calls here; nothing is done now."""
-        self._recording = calls = []
+        self._recording.calls = calls = []
         try:
             function()
         finally:
-            self._recording = None
+            self._recording.calls = None
         steps = []
         for are_kernels, group in itertools.groupby(calls, lambda call: isinstance(call, _Call)):
             of_a_kind = list(group)
@@ -98,6 +103,12 @@ class Cpu:
                 step()
 
         return replay
+
+
+class _Recording(threading.local):
+    """What a thread records: a list of calls, or None."""
+
+    calls = None
 
 
 class _Call:
@@ -143,12 +154,21 @@ def _entries(program):
     return "".join(functions)
 
 
-def _load(path):
-    """The library; OpenMP's, which comes with it, reads the environment at that moment."""
+def _load(sources, compile_flags, link_flags):
+    """The library made from the sources. What is damaged in the cache is made anew, once.
+
+    OpenMP's library, which comes with it, reads the environment at that moment.
+    """
     added = {name: turns for name, turns in _SPIN.items() if name not in os.environ}
     os.environ.update(added)
     try:
-        return ctypes.CDLL(str(path))
+        path = native.build("cpu", sources, compile_flags, link_flags, "c")
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(path))
+        path.unlink()
+        return ctypes.CDLL(str(native.build("cpu", sources, compile_flags, link_flags, "c")))
+    except OSError as error:
+        raise native.CompileError(f"the kernels cannot be loaded: {error}") from None
     finally:
         for name in added:
             del os.environ[name]

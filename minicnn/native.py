@@ -10,7 +10,6 @@ import hashlib
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import tempfile
 import warnings
@@ -48,7 +47,7 @@ def _compiler(language):
     except ValueError:  # a quotation that does not end
         return None
     for command in [asked] if asked else [[name] for name in names]:
-        if shutil.which(command[0]):
+        with contextlib.suppress(OSError):  # it is not there, or no program
             done = subprocess.run(
                 [*command, "--version"], capture_output=True, text=True, check=False
             )

@@ -195,7 +195,7 @@ def _batch_norm_layout(shape):
     """Its working memory for x of a shape (E, ..., C): sums of chunks, and what is made of them."""
     E, C = shape[0], shape[-1]
     rows, chunk_rows = prod(shape[1:-1]), max(1, _CHUNK_NUMBERS // C)
-    return [((E, -(-rows // chunk_rows), 3, C), np.float64), ((E, 3, C), np.float32)]
+    return [((E, -(-rows // chunk_rows), 3, C), np.float64), ((E, 4, C), np.float32)]
 
 
 def _numbers(x):

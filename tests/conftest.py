@@ -6,7 +6,7 @@ on `cpu` and `emulated`; those of kernels on these two. With `--device cuda` all
 
 import pytest
 
-from minicnn import cuda, devices, native, ops_cpu
+from minicnn import cpu, cuda, devices, native, ops_cpu
 from minicnn.cpu import Cpu
 from minicnn.emulator import Emulator
 from minicnn.ops_cuda import Operations
@@ -82,7 +82,7 @@ def kernel_ops(kernel_device, request):
 @pytest.fixture
 def no_compiler(monkeypatch):
     """For the time of a test there is no compiler."""
-    caches = devices._operations, devices.cpu_problem
+    caches = devices._operations, devices.cpu_problem, cpu._known
     monkeypatch.setattr(native, "problem", lambda language="c++": "there is no compiler")
     for function in caches:
         function.cache_clear()

@@ -242,6 +242,30 @@ def test_each_process_has_its_share_of_the_cores(monkeypatch):
     assert found == [1, 1]
 
 
+FORKED = """
+import multiprocessing
+import numpy as np
+from minicnn import mnist_cnn
+model = mnist_cnn(nets=1, device="cpu")
+x = np.zeros((64, 28, 28, 1), np.float32)
+def predict(_):
+    return model.predict(x)
+if __name__ == "__main__":
+    here = predict(0)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert (pool.map_async(predict, [0]).get(60)[0] == here).all()
+"""
+
+
+@with_kernels
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_computes_too(tmp_path):
+    script = tmp_path / "forked.py"
+    script.write_text(FORKED)
+    done = python(script)
+    assert done.returncode == 0, done.stderr
+
+
 # ---------------------------------------------------------------------------------------------
 # Recordings
 
@@ -325,6 +349,20 @@ def test_a_recording_keeps_its_arrays_as_long_as_it_lives(cpu_ops):
     del replay
     gc.collect()
     assert all(array() is None for array in arrays)
+
+
+def test_what_another_thread_calls_is_in_no_recording(cpu_ops):
+    y = np.full((1, 3), -1, np.float32)
+
+    def elsewhere():
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(cpu_ops.activate, "relu", y).result()
+
+    replay = cpu_ops.capture(elsewhere)
+    assert (y == 0).all()
+    y[...] = -1
+    replay()
+    assert (y == -1).all()
 
 
 def test_after_an_error_in_a_recording_calls_are_done_at_once(cpu_ops):
@@ -480,6 +518,32 @@ def test_auto_is_cpu_without_a_gpu(monkeypatch):
     monkeypatch.setattr("minicnn.cuda.problem", lambda: "there is no GPU")
     model = mnist_cnn(nets=1)
     assert model.device == "cpu" and model.device_reason == "auto: no CUDA, there is no GPU"
+
+
+@with_kernels
+def test_what_is_damaged_in_the_cache_is_made_anew(tmp_path):
+    cache = {"MINICNN_CACHE": str(tmp_path), native._INHERITED: None}
+    make = "-c", "from minicnn.cpu import Cpu; Cpu()"
+    assert python(*make, **cache).returncode == 0
+    [library] = (tmp_path / "native").glob("cpu-*.so")
+    library.write_bytes(b"")
+    done = python(*make, **cache)
+    assert done.returncode == 0, done.stderr
+    assert library.stat().st_size > 0
+
+
+@with_kernels
+def test_a_library_that_cannot_be_loaded_is_no_cpu(nothing_known, monkeypatch, tmp_path):
+    monkeypatch.setattr("minicnn.cuda.problem", lambda: "there is no GPU")
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nfor last; do :; done\n: > "$last"\n')  # an empty file
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("MINICNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(native._INHERITED, "")
+    model = mnist_cnn(nets=1)
+    assert model.device == "numpy"
+    assert "no C, the kernels cannot be loaded: " in model.device_reason
 
 
 @with_kernels

@@ -332,6 +332,15 @@ def test_batch_norm_of_equal_numbers_has_no_variance(kernel_ops):
     np.testing.assert_allclose(found["y"], beta, atol=1e-6)
 
 
+@pytest.mark.parametrize("activation", ["", " relu"])
+def test_batch_norm_of_one_number_a_channel_has_no_gradient(kernel_ops, activation):
+    """What rounding would leave, Adam would turn into steps of the learning rate."""
+    operation = f"batch_norm_backward{activation}"
+    case = make_case(operation, np.random.default_rng(0), 2, 1, 1, 1, 70)
+    case.inputs |= {"mean": case.inputs["x"][:, 0, 0, 0], "variance": np.zeros((2, 70))}
+    assert not case.run(kernel_ops)["dx"].any()
+
+
 @pytest.mark.parametrize("step", [0, 1, 9, 999, 26_549, 10**7])
 def test_adam_is_numpys_at_any_step(kernel_ops, step):
     case = make_case("adam", np.random.default_rng(step))

@@ -17,17 +17,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_6400_images_5_epochs():
+@pytest.mark.parametrize("trained_on", ["numpy", "cpu"])
+def test_6400_images_5_epochs(trained_on):
     """PyTorch with this recipe: 97.7 to 98.4 %, distorted 95.5 to 96.2 %."""
-    plain, distorted = zip(*accuracy.accuracies(FOLDER, accuracy.SHORT), strict=True)
+    plain, distorted = zip(*accuracy.accuracies(FOLDER, accuracy.SHORT, trained_on), strict=True)
     print(f"test {plain}, distorted {distorted}")
     assert np.mean(plain) >= 0.976
     assert np.mean(distorted) >= 0.94
 
 
 @pytest.mark.slow
-def test_60000_images_2_epochs():
+@pytest.mark.parametrize("trained_on", ["numpy", "cpu"])
+def test_60000_images_2_epochs(trained_on):
     """PyTorch with this recipe: 99.12 and 99.09 %."""
-    [(plain, _)] = accuracy.accuracies(FOLDER, accuracy.LONG[:1])
+    [(plain, _)] = accuracy.accuracies(FOLDER, accuracy.LONG[:1], trained_on)
     print(f"test {plain}")
     assert plain >= 0.986
