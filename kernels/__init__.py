@@ -1,1 +1,1 @@
-"""The room of hand-written kernels, installed as `minicnn.kernels`; it holds none yet."""
+"""The hand-written kernels, installed as `minicnn.kernels`: sources in CUDA and C, no Python."""
