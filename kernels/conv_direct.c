@@ -170,6 +170,30 @@ static void sum_pixels(const Correlation* s, const float* dz, int images, int N,
     store(sums + LANES, sum[1]);
 }
 
+// `numbers` numbers of dkernel by a panel: row i of taps, column j, the numbers from `first` on; sums
+// over the images, from x and dz on, of x times dz.
+static void sum_tile(
+    const Correlation* s, const float* x, const float* dz, int dz_N, int images, int i, int j,
+    int first, int numbers, float* sums) {
+    Range row = inside(i, s->sh, s->top, s->H, s->Ho), pixel = inside(j, s->sw, s->left, s->W, s->Wo);
+    int x_row = row.first * s->sh + i - s->top, x_pixel = pixel.first * s->sw + j - s->left;
+    Products t = {
+        .x = x + ((size_t)x_row * s->W + x_pixel) * s->C + first,
+        .x_image = (size_t)s->H * s->W * s->C,
+        .x_row = (size_t)s->sh * s->W * s->C,
+        .x_pixel = (size_t)s->sw * s->C,
+        .dz = dz + ((size_t)row.first * s->Wo + pixel.first) * dz_N,
+        .dz_image = (size_t)s->Ho * s->Wo * dz_N,
+        .dz_row = (size_t)s->Wo * dz_N,
+        .dz_pixel = dz_N,
+        .images = images,
+        .rows = row.end - row.first,
+        .pixels = pixel.end - pixel.first,
+        .sums = sums,
+    };
+    SUM_PRODUCTS[numbers - 1](&t);
+}
+
 // dkernel (kh, kw, C, N) and dbias (N,) from x and dz, the gradient before activation, with `dz_N`
 // numbers a pixel: a whole number of panels, filled up with zeros.
 //
@@ -178,7 +202,8 @@ static void sum_pixels(const Correlation* s, const float* dz, int images, int N,
 KERNEL conv_weight_gradient(
     const float PER_NET x, const float PER_NET dz, int dz_N, struct Correlation s,
     float PER_NET dkernel, float PER_NET dbias) {
-    // Without padding, the numbers under a row of taps follow one another, whatever tap is whose.
+    // Without padding, the numbers under a row of taps follow one another, whatever tap is whose, and
+    // all pixels meet them: as if the row were one tap.
     int padded = s.left > 0 || (s.Wo - 1) * s.sw - s.left + s.kw > s.W;
     int taps = padded ? s.kw : 1, length = padded ? s.C : s.kw * s.C;
     int tiles = divide_up(length, TILE), panels = divide_up(s.N, PANEL);
@@ -192,36 +217,17 @@ KERNEL conv_weight_gradient(
         for (int unit = 0; unit < products + panels; ++unit) {
             int images = smaller(group, s.B - b), n = unit % panels * PANEL;
             int width = smaller(PANEL, s.N - n), numbers = 1;
-            float sums[TILE * PANEL];
+            float sums[TILE * PANEL], *to = dbias + n;
             const float* dz_group = dz + b * dz_image + n;
-            float* to = dbias + n;
-            if (unit >= products) {
-                sum_pixels(&s, dz_group, images, dz_N, sums);
-            } else {
+            if (unit < products) {
                 int tile = unit / panels % tiles, tap = unit / panels / tiles;
-                int i = tap / taps, j = tap % taps;
                 int first = (long)length * tile / tiles, end = (long)length * (tile + 1) / tiles;
-                Range row = inside(i, s.sh, s.top, s.H, s.Ho);
-                Range pixel = {0, s.Wo};
-                if (padded) pixel = inside(j, s.sw, s.left, s.W, s.Wo);
-                int x_row = row.first * s.sh + i - s.top, x_pixel = pixel.first * s.sw + j - s.left;
-                Products t = {
-                    .x = x + b * x_image + ((size_t)x_row * s.W + x_pixel) * s.C + first,
-                    .x_image = x_image,
-                    .x_row = (size_t)s.sh * s.W * s.C,
-                    .x_pixel = (size_t)s.sw * s.C,
-                    .dz = dz_group + ((size_t)row.first * s.Wo + pixel.first) * dz_N,
-                    .dz_image = dz_image,
-                    .dz_row = (size_t)s.Wo * dz_N,
-                    .dz_pixel = dz_N,
-                    .images = images,
-                    .rows = row.end - row.first,
-                    .pixels = pixel.end - pixel.first,
-                    .sums = sums,
-                };
+                int i = tap / taps, j = tap % taps;
                 numbers = end - first;
-                SUM_PRODUCTS[numbers - 1](&t);
                 to = dkernel + ((size_t)tap * length + first) * s.N + n;
+                sum_tile(&s, x + b * x_image, dz_group, dz_N, images, i, j, first, numbers, sums);
+            } else {
+                sum_pixels(&s, dz_group, images, dz_N, sums);
             }
             for (int k = 0; k < numbers; ++k, to += s.N) {
                 for (int v = 0; v < width; ++v) {

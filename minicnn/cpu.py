@@ -54,7 +54,6 @@ class Cpu:
             for program in programs
             for name, parameters in program.kernels.items()
         }
-        self.has_threads = bool(library.has_threads())
         self._recording = _Recording()
 
     def constant(self, name):

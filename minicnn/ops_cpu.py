@@ -122,21 +122,21 @@ class Operations:
         chunks, terms = cut(workspace, _batch_norm_layout(x.shape))
         rest = terms[:, 0]  # (E, C)
         results = mean, variance, rest
-        self._call("batch_norm_statistics", x, *_rows(x), chunks, *results)
-        self._call("batch_norm_normalize", x, *_rows(x), gamma, beta, epsilon, *results, y)
+        self._call("batch_norm_statistics", x, *_rows(x.shape), chunks, *results)
+        self._call("batch_norm_normalize", x, *_rows(x.shape), gamma, beta, epsilon, *results, y)
 
     def batch_norm_inference(self, x, gamma, beta, epsilon, mean, variance, y):
         given = gamma, beta, epsilon, mean, variance, None
-        self._call("batch_norm_normalize", x, *_rows(x), *given, y)
+        self._call("batch_norm_normalize", x, *_rows(x.shape), *given, y)
 
     def batch_norm_backward(
         self, x, dy, gamma, epsilon, mean, variance, dx, dgamma, dbeta, workspace, activation
     ):
         chunks, terms = cut(workspace, _batch_norm_layout(x.shape))
         given = gamma, epsilon, mean, variance, chunks
-        self._call("batch_norm_gradient_sums", x, dy, *_rows(x), *given, dgamma, dbeta, terms)
+        self._call("batch_norm_gradient_sums", x, dy, *_rows(x.shape), *given, dgamma, dbeta, terms)
         relu = activation == "relu"
-        self._call("batch_norm_input_gradient", x, dy, *_rows(x), mean, terms, relu, dx)
+        self._call("batch_norm_input_gradient", x, dy, *_rows(x.shape), mean, terms, relu, dx)
         if not relu:
             self.activate_backward(activation, x, dx)
 
@@ -185,16 +185,16 @@ def _pixels(x):
     return x[:, :, None, None]
 
 
-def _rows(x):
-    """How batch normalisation sees x (E, ..., C): rows, channels, rows in a chunk."""
-    rows, channels = prod(x.shape[1:-1]), x.shape[-1]
+def _rows(shape):
+    """How batch normalisation sees x of a shape (E, ..., C): rows, channels, rows in a chunk."""
+    rows, channels = prod(shape[1:-1]), shape[-1]
     return rows, channels, max(1, _CHUNK_NUMBERS // channels)
 
 
 def _batch_norm_layout(shape):
     """Its working memory for x of a shape (E, ..., C): sums of chunks, and what is made of them."""
-    E, C = shape[0], shape[-1]
-    rows, chunk_rows = prod(shape[1:-1]), max(1, _CHUNK_NUMBERS // C)
+    E = shape[0]
+    rows, C, chunk_rows = _rows(shape)
     return [((E, -(-rows // chunk_rows), 3, C), np.float64), ((E, 4, C), np.float32)]
 
 

@@ -153,8 +153,8 @@ def test_vectors_are_as_wide_as_the_flags_allow():
 
 @with_kernels
 def test_there_are_threads_where_the_compiler_has_openmp():
-    assert Cpu().has_threads == bool(cpu._known(cpu._THREADS))
-    assert not Cpu(["-fno-openmp"]).has_threads
+    assert Cpu().constant("has_threads") == bool(cpu._known(cpu._THREADS))
+    assert not Cpu(["-fno-openmp"]).constant("has_threads")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_threads_change_no_bit_of_a_dense_layer(shared_ops, monkeypatch, what, a
 @pytest.mark.skipif(not TASKS.exists(), reason="needs Linux's list of threads")
 def test_as_many_threads_share_the_work_as_there_are_cores(shared_ops, monkeypatch, cores):
     """The tests above can fail: their threads are there."""
-    if not shared_ops.cpu.has_threads:
+    if not shared_ops.cpu.constant("has_threads"):
         pytest.skip("the compiler has no OpenMP")
     monkeypatch.setattr(machine, "cores", lambda: cores)
 
