@@ -46,3 +46,26 @@ extern "C" __global__ void dropout_backward(
     float value = dy.row()[i];
     dx.row()[i] = mask.row()[i] ? value * scale : 0.0f;
 }
+
+// Dropout's answers for a whole step, as bits: kept (words,), number i's is bit i % 32 of word i / 32
+// of its layer. layers (count, 3): the first word, stream and threshold of each layer, in order.
+// A thread makes a word, from eight Philox blocks.
+extern "C" __global__ void dropout_bits(
+    const unsigned* layers, int count, int words, unsigned seed, PerNet<const long long> nets,
+    const long long* step, PerNet<unsigned> kept) {
+    int word = blockIdx.x * blockDim.x + threadIdx.x;
+    if (word >= words) return;
+    const unsigned* layer = layers;
+    for (int i = 1; i < count; ++i)
+        if (word >= layers[i * 3]) layer = layers + i * 3;
+    Random random{seed, unsigned(nets.row()[0]), layer[1], unsigned(step[0])};
+    unsigned threshold = layer[2], bits = 0;
+    constexpr int BLOCKS = 32 / WORDS;
+    for (int i = 0; i < BLOCKS; ++i) {
+        uint4 words = random.block((word - layer[0]) * BLOCKS + i);
+        unsigned four = (words.x >= threshold) | (words.y >= threshold) << 1 |
+                        (words.z >= threshold) << 2 | (words.w >= threshold) << 3;
+        bits |= four << i * WORDS;
+    }
+    kept.row()[word] = bits;
+}

@@ -54,4 +54,11 @@ __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" :: "n"(GROUPS_LEFT) : "memory");
 }
 
+// The number itself, of which the compiler knows nothing: what is computed from it is computed there,
+// and not before a loop, where each result of an unrolled one would take a register all the while.
+__device__ __forceinline__ int opaque(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 #endif

@@ -106,6 +106,7 @@ class Cuda(Driver):
         self._stream = self._cupy.cuda.Stream()
         self._driver = importlib.import_module("cupy_backends.cuda.api.driver")
         self._architecture = _architecture(_capability())
+        self.has_tf32 = _capability() >= 80  # tensor cores that multiply in it
         self._shared_bytes = {}  # {function: what it may ask for}, where that is much
         self._captured = None  # what the capture under way must keep alive
 

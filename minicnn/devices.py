@@ -14,25 +14,39 @@ def choose(device, precision="float32", dtype="float32"):
     """The (name, operations, reason) of a device, by its name; or of operations made by hand.
 
     "auto" is the fastest one here that computes in `dtype`. Where no C compiler works, "numpy"
-    takes the place of "cpu", and a warning says why. Raises ValueError for one that is not here,
-    and says what is missing and how it is had.
+    takes the place of "cpu", and a warning says why. precision None is the fastest of a device that
+    training does with: operations have it as `precision`. Raises ValueError for one that is not
+    here, and says what is missing and how it is had.
     """
-    reason = "as asked"
     if isinstance(device, ops_cpu.Operations | ops_cuda.Operations):
-        device, operations = device.name, device
-    else:
-        checks.choice("device", device, NAMES)
-        if device == "auto":
-            device, reason = _fastest(dtype)
-        elif device == "cpu" and cpu_problem():
-            device, reason = "numpy", "in place of cpu"
-            message = f"cpu cannot be had, numpy takes its place: {cpu_problem()}"
-            warnings.warn(message, stacklevel=3)
-        operations = _operations(device)
+        return device.name, device, "as given"
+    reason = "as asked"
+    checks.choice("device", device, NAMES)
+    if device == "auto":
+        device, reason = _fastest(dtype)
+    elif device == "cpu" and cpu_problem():
+        device, reason = "numpy", "in place of cpu"
+        message = f"cpu cannot be had, numpy takes its place: {cpu_problem()}"
+        warnings.warn(message, stacklevel=3)
+    operations = _operations(device)
+    if precision is None:
+        precision = "tf32" if device == "cuda" and not _tf32_problem(operations) else "float32"
     checks.choice("precision", precision, PRECISIONS)
-    if precision != "float32":
-        raise ValueError(f"precision: got {precision!r}, the device {device!r} has only 'float32'")
-    return device, operations, reason
+    if precision == operations.precision:
+        return device, operations, reason
+    problem = _tf32_problem(operations) if precision == "tf32" else f"has no {precision!r}"
+    if problem:
+        raise ValueError(f"precision: got {precision!r}, the device {device!r} {problem}")
+    return device, _operations(device, precision), reason
+
+
+def _tf32_problem(operations):
+    """Why a backend cannot compute in TF32; None if it can."""
+    if not isinstance(operations, ops_cuda.Operations):
+        return "has only 'float32'"
+    if not operations.has_tf32:
+        return "has no tensor cores for TF32: these came with compute capability 8.0"
+    return None
 
 
 def _fastest(dtype):
@@ -58,7 +72,7 @@ def cpu_problem():
 
 
 @lru_cache
-def _operations(device):
+def _operations(device, precision="float32"):
     """The operations of a device; kept, since with them are the kernels that they compiled."""
     if device == "numpy":
         return ops_numpy
@@ -68,8 +82,8 @@ def _operations(device):
         missing = cuda.problem()
         if missing:
             raise ValueError(f"device: 'cuda' cannot be used: {missing}")
-        return ops_cuda.Operations(cuda.Cuda())
+        return ops_cuda.Operations(cuda.Cuda(), precision=precision)
     missing = native.problem()
     if missing:
         raise ValueError(f"device: 'emulated' cannot be used: {missing}")
-    return ops_cuda.Operations(Emulator())
+    return ops_cuda.Operations(Emulator(), precision=precision)

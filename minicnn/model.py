@@ -15,7 +15,7 @@ from . import checks, devices, rng
 from .layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten
 from .network import connect, views, weights_layout
 from .optim import Adam
-from .plan import Plan
+from .plan import make_plan
 
 MNIST_SHAPE = 28, 28, 1
 PREDICT_BATCH = 64
@@ -188,7 +188,7 @@ class Sequential:
         """
         with self.ops.session():
             plan = self._load(x, y)
-            self.forward_backward(plan)
+            plan.forward_backward()
             loss = self.ops.to_host(plan.loss)
         views = (view for node in self.nodes for view in vars(node.gradients).values())
         return loss, [self.ops.to_host(view) for view in views]
@@ -250,32 +250,22 @@ class Sequential:
             raise ValueError("layers: got none with weights, expected at least one to train")
         key = batch, training
         if key not in self._plans:
-            self._plans[key] = Plan(self, batch, training)
+            self._plans[key] = make_plan(self, batch, training)
         return self._plans[key]
 
     def infer(self, plan):
         """The stack's output for plan.x in inference mode, on the device: (E, B, ...)."""
-        self._forward(plan)
+        plan.forward()
         if self._ends_in_softmax:
             self.ops.activate("softmax", plan.output)
         return plan.output
 
-    def forward_backward(self, plan):
-        """Loss and gradients of the batch in plan.x and plan.labels."""
-        ops = self.ops
-        self._forward(plan)
-        ops.softmax_cross_entropy(plan.output, plan.labels, plan.loss, plan.correct, plan.doutput)
-        for layer, frame in plan.backward_passes:
-            layer.backward(ops, frame)
-
     def train_step(self, plan):
         """One optimizer step on the batch in the plan, moving statistics included."""
-        ops = self.ops
-        self.forward_backward(plan)
-        for layer, frame in plan.passes:
-            layer.update(ops, frame)
+        plan.forward_backward()
+        plan.update_moving()
         self.optimizer.update(
-            ops,
+            self.ops,
             self.params,
             self.gradients,
             self.moment_1,
@@ -283,10 +273,6 @@ class Sequential:
             self.step,
             self.learning_rate,
         )
-
-    def _forward(self, plan):
-        for layer, frame in plan.passes:
-            layer.forward(self.ops, frame, plan.training)
 
 
 def mnist_cnn(

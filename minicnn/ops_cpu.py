@@ -27,6 +27,7 @@ class Operations:
 
     name = "cpu"
     dtypes = ("float32",)
+    precision = "float32"
     lockstep = False  # nets gain nothing here from being trained together
 
     def __init__(self, cpu=None, convolution="winograd"):

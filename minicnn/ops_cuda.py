@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import checks, rng
+from . import checks, cuda_blocks, rng
 from .cuda_convolution import VERSIONS, Dense
 from .plan import cut
 
@@ -23,14 +23,18 @@ _WARP = 32
 
 
 class Operations:
-    """The operations on one driver's arrays. `convolution` names a version of it."""
+    """The operations on one driver's arrays. `convolution` names a version of it.
+
+    precision: "float32", or "tf32", with which networks of blocks are trained by cuda_blocks.py.
+    """
 
     dtypes = ("float32",)
     lockstep = True  # a launch is as long for one net as for many, until the GPU is full
 
-    def __init__(self, driver, convolution="implicit"):
+    def __init__(self, driver, convolution="implicit", precision="float32"):
         self.name = driver.name
-        self._launch = driver.launch
+        self.precision = checks.choice("precision", precision, ("float32", "tf32"))
+        self.launch, self.has_tf32 = driver.launch, driver.has_tf32
         self._convolution = VERSIONS[checks.choice("convolution", convolution, VERSIONS)](driver)
         self._dense = Dense(driver)
         self.empty, self.zeros, self.copy = driver.empty, driver.zeros, driver.copy
@@ -38,9 +42,13 @@ class Operations:
         self.session, self.capture = driver.session, driver.capture
         self.free_memory = driver.free_memory
 
+    def fusion(self, nodes, batch):
+        """The cuda_blocks.Network that a stack of layers is at a batch size, or None."""
+        return cuda_blocks.fusion(nodes, batch) if self.precision == "tf32" else None
+
     def _launch_for_each(self, count, file, kernel, *arguments):
         """A thread for each of `count` things of a net."""
-        self._launch(file, kernel, (_ceil_div(count, _THREADS),), (_THREADS,), *arguments)
+        self.launch(file, kernel, (_ceil_div(count, _THREADS),), (_THREADS,), *arguments)
 
     # ---- the batch ---------------------------------------------------------------------------
 
@@ -50,14 +58,14 @@ class Operations:
         # A block for each image: its threads share the map, and the cache that holds the image.
         gathered = images, labels, order, steps, B, H, W
         drawn = ranges, seed, nets, rng.AUGMENTATION, step
-        self._launch("augment.cu", "load_batch", (B,), (_THREADS,), *gathered, *drawn, x, y)
+        self.launch("augment.cu", "load_batch", (B,), (_THREADS,), *gathered, *drawn, x, y)
 
     # ---- activations -------------------------------------------------------------------------
 
     def activate(self, name, y):
         if name == "softmax":
             rows, N = prod(y.shape[1:-1]), y.shape[-1]
-            self._launch("activation.cu", "softmax_forward", *_warp_a_row(rows), rows, N, y)
+            self.launch("activation.cu", "softmax_forward", *_warp_a_row(rows), rows, N, y)
         elif name != "linear":
             n, code = _numbers(y), _ACTIVATIONS.index(name)
             self._launch_for_each(n, "activation.cu", "activation_forward", code, n, y)
@@ -65,7 +73,7 @@ class Operations:
     def activate_backward(self, name, y, dy):
         if name == "softmax":
             rows, N = prod(y.shape[1:-1]), y.shape[-1]
-            self._launch("activation.cu", "softmax_backward", *_warp_a_row(rows), y, rows, N, dy)
+            self.launch("activation.cu", "softmax_backward", *_warp_a_row(rows), y, rows, N, dy)
         elif name != "linear":
             n, code = _numbers(y), _ACTIVATIONS.index(name)
             self._launch_for_each(n, "activation.cu", "activation_backward", code, y, n, dy)
@@ -111,10 +119,10 @@ class Operations:
         chunks, terms = cut(workspace, t.workspace_layout(len(x)))
         rest = terms[:, 0]  # (E, C)
         file, size = "batch_norm.cu", (t.rows, t.channels)
-        self._launch(file, "batch_norm_chunks", t.grid, t.block, x, *size, chunks)
+        self.launch(file, "batch_norm_chunks", t.grid, t.block, x, *size, chunks)
         results = mean, variance, rest
         sums = chunks, t.chunks, t.chunk_rows
-        self._launch(file, "batch_norm_statistics", t.sum_grid, t.block, *sums, *size, *results)
+        self.launch(file, "batch_norm_statistics", t.sum_grid, t.block, *sums, *size, *results)
         self._normalize(x, gamma, beta, epsilon, mean, variance, rest, y)
 
     def batch_norm_inference(self, x, gamma, beta, epsilon, mean, variance, y):
@@ -123,7 +131,7 @@ class Operations:
     def _normalize(self, x, gamma, beta, epsilon, mean, variance, rest, y):
         t = _Tiles.of(x.shape)
         given = x, t.rows, t.channels, gamma, beta, epsilon, mean, variance, rest
-        self._launch("batch_norm.cu", "batch_norm_normalize", t.grid, t.block, *given, y)
+        self.launch("batch_norm.cu", "batch_norm_normalize", t.grid, t.block, *given, y)
 
     def batch_norm_backward(
         self, x, dy, gamma, epsilon, mean, variance, dx, dgamma, dbeta, workspace, activation
@@ -131,11 +139,11 @@ class Operations:
         t = _Tiles.of(x.shape)
         chunks, terms = cut(workspace, t.workspace_layout(len(x)))
         file, given = "batch_norm.cu", (x, dy, t.rows, t.channels, mean)
-        self._launch(file, "batch_norm_gradient_chunks", t.grid, t.block, *given, chunks)
+        self.launch(file, "batch_norm_gradient_chunks", t.grid, t.block, *given, chunks)
         sums = chunks, t.chunks, t.rows, t.channels, gamma, epsilon, variance
         results = dgamma, dbeta, terms
-        self._launch(file, "batch_norm_gradient_sums", t.sum_grid, t.block, *sums, *results)
-        self._launch(file, "batch_norm_input_gradient", t.grid, t.block, *given, terms, dx)
+        self.launch(file, "batch_norm_gradient_sums", t.sum_grid, t.block, *sums, *results)
+        self.launch(file, "batch_norm_input_gradient", t.grid, t.block, *given, terms, dx)
         self.activate_backward(activation, x, dx)
 
     def update_moving(self, moving, batch, momentum):
@@ -171,10 +179,10 @@ class Operations:
         _, B, N = logits.shape
         block = _WARP, min(B, 32)  # one block a net; a warp for each image, or for each 32nd
         given, results = (logits, labels, B, N), (loss, correct, dlogits)
-        self._launch("loss.cu", "softmax_cross_entropy", (1,), block, *given, *results)
+        self.launch("loss.cu", "softmax_cross_entropy", (1,), block, *given, *results)
 
     def accumulate(self, loss, correct, sums):
-        self._launch("metrics.cu", "accumulate", (1,), (1,), loss, correct, sums)
+        self.launch("metrics.cu", "accumulate", (1,), (1,), loss, correct, sums)
 
     def collect(self, source, step, target):
         n = _numbers(source)
@@ -189,7 +197,7 @@ class Operations:
         self._increment(step)
 
     def _increment(self, step):
-        self._launch("metrics.cu", "increment", (1,), (1,), step)
+        self.launch("metrics.cu", "increment", (1,), (1,), step)
 
 
 class _Tiles(NamedTuple):

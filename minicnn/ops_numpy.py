@@ -21,6 +21,7 @@ from .machine import free_memory  # noqa: F401  one of the functions of a backen
 from .scratch import chunks, scratch
 
 dtypes = "float32", "float64"  # what a model may be made of
+precision = "float32"
 lockstep = False  # nets gain nothing here from being trained together
 
 _blas = threadpoolctl.ThreadpoolController().select(user_api="blas")

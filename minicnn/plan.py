@@ -38,6 +38,17 @@ class Frame:
     dy_is_before_activation: bool = False  # dy is the gradient by what the activation was given
 
 
+def make_plan(model, batch, training):
+    """The model's Plan for a batch size, or the backend's own where it fuses these layers."""
+    network = _fusion(model.ops, model.nodes, batch)
+    return network.plan(model, batch, training) if network else Plan(model, batch, training)
+
+
+def _fusion(ops, nodes, batch):
+    find = getattr(ops, "fusion", None)
+    return find and find(nodes, batch)
+
+
 class Plan:
     """The arrays of one batch size, and the passes over them: (layer, frame) in forward order.
 
@@ -48,6 +59,7 @@ class Plan:
 
     def __init__(self, model, batch, training):
         self.batch, self.training = batch, training
+        self._ops = model.ops
         E, ops = len(model.nets), model.ops
         layout = plan_layout(model.nodes, E, batch, training, model.dtype, ops)
         # x starts as zeros, since a short batch leaves rows of it as they were.
@@ -95,6 +107,25 @@ class Plan:
         if training:
             self._plan_backward(model.nodes, frames, view)
 
+    def forward(self):
+        """Compute output from x."""
+        for layer, frame in self.passes:
+            layer.forward(self._ops, frame, self.training)
+
+    def forward_backward(self):
+        """Loss and gradients of the batch in x and labels."""
+        self.forward()
+        self._ops.softmax_cross_entropy(
+            self.output, self.labels, self.loss, self.correct, self.doutput
+        )
+        for layer, frame in self.backward_passes:
+            layer.backward(self._ops, frame)
+
+    def update_moving(self):
+        """Bring the moving statistics up to date after a training step."""
+        for layer, frame in self.passes:
+            layer.update(self._ops, frame)
+
     def _plan_backward(self, nodes, frames, view):
         """Set doutput and the frames' gradients, and backward_passes, the last layer first."""
         self.doutput = gradient = view(0, nodes[-1].output_shape)
@@ -128,6 +159,9 @@ def cut(workspace, layouts):
 
 def plan_layout(nodes, nets, batch, training, dtype, ops):
     """{key: (shape, dtype)} of every array of a plan: what it will take, before it is taken."""
+    network = _fusion(ops, nodes, batch)
+    if network:
+        return network.layout(nodes, nets, batch, training, dtype)
     layout = {
         "x": ((nets, batch, *nodes[0].input_shape), dtype),
         "labels": ((nets, batch), np.dtype(np.int64)),

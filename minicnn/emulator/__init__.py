@@ -135,6 +135,7 @@ class Emulator(Driver):
     """
 
     name = "emulated"
+    has_tf32 = True
 
     def __init__(self, checked=False, order="forward", copies="early", cores=None):
         super().__init__()
@@ -288,7 +289,7 @@ def _as_cpp(program):
     get whole paths, so that a debugger finds the files.
     """
     text = re.sub(
-        r"\bextern\s+__shared__\s+([\w ]+?)\s+(\w+)\[\];",
+        r"\bextern\s+__shared__\s+(?:__align__\(\d+\)\s+)?([\w ]+?)\s+(\w+)\[\];",
         r"EMULATED_DYNAMIC_SHARED(\1, \2);",
         program.text,
     )

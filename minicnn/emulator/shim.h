@@ -281,6 +281,7 @@ __forceinline__ void copy_async_16(void* shared, const void* global, bool inside
 __forceinline__ void copy_async_4(void* shared, const void* global, bool inside) {
     emulator::copy_async(shared, global, 4, inside);
 }
+inline int opaque(int x) { return x; }
 inline void commit_copies() { emulator::commit_copies(); }
 template <int GROUPS_LEFT>
 inline void wait_copies() { emulator::wait_copies(GROUPS_LEFT); }

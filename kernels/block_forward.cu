@@ -1,0 +1,136 @@
+// The forward pass of a block: y = activation(x * kernel + bias), where x is what the batch
+// normalisation of the block below, and its dropout, make of that one's y.
+#include "correlation.cuh"
+
+// Which of correlate's forms is compiled; cuda_blocks.py gives them.
+#ifndef FORM_GROUPS
+#define FORM_GROUPS 6
+#define FORM_SPLITS 1
+#define FORM_THREADS 192
+#define FORM_BLOCKS 2
+#endif
+
+struct Forward {
+    Convolution s;
+    Staged source;
+    int phases, channels, filters, result_rows, result_columns;
+    Normalized x;
+    const float *kernel, *bias;
+    float floor;  // of the activation
+    float* y;
+
+    // y's moments so far, rows (pixel_warps, PIVOTED, width) in shared memory: in registers they
+    // would take too many while the product is made. Here are those of the tile at hand.
+    float* rows_of_moments;
+    int width;
+    float4 pivot, deviations, squares;
+    int count;
+
+    __device__ Axis rows(int) const { return Axis::whole(s.Ho, s.sh, s.kh, s.top); }
+    __device__ Axis columns(int) const { return Axis::whole(s.Wo, s.sw, s.kw, s.left); }
+
+    __device__ void stage(int image, int images, int top, int left, int channel, float* pixels) {
+        constexpr int BATCH = FORM_GROUPS > 5 ? 3 : 4;  // as many as there are registers for
+        source.stage<BATCH>(x, image, images, top, left, channel, pixels);
+    }
+
+    // (channels, filters), a row after the other
+    __device__ void copy_weights(int tap, int channel, int first, int width, float* to) const {
+        for (int row = threadIdx.x / QUADS; row < CHUNK; row += blockDim.x / QUADS)
+            for (int i = threadIdx.x % QUADS * 4; i < width; i += CHUNK) {
+                bool inside = channel + row < s.C && first + i < s.N;
+                int at = ((tap * s.C + channel + row) * s.N) + first + i;
+                copy_async_16(to + row * (width + WEIGHT_GAP) + i, kernel + (inside ? at : 0), inside);
+            }
+    }
+
+    __device__ float4 activated(int channel, float4 v) const {
+        return activate(floor, add4(v, load4_global(bias + channel)));
+    }
+
+    __device__ void begin(int row, int channel, float4 first) {
+        const float* so_far = rows_of_moments + row * PIVOTED * width + channel;
+        bool any = so_far[3 * width] > 0.0f;
+        int filter = blockIdx.y * width + channel;
+        float4 v = activated(filter < s.N ? filter : 0, first);
+        int quarters = threadIdx.x % WARP / 4 * 4;  // the lanes of the same channels share a pivot
+        v = make_float4(__shfl_sync(ALL_LANES, v.x, quarters), __shfl_sync(ALL_LANES, v.y, quarters),
+                        __shfl_sync(ALL_LANES, v.z, quarters), __shfl_sync(ALL_LANES, v.w, quarters));
+        pivot = any ? load4(so_far) : v;
+        deviations = squares = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        count = 0;
+    }
+
+    __device__ void take(int pixel, int filter, float4 v) {
+        v = activated(filter, v);
+        store4(y + pixel * s.N + filter, v);
+        float4 d = sub4(v, pivot);
+        deviations = add4(deviations, d);
+        squares = fma4(d, d, squares);
+        ++count;
+    }
+
+    __device__ void end(int row, int channel) {
+        deviations = sum_over_quarters(deviations);
+        squares = sum_over_quarters(squares);
+        float counted = count;
+        counted = sum_over_quarters(make_float4(counted, counted, counted, counted)).x;
+        __syncwarp();  // everybody has read what is overwritten
+        if (threadIdx.x % 4) return;
+        float* so_far = rows_of_moments + row * PIVOTED * width + channel;
+        float all = so_far[3 * width] + counted;
+        store4(so_far, pivot);
+        store4(so_far + width, add4(load4(so_far + width), deviations));
+        store4(so_far + 2 * width, add4(load4(so_far + 2 * width), squares));
+        store4(so_far + 3 * width, make_float4(all, all, all, all));
+    }
+};
+
+// y (B, Ho, Wo, N), and parts (blocks, STATISTICS, N) of its moments unless that is null, from
+// y_below (B, H, W, C). What lies between is a Normalization, with dropout where there are bits
+// `kept`; with parts of its moments, mean and variance (C,) are results, too.
+//
+// Blocks: tiles, each block every so many; channels.
+extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_forward(
+    PerNet<const float> y_below, PerNet<const float> kernel, PerNet<const float> bias,
+    MAY_BE_NULL PerNet<const float> gamma, MAY_BE_NULL PerNet<const float> beta,
+    MAY_BE_NULL PerNet<const float> parts_below, int count_below, MAY_BE_NULL PerNet<float> mean,
+    MAY_BE_NULL PerNet<float> variance, float epsilon, float kept_scale,
+    MAY_BE_NULL PerNet<const unsigned> kept, Convolution s, Tiling t, float floor,
+    PerNet<float> y, MAY_BE_NULL PerNet<float> parts) {
+    extern __shared__ __align__(16) float shared[];
+    int padded = ceil_div(s.C, CHUNK) * CHUNK, width = t.channel_warps * WIDE;
+    float *scales = shared, *shifts = scales + padded, *rows = shifts + padded;
+    float* pixels = rows + t.pixel_warps * PIVOTED * width;
+    Normalization between{gamma.row(), beta.row(), parts_below.row(), count_below,
+                          mean.row(),  variance.row(), epsilon, kept_scale};
+    between.prepare(s.C, scales, shifts);
+    if (parts_below.data && blockIdx.x == 0 && blockIdx.y == 0)
+        between.leave_moments(s.C, mean.row(), variance.row());
+    for (int i = threadIdx.x; i < t.pixel_warps * PIVOTED * width; i += blockDim.x) rows[i] = 0.0f;
+
+    Forward pass{};
+    pass.s = s;
+    pass.source = {
+        s.B, s.H, s.W, s.C, t.source_rows, t.source_columns, t.row_pitch, t.image_pitch, s.sw};
+    pass.phases = 1;
+    pass.channels = s.C;
+    pass.filters = s.N;
+    pass.result_rows = s.Ho;
+    pass.result_columns = s.Wo;
+    pass.x = {y_below.row(), kept.row(), scales, shifts};
+    pass.kernel = kernel.row();
+    pass.bias = bias.row();
+    pass.floor = floor;
+    pass.y = y.row();
+    pass.rows_of_moments = rows;
+    pass.width = width;
+    correlate<FORM_GROUPS, FORM_SPLITS>(pass, t, pixels);
+    if (!parts.data) return;
+
+    __syncthreads();
+    int first = blockIdx.y * width;
+    float* part = parts.row() + blockIdx.x * STATISTICS * s.N + first;
+    for (int c = threadIdx.x; c < width && first + c < s.N; c += blockDim.x)
+        add_up_pivoted(rows, t.pixel_warps, width, c, part + c, s.N);
+}

@@ -1,0 +1,143 @@
+// The gradient of a block by its input: dx_below from dx, the one by its output. On the way lie the
+// block's batch normalisation and activation, which are undone while dz is staged, the convolution,
+// and the dropout of the block below.
+#include "correlation.cuh"
+
+// Which of correlate's forms is compiled; cuda_blocks.py gives them.
+#ifndef FORM_GROUPS
+#define FORM_GROUPS 6
+#define FORM_SPLITS 1
+#define FORM_THREADS 192
+#define FORM_BLOCKS 2
+#endif
+
+struct InputGradient {
+    Convolution s;
+    Staged source;
+    int phases, channels, filters, result_rows, result_columns;
+    BeforeActivation dz;
+    const float* kernel;
+    // Of the block below: what it made, dropout's bits and scale, and its normalisation's z = y *
+    // inverse + shift.
+    const float* y_below;
+    const unsigned* kept;
+    float kept_scale;
+    const float *inverses, *shifts;  // (C,) in shared memory
+    float* dx_below;
+
+    // The sums of dx_below and of dx_below * z so far, rows (pixel_warps, SUMS, width) in shared
+    // memory; and those of the tile at hand.
+    float* rows_of_sums;
+    int width;
+    float4 sum, sum_z;
+
+    __device__ Axis rows(int phase) const {
+        return Axis::of_phase(phase / s.sw, s.sh, s.H, s.kh, s.top);
+    }
+    __device__ Axis columns(int phase) const {
+        return Axis::of_phase(phase % s.sw, s.sw, s.W, s.kw, s.left);
+    }
+
+    __device__ void stage(int image, int images, int top, int left, int channel, float* pixels) {
+        source.stage<2>(dz, image, images, top, left, channel, pixels);
+    }
+
+    // (filters, channels), turned while they are copied: eight filters and four channels a warp
+    // are whole sectors of memory, and go to 32 different banks.
+    __device__ void copy_weights(int tap, int filter, int first, int width, float* to) const {
+        constexpr int FILTERS = 8, CHANNELS = WARP / FILTERS;
+        int lane = threadIdx.x % WARP;
+        for (int part = threadIdx.x / WARP; part < width / CHANNELS * (CHUNK / FILTERS);
+             part += blockDim.x / WARP) {
+            int row = part % (CHUNK / FILTERS) * FILTERS + lane % FILTERS;
+            int column = part / (CHUNK / FILTERS) * CHANNELS + lane / FILTERS;
+            bool inside = filter + row < s.N && first + column < s.C;
+            int at = (tap * s.C + first + column) * s.N + filter + row;
+            copy_async_4(
+                to + row * (width + WEIGHT_GAP) + column, kernel + (inside ? at : 0), inside);
+        }
+    }
+
+    __device__ void begin(int, int, float4) { sum = sum_z = make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
+
+    __device__ void take(int pixel, int channel, float4 v) {
+        int at = pixel * s.C + channel;
+        v = make_float4(v.x * kept_scale, v.y * kept_scale, v.z * kept_scale, v.w * kept_scale);
+        v = keep4(v, four_bits(kept, at));
+        float4 z = fma4(load4_global(y_below + at), load4(inverses + channel), load4(shifts + channel));
+        sum = add4(sum, v);
+        sum_z = fma4(v, z, sum_z);
+        store4(dx_below + at, v);
+    }
+
+    __device__ void end(int row, int channel) {
+        sum = sum_over_quarters(sum);
+        sum_z = sum_over_quarters(sum_z);
+        if (threadIdx.x % 4) return;
+        float* so_far = rows_of_sums + row * SUMS * width + channel;
+        store4(so_far, add4(load4(so_far), sum));
+        store4(so_far + width, add4(load4(so_far + width), sum_z));
+    }
+};
+
+// dx_below (B, H, W, C), and parts (blocks, SUMS, C) of the sums of it and of it times the block
+// below's normalised y, from dx and y (B, Ho, Wo, N) and the sums' parts of those. mean and variance
+// are the block's moments, those `_below` of the one below, whose y_below (B, H, W, C) is.
+//
+// Blocks: tiles, each block every so many; channels, and groups of phases.
+extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_input_gradient(
+    PerNet<const float> dx, PerNet<const float> y, PerNet<const float> sums, int sums_count,
+    PerNet<const float> gamma, PerNet<const float> mean, PerNet<const float> variance,
+    float epsilon, float floor, PerNet<const float> kernel, Convolution s, Tiling t,
+    PerNet<const float> y_below, PerNet<const float> mean_below,
+    PerNet<const float> variance_below, float epsilon_below,
+    MAY_BE_NULL PerNet<const unsigned> kept, float kept_scale, PerNet<float> dx_below,
+    PerNet<float> parts) {
+    extern __shared__ __align__(16) float shared[];
+    int padded = ceil_div(s.N, CHUNK) * CHUNK, padded_below = ceil_div(s.C, CHUNK) * CHUNK;
+    float *as = shared, *bs = as + padded, *cs = bs + padded;
+    float *inverses = cs + padded, *shifts = inverses + padded_below;
+    int width = t.channel_warps * WIDE;
+    float *rows = shifts + padded_below, *pixels = rows + t.pixel_warps * SUMS * width;
+    NormalizationGradient gradient{gamma.row(), sums.row(), sums_count,         mean.row(),
+                                   variance.row(), epsilon, s.B * s.Ho * s.Wo};
+    gradient.prepare(s.N, as, bs, cs);
+    for (int c = threadIdx.x; c < s.C; c += blockDim.x) {
+        double inverse = 1.0 / sqrt(double(variance_below.row()[c]) + epsilon_below);
+        inverses[c] = inverse;
+        shifts[c] = -mean_below.row()[c] * inverse;
+    }
+    for (int i = threadIdx.x; i < t.pixel_warps * SUMS * width; i += blockDim.x) rows[i] = 0.0f;
+
+    InputGradient pass{};
+    pass.s = s;
+    pass.source = {
+        s.B, s.Ho, s.Wo, s.N, t.source_rows, t.source_columns, t.row_pitch, t.image_pitch, 1};
+    pass.phases = s.sh * s.sw;
+    pass.channels = s.N;
+    pass.filters = s.C;
+    pass.result_rows = s.H;
+    pass.result_columns = s.W;
+    pass.dz = {dx.row(), y.row(), as, bs, cs, floor};
+    pass.kernel = kernel.row();
+    pass.y_below = y_below.row();
+    pass.kept = kept.row();
+    pass.kept_scale = kept_scale;
+    pass.inverses = inverses;
+    pass.shifts = shifts;
+    pass.dx_below = dx_below.row();
+    pass.rows_of_sums = rows;
+    pass.width = width;
+    correlate<FORM_GROUPS, FORM_SPLITS>(pass, t, pixels);
+
+    __syncthreads();
+    int first = blockIdx.y / t.groups * width;
+    float* part = parts.row() + (blockIdx.x * t.groups + blockIdx.y % t.groups) * SUMS * s.C + first;
+    for (int i = threadIdx.x; i < SUMS * width; i += blockDim.x) {
+        int which = i / width, channel = i - which * width;
+        if (first + channel >= s.C) continue;
+        float total = 0.0f;
+        for (int row = 0; row < t.pixel_warps; ++row) total += rows[row * SUMS * width + i];
+        part[which * s.C + channel] = total;
+    }
+}

@@ -1,0 +1,275 @@
+// Correlation by tensor cores: the forward pass of a convolution, and its gradient by the input.
+//
+// Both make, for each result pixel, a sum over taps of the source's channels under the tap times a
+// matrix of weights. A block of threads makes a tile of pixels by 32 * channel_warps channels:
+//
+//     shared memory            pixels of the source, CHUNK channels of each, staged once for all
+//                              taps; and a ring of weights, which are copied while others are used
+//     a warp                   8 * GROUPS pixels by 32 channels
+//     mma.sync                 16 channels by 8 pixels, 8 deep
+//
+// Weights are the left operand and pixels the right one, so that a lane's results are four channels
+// side by side, and eight lanes' fill 128 bytes of memory.
+//
+// Where tiles are small, SPLITS warps share a result: each takes a part of the depth, and the first
+// adds up what the others leave in shared memory, in order.
+#pragma once
+
+#include "block.cuh"
+
+constexpr int STAGES = 3;      // of the ring: two are on their way while one is used
+constexpr int STEP = 8;        // the depth of one mma.sync
+constexpr int WIDE = 32;       // channels of a warp
+constexpr int WEIGHT_GAP = 4;  // numbers between rows of weights, for the banks' sake
+constexpr int MOST_TAPS = 128;
+
+// One axis of the results that have the same taps: the results first, first + step, ...; number i
+// of them meets the source from i * stride + start on, `taps` in a row. The weights of tap k are
+// those of the kernel's tap weight + k * weight_step.
+struct Axis {
+    int first, step, count;
+    int stride, start, taps;
+    int weight, weight_step;
+
+    // Of the forward pass: all results.
+    static __device__ Axis whole(int count, int stride, int taps, int before) {
+        return {0, 1, count, stride, -before, taps, 0, 1};
+    }
+    // Of the gradient by the input: one of the grids into which the stride cuts it, the taps turned
+    // round.
+    static __device__ Axis of_phase(int tap, int stride, int length, int size, int before) {
+        Phase p(tap, stride, length, size, before);
+        return {p.first, stride, p.count, 1, p.start, p.taps, tap + (p.taps - 1) * stride, -stride};
+    }
+};
+
+// The taps of all phases, one phase after the other, in shared memory: of each its number in the
+// kernel, and how far from a pixel its source is staged; and where each phase begins.
+struct Taps {
+    int *weight, *offset, *begin;
+
+    template <typename Pass>
+    __device__ void prepare(const Pass& pass, const Tiling& t) const {
+        for (int phase = threadIdx.x; phase < pass.phases; phase += blockDim.x) {
+            int first = 0;
+            for (int before = 0; before < phase; ++before)
+                first += pass.rows(before).taps * pass.columns(before).taps;
+            Axis r = pass.rows(phase), c = pass.columns(phase);
+            for (int i = 0; i < r.taps; ++i)
+                for (int j = 0; j < c.taps; ++j) {
+                    int row = r.weight + i * r.weight_step, column = c.weight + j * c.weight_step;
+                    int below = i + r.start - t.top, beside = j + c.start - t.left;
+                    int number = first + i * c.taps + j;
+                    weight[number] = row * pass.s.kw + column;
+                    offset[number] = below * t.row_pitch + pass.source.place(beside);
+                }
+            begin[phase] = first;
+            if (phase == pass.phases - 1) begin[pass.phases] = first + r.taps * c.taps;
+        }
+    }
+};
+
+// Where in the sequence of weights that a block needs it is.
+struct Turn {
+    int tile, phase, chunk, tap;
+};
+
+// The source's numbers of one mma.sync: in the lane's column two channels that follow one another
+// stand for rows t and t + 4 of the operand; weights have the same order, so the sum is the same.
+template <int GROUPS>
+__device__ inline void multiply_step(
+    const float* weights, int pitch, const float* pixels, const int (&at)[GROUPS],
+    float (&sums)[GROUPS][2][4]) {
+    // Four channels side by side are rows g and g + 8 of two tiles of results.
+    float4 even = load4(weights), odd = load4(weights + pitch);
+    float a[2][4] = {
+        {to_tf32(even.x), to_tf32(even.y), to_tf32(odd.x), to_tf32(odd.y)},
+        {to_tf32(even.z), to_tf32(even.w), to_tf32(odd.z), to_tf32(odd.w)}};
+#pragma unroll
+    for (int j = 0; j < GROUPS; ++j) {
+        float2 pair = *reinterpret_cast<const float2*>(pixels + at[j]);
+        float b[2] = {pair.x, pair.y};
+        mma_m16n8k8_tf32(sums[j][0], a[0], b);
+        mma_m16n8k8_tf32(sums[j][1], a[1], b);
+    }
+}
+
+// Adds to the sums of the first of SPLITS warps those of the others; `area` is shared memory that
+// nobody uses.
+template <int GROUPS, int SPLITS>
+__device__ inline void add_splits(float (&sums)[GROUPS][2][4], int split, int warp, int warps,
+                                  float* area) {
+    int lane = threadIdx.x % WARP;
+    __syncthreads();
+    if (split > 0) {
+        float* to = area + ((split - 1) * warps + warp) * GROUPS * 8 * WARP + lane * 4;
+#pragma unroll
+        for (int j = 0; j < GROUPS; ++j)
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+                store4(to + (j * 2 + i) * 4 * WARP,
+                       make_float4(sums[j][i][0], sums[j][i][1], sums[j][i][2], sums[j][i][3]));
+    }
+    __syncthreads();
+    if (split > 0) return;
+    for (int other = 0; other < SPLITS - 1; ++other) {
+        const float* from = area + (other * warps + warp) * GROUPS * 8 * WARP + lane * 4;
+#pragma unroll
+        for (int j = 0; j < GROUPS; ++j)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                float4 more = load4(from + (j * 2 + i) * 4 * WARP);
+                sums[j][i][0] += more.x;
+                sums[j][i][1] += more.y;
+                sums[j][i][2] += more.z;
+                sums[j][i][3] += more.w;
+            }
+    }
+}
+
+// All tiles of a block. A Pass has
+//     s, phases                     the convolution, and in how many grids the results fall
+//     source                        Staged: what is staged for a tile
+//     channels, filters             depth of a tap, and channels of the results
+//     result_rows, result_columns   of an image
+//     rows(phase), columns(phase)   Axis
+//     stage(image, images, top, left, channel, pixels)
+//     copy_weights(tap, channel, first_filter, width, to)   those of a tap of the kernel
+//     begin(row, channel, first), end(row, channel)   around a lane's results of a tile: `row` is
+//                                   that of its warp's pixels, `first` the first of the results
+//     take(pixel, channel, values)  four channels of a result, the pixel by its number
+template <int GROUPS, int SPLITS, typename Pass>
+__device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
+    __shared__ int tap_weights[MOST_TAPS];
+    __shared__ int tap_offsets[MOST_TAPS];
+    __shared__ int tap_begins[MOST_TAPS + 1];
+    Taps taps{tap_weights, tap_offsets, tap_begins};
+    int lane = threadIdx.x % WARP, row = lane / 4, quarter = lane % 4;
+    int warp = threadIdx.x / WARP, warps = t.channel_warps * t.pixel_warps;
+    int split = warp / warps;
+    warp %= warps;
+    int own_channel = warp % t.channel_warps * WIDE + row * 4;
+    int own_pixel = warp / t.channel_warps * GROUPS * 8;
+
+    int width = t.channel_warps * WIDE, pitch = width + WEIGHT_GAP;
+    int first_filter = blockIdx.y / t.groups * width, first_phase = blockIdx.y % t.groups;
+    int chunks = ceil_div(pass.channels, CHUNK);
+    int tiles = ceil_div(pass.s.B, t.images) * t.bands;
+    float* ring = pixels + t.area;
+    int stage_size = t.tap_step * CHUNK * pitch;
+
+    taps.prepare(pass, t);
+    __syncthreads();
+
+    // Weights are asked for STAGES - 1 turns before they are used, across tiles.
+    Turn ahead{int(blockIdx.x), first_phase, 0, 0};
+    int free_stage = 0;
+    auto ask_ahead = [&] {
+        if (ahead.tile < tiles) {
+            int begin = taps.begin[ahead.phase], end = taps.begin[ahead.phase + 1];
+            for (int k = 0; k < t.tap_step && begin + ahead.tap + k < end; ++k)
+                pass.copy_weights(
+                    taps.weight[begin + ahead.tap + k], ahead.chunk * CHUNK, first_filter,
+                    width, ring + free_stage * stage_size + k * CHUNK * pitch);
+            ahead.tap += t.tap_step;
+            if (begin + ahead.tap >= end) {
+                ahead.tap = 0;
+                if (++ahead.chunk == chunks) {
+                    ahead.chunk = 0;
+                    ahead.phase += t.groups;
+                    if (ahead.phase >= pass.phases) {
+                        ahead.phase = first_phase;
+                        ahead.tile += gridDim.x;
+                    }
+                }
+            }
+        }
+        commit_copies();
+        free_stage = free_stage + 1 == STAGES ? 0 : free_stage + 1;
+    };
+    for (int i = 0; i < STAGES - 1; ++i) ask_ahead();
+
+    int stage = 0;
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        int image = tile / t.bands * t.images, band = tile % t.bands * t.rows;
+        for (int phase = first_phase; phase < pass.phases; phase += t.groups) {
+            Axis r = pass.rows(phase), c = pass.columns(phase);
+            int height = min(t.rows, r.count);  // of the tile's part of an image
+            Divider by_columns(c.count), by_height(height);
+            int here = t.images * height * c.count;  // pixels
+
+            float sums[GROUPS][2][4];
+#pragma unroll
+            for (int j = 0; j < GROUPS; ++j)
+#pragma unroll
+                for (int i = 0; i < 8; ++i) sums[j][i / 4][i % 4] = 0.0f;
+
+            int begin = taps.begin[phase], count = taps.begin[phase + 1] - begin;
+            for (int chunk = 0; chunk < chunks; ++chunk) {
+                if (SPLITS > 1 || chunks > 1 || phase == first_phase) {
+                    __syncthreads();  // everybody is done with what was staged before
+                    pass.stage(
+                        image, t.images, band * r.stride + t.top, t.left, chunk * CHUNK, pixels);
+                }
+                // Where the lane's column of the right operand is staged. It is worked out again for
+                // each chunk: while one is staged, there is no register to keep it in.
+                int at[GROUPS], first = opaque(own_pixel + row);
+#pragma unroll
+                for (int j = 0; j < GROUPS; ++j) {
+                    int pixel = first + j * 8 < here ? first + j * 8 : 0;
+                    int line = by_columns.quotient(pixel), which = by_height.quotient(line);
+                    line -= which * height;
+                    int place = which * t.image_pitch + line * r.stride * t.row_pitch;
+                    at[j] = (place + pixel - (line + which * height) * c.count) * PITCH + quarter * 2;
+                }
+                for (int tap = 0; tap < count; tap += t.tap_step) {
+                    wait_copies<STAGES - 2>();
+                    __syncthreads();  // the weights are there, and so are the pixels
+                    ask_ahead();
+                    const float* weights = ring + stage * stage_size + own_channel;
+                    for (int k = 0; k < t.tap_step && tap + k < count; ++k) {
+                        const float* under = pixels + taps.offset[begin + tap + k] * PITCH;
+#pragma unroll
+                        for (int i = 0; i < CHUNK / STEP / SPLITS; ++i) {
+                            int depth = (split * (CHUNK / STEP / SPLITS) + i) * STEP;
+                            int line = k * CHUNK + depth + quarter * 2;
+                            multiply_step(weights + line * pitch, pitch, under + depth, at, sums);
+                        }
+                    }
+                    stage = stage + 1 == STAGES ? 0 : stage + 1;
+                }
+            }
+
+            if (SPLITS > 1) add_splits<GROUPS, SPLITS>(sums, split, warp, warps, pixels);
+            if (split > 0) continue;
+            int first_pixel = opaque(own_pixel + quarter * 2);
+            pass.begin(warp / t.channel_warps, own_channel,
+                       make_float4(sums[0][0][0], sums[0][0][2], sums[0][1][0], sums[0][1][2]));
+#pragma unroll
+            for (int j = 0; j < GROUPS; ++j)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    int pixel = first_pixel + j * 8 + half;
+                    int line = by_columns.quotient(pixel), which = by_height.quotient(line);
+                    int of_grid = band + line - which * height, b = image + which;
+                    bool inside = pixel < here && of_grid < r.count && b < pass.s.B;
+                    if (!inside || first_filter + own_channel >= pass.filters) continue;
+                    int result_row = r.first + of_grid * r.step;
+                    int result_column = c.first + (pixel - line * c.count) * c.step;
+                    pass.take(
+                        (b * pass.result_rows + result_row) * pass.result_columns + result_column,
+                        first_filter + own_channel,
+                        make_float4(sums[j][0][half], sums[j][0][2 + half], sums[j][1][half],
+                                    sums[j][1][2 + half]));
+                }
+            pass.end(warp / t.channel_warps, own_channel);
+        }
+    }
+}
+
+// The sums over the four lanes that hold results of the same channels, to all of them.
+__device__ inline float4 sum_over_quarters(float4 v) {
+    for (int distance = 1; distance < 4; distance *= 2)
+        v = add4(v, exchange4(v, distance));
+    return v;
+}
