@@ -25,6 +25,8 @@ from minicnn.layers import Conv2D
 from minicnn.ops_cuda import Operations
 from minicnn.recipe import RECIPES
 
+# Of a step: the three ways to convolve in float32, layer by layer; and fused blocks in TF32.
+STEPS = *VERSIONS, "fused"
 REPEATS = 20  # of a launch within one graph: its time is then not that of launching
 
 
@@ -64,24 +66,49 @@ class Row(NamedTuple):
     counts: Counts
 
 
-class _Watched:
-    """A layer whose passes note which launches are theirs."""
+class _Marks(list):
+    """The (layer, pass) of each launch so far; those that no layer's pass makes have none."""
 
-    def __init__(self, layer, name, launches, marks):
-        self._layer, self._name, self._launches, self._marks = layer, name, launches, marks
+    def __init__(self, launches):
+        super().__init__()
+        self._launches = launches
 
-    def __getattr__(self, part):
-        function = getattr(self._layer, part)
+    def up_to_now(self, layer="", part=""):
+        """Says whose the launches since the last call are."""
+        self += repeat((layer, part), len(self._launches) - len(self))
+
+    def watch(self, function, layer, part):
+        """The function, its launches marked."""
 
         def watched(*arguments):
-            self._mark("", "")
+            self.up_to_now()
             function(*arguments)
-            self._mark(self._name, part)
+            self.up_to_now(layer, part)
 
         return watched
 
-    def _mark(self, *mark):
-        self._marks += repeat(mark, len(self._launches) - len(self._marks))
+
+class _Watched:
+    """A layer whose passes note which launches are theirs."""
+
+    def __init__(self, layer, name, marks):
+        self._layer, self._name, self._marks = layer, name, marks
+
+    def __getattr__(self, part):
+        return self._marks.watch(getattr(self._layer, part), self._name, part)
+
+
+def _watch_blocks(plan, marks):
+    """The same of a plan of fused blocks."""
+    blocks = [block.convolution.name for block in plan.network.blocks]
+    plan.head = marks.watch(plan.head, plan.network.dense.name, "both")
+    for part in ("forward_block", "weight_gradient", "input_gradient"):
+        function = getattr(plan, part)
+
+        def watched(i, function=function, part=part):
+            marks.watch(function, blocks[i], part.removesuffix("_block").replace("_", " "))(i)
+
+        setattr(plan, part, watched)
 
 
 def run_step(driver, launches, nets, batch, version):
@@ -90,17 +117,22 @@ def run_step(driver, launches, nets, batch, version):
     The driver adds each launch to the list `launches`.
     """
     recipe = replace(RECIPES["seed"], nets=nets, batch_size=batch, validation_fraction=0)
-    device = Operations(driver, version)
+    fused = version == "fused"
+    device = Operations(driver, precision="tf32") if fused else Operations(driver, version)
     job = ensemble.Job(recipe, ensemble.Data(*draw_digits(batch)), device, "float32", None)
     trainer = ensemble.Trainer(job, recipe.all_nets)
     trainer.begin_epoch(0)
-    names = {id(node.layer): node.name for node in trainer.model.nodes}
-    marks = []
-    for passes in (trainer.plan.passes, trainer.plan.backward_passes):
-        passes[:] = [(_Watched(p, names[id(p)], launches, marks), frame) for p, frame in passes]
+    marks = _Marks(launches)
+    if fused:
+        _watch_blocks(trainer.plan, marks)
+    else:
+        names = {id(node.layer): node.name for node in trainer.model.nodes}
+        for passes in (trainer.plan.passes, trainer.plan.backward_passes):
+            passes[:] = [(_Watched(p, names[id(p)], marks), frame) for p, frame in passes]
     with device.session():
         trainer.step()
-    return marks + [("", "")] * (len(launches) - len(marks))
+    marks.up_to_now()
+    return marks
 
 
 def count_step(nets, batch, version="implicit"):
@@ -228,9 +260,9 @@ def _parser():
     parser.add_argument("--device", choices=["emulated", "cuda"], default="emulated")
     parser.add_argument(
         "--version",
-        choices=list(VERSIONS),
-        default="implicit",
-        help="of the convolutions (default: implicit)",
+        choices=STEPS,
+        default="fused",
+        help="of the step: its convolutions layer by layer in float32, or fused (default)",
     )
     parser.add_argument("--nets", type=positive, metavar="N", default=15, help="default: 15")
     parser.add_argument(
@@ -262,7 +294,7 @@ def main(argv=None):
     if arguments.device == "cuda":
         times = np.array(time_step(nets, batch, version), float)  # (launches, 2)
         shown["measured us"], shown["cuBLAS us"] = 1e6 * times.T
-    print(f"A training step. Nets: {nets}; images of each: {batch}; convolutions: {version}.")
+    print(f"A training step. Nets: {nets}; images of each: {batch}; version: {version}.")
     print(f"{LEGEND}\n")
     print(shown.to_string(index=False, na_rep="", float_format="{:.2f}".format))
     moved = sum(row.counts.bytes_read + row.counts.bytes_written for row in rows)

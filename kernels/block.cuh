@@ -34,7 +34,6 @@ struct Tiling {
     int row_pitch, image_pitch;       // pixels from one staged row, or image, to the next
     int top, left;                    // where in the image, beside the first result, staging begins
     int pixel_warps, channel_warps;   // of the block
-    int tap_step;                     // taps whose weights are staged at a time
     int groups;                       // of phases, or of taps, which different blocks take
     int area;                         // numbers of shared memory for pixels
 };

@@ -30,7 +30,7 @@ struct Forward {
     __device__ Axis columns(int) const { return Axis::whole(s.Wo, s.sw, s.kw, s.left); }
 
     __device__ void stage(int image, int images, int top, int left, int channel, float* pixels) {
-        constexpr int BATCH = FORM_GROUPS > 5 ? 3 : 4;  // as many as there are registers for
+        constexpr int BATCH = FORM_SPLITS > 2 ? 2 : 3;  // as many as there are registers for
         source.stage<BATCH>(x, image, images, top, left, channel, pixels);
     }
 

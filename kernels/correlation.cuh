@@ -156,7 +156,7 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
     int chunks = ceil_div(pass.channels, CHUNK);
     int tiles = ceil_div(pass.s.B, t.images) * t.bands;
     float* ring = pixels + t.area;
-    int stage_size = t.tap_step * CHUNK * pitch;
+    int stage_size = CHUNK * pitch;  // numbers: the weights of a tap
 
     taps.prepare(pass, t);
     __syncthreads();
@@ -167,12 +167,10 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
     auto ask_ahead = [&] {
         if (ahead.tile < tiles) {
             int begin = taps.begin[ahead.phase], end = taps.begin[ahead.phase + 1];
-            for (int k = 0; k < t.tap_step && begin + ahead.tap + k < end; ++k)
-                pass.copy_weights(
-                    taps.weight[begin + ahead.tap + k], ahead.chunk * CHUNK, first_filter,
-                    width, ring + free_stage * stage_size + k * CHUNK * pitch);
-            ahead.tap += t.tap_step;
-            if (begin + ahead.tap >= end) {
+            pass.copy_weights(
+                taps.weight[begin + ahead.tap], ahead.chunk * CHUNK, first_filter, width,
+                ring + free_stage * stage_size);
+            if (begin + ++ahead.tap == end) {
                 ahead.tap = 0;
                 if (++ahead.chunk == chunks) {
                     ahead.chunk = 0;
@@ -222,19 +220,17 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                     int place = which * t.image_pitch + line * r.stride * t.row_pitch;
                     at[j] = (place + pixel - (line + which * height) * c.count) * PITCH + quarter * 2;
                 }
-                for (int tap = 0; tap < count; tap += t.tap_step) {
+                for (int tap = 0; tap < count; ++tap) {
                     wait_copies<STAGES - 2>();
                     __syncthreads();  // the weights are there, and so are the pixels
                     ask_ahead();
                     const float* weights = ring + stage * stage_size + own_channel;
-                    for (int k = 0; k < t.tap_step && tap + k < count; ++k) {
-                        const float* under = pixels + taps.offset[begin + tap + k] * PITCH;
+                    const float* under = pixels + taps.offset[begin + tap] * PITCH;
 #pragma unroll
-                        for (int i = 0; i < CHUNK / STEP / SPLITS; ++i) {
-                            int depth = (split * (CHUNK / STEP / SPLITS) + i) * STEP;
-                            int line = k * CHUNK + depth + quarter * 2;
-                            multiply_step(weights + line * pitch, pitch, under + depth, at, sums);
-                        }
+                    for (int i = 0; i < CHUNK / STEP / SPLITS; ++i) {
+                        int depth = (split * (CHUNK / STEP / SPLITS) + i) * STEP;
+                        multiply_step(weights + (depth + quarter * 2) * pitch, pitch,
+                                      under + depth, at, sums);
                     }
                     stage = stage + 1 == STAGES ? 0 : stage + 1;
                 }

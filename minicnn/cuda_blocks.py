@@ -6,10 +6,11 @@ activation is written once and read three times in a step, by 28 launches for al
 `fusion` is the one place that decides whether a stack of layers is such a network; others run layer
 by layer (plan.py), and so does the same network in float32.
 
-Read kernels/block.cuh next, then correlation.cuh and the kernels. tiles.py chooses how they cut their
-work.
+Read kernels/block.cuh next, then correlation.cuh and the kernels. tiles.py chooses how they cut
+their work.
 """
 
+from itertools import pairwise
 from math import inf, prod
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -257,9 +258,7 @@ def _sum_rows(network, nodes):
 
     def add(begin, count, step, to, length):
         for first in range(0, length, _SUM_LENGTH):
-            rows.append(
-                (begin + first, count, step, to + first, min(_SUM_LENGTH, length - first))
-            )
+            rows.append((begin + first, count, step, to + first, min(_SUM_LENGTH, length - first)))
 
     for block, parts in zip(network.blocks, _parts(network)[0], strict=True):
         convolution, normalization = places[id(block.convolution)], places[id(block.normalization)]
@@ -274,7 +273,7 @@ def _sum_rows(network, nodes):
 
 
 class BlockPlan:
-    """The arrays of one batch size of a Network, and the passes over them; as plan.Plan has them."""
+    """The arrays of one batch size of a Network, and the passes over them; as plan.Plan's."""
 
     def __init__(self, model, network, batch, training):
         self.model, self.ops, self.network = model, model.ops, network
@@ -320,8 +319,7 @@ class BlockPlan:
         ops.copy(ops.to_device(_sum_rows(network, model.nodes)), arrays["sums"])
         words = _words(network, batch)
         self._kept = [
-            arrays["kept"][:, begin:end] if end > begin else None
-            for begin, end in zip(words, words[1:], strict=False)
+            arrays["kept"][:, begin:end] if end > begin else None for begin, end in pairwise(words)
         ]
         if words[-1]:
             ops.copy(ops.to_device(_drop_rows(network, batch)), arrays["drops"])
@@ -332,7 +330,7 @@ class BlockPlan:
         """The logits of x, at inference."""
         blocks = self.network.blocks
         for i in range(len(blocks)):
-            self._forward(i)
+            self.forward_block(i)
         last, dense = blocks[-1].normalization, self.network.dense
         self.ops.batch_norm_inference(
             self._y[-1], last.weights.gamma, last.weights.beta, last.layer.epsilon,
@@ -347,12 +345,12 @@ class BlockPlan:
         self._draw_drops()
         blocks = self.network.blocks
         for i in range(len(blocks)):
-            self._forward(i)
-        self._head()
+            self.forward_block(i)
+        self.head()
         for i in reversed(range(len(blocks))):
-            self._weight_gradient(i)
+            self.weight_gradient(i)
             if i:
-                self._input_gradient(i)
+                self.input_gradient(i)
         sums = self._arrays["sums"]
         self._launch(
             "sum_parts.cu", "sum_parts", sums.shape[:1], (_THREADS,),
@@ -383,8 +381,9 @@ class BlockPlan:
             drops.reshape(-1), len(drops), words, model.seed, model.net_numbers, model.step, kept,
         )  # fmt: skip
 
-    def _forward(self, i):
-        block, launch, training = self.network.blocks[i], self.network.blocks[i].forward, self.training
+    def forward_block(self, i):
+        block, training = self.network.blocks[i], self.training
+        launch = block.forward
         w = block.convolution.weights
         parts = self._parts[i].moments if training else None
         results = self._y[i], parts
@@ -410,7 +409,7 @@ class BlockPlan:
         given = y, w.kernel, w.bias, *rest, sizes, launch.tiling, block.floor
         self._run("block_forward.cu", "block_forward", launch, *given, *results)
 
-    def _head(self):
+    def head(self):
         block, dense, batch = self.network.blocks[-1], self.network.dense, self.batch
         n, parts, moments = block.normalization, self._parts[-1], self._moments[-1]
         w, g = dense.weights, dense.gradients
@@ -432,7 +431,7 @@ class BlockPlan:
             moments.moving_mean, moments.moving_variance, n.layer.epsilon,
         )  # fmt: skip
 
-    def _weight_gradient(self, i):
+    def weight_gradient(self, i):
         block, launch = self.network.blocks[i], self.network.blocks[i].weight_gradient
         sizes = {"B": self.batch, **block.sizes}
         last = block.floor, sizes, launch.tiling, self._parts[i].weights
@@ -451,7 +450,7 @@ class BlockPlan:
         given = *below, *self._gradient(i)
         self._run("block_weight_gradient.cu", "block_weight_gradient", launch, *given, *last)
 
-    def _input_gradient(self, i):
+    def input_gradient(self, i):
         block, under = self.network.blocks[i], self.network.blocks[i - 1]
         launch, moments = block.input_gradient, self._moments[i - 1]
         window = tiles.gradient_window(block.window)

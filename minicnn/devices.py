@@ -18,6 +18,8 @@ def choose(device, precision="float32", dtype="float32"):
     training does with: operations have it as `precision`. Raises ValueError for one that is not
     here, and says what is missing and how it is had.
     """
+    if precision is not None:
+        checks.choice("precision", precision, PRECISIONS)
     if isinstance(device, ops_cpu.Operations | ops_cuda.Operations):
         return device.name, device, "as given"
     reason = "as asked"
@@ -31,7 +33,6 @@ def choose(device, precision="float32", dtype="float32"):
     operations = _operations(device)
     if precision is None:
         precision = "tf32" if device == "cuda" and not _tf32_problem(operations) else "float32"
-    checks.choice("precision", precision, PRECISIONS)
     if precision == operations.precision:
         return device, operations, reason
     problem = _tf32_problem(operations) if precision == "tf32" else f"has no {precision!r}"

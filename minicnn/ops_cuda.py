@@ -25,7 +25,8 @@ _WARP = 32
 class Operations:
     """The operations on one driver's arrays. `convolution` names a version of it.
 
-    precision: "float32", or "tf32", with which networks of blocks are trained by cuda_blocks.py.
+    precision: "float32", or "tf32": then cuda_blocks.py trains what is a network of blocks, with
+    products of tensor cores. Anything else is computed in float32, whichever is asked for.
     """
 
     dtypes = ("float32",)

@@ -21,22 +21,42 @@ STATISTICS, SUMS, PIVOTED = 3, 2, 4
 MOST_TAPS = 128
 FIRST_THREADS, FIRST_ROWS = 256, 9  # block_first.cu's
 
-# ---- of the model
+# ---- of the model: an H200, and the ensemble that it trains
 NETS, MULTIPROCESSORS = 15, 132
 SHARED_BYTES = 99 << 10  # of a block
-ALL_SHARED_BYTES = 227 << 10  # of a multiprocessor; a block takes 1 KB more than it asks for
+ALL_SHARED_BYTES = 227 << 10  # of a multiprocessor
+STATIC_SHARED_BYTES = 3 << 10  # of a block, beside what it asks for
+FIRST_SHARED_BYTES = 48 << 10  # of a block of the first layer's
 # Of a multiprocessor in a clock: multiplications of tensor cores in TF32, as mma.sync reaches them;
-# bytes of shared memory; bytes from the second cache.
-TENSOR, SHARED, CACHE = 640, 128, 40
+# bytes of shared memory; bytes from the second cache; numbers staged (some 48 instructions for four
+# in each of 32 lanes).
+TENSOR, SHARED, CACHE, STAGED = 640, 128, 40, 4 * 32 / 12
 WARPS_TO_BE_BUSY = 8  # of a multiprocessor, for tensor cores and shared memory at that rate
-STAGING_CLOCKS = 3  # of a multiprocessor for eight channels' worth of a warp's staging
 LATENCY = 1500  # clocks until what is asked of memory is there
+MOST_IMAGES = 32  # of a tile
+MOST_PHASES = 4  # that one block takes after one another
 
 # (GROUPS, SPLITS) that correlation.cuh is compiled for. All take up to 168 registers, so that a
 # multiprocessor holds twelve warps.
 FORWARD_FORMS = (6, 1), (5, 2), (4, 1), (4, 2), (4, 4)
 GRADIENT_FORMS = (6, 1), (4, 1), (4, 2), (4, 4)
+TAPS = 3, 5  # that block_weight_gradient.cu is compiled for
 MOST_WARPS, WARPS_AT_ONCE = 6, 12
+
+
+def programs():
+    """(file, defines) of all that the kernels of fused blocks are compiled for."""
+    forms = {"block_forward.cu": FORWARD_FORMS, "block_input_gradient.cu": GRADIENT_FORMS}
+    found = [(file, _form(*form)) for file in forms for form in forms[file]]
+    return found + [("block_weight_gradient.cu", _taps(taps)) for taps in TAPS]
+
+
+def _form(groups, splits):
+    return _defines(FORM_GROUPS=groups, FORM_SPLITS=splits, FORM_THREADS=192, FORM_BLOCKS=2)
+
+
+def _taps(taps):
+    return _defines(FORM_TAPS=taps, FORM_THREADS=192, FORM_BLOCKS=2)
 
 
 class Launch(NamedTuple):
@@ -63,23 +83,52 @@ class Axis(NamedTuple):
     taps: int
 
 
+class _Tile(NamedTuple):
+    """Rows of an image, or whole images, and what is staged for them."""
+
+    images: int
+    rows: int
+    bands: int  # of an image
+    pixels: int  # of the results, of the largest phase
+    staging: dict  # Tiling's part
+    staged: int  # pixels
+
+    def tiling(self, **more):
+        """block.cuh's struct."""
+        return {
+            "images": self.images,
+            "rows": self.rows,
+            "bands": self.bands,
+            **self.staging,
+            **more,
+        }
+
+    def count(self, batch):
+        """How many there are."""
+        return ceil(batch / self.images) * self.bands
+
+
+class _Work(NamedTuple):
+    """What a block does for a tile, counted."""
+
+    products: int  # multiplications, those of idle places of a tile, too
+    shared: int  # bytes that fragments take from shared memory
+    stagings: int  # times that everybody waits for memory
+    staged: int  # numbers that are staged
+    loaded: int  # numbers that are asked from the cache
+
+
 def forward(window, channels, filters, batch):
-    """The Launch of block_forward; geometry.Window says the shapes."""
-    axes = [
-        [Axis(count, stride, -before, size)]
-        for count, stride, before, size in zip(
-            window.output, window.strides, window.before, window.size, strict=True
-        )
-    ]
+    """The Launch of block_forward; None where none fits. geometry.Window says the shapes."""
     fixed = 2 * _padded(channels)
-    return _best(FORWARD_FORMS, axes, channels, filters, batch, fixed, PIVOTED)
+    return _best_correlation(FORWARD_FORMS, _axes(window), channels, filters, batch, fixed, PIVOTED)
 
 
 def input_gradient(window, channels, filters, batch):
-    """The Launch of block_input_gradient, for gradient_window(window)."""
+    """The Launch of block_input_gradient, for a gradient_window."""
     axes = [[Axis(p.count, 1, p.start, p.taps) for p in phases] for phases in window.phases]
     fixed = 3 * _padded(filters) + 2 * _padded(channels)
-    return _best(GRADIENT_FORMS, axes, filters, channels, batch, fixed, SUMS)
+    return _best_correlation(GRADIENT_FORMS, axes, filters, channels, batch, fixed, SUMS)
 
 
 def gradient_window(window):
@@ -93,201 +142,33 @@ def gradient_window(window):
     return window
 
 
-def _best(forms, axes, channels, filters, batch, fixed, sums):
-    """The Launch of a correlation that the model likes best.
-
-    axes: those of the phases' rows and columns; `fixed`: numbers of shared memory for coefficients;
-    `sums`: those kept for each channel.
-    """
-    launches = []
-    rows = max(axis.count for axis in axes[0])
-    for groups, splits in forms:
-        for height in sorted({ceil(rows / bands) for bands in range(1, rows + 1)}):
-            for images in range(1, min(batch, 32) + 1) if height == rows else [1]:
-                for wide in range(1, min(2, ceil(filters / WARP)) + 1):
-                    launch = _correlation(
-                        groups, splits, images, height, wide, axes, channels, filters, batch, fixed,
-                        sums,
-                    )  # fmt: skip
-                    if launch:
-                        launches.append(launch)
-    return min(launches, key=lambda launch: launch.clocks, default=None)
+def _axes(window):
+    """[Axis] of the rows and of the columns of a forward pass: it has but one phase."""
+    rows_and_columns = zip(window.output, window.strides, window.before, window.size, strict=True)
+    return [
+        [Axis(count, stride, -before, size)] for count, stride, before, size in rows_and_columns
+    ]
 
 
-def _correlation(
-    groups, splits, images, height, wide, axes, channels, filters, batch, fixed, sums
-):
-    """One way to launch a correlation; None where it does not fit."""
-    phases = prod(map(len, axes))
-    grid_groups = phases if phases > 4 else 1
+def _tiles(axes, batch):
+    """Every _Tile worth a thought."""
     rows, columns = (max(axis.count for axis in of) for of in axes)
-    stage = _staging(axes, images, height)
-    pixel_warps = ceil(images * height * columns / (8 * groups))
-    warps = pixel_warps * wide * splits
-    width, chunks, taps = wide * WARP, ceil(channels / CHUNK), max(len(of) for of in axes)
-    taps = sum(r.taps * c.taps for r in axes[0] for c in axes[1])
-    reduction = (splits - 1) * pixel_warps * wide * groups * 8 * WARP
-    area = max(images * stage["image_pitch"] * PITCH, reduction)
-    ring = STAGES * CHUNK * (width + WEIGHT_GAP)
-    shared = 4 * (fixed + pixel_warps * sums * width + area + ring)
-    if warps > MOST_WARPS or shared > SHARED_BYTES or taps > MOST_TAPS:
-        return None
-
-    at_once = min(WARPS_AT_ONCE // warps, ALL_SHARED_BYTES // (shared + 1024 + 2048))
-    bands = ceil(rows / height)
-    tiles, blocks_y = ceil(batch / images) * bands, ceil(filters / width) * grid_groups
-    blocks = min(tiles, max(1, MULTIPROCESSORS * at_once // (NETS * blocks_y)))
-    blocks = ceil(tiles / ceil(tiles / blocks))  # as few as take the same time
-
-    # Of a tile: multiplications, turns of shared memory, staging; all taps of all its phases
-    steps = taps * chunks * CHUNK // 8  # of depth 8, for the pixels of one phase
-    products = pixel_warps * groups * 8 * width * steps * 8 / TENSOR
-    reading = pixel_warps * wide * steps * (8 + 2 * groups) * 128 / SHARED
-    stagings = chunks * (phases // grid_groups if chunks > 1 or splits > 1 else 1)
-    pixels = images * stage["source_rows"] * stage["source_columns"]
-    staging = stagings * pixels * CHUNK / 4 / WARP * STAGING_CLOCKS * 4
-    loading = (stagings * pixels * CHUNK * 4 + taps * chunks * CHUNK * width * 4) / CACHE
-    at_work = min(at_once, blocks * blocks_y * NETS / MULTIPROCESSORS)
-    tile = _tile_clocks(max(products, reading), staging, loading, stagings, at_work, warps)
-    rounds = tiles * blocks_y * NETS / MULTIPROCESSORS
-    uneven = ceil(tiles / blocks) * blocks / tiles
-    tiling = {
-        "images": images, "rows": height, "bands": bands, **stage, "pixel_warps": pixel_warps,
-        "channel_warps": wide, "tap_step": 1, "groups": grid_groups, "area": area,
-    }  # fmt: skip
-    return Launch(
-        _defines(FORM_GROUPS=groups, FORM_SPLITS=splits, FORM_THREADS=192, FORM_BLOCKS=2),
-        tiling,
-        (blocks, blocks_y),
-        warps * WARP,
-        shared,
-        blocks * grid_groups,
-        rounds * uneven * tile,
-    )
-
-
-def weight_gradient(window, channels, filters, batch):
-    """The Launch of block_weight_gradient."""
-    kh, kw = window.size
-    taps = kw if kw in (3, 5) else 3 if kw < 3 else 5
-    items = kh * ceil(kw / taps) * 2  # for a warp: a row's taps, by half of the channels
-    item_warps = min(items, MOST_WARPS)
-    groups = ceil(items / item_warps)
-    item_warps = 2 * ceil(items / groups / 2)
-    shares = MOST_WARPS // item_warps
-    axes = [
-        [Axis(count, stride, -before, size)]
-        for count, stride, before, size in zip(
-            window.output, window.strides, window.before, window.size, strict=True
-        )
-    ]
-    slices = ceil(channels / CHUNK) * ceil(filters / CHUNK)
-    rows, columns = window.output
-    fixed = 2 * _padded(channels) + 3 * _padded(filters)
-    launches = []
     for height in sorted({ceil(rows / bands) for bands in range(1, rows + 1)}):
-        for images in range(1, min(batch, 32) + 1) if height == rows else [1]:
-            stage = _staging(axes, images, height)
-            pixels = 8 * ceil(images * height * columns / 8)
-            staged = images * stage["source_rows"] * stage["source_columns"]
-            area = images * stage["image_pitch"] * PITCH
-            numbers = area + pixels * PITCH + pixels  # x, dz, and where x's pixels are
-            adding = item_warps * taps * CHUNK // 8 * 4 * WARP if shares > 1 else 0
-            shared = 4 * (fixed + max(numbers, adding, MOST_WARPS * CHUNK))
-            if shared > SHARED_BYTES:
-                continue
-            at_once = min(2, ALL_SHARED_BYTES // (shared + 1024))
-            bands = ceil(rows / height)
-            tiles, blocks_y = ceil(batch / images) * bands, slices * groups
-            blocks = min(tiles, max(1, MULTIPROCESSORS * at_once // (NETS * blocks_y)))
-            blocks = ceil(tiles / ceil(tiles / blocks))
-            warp_taps = ceil(kw / ceil(kw / taps))
-            products = pixels * item_warps * warp_taps * 16 * CHUNK / TENSOR
-            reading = pixels / 8 * item_warps * (10 + 4 * warp_taps) * 128 / SHARED
-            staging = (staged + 2 * pixels) * CHUNK / 4 / WARP * STAGING_CLOCKS * 4
-            loading = (staged + 2 * pixels) * CHUNK * 4 / CACHE
-            at_work = min(at_once, blocks * blocks_y * NETS / MULTIPROCESSORS)
-            warps = item_warps * shares
-            tile = _tile_clocks(max(products, reading), staging, loading, 1, at_work, warps)
-            uneven = ceil(tiles / blocks) * blocks / tiles
-            tiling = {
-                "images": images, "rows": height, "bands": bands, **stage, "pixel_warps": shares,
-                "channel_warps": item_warps, "tap_step": 1, "groups": groups, "area": area,
-            }  # fmt: skip
-            launches.append(
-                Launch(
-                    _defines(FORM_TAPS=taps, FORM_THREADS=192, FORM_BLOCKS=2),
-                    tiling,
-                    (blocks, blocks_y),
-                    item_warps * shares * WARP,
-                    shared,
-                    blocks,
-                    tiles * blocks_y * NETS / MULTIPROCESSORS * uneven * tile,
-                )
-            )
-    return min(launches, key=lambda launch: launch.clocks, default=None)
-
-
-def _tile_clocks(multiplying, staging, loading, stagings, at_work, warps):
-    """What a tile takes of a multiprocessor where `at_work` blocks of so many warps share it."""
-    working = multiplying / min(1.0, at_work * warps / WARPS_TO_BE_BUSY) + staging
-    alone = max(working, loading) + stagings * LATENCY
-    return max(working, loading, alone / max(at_work, 1.0))
-
-
-def first_forward(window, channels, filters, batch):
-    """The Launch of block_first_forward; None where it does not fit."""
-    return _first(window, channels, filters, batch, 1, _first_sums(filters) * PIVOTED * filters)
-
-
-def first_weight_gradient(window, channels, filters, batch):
-    """The Launch of block_first_weight_gradient; None where it does not fit."""
-    rows = ceil(prod(window.size) * channels / FIRST_ROWS)
-    return _first(window, channels, filters, batch, rows, _first_sums(filters) * filters)
-
-
-def _first_sums(filters):
-    return FIRST_THREADS // (filters // 4)
-
-
-def _first(window, channels, filters, batch, blocks_y, sums):
-    """As many rows of an image as fit, in 32 blocks a net: memory sets the pace, whatever they are."""
-    if filters > 4 * FIRST_THREADS:
-        return None
-    axes = [
-        [Axis(count, stride, -before, size)]
-        for count, stride, before, size in zip(
-            window.output, window.strides, window.before, window.size, strict=True
-        )
-    ]
-    K = prod(window.size) * channels
-    for bands in range(1, window.output[0] + 1):
-        height = ceil(window.output[0] / bands)
-        stage = _staging(axes, 1, height)
-        area = 4 * ceil(stage["source_rows"] * stage["source_columns"] * channels / 4)
-        shared = 4 * (3 * _padded(filters) + K * filters + area + sums + K)
-        if shared <= 48 << 10:
-            tiling = {
-                "images": 1, "rows": height, "bands": ceil(window.output[0] / height), **stage,
-                "pixel_warps": 1, "channel_warps": 1, "tap_step": 1, "groups": 1, "area": area,
-            }  # fmt: skip
-            blocks = min(32, batch * tiling["bands"])
-            return Launch((), tiling, (blocks, blocks_y), FIRST_THREADS, shared, blocks)
-    return None
+        for images in range(1, min(batch, MOST_IMAGES) + 1) if height == rows else [1]:
+            staging = _staging(axes, images, height)
+            staged = images * staging["source_rows"] * staging["source_columns"]
+            pixels = images * height * columns
+            yield _Tile(images, height, ceil(rows / height), pixels, staging, staged)
 
 
 def _staging(axes, images, height):
     """Tiling's part that says what is staged: for `images` images, of `height` rows of results."""
-    (top, source_rows), (left, source_columns) = (
-        (
-            min(axis.start for axis in of),
-            (count - 1) * of[0].stride
-            + max(axis.start + axis.taps for axis in of)
-            - min(axis.start for axis in of),
-        )
-        for of, count in zip(axes, (height, max(axis.count for axis in axes[1])), strict=True)
-    )
     width, turn = max(axis.count for axis in axes[1]), axes[1][0].stride
+    source = []
+    for of, count in zip(axes, (height, width), strict=True):
+        start, stop = min(a.start for a in of), max(a.start + a.taps for a in of)
+        source.append((start, (count - 1) * of[0].stride + stop - start))
+    (top, source_rows), (left, source_columns) = source
     row_pitch = turn * ceil(source_columns / turn)
     if width % 4:  # so that pixels in a row lie in different banks across its end, too
         step = axes[0][0].stride
@@ -300,6 +181,143 @@ def _staging(axes, images, height):
         "source_rows": source_rows, "source_columns": source_columns, "row_pitch": row_pitch,
         "image_pitch": image_pitch, "top": top, "left": left,
     }  # fmt: skip
+
+
+def _best_correlation(forms, axes, channels, filters, batch, fixed, sums):
+    """The Launch that the model likes best; None where none fits.
+
+    fixed: numbers of shared memory for coefficients; sums: those kept for each filter.
+    """
+    widths = range(1, min(2, ceil(filters / WARP)) + 1)
+    launches = [
+        correlation(form, tile, wide, axes, channels, filters, batch, fixed, sums)
+        for tile in _tiles(axes, batch)
+        for form in forms
+        for wide in widths
+    ]
+    return min(filter(None, launches), key=lambda launch: launch.clocks, default=None)
+
+
+def correlation(form, tile, wide, axes, channels, filters, batch, fixed, sums):
+    """One way to launch a correlation, `wide` warps of filters side by side; None if too big."""
+    groups, splits = form
+    phases = prod(map(len, axes))
+    # The phases of a window that is met once are many, and each is small: for blocks of their own.
+    phase_groups = phases if phases > MOST_PHASES else 1
+    pixel_warps = ceil(tile.pixels / (8 * groups))
+    warps, width = pixel_warps * wide * splits, wide * WARP
+    taps = sum(r.taps * c.taps for r in axes[0] for c in axes[1])  # of all phases
+    adding = (splits - 1) * pixel_warps * wide * groups * 8 * WARP
+    area = max(tile.images * tile.staging["image_pitch"] * PITCH, adding)
+    ring = STAGES * CHUNK * (width + WEIGHT_GAP)
+    shared = 4 * (fixed + pixel_warps * sums * width + area + ring)
+    if warps > MOST_WARPS or shared > SHARED_BYTES or taps > MOST_TAPS:
+        return None
+
+    chunks, own_phases = ceil(channels / CHUNK), phases // phase_groups
+    steps = taps // phase_groups * chunks * CHUNK // 8  # of depth 8
+    stagings = chunks * (own_phases if chunks > 1 or splits > 1 else 1)
+    staged = stagings * tile.staged * CHUNK
+    work = _Work(
+        products=pixel_warps * groups * 8 * width * steps * 8,
+        shared=pixel_warps * wide * steps * (8 + 2 * groups) * 128,
+        stagings=stagings,
+        staged=staged,
+        loaded=staged + steps * 8 * width,
+    )
+    blocks_y = ceil(filters / width) * phase_groups
+    blocks, clocks = _share(tile.count(batch), blocks_y, warps, shared, work)
+    tiling = tile.tiling(
+        pixel_warps=pixel_warps, channel_warps=wide, groups=phase_groups, area=area
+    )
+    grid, parts = (blocks, blocks_y), blocks * phase_groups
+    return Launch(_form(*form), tiling, grid, warps * WARP, shared, parts, clocks)
+
+
+def weight_gradient(window, channels, filters, batch):
+    """The Launch of block_weight_gradient; None where none fits."""
+    kh, kw = window.size
+    taps = min(TAPS, key=lambda taps: (ceil(kw / taps) * taps, taps))  # of a warp, at most
+    in_row = ceil(kw / taps)
+    items = kh * in_row * 2  # a row's taps by half of the channels
+    groups = ceil(items / MOST_WARPS)
+    item_warps = 2 * ceil(items / groups / 2)
+    shares = MOST_WARPS // item_warps
+    warps = item_warps * shares
+    blocks_y = ceil(channels / CHUNK) * ceil(filters / CHUNK) * groups
+    fixed = 2 * _padded(channels) + 3 * _padded(filters)
+    adding = item_warps * taps * CHUNK // 8 * 4 * WARP if shares > 1 else 0
+    launches = []
+    for tile in _tiles(_axes(window), batch):
+        steps = ceil(tile.pixels / 8)
+        area = tile.images * tile.staging["image_pitch"] * PITCH
+        numbers = area + steps * 8 * (PITCH + 1)  # x; dz, and where x's pixels are
+        shared = 4 * (fixed + max(numbers, adding, MOST_WARPS * CHUNK))
+        if shared > SHARED_BYTES:
+            continue
+        staged = (tile.staged + 2 * tile.pixels) * CHUNK  # dz is made from two numbers
+        work = _Work(
+            products=steps * 8 * item_warps * ceil(kw / in_row) * CHUNK // 2 * CHUNK,
+            shared=steps * item_warps * (10 + 4 * ceil(kw / in_row)) * 128,
+            stagings=1,
+            staged=staged,
+            loaded=staged,
+        )
+        blocks, clocks = _share(tile.count(batch), blocks_y, warps, shared, work)
+        tiling = tile.tiling(pixel_warps=shares, channel_warps=item_warps, groups=groups, area=area)
+        grid = blocks, blocks_y
+        launches.append(Launch(_taps(taps), tiling, grid, warps * WARP, shared, blocks, clocks))
+    return min(launches, key=lambda launch: launch.clocks, default=None)
+
+
+def _share(tiles, blocks_y, warps, shared, work):
+    """(blocks of the grid's x, clocks of the launch): the model.
+
+    As many blocks as the multiprocessors hold at once take the tiles in turns. While one of those
+    that share a multiprocessor waits for memory, others multiply.
+    """
+    at_once = min(WARPS_AT_ONCE // warps, ALL_SHARED_BYTES // (shared + STATIC_SHARED_BYTES))
+    blocks = min(tiles, max(1, MULTIPROCESSORS * at_once // (NETS * blocks_y)))
+    rounds = ceil(tiles / blocks)
+    blocks = ceil(tiles / rounds)  # as few as take the same time: each leaves parts to add up
+    at_work = min(at_once, max(1.0, blocks * blocks_y * NETS / MULTIPROCESSORS))
+
+    busy = min(1.0, at_work * warps / WARPS_TO_BE_BUSY)
+    multiplying = max(work.products / TENSOR, work.shared / SHARED) / busy
+    working = multiplying + work.staged / STAGED
+    loading = work.loaded * 4 / CACHE
+    alone = max(working, loading) + work.stagings * LATENCY
+    tile = max(working, loading, alone / at_work)
+    return blocks, rounds * blocks * blocks_y * NETS / MULTIPROCESSORS * tile
+
+
+def first_forward(window, channels, filters, batch):
+    """The Launch of block_first_forward; None where it does not fit."""
+    return _first(window, channels, filters, batch, 1, PIVOTED * filters)
+
+
+def first_weight_gradient(window, channels, filters, batch):
+    """The Launch of block_first_weight_gradient; None where it does not fit."""
+    rows = ceil(prod(window.size) * channels / FIRST_ROWS)
+    return _first(window, channels, filters, batch, rows, filters)
+
+
+def _first(window, channels, filters, batch, blocks_y, sums):
+    """As many rows of an image as fit, 32 blocks a net: memory sets the pace, whatever they are.
+
+    sums: numbers that threads with the same filters keep, each.
+    """
+    if filters > 4 * FIRST_THREADS:
+        return None
+    K, lanes = prod(window.size) * channels, FIRST_THREADS // (filters // 4)
+    for tile in reversed(list(_tiles(_axes(window), 1))):
+        area = 4 * ceil(tile.staged * channels / 4)
+        shared = 4 * (3 * _padded(filters) + K * filters + area + lanes * sums + K)
+        if shared <= FIRST_SHARED_BYTES:
+            blocks = min(32, tile.count(batch))
+            tiling = tile.tiling(pixel_warps=1, channel_warps=1, groups=1, area=area)
+            return Launch((), tiling, (blocks, blocks_y), FIRST_THREADS, shared, blocks)
+    return None
 
 
 def _padded(channels):

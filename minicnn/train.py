@@ -83,13 +83,14 @@ def train(arguments, folder, should_stop=lambda: False):
     data = _load(arguments)
     steps = ensemble.steps_per_epoch(recipe, len(data.train_images))
     together, workers = share(recipe, data, ops, arguments.memory, arguments.workers)
-    _claim(folder, arguments, recipe, data, device)
+    _claim(folder, arguments, recipe, data, device, ops.precision)
     job = ensemble.Job(
-        recipe, data, device, arguments.precision, folder, together, not arguments.no_graph
+        recipe, data, device, ops.precision, folder, together, not arguments.no_graph
     )
     print(
         f"Training images: {len(data.train_images):,}. Nets: {recipe.nets}. "
-        f"Epochs: {recipe.epochs}. Device: {device} ({reason}). {_company(job, ops, workers)}",
+        f"Epochs: {recipe.epochs}. Device: {device} ({reason}), {ops.precision}. "
+        f"{_company(job, ops, workers)}",
         file=sys.stderr,
         flush=True,
     )
@@ -178,7 +179,10 @@ def _parser():
     group = parser.add_argument_group("machine")
     group.add_argument("--device", choices=devices.NAMES, default="auto", help="default: auto")
     group.add_argument(
-        "--precision", choices=devices.PRECISIONS, default="float32", help="default: float32"
+        "--precision",
+        choices=devices.PRECISIONS,
+        help="of products: tf32 is that of tensor cores (default: tf32 on a GPU that has them, "
+        "else float32)",
     )
     group.add_argument(
         "--workers",
@@ -234,7 +238,7 @@ def _load(arguments):
 # ---- the run folder ------------------------------------------------------------------------------
 
 
-def _claim(folder, arguments, recipe, data, device):
+def _claim(folder, arguments, recipe, data, device, precision):
     """Make the folder and its config.json, or check that the run in it is this one."""
     config = {
         "recipe": recipe.as_dict(),
@@ -243,7 +247,7 @@ def _claim(folder, arguments, recipe, data, device):
         "train_images": len(data.train_images),
         "test_images": None if data.test_images is None else len(data.test_images),
         "device": device,
-        "precision": arguments.precision,
+        "precision": precision,
         "versions": {
             "minicnn": __version__,
             "numpy": np.__version__,

@@ -1,0 +1,134 @@
+"""What the kernels of fused blocks should compute, for one net, in float64.
+
+Convolutions are those of oracles.py. What lies between them exists twice: as mathematics has it,
+and with `rounded` in the roundings that kernels/block.cuh describes, to float32 and for the
+products to TF32; then only sums are left in which a kernel may differ. `given` is a namespace of
+float32 arrays and of the block's sizes: a Block of test_blocks.py, cut down to one net.
+"""
+
+import numpy as np
+from oracles import conv2d, conv2d_gradients
+
+
+def to_tf32(x):
+    """Rounded to the nearest of 10 bits of mantissa, ties away from zero; in float64."""
+    bits = np.float32(x).view(np.uint32) + np.uint32(0x1000)
+    return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+
+
+def unpack(words, shape):
+    """Where bits are set: number i's is bit i % 32 of word i // 32."""
+    numbers = np.arange(np.prod(shape))
+    return (words[numbers // 32] >> np.uint32(numbers % 32) & 1).astype(bool).reshape(shape)
+
+
+def moments(parts):
+    """(mean, variance) of what parts (count, 3, C) are of: means, squared deviations, numbers."""
+    means, squares, numbers = np.moveaxis(np.float64(parts), 1, 0)
+    n = numbers.sum(axis=0)
+    mean = (numbers * means).sum(axis=0) / n
+    return mean, (squares + numbers * (means - mean) ** 2).sum(axis=0) / n
+
+
+def drop(x, given):
+    """x where it is kept, else 0."""
+    return x if given.kept is None else np.where(unpack(given.kept, x.shape), x, 0)
+
+
+def block_input(given, rounded=False):
+    """x, from y_below: normalised, and with dropout."""
+    if given.gamma_below is None:
+        return np.float64(given.y_below)
+    mean, variance = given.mean_below, given.variance_below
+    if given.parts_below is not None:
+        mean, variance = moments(given.parts_below)
+    if not rounded:
+        z = (np.float64(given.y_below) - mean) / np.sqrt(variance + given.epsilon_below)
+        return drop((z * given.gamma_below + given.beta_below) * given.kept_scale, given)
+    scale = given.gamma_below / np.sqrt(np.float64(np.float32(variance)) + given.epsilon_below)
+    shift = given.beta_below - np.float32(mean) * scale
+    scale, shift = np.float32(scale * given.kept_scale), np.float32(shift * given.kept_scale)
+    return drop(_fma(scale, given.y_below, shift), given)
+
+
+def before_activation(given, rounded=False):
+    """dz, from dx, y, and the sums of dx and of dx * z."""
+    sums = given.sums.sum(axis=0, dtype=np.float64) / given.rows
+    mean, inverse = np.float64(given.mean), 1 / np.sqrt(np.float64(given.variance) + given.epsilon)
+    if rounded:
+        slope = sums[1] * inverse
+        a = given.gamma * inverse
+        b, c = np.float32(-a * slope), np.float32(-a * (sums[0] - slope * mean))
+        dy = _fma(np.float32(a), given.dx, _fma(b, given.y, c))
+    else:
+        z = (given.y - mean) * inverse
+        dy = given.gamma * inverse * (given.dx - sums[0] - z * sums[1])
+    return np.where(given.y > 0, dy, 0) if given.relu else dy
+
+
+def _fma(a, b, c):
+    return np.float32(np.float64(a) * b + c).astype(np.float64)
+
+
+def forward(given, rounded=False):
+    """y; and the moments of the block below, unless they were known."""
+    x, kernel = block_input(given, rounded), given.kernel
+    if rounded:
+        x, kernel = to_tf32(x), to_tf32(kernel)
+    y = conv2d(x, kernel, given.bias, given.strides, given.padding)
+    found = {"y": np.maximum(y, 0) if given.relu else y}
+    if given.parts_below is not None:
+        found["mean_below"], found["variance_below"] = moments(given.parts_below)
+    return found
+
+
+def input_gradient(given, rounded=False):
+    """dx_below, and the sums of it and of it times the normalised y_below."""
+    dz, kernel = before_activation(given, rounded), given.kernel
+    if rounded:
+        dz, kernel = to_tf32(dz), to_tf32(kernel)
+    x = np.zeros(given.y_below.shape)
+    dx = conv2d_gradients(x, kernel, dz, given.strides, given.padding)[0]
+    dx = drop(dx * given.kept_scale, given)
+    inverse = 1 / np.sqrt(np.float64(given.variance_below) + given.epsilon_below)
+    z = (given.y_below - np.float64(given.mean_below)) * inverse
+    sums = [(dx * factor).sum(axis=(0, 1, 2)) for factor in (1, z)]
+    return {"dx_below": dx, "sum": sums[0], "sum_z": sums[1]}
+
+
+def weight_gradient(given, rounded=False):
+    """The gradients by kernel and bias; the bias's product is none, and is not rounded."""
+    x, dz = block_input(given, rounded), before_activation(given, rounded)
+    bias = dz.sum(axis=(0, 1, 2))
+    if rounded:
+        x, dz = to_tf32(x), to_tf32(dz)
+    kernel = conv2d_gradients(x, given.kernel, dz, given.strides, given.padding)[1]
+    return {"dkernel": kernel, "dbias": bias}
+
+
+def head(given):
+    """All that the end of a network makes of its last block's y and the labels."""
+    x = block_input(given).reshape(len(given.labels), -1)
+    images = np.arange(len(x))
+    logits = x @ given.kernel + given.bias
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    share = odds / odds.sum(axis=1, keepdims=True)
+    dlogits = share.copy()
+    dlogits[images, given.labels] -= 1
+    dlogits /= len(x)
+    dx = (dlogits @ given.kernel.T.astype(np.float64)).reshape(given.y_below.shape)
+    dx = drop(dx * given.kept_scale, given)
+    mean, variance = moments(given.parts_below)
+    z = (given.y_below - mean) / np.sqrt(variance + given.epsilon_below)
+    return {
+        "logits": logits,
+        "loss": -np.log(share[images, given.labels]).mean(),
+        "correct": (logits.argmax(axis=1) == given.labels).sum(),
+        "dkernel": x.T @ dlogits,
+        "dbias": dlogits.sum(axis=0),
+        "dx": dx,
+        "sum": dx.sum(axis=(0, 1, 2)),
+        "sum_z": (dx * z).sum(axis=(0, 1, 2)),
+        "mean": mean,
+        "variance": variance,
+    }
