@@ -97,23 +97,29 @@ struct Moments {
     float mean, variance;
 };
 
-// A channel's moments from its parts, moved to their common mean, as in batch_norm.cu.
+// Parts in shared memory, `room` numbers of it, so that they all arrive together, not some for each
+// thread at a time; or where they are, if there are too many.
+__device__ inline const float* gather(const float* parts, int numbers, float* area, int room) {
+    if (numbers > room) return parts;
+    for (int i = threadIdx.x; i < numbers; i += blockDim.x) area[i] = parts[i];
+    __syncthreads();
+    return area;
+}
+
+// A channel's moments from its parts, about the first one's mean.
 __device__ inline Moments add_up_moments(const float* parts, int count, int C, int channel) {
     const float *means = parts + channel, *squares = means + C, *numbers = squares + C;
     int next = STATISTICS * C;
-    double n = 0.0, total = 0.0;
-#pragma unroll 8
+    double n = 0.0, sum = 0.0, deviations = 0.0, pivot = means[0];
+#pragma unroll 4
     for (int i = 0; i < count; ++i) {
-        n += numbers[i * next];
-        total += double(numbers[i * next]) * means[i * next];
+        double number = numbers[i * next], d = means[i * next] - pivot;
+        n += number;
+        sum += number * d;
+        deviations += squares[i * next] + number * d * d;
     }
-    double mean = total / n, deviations = 0.0;
-#pragma unroll 8
-    for (int i = 0; i < count; ++i) {
-        double d = means[i * next] - mean;
-        deviations += squares[i * next] + numbers[i * next] * d * d;
-    }
-    return {float(mean), float(deviations / n)};
+    double mean = sum / n, variance = deviations / n - mean * mean;
+    return {float(pivot + mean), variance < 0.0 ? 0.0f : float(variance)};  // a NaN stays one
 }
 
 // The same of rows that were summed about a pivot of their own each, rows (number, PIVOTED, C):
@@ -149,29 +155,29 @@ struct Normalization {
     float epsilon;
     float kept_scale;  // by which dropout multiplies what it keeps
 
-    __device__ Moments moments(int C, int c) const {
-        return parts ? add_up_moments(parts, count, C, c) : Moments{mean[c], variance[c]};
-    }
-
-    // scale and shift (whole chunks) in shared memory
-    __device__ void prepare(int C, float* scale, float* shift) const {
+    // scale and shift (whole chunks) in shared memory; `area` is some that nobody uses yet.
+    // Where a mean and a variance are to be left for others, they are.
+    __device__ void prepare(
+        int C, float* scale, float* shift, float* area, int room, float* left_mean = nullptr,
+        float* left_variance = nullptr) const {
+        const float* from = parts ? gather(parts, count * STATISTICS * C, area, room) : nullptr;
         for (int c = threadIdx.x; c < ceil_div(C, CHUNK) * CHUNK; c += blockDim.x) {
             double a = 1.0, b = 0.0;
             if (gamma && c < C) {
-                Moments m = moments(C, c);
+                Moments m{0.0f, 0.0f};
+                if (parts)
+                    m = add_up_moments(from, count, C, c);
+                else
+                    m = {mean[c], variance[c]};
                 a = gamma[c] / sqrt(double(m.variance) + epsilon);
                 b = beta[c] - m.mean * a;
+                if (left_mean) {
+                    left_mean[c] = m.mean;
+                    left_variance[c] = m.variance;
+                }
             }
             scale[c] = a * kept_scale;
             shift[c] = b * kept_scale;
-        }
-    }
-
-    __device__ void leave_moments(int C, float* mean, float* variance) const {
-        for (int c = threadIdx.x; c < C; c += blockDim.x) {
-            Moments m = moments(C, c);
-            mean[c] = m.mean;
-            variance[c] = m.variance;
         }
     }
 };
@@ -185,16 +191,17 @@ struct NormalizationGradient {
     float epsilon;
     int rows;  // over which they were summed
 
-    // a, b, c in shared memory
-    __device__ void prepare(int C, float* a, float* b, float* c) const {
+    // a, b, c (whole chunks) in shared memory, as above
+    __device__ void prepare(int C, float* a, float* b, float* c, float* area, int room) const {
+        const float* from = gather(parts, count * SUMS * C, area, room);
         for (int n = threadIdx.x; n < ceil_div(C, CHUNK) * CHUNK; n += blockDim.x) {
             a[n] = b[n] = c[n] = 0.0f;
             if (n >= C) continue;
             double sum = 0.0, sum_z = 0.0;
-#pragma unroll 8
+#pragma unroll 4
             for (int i = 0; i < count; ++i) {
-                sum += parts[i * SUMS * C + n];
-                sum_z += parts[(i * SUMS + 1) * C + n];
+                sum += from[i * SUMS * C + n];
+                sum_z += from[(i * SUMS + 1) * C + n];
             }
             double inverse = 1.0 / sqrt(double(variance[n]) + epsilon);
             double scale = gamma[n] * inverse, slope = sum_z * inverse / rows;

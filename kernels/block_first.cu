@@ -119,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_grad
     float* lane_sums = staged + t.area;  // (lanes, N)
     NormalizationGradient gradient{gamma.row(), sums_parts.row(), sums_count, mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
-    gradient.prepare(s.N, as, bs, cs);
+    gradient.prepare(s.N, as, bs, cs, lane_sums, lanes * s.N);
     __syncthreads();
 
     int first_row = blockIdx.y * ROWS, own_rows = min(ROWS, K - first_row);

@@ -104,9 +104,9 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
     float* pixels = rows + t.pixel_warps * PIVOTED * width;
     Normalization between{gamma.row(), beta.row(), parts_below.row(), count_below,
                           mean.row(),  variance.row(), epsilon, kept_scale};
-    between.prepare(s.C, scales, shifts);
-    if (parts_below.data && blockIdx.x == 0 && blockIdx.y == 0)
-        between.leave_moments(s.C, mean.row(), variance.row());
+    bool leaves = parts_below.data && blockIdx.x == 0 && blockIdx.y == 0;
+    between.prepare(
+        s.C, scales, shifts, pixels, t.area, leaves ? mean.row() : nullptr, variance.row());
     for (int i = threadIdx.x; i < t.pixel_warps * PIVOTED * width; i += blockDim.x) rows[i] = 0.0f;
 
     Forward pass{};

@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     float *rows = shifts + padded_below, *pixels = rows + t.pixel_warps * SUMS * width;
     NormalizationGradient gradient{gamma.row(), sums.row(), sums_count,         mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
-    gradient.prepare(s.N, as, bs, cs);
+    gradient.prepare(s.N, as, bs, cs, pixels, t.area);
     for (int c = threadIdx.x; c < s.C; c += blockDim.x) {
         double inverse = 1.0 / sqrt(double(variance_below.row()[c]) + epsilon_below);
         inverses[c] = inverse;

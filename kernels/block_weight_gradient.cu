@@ -110,10 +110,10 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
 
     Normalization between{gamma_below.row(), beta_below.row(), nullptr, 0, mean_below.row(),
                           variance_below.row(), epsilon_below, kept_scale};
-    between.prepare(s.C, scales, shifts);
+    between.prepare(s.C, scales, shifts, x_pixels, t.area);
     NormalizationGradient gradient{gamma.row(), sums_parts.row(), sums_count, mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
-    gradient.prepare(s.N, as, bs, cs);
+    gradient.prepare(s.N, as, bs, cs, x_pixels, t.area);
     for (int pixel = threadIdx.x; pixel < steps * STEP; pixel += blockDim.x) {
         int number = min(pixel, here - 1), line = number / s.Wo, image = line / t.rows;
         places[pixel] = image * t.image_pitch + (line - image * t.rows) * s.sh * t.row_pitch +

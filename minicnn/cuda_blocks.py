@@ -24,7 +24,6 @@ from .network import Node, views
 
 _FLOORS = {"linear": -inf, "relu": 0.0}  # what an activation is the larger one of, beside its input
 _FEW_CHANNELS = 8  # fewer of them do not fill tensor cores
-_HEAD_THREADS = 512
 _THREADS = 256
 _SUM_LENGTH = 1024  # numbers that a block of threads of sum_parts adds up
 
@@ -85,6 +84,7 @@ class Network(NamedTuple):
 
     blocks: list
     dense: Node
+    head_images: int  # of head.cu at a time
     head_bytes: int  # of shared memory
 
     def layout(self, nodes, nets, batch, training, dtype):
@@ -122,13 +122,8 @@ def fusion(nodes, batch):
         return None
     if drop.rate:
         found[-1] = last = last._replace(drop=drop)
-    numbers, units = prod(last.convolution.output_shape), dense.layer.units
-    slices = max(1, _HEAD_THREADS // numbers)
-    head = 2 * tiles.CHUNK * -(-last.filters // tiles.CHUNK) + batch * (numbers + 1)
-    head += numbers * units + batch * (units + 2) + slices * tiles.SUMS * numbers
-    if 4 * head > tiles.SHARED_BYTES:
-        return None
-    return Network(found, dense, 4 * head)
+    launch = tiles.head(prod(last.convolution.output_shape), last.filters, dense.layer.units, batch)
+    return Network(found, dense, *launch) if launch else None
 
 
 def _take_drop(nodes):
@@ -414,10 +409,11 @@ class BlockPlan:
         n, parts, moments = block.normalization, self._parts[-1], self._moments[-1]
         w, g = dense.weights, dense.gradients
         self._launch(
-            "head.cu", "head", (1,), (_HEAD_THREADS,),
+            "head.cu", "head", (1,), (tiles.HEAD_THREADS,),
             self._y[-1], n.weights.gamma, n.weights.beta, parts.moments, parts.moments.shape[1],
             n.layer.epsilon, block.drop.scale, self._kept[-1], w.kernel, w.bias, self.labels,
             batch, prod(self._y[-1].shape[2:]), block.filters, dense.layer.units,
+            self.network.head_images,
             moments.moving_mean, moments.moving_variance, self.output, self.loss, self.correct,
             g.kernel, g.bias, self._dx[-1], parts.sums,
             shared_bytes=self.network.head_bytes,

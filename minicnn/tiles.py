@@ -20,6 +20,7 @@ STAGES, WEIGHT_GAP = 3, 4
 STATISTICS, SUMS, PIVOTED = 3, 2, 4
 MOST_TAPS = 128
 FIRST_THREADS, FIRST_ROWS = 256, 9  # block_first.cu's
+HEAD_THREADS = 512
 
 # ---- of the model: an H200, and the ensemble that it trains
 NETS, MULTIPROCESSORS = 15, 132
@@ -318,6 +319,19 @@ def _first(window, channels, filters, batch, blocks_y, sums):
             tiling = tile.tiling(pixel_warps=1, channel_warps=1, groups=1, area=area)
             return Launch((), tiling, (blocks, blocks_y), FIRST_THREADS, shared, blocks)
     return None
+
+
+def head(numbers, channels, units, batch):
+    """(images at a time, bytes of shared memory) of head.cu; None where not even one fits.
+
+    numbers: that an image gives to the dense layer.
+    """
+    if units > HEAD_THREADS:
+        return None
+    slices = max(1, HEAD_THREADS // numbers)
+    fixed = 2 * _padded(channels) + 2 * numbers * units + SUMS * slices * numbers
+    images = min(batch, (SHARED_BYTES // 4 - fixed) // (numbers + 1 + units + 2))
+    return (images, 4 * (fixed + images * (numbers + 1 + units + 2))) if images > 0 else None
 
 
 def _padded(channels):

@@ -89,7 +89,7 @@ def train(arguments, folder, should_stop=lambda: False):
     )
     print(
         f"Training images: {len(data.train_images):,}. Nets: {recipe.nets}. "
-        f"Epochs: {recipe.epochs}. Device: {device} ({reason}), {ops.precision}. "
+        f"Epochs: {recipe.epochs}. Device: {device} ({reason}){_precision(ops)}. "
         f"{_company(job, ops, workers)}",
         file=sys.stderr,
         flush=True,
@@ -316,6 +316,10 @@ def _write_json(path, value):
 
 
 # ---- what a person reads -------------------------------------------------------------------------
+
+
+def _precision(ops):
+    return "" if ops.precision == "float32" else f", in {ops.precision.upper()}"
 
 
 def _company(job, ops, workers):

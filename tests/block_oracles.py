@@ -39,8 +39,9 @@ def block_input(given, rounded=False):
     """x, from y_below: normalised, and with dropout."""
     if given.gamma_below is None:
         return np.float64(given.y_below)
-    mean, variance = given.mean_below, given.variance_below
-    if given.parts_below is not None:
+    if given.parts_below is None:
+        mean, variance = given.mean_below, given.variance_below
+    else:
         mean, variance = moments(given.parts_below)
     if not rounded:
         z = (np.float64(given.y_below) - mean) / np.sqrt(variance + given.epsilon_below)
