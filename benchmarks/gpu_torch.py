@@ -30,34 +30,31 @@ class Contender:
     compiled: bool = False
 
 
-def contenders(nets):
-    """All that need no compiler, for one net and for so many of them."""
-    one = [
-        Contender("PyTorch float32", tf32=False),
-        Contender("PyTorch TF32"),
-        Contender("PyTorch TF32, channels last", channels_last=True),
-        Contender("PyTorch bfloat16, channels last", channels_last=True, bfloat16=True),
-        Contender("PyTorch TF32, CUDA graph", graph=True),
-        Contender("PyTorch TF32, channels last, CUDA graph", channels_last=True, graph=True),
-        Contender("PyTorch bfloat16, CUDA graph", bfloat16=True, graph=True),
-    ]
-    many = [
-        Contender(f"PyTorch TF32, {nets} nets by vmap", nets),
-        Contender(f"PyTorch bfloat16, {nets} nets by vmap", nets, bfloat16=True),
-        Contender(f"PyTorch TF32, {nets} nets by vmap, CUDA graph", nets, graph=True),
-        Contender(
-            f"PyTorch bfloat16, {nets} nets by vmap, CUDA graph", nets, True, False, True, True
-        ),
-    ]
-    return one + many
+def groups(nets):
+    """[[Contender, ...], ...] for one net and for so many: first what is sure to work.
 
-
-def compiled_contenders(nets):
-    """Those of torch.compile, which may take a minute or not work at all."""
+    A capture that fails may take all of CUDA with it, and compiling takes half a minute each.
+    """
+    many = f"{nets} nets by vmap"
     return [
-        Contender("PyTorch TF32, compiled", compiled=True),
-        Contender("PyTorch bfloat16, compiled", bfloat16=True, compiled=True),
-        Contender(f"PyTorch TF32, {nets} nets by vmap, compiled", nets, compiled=True),
+        [
+            Contender("PyTorch float32", tf32=False),
+            Contender("PyTorch TF32"),
+            Contender("PyTorch TF32, channels last", channels_last=True),
+            Contender("PyTorch bfloat16, channels last", channels_last=True, bfloat16=True),
+            Contender(f"PyTorch TF32, {many}", nets),
+            Contender(f"PyTorch bfloat16, {many}", nets, bfloat16=True),
+        ],
+        [
+            Contender("PyTorch TF32, CUDA graph", graph=True),
+            Contender("PyTorch TF32, channels last, CUDA graph", channels_last=True, graph=True),
+            Contender("PyTorch bfloat16, CUDA graph", bfloat16=True, graph=True),
+            Contender(f"PyTorch TF32, {many}, CUDA graph", nets, graph=True),
+            Contender(f"PyTorch bfloat16, {many}, CUDA graph", nets, bfloat16=True, graph=True),
+        ],
+        [Contender("PyTorch bfloat16, compiled", bfloat16=True, compiled=True)],
+        [Contender(f"PyTorch TF32, {many}, compiled", nets, compiled=True)],
+        [Contender("PyTorch TF32, compiled", compiled=True)],
     ]
 
 
@@ -68,16 +65,17 @@ def device_name():
     return torch.cuda.get_device_name()
 
 
-def matmul_step(n, tf32):
-    """A function that multiplies two matrices (n, n) on the GPU."""
-    a, b = torch.randn(2, n, n, device="cuda")
+def synchronous_product(n, tf32):
+    """A function that multiplies two matrices (n, n) on the GPU, and waits for it."""
+    a, b = torch.rand(2, n, n, device="cuda")
     out = torch.empty_like(a)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
 
-    def step():
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+    def product():
         torch.matmul(a, b, out=out)
+        torch.cuda.synchronize()
 
-    return step
+    return product
 
 
 class Training:

@@ -159,39 +159,85 @@ def layers():
 
 
 def ladder():
-    """What the versions of convolution do in a step, as the emulator counts it."""
+    """What the versions of a step do, as the emulator counts it."""
     result = newest("ladder-emulated")
+    counted = result["versions_counted"]
     lines = [
-        "| version | pass | launches | memory, GB | cache, GB | wavefronts, millions | GFLOP "
-        "| least time, ms | set by | registers |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| a step | launches | memory, GB | passes | cache, GB | wavefronts, millions | GFLOP "
+        "| of tensor cores | least time, ms |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for version, passes in result["convolutions"].items():
+    for version, found in counted.items():
+        step = found["step"]
+        cells = version, step["launches"], *_counts(step, f"{step['passes']:.1f}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [
+        "",
+        "| convolutions | pass | launches | memory, GB | cache, GB | wavefronts, millions | GFLOP "
+        "| of tensor cores | least time, ms | set by | registers |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for version, passes in counted.items():
         for name, found in passes.items():
+            if name == "step":
+                continue
             registers = sorted({result["registers"][kernel] for kernel in found["kernels"]})
-            cells = [
-                version,
-                name,
-                found["launches"],
-                f"{found['memory_bytes'] / 1e9:.2f}",
-                f"{found['cache_bytes'] / 1e9:.1f}",
-                f"{found['shared_wavefronts'] / 1e6:,.0f}",
-                f"{found['flops'] / 1e9:.1f}",
-                f"{found['seconds'] * 1e3:.2f}",
-                found["limit"],
-                ", ".join(map(str, registers)),
-            ]
+            cells = [version, name, found["launches"], *_counts(found)]
+            cells += [found["limit"], ", ".join(map(str, registers))]
             lines.append(f"| {' | '.join(map(str, cells))} |")
     limits, versions = result["limits"], result["versions"]
-    memory, cache, arithmetic = (limits[key] / 1e12 for key in ("memory", "cache", "arithmetic"))
+    limits = (limits[key] / 1e12 for key in ("memory", "cache", "arithmetic", "tensor"))
     return "\n".join(
         [
             *lines,
             "",
-            f"All seven convolutions, {result['nets']} nets, {result['batch']} images each. "
-            f"Limits: {memory:g} TB/s of memory, {cache:g} TB/s of cache, {arithmetic:g} TFLOP/s. "
-            f"Registers of a thread on {result['architecture']}, by NVRTC {versions['nvrtc']}. "
+            f"{result['nets']} nets, {result['batch']} images each. A pass: all convolutions' "
+            "outputs once. Limits: {:g} TB/s of memory, {:g} TB/s of cache, {:g} TFLOP/s, {:g} of "
+            "tensor cores. ".format(*limits)
+            + f"Registers of a thread on {result['architecture']}, by NVRTC {versions['nvrtc']}. "
             f"Counted {result['machine']['date']} by minicnn {versions['minicnn']}.",
+        ]
+    )
+
+
+def _counts(found, *passes):
+    """The cells of a summary of ladder.py."""
+    return (
+        f"{found['memory_bytes'] / 1e9:.2f}",
+        *passes,
+        f"{found['cache_bytes'] / 1e9:.1f}",
+        f"{found['shared_wavefronts'] / 1e6:,.0f}",
+        f"{found['flops'] / 1e9:.1f}",
+        f"{found['tensor_flops'] / 1e9:.1f}",
+        f"{found['seconds'] * 1e3:.2f}",
+    )
+
+
+def tile_choices():
+    """How each layer's fused kernels cut their work, and what the compiler makes of them."""
+    result = newest("tiles")
+    lines = [
+        "| layer | pass | tile | warps | pixels by channels of a warp | grid | shared, KB "
+        "| registers | spilled, bytes | model, us |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["launches"]:
+        clocks = f"{row['microseconds']:.0f}" if row["microseconds"] else ""
+        of_warp = f"{row['warp_pixels']} x {row['warp_channels']}" if row["warp_pixels"] else ""
+        cells = [
+            row["layer"], row["pass"], row["tile"], row["warps"], of_warp,
+            " x ".join(map(str, row["grid"])), f"{row['shared_bytes'] / 1024:.0f}",
+            ", ".join(map(str, row["registers"])), ", ".join(map(str, row["spilled"])), clocks,
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Batch {result['batch']}. Registers, and bytes of spills and stack, on "
+            f"{' and '.join(result['architectures'])}, by NVRTC {result['versions']['nvrtc']}. "
+            f"The model's {result['microseconds']:.0f} us are those of all of these launches, on a "
+            f"GPU like an H200, one after the other; nothing of it was measured.",
         ]
     )
 
@@ -224,7 +270,7 @@ def _where(result):
     )
 
 
-TABLES = {README: (speed, scaling, accuracy), KERNELS_README: (ladder, layers)}
+TABLES = {README: (speed, scaling, accuracy), KERNELS_README: (ladder, tile_choices, layers)}
 
 
 def render(path):

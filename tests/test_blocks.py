@@ -403,11 +403,11 @@ def defines_of(what):
     return sorted({launch.defines for launch in FORMS.launches(what)})
 
 
-FORMS = Block(2, 3, (7, 6), 36, 68, (3, 2), (2, 1), "same", seed=1)
+FORMS = Block(1, 5, (7, 3), 36, 68, (3, 2), (2, 1), "same", seed=1)
 KINDS = {
     "several images": lambda tiling: tiling["images"] > 1,
     "bands": lambda tiling: tiling["bands"] > 1,
-    "two warps of channels": lambda tiling: tiling["channel_warps"] == 2,
+    "several warps of channels": lambda tiling: tiling["channel_warps"] == 2,
     "several warps of pixels": lambda tiling: tiling["pixel_warps"] > 1,
 }
 
@@ -426,12 +426,12 @@ def test_each_form_is_right_with_each_kind_of_tile(driver, what, defines):
     chosen = {}
     for kind, holds in KINDS.items():
         found = [launch for launch in of_form if holds(launch.tiling)]
-        splits = "FORM_SPLITS=4" in defines
-        assert found or splits, kind  # four splits leave room for one warp of results
+        one_warp = "FORM_SPLITS=4" in defines  # of results: there is no room for two
+        assert found or (one_warp and "several warps" in kind), kind
         if found:
             launch = found[-1]
             chosen[str(launch.tiling)] = launch
-    for launch in chosen.values() or of_form[:1]:
+    for launch in chosen.values():
         FORMS.check(driver, what, FORMS.run(driver, what, with_blocks(launch, 1)))
 
 

@@ -4,6 +4,7 @@ The counts are exact, so a bound that is passed is a kernel that got worse.
 """
 
 import re
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks import kernels
 from benchmarks.kernels import Limits
+from minicnn.cuda_blocks import fusion
 from minicnn.emulator import Counts, Emulator
 from minicnn.layers import Conv2D
 from minicnn.recipe import RECIPES
@@ -24,7 +26,15 @@ def rows(cuda_device):
     """A step of one net, counted; the kernels that a GPU runs are the same."""
     if cuda_device != "emulated":
         pytest.skip("needs the emulator")
-    return kernels.count_step(1, BATCH)
+    return kernels.count_step(1, BATCH, "implicit")
+
+
+@pytest.fixture(scope="module")
+def fused(cuda_device):
+    """The same of a step of fused blocks."""
+    if cuda_device != "emulated":
+        pytest.skip("needs the emulator")
+    return kernels.count_step(1, BATCH, "fused")
 
 
 def of_layer(rows, layer, kernel):
@@ -130,8 +140,86 @@ def test_a_step_takes_so_many_launches(rows):
     assert [r.kernel for r in rows if not r.layer][:1] == ["load_batch"]
 
 
+# ---------------------------------------------------------------------------------------------
+# The step of fused blocks
+
+
+def weights_bytes(batch):
+    """What a fused step moves whatever its batch: kernels, parts of sums, Adam's arrays.
+
+    How many parts there are is a choice for the batch.
+    """
+    network = fusion(RECIPES["seed"].nodes, batch)
+    P = RECIPES["seed"].model(range(1, 2), "numpy").params.shape[1]
+    numbers = 7 * P + P  # Adam's; the gradients, from their parts
+    above = [block.input_gradient.parts for block in network.blocks[1:]] + [1]
+    for block, sums in zip(network.blocks, above, strict=True):
+        parts = block.weight_gradient.parts * block.weights
+        numbers += 2 * parts + (2 if block.input_gradient else 1) * block.weights
+        numbers += 2 * 3 * block.forward.parts * block.filters  # the moments: written, read
+        numbers += 4 * 2 * sums * block.filters  # the gradient's sums: written, read thrice
+    return 4 * numbers
+
+
+def passes(rows, batch):
+    """How many times the outputs of all convolutions the distinct bytes of all launches are, at a
+    batch of 64.
+    """
+    moved = sum(row.counts.bytes_read + row.counts.bytes_written for row in rows)
+    of_images = moved - weights_bytes(batch)
+    return (of_images * 64 / batch + weights_bytes(64)) / kernels.activations_bytes(1, 64)
+
+
+def test_a_fused_step_takes_at_most_thirty_launches(fused):
+    assert len(fused) == 28
+    by_part = Counter(row.part for row in fused)
+    assert by_part == {"forward": 7, "weight gradient": 7, "input gradient": 6, "both": 1, "": 7}
+
+
+def test_a_fused_step_passes_over_the_activations_ten_times_at_most(fused):
+    assert 8 < passes(fused, BATCH) <= 10
+
+
+@pytest.mark.slow
+def test_so_it_does_with_the_whole_batch(cuda_device):
+    rows = kernels.count_step(1, 64, "fused")
+    moved = sum(row.counts.bytes_read + row.counts.bytes_written for row in rows)
+    assert moved <= 10 * kernels.activations_bytes(1, 64)
+    assert len(rows) <= 30
+
+
+def test_fused_blocks_read_and_write_whole_sectors_without_bank_conflicts(fused):
+    hot = [row for row in fused if row.kernel.startswith("block_")]
+    assert len(hot) == 20
+    for row in hot:
+        c, what = row.counts, f"{row.layer} {row.kernel}"
+        assert c.shared_wavefronts <= 1.03 * c.ideal_shared_wavefronts, what
+        assert c.load_sectors <= 1.02 * c.ideal_load_sectors, what
+        assert c.store_sectors == c.ideal_store_sectors, what
+
+
+@pytest.mark.parametrize("layer", list(LAYERS)[1:])
+def test_tensor_cores_make_the_sums_and_no_fewer(fused, layer):
+    """How much more they do in a whole batch is what tiles.py chooses by."""
+    needed = convolution_bytes(LAYERS[layer])["flops"]
+    steps = [row.counts.tensor_flops for row in fused if row.layer == layer]
+    assert len(steps) == 3
+    assert min(steps) >= needed
+
+
+def test_an_activation_is_written_once_and_read_no_more_than_thrice(fused):
+    """By the next block's forward pass and its gradients; in whole, as distinct bytes."""
+    for name, below in zip(list(LAYERS)[1:], LAYERS.values(), strict=False):
+        sizes = convolution_bytes(LAYERS[name])
+        read_below = 4 * BATCH * numbers(below.output_shape)
+        assert read_below == sizes["x"]
+        forward = of_layer(fused, name, "block_forward")
+        assert forward.bytes_written < 1.1 * sizes["y"] + 2**15
+        assert forward.bytes_read < sizes["x"] + sizes["kernel"] + 2**16
+
+
 def test_counts_are_the_same_each_time_and_for_each_net():
-    one, again = kernels.count_step(1, 1), kernels.count_step(2, 1)
+    one, again = (kernels.count_step(nets, 1, "implicit") for nets in (1, 2))
     assert [r.counts for r in again] == [Counts(*(2 * n for n in r.counts)) for r in one]
     both = Emulator(checked=True)
     kernels.run_step(both, both.counted, 2, 1, "implicit")
@@ -161,7 +249,7 @@ def test_the_limit_that_is_reached_first_sets_the_time():
     assert np.isnan(line["loads"])  # nothing to compare with
 
 
-@pytest.mark.parametrize("version", ["naive", "im2col"])
+@pytest.mark.parametrize("version", ["naive", "im2col", "fused"])
 def test_the_command_prints_a_line_for_each_launch(cuda_device, version, tmp_path, capsys):
     if cuda_device != "emulated":
         pytest.skip("needs the emulator")
@@ -169,7 +257,8 @@ def test_the_command_prints_a_line_for_each_launch(cuda_device, version, tmp_pat
     kernels.main(["--nets=2", "--batch=1", f"--version={version}", "--csv", str(path)])
     lines = capsys.readouterr().out.splitlines()
     counts = pd.read_csv(path)
-    kernel = {"naive": "conv_naive_forward", "im2col": "col2im"}[version]
+    kernels_of = {"naive": "conv_naive_forward", "im2col": "col2im", "fused": "block_forward"}
+    kernel = kernels_of[version]
     assert sum(kernel in line for line in lines) == (counts["kernel"] == kernel).sum() > 5
     assert re.match(rf"{len(counts)} launches\. \d+ MB read and written", lines[-1])
     assert (counts[list(Counts._fields)] % 2 == 0).all(axis=None)  # of two nets

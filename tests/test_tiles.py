@@ -1,0 +1,106 @@
+"""How the kernels of fused blocks cut their work: what a choice must keep to, and its worth."""
+
+import re
+from math import ceil, prod
+
+import pytest
+
+from minicnn import tiles
+from minicnn.geometry import Window
+from minicnn.kernel import SOURCES
+from minicnn.layers import Conv2D
+from minicnn.recipe import RECIPES
+
+BATCH = 64
+CONVOLUTIONS = [n for n in RECIPES["seed"].nodes if isinstance(n.layer, Conv2D)][1:]
+PASSES = "forward", "input_gradient", "weight_gradient"
+
+
+def launch_of(node, what, batch=BATCH):
+    """(geometry.Window, Launch) of a layer's pass."""
+    window = node.layer.window(node.input_shape)
+    if what == "input_gradient":
+        window = tiles.gradient_window(window)
+    channels, filters = node.input_shape[-1], node.layer.filters
+    return window, getattr(tiles, what)(window, channels, filters, batch)
+
+
+def define(launch, name):
+    """A number that the launch is compiled for."""
+    return int(dict(d.split("=") for d in launch.defines)[name])
+
+
+@pytest.mark.parametrize("what", PASSES)
+@pytest.mark.parametrize("node", CONVOLUTIONS, ids=lambda node: node.name)
+def test_a_choice_fits_every_gpu_and_wastes_little(node, what):
+    window, launch = launch_of(node, what)
+    t = launch.tiling
+    assert launch.shared_bytes <= 99 << 10
+    assert launch.threads % 32 == 0 and launch.threads <= define(launch, "FORM_THREADS")
+    assert launch.grid[0] <= ceil(BATCH / t["images"]) * t["bands"]
+    if what == "weight_gradient":
+        return
+    of_phases = window.phases if what == "input_gradient" else [[], []]
+    columns = max((p.count for p in of_phases[1]), default=window.output[1])
+    pixels = t["images"] * t["rows"] * columns
+    places = t["pixel_warps"] * define(launch, "FORM_GROUPS") * 8
+    assert pixels <= places <= 1.5 * pixels  # of a tile, in whole warps
+    splits = define(launch, "FORM_SPLITS")
+    assert launch.threads == 32 * t["pixel_warps"] * t["channel_warps"] * splits
+
+
+@pytest.mark.parametrize("what", PASSES)
+def test_a_step_fits_the_time_that_the_model_gives_it(what):
+    """In clocks of a multiprocessor: some 1.2 ms at an H200's 1.755 GHz would be no fast step."""
+    microseconds = sum(launch_of(node, what)[1].clocks for node in CONVOLUTIONS) / 1755
+    assert 50 < microseconds < 250
+
+
+def test_pixels_that_follow_one_another_lie_in_different_banks():
+    """Across the ends of rows and images, too: as far as strides allow."""
+    for node in CONVOLUTIONS:
+        for what in PASSES[:2]:
+            window, launch = launch_of(node, what)
+            t = launch.tiling
+            of_phases = window.phases if what == "input_gradient" else [[], []]
+            columns = max((p.count for p in of_phases[1]), default=window.output[1])
+            step = window.strides[0] if what == "forward" else 1
+            places = [
+                image * t["image_pitch"] + row * step * t["row_pitch"] + column
+                for image in range(t["images"])
+                for row in range(t["rows"])
+                for column in range(columns)
+            ]
+            fours = [places[i : i + 4] for i in range(0, len(places) - 3, 4)]
+            good = sum(len({place % 4 for place in four}) == 4 for four in fours)
+            assert good >= 0.9 * len(fours), (node.name, what)
+
+
+def test_what_a_whole_window_meets_once_has_phases_of_one_tap():
+    window = Window.fit((4, 4), (1, 1), "valid", (4, 4))
+    assert tiles.gradient_window(window).phases != window.phases
+    assert all(p.taps == 1 for of in tiles.gradient_window(window).phases for p in of)
+    padded = Window.fit((3, 3), (1, 1), "same", (1, 1))
+    assert tiles.gradient_window(padded) is padded
+
+
+def test_a_layer_for_which_nothing_fits_has_no_launch():
+    wide = Window.fit((1, 200), (1, 1), "valid", (3, 3000))
+    assert tiles.forward(wide, 32, 32, 1) is None
+    assert tiles.weight_gradient(wide, 32, 32, 1) is None
+    assert tiles.first_forward(Window.fit((9, 9), (1, 1), "valid", (9, 999)), 7, 512, 1) is None
+    assert tiles.head(1 << 20, 32, 10, 4) is None
+    images, size = tiles.head(128, 128, 10, 10_000)
+    assert 64 < images < 10_000 and size <= 99 << 10
+
+
+def test_python_and_the_kernels_have_the_same_numbers():
+    names = "CHUNK STAGES WEIGHT_GAP STATISTICS SUMS PIVOTED MOST_TAPS".split()
+    text = "".join((SOURCES / f).read_text() for f in ("block.cuh", "correlation.cuh"))
+    for name in names:
+        assert int(re.search(rf"constexpr int {name} = (\d+);", text)[1]) == getattr(tiles, name)
+    first, head = ((SOURCES / f).read_text() for f in ("block_first.cu", "head.cu"))
+    assert f"constexpr int THREADS = {tiles.FIRST_THREADS};" in first
+    assert f"constexpr int ROWS = {tiles.FIRST_ROWS};" in first
+    assert f"constexpr int THREADS = {tiles.HEAD_THREADS};" in head
+    assert tiles.PITCH == tiles.CHUNK + 8 and prod((tiles.WARP, 1)) == 32
