@@ -57,9 +57,12 @@ STEP_LAUNCHES = 28  # of a fused step
 MATRIX = 8192  # side of the matrices whose product is the peak
 PLOT_SECONDS = 25  # kept for the plots, the last part
 STATE = "params", "moving", "moment_1", "moment_2", "step"
-# The largest relative errors of a step against NumPy's. TF32 keeps eleven bits of a factor, and a
-# rounding that switches a ReLU moves a gradient by more than that.
-TOLERANCES = {"float32": 1e-4, "tf32": 5e-2}
+# The largest relative errors of a step against NumPy's: on the way forward, and of gradients and
+# what follows from them. A rounding that switches one ReLU moves a gradient by a thousandth, and
+# those of TF32, which keeps eleven bits of a factor, by 0.07 on the emulator, with two nets of 16
+# images.
+TOLERANCES = {"float32": (1e-4, 2e-3), "tf32": (5e-3, 0.2)}
+FORWARD, BACKWARD = ("x", "loss", "moving"), ("gradients", "moment_1", "moment_2")
 
 
 class Failed(Exception):  # noqa: N818  what happened to a part, as LeftOut
@@ -88,7 +91,7 @@ class Sizes:
 
 FULL = Sizes(15, 64, (1, 5, 15, 30), (2, 16, 15), ("tf32", "float32"), 42_000, 3, 9, 0.2, 20)
 QUICK = replace(FULL, rounds=3, seconds=0.05)
-EMULATED = Sizes(1, 1, (1, 2), (2, 2, 3), ("float32",), 12, 1, 2, 0, 1)
+EMULATED = Sizes(1, 1, (1, 2), (1, 2, 2), ("float32",), 12, 1, 2, 0, 1)
 
 
 class Run:
@@ -329,7 +332,7 @@ def _cupy_product(precision):
     random = np.random.default_rng(0)
     a, b = (cupy.array(random.random((MATRIX, MATRIX), np.float32)) for _ in range(2))
     c = cupy.empty_like(a)
-    return lambda: cupy.matmul(a, b, out=c)
+    return lambda: cupy.dot(a, b, out=c)
 
 
 # ---- is it right? --------------------------------------------------------------------------------
@@ -373,7 +376,7 @@ def check(run):
         wrong += [
             f"{precision}: {name} differs from NumPy's by {error:.1e}"
             for name, error in errors.items()
-            if not error < TOLERANCES[precision]
+            if not error < TOLERANCES[precision][name in BACKWARD]
         ]
         after = partial(state_after_steps, run.device, precision, batch, run.sizes.images)
         captured, alone = after(nets), after(1)
@@ -402,7 +405,7 @@ def errors_against_numpy(device, precision, nets, batch, images, steps=3):
         for trainer in (ours, reference):
             with trainer.ops.session():
                 trainer.step()
-        for name in ("x", "loss", "gradients", "moving", "moment_1", "moment_2"):
+        for name in FORWARD + BACKWARD:
             of = "plan" if name in ("x", "loss") else "model"
             found, expected = (getattr(getattr(t, of), name) for t in (ours, reference))
             difference = np.linalg.norm(to_host(found) - np.float64(expected))
@@ -589,6 +592,8 @@ def frameworks(run):
             missing.update({contender.name: "no time left" for contender in group})
             continue
         theirs = _their_contenders(gpu_torch, group, run, missing)
+        if times and not theirs:
+            continue
         contenders = ours | theirs
         for name, found in compare(contenders, run.sizes).items():
             times[name, contenders[name][1]] += found
@@ -692,7 +697,7 @@ def train(run):
         sizes = ["--limit", options.limit, "--recipe", "seed", "--epochs", epochs]
     else:
         data = "digits"
-        sizes = "--limit 8 --test-limit 4 --nets 1 --batch-size 2 --no-figures".split()
+        sizes = "--limit 4 --test-limit 4 --nets 1 --batch-size 2 --no-figures".split()
         sizes += ["--epochs", options.epochs or 1]
     names = ("run", *(f"run-{n}" for n in range(2, 100)))
     folder = next(run.out / name for name in names if not (run.out / name).exists())
@@ -780,7 +785,7 @@ def draw_kernels(path, rows):
         axes.invert_yaxis()
         axes.set_xlabel("microseconds")
         axes.set_title("Launches of a training step", loc="left")
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False)
 
 
 def draw_steps(path, rows):
@@ -815,6 +820,7 @@ def draw_frameworks(path, rows):
         colors = [_COLORS[_is_ours(row)] for row in rows]
         axes.barh(places, middle, xerr=(middle - low, high - middle), color=colors)
         axes.set_yticks(places, [row["contender"] for row in rows], fontsize=8)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("images a second")
         axes.set_title("Training steps, augmentation included", loc="left")
 
@@ -838,7 +844,7 @@ PARTS = {
     "kernels": Part(kernels, 60, 20),
     "step": Part(step, 75, 20),
     "tests": Part(tests, 155, 30, needs_gpu=True),
-    "train": Part(train, 200, 30),
+    "train": Part(train, 200, 60),
     "frameworks": Part(frameworks, 150, 45, needs_gpu=True),
     "plots": Part(plots, PLOT_SECONDS, 3),
 }

@@ -271,7 +271,10 @@ class BlockPlan:
     """The arrays of one batch size of a Network, and the passes over them; as plan.Plan's."""
 
     def __init__(self, model, network, batch, training):
-        self.model, self.ops, self.network = model, model.ops, network
+        self.ops, self.network = model.ops, network
+        # Not the model itself, which has this plan: without a circle both go when they are let go.
+        self._seed, self._nets, self._step = model.seed, model.net_numbers, model.step
+        self._gradients, self._moving = model.gradients, model.moving
         self.batch, self.training = batch, training
         E, ops = len(model.nets), model.ops
         layout = fused_layout(network, model.nodes, E, batch, training, model.dtype)
@@ -349,15 +352,14 @@ class BlockPlan:
         sums = self._arrays["sums"]
         self._launch(
             "sum_parts.cu", "sum_parts", sums.shape[:1], (_THREADS,),
-            sums.reshape(-1), self._arrays["parts"], self.model.gradients,
+            sums.reshape(-1), self._arrays["parts"], self._gradients,
         )  # fmt: skip
 
     def update_moving(self):
         """Bring the moving statistics up to date after a training step."""
         layers = [block.normalization.layer for block in self.network.blocks]
         if len({layer.momentum for layer in layers}) == 1:
-            moving, moments = self.model.moving, self._arrays["moments"]
-            self.ops.update_moving(moving, moments, layers[0].momentum)
+            self.ops.update_moving(self._moving, self._arrays["moments"], layers[0].momentum)
             return
         for block, moments in zip(self.network.blocks, self._moments, strict=True):
             for name, moving in vars(block.normalization.moving).items():
@@ -369,11 +371,11 @@ class BlockPlan:
     def _draw_drops(self):
         if "kept" not in self._arrays:
             return
-        kept, drops, model = self._arrays["kept"], self._arrays["drops"], self.model
+        kept, drops = self._arrays["kept"], self._arrays["drops"]
         words = kept.shape[1]
         self._launch(
             "dropout.cu", "dropout_bits", (-(-words // _THREADS),), (_THREADS,),
-            drops.reshape(-1), len(drops), words, model.seed, model.net_numbers, model.step, kept,
+            drops.reshape(-1), len(drops), words, self._seed, self._nets, self._step, kept,
         )  # fmt: skip
 
     def forward_block(self, i):

@@ -44,7 +44,7 @@ def choose(device, precision="float32", dtype="float32"):
 def _tf32_problem(operations):
     """Why a backend cannot compute in TF32; None if it can."""
     if not isinstance(operations, ops_cuda.Operations):
-        return "has only 'float32'"
+        return "has none but 'float32'"
     if not operations.has_tf32:
         return "has no tensor cores for TF32: these came with compute capability 8.0"
     return None

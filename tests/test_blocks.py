@@ -483,6 +483,15 @@ def test_kernels_stay_in_bounds_and_race_with_nothing(driver, checked_driver, bl
     assert_same_bits(block.run(checked_driver, what), block.run(driver, what))
 
 
+@pytest.mark.parametrize("what", TENSOR)
+def test_tiles_that_images_do_not_fill_stay_in_bounds(driver, checked_driver, what):
+    launches = [launch for launch in FORMS.launches(what) if FORMS.B % launch.tiling["images"]]
+    launch = with_blocks(launches[-1], 1)  # which makes them one after another
+    found = FORMS.run(checked_driver, what, launch)
+    FORMS.check(driver, what, found)
+    assert_same_bits(found, FORMS.run(driver, what, launch))
+
+
 @pytest.mark.parametrize(("block", "what"), SMALL)
 def test_the_order_of_threads_changes_no_bit(driver, other_order_driver, block, what):
     assert_same_bits(block.run(other_order_driver, what), block.run(driver, what))

@@ -12,6 +12,7 @@ import pytest
 from planted import MISTAKEN, TENSOR_CORE, TOY
 
 from minicnn import cuda, devices, kernel, tiles
+from minicnn.emulator import Emulator
 from minicnn.kernel import Program
 
 PROGRAMS = [Program(path) for path in sorted(kernel.SOURCES.glob("*.cu"))]
@@ -153,6 +154,33 @@ def test_what_is_missing_is_named(cupy, fake, message):
     name, _, reason = devices.choose("auto")
     assert name in ("cpu", "numpy") and re.search(message, reason)
     assert "\n" not in reason
+
+
+@pytest.mark.parametrize("name", ["numpy", "emulated"])
+def test_a_precision_that_a_device_has_not_is_refused(name, monkeypatch):
+    monkeypatch.setattr(Emulator, "has_tf32", False)  # as a GPU from before 8.0
+    devices._operations.cache_clear()
+    for precision in ("tf32", "bfloat16"):
+        refusal = f"^precision: got {precision!r}, the device {name!r} has no"
+        with pytest.raises(ValueError, match=refusal):
+            devices.choose(name, precision)
+    assert devices.choose(name, None)[1].precision == "float32"
+    devices._operations.cache_clear()
+
+
+@pytest.mark.parametrize(("capability", "precision"), [(75, "float32"), (80, "tf32")])
+def test_training_on_a_gpu_takes_tensor_cores_where_there_are_some(
+    monkeypatch, capability, precision
+):
+    class Gpu(Emulator):
+        name, has_tf32 = "cuda", capability >= 80
+
+    monkeypatch.setattr(cuda, "problem", lambda: None)
+    monkeypatch.setattr(cuda, "Cuda", Gpu)
+    devices._operations.cache_clear()
+    assert devices.choose("cuda", None)[1].precision == precision
+    assert devices.choose("cuda")[1].precision == "float32"
+    devices._operations.cache_clear()
 
 
 @pytest.mark.parametrize(

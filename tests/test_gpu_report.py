@@ -120,7 +120,7 @@ def test_parts_that_do_not_fit_any_more_are_left_out(tmp_path, capsys):
     assert list(report["left_out"]) == ["check"]  # since the plots are kept their time
     assert report["left_out"]["check"].startswith("no time: 3")
     assert times == [pytest.approx(60 - gpu_report.PLOT_SECONDS, abs=1), 25]
-    assert "check        0.0 s  LEFT OUT: no time" in capsys.readouterr().out
+    assert "check         0.0 s  LEFT OUT: no time" in capsys.readouterr().out
 
 
 def test_without_a_gpu_the_parts_that_need_one_are_left_out(tmp_path):
@@ -249,7 +249,7 @@ def test_a_step_that_differs_from_numpys_fails(tmp_path, monkeypatch):
         "Failed: float32: gradients differs from NumPy's by nan; "
         "float32: not captured as launch by launch"
     )
-    assert entry["results"]["float32 to the bit"]["net 1 alone as among 3"]
+    assert entry["results"]["float32 to the bit"]["net 1 alone as among 2"]
 
 
 def test_bits_are_compared_in_the_nets_that_are_there():
@@ -280,7 +280,7 @@ def test_each_launch_has_its_layer_bytes_and_flop(launches):
     second = found["block_forward", "conv2d_1"]
     assert second["flops"] == 2 * 2 * 3 * 24 * 24 * 32 * 3 * 3 * 32
     y = 4 * 2 * 3 * 26 * 26 * 32
-    assert y < second["bytes_read"] < 1.1 * y
+    assert y < second["bytes_read"] < 1.2 * y  # with weights and sums
     assert 4 * 2 * 3 * 24 * 24 * 32 < second["bytes_written"] < y
     assert second["peak"] == "tf32"
     assert found["block_first_forward", "conv2d"]["peak"] == "float32"
@@ -309,10 +309,7 @@ def test_use_of_limits():
 
 def test_contenders_rates_and_ratios():
     steps = []
-    contenders = {
-        "minicnn": (lambda count: steps.append(count), 15),
-        "PyTorch": (lambda count: steps.append(count), 1),
-    }
+    contenders = {"minicnn": (steps.append, 15), "PyTorch": (steps.append, 1)}
     sizes = gpu_report.replace(gpu_report.EMULATED, rounds=2, seconds=1e-9)
     times = gpu_report.compare(contenders, sizes, steps=4)
     assert [len(found) for found in times.values()] == [2, 2]
@@ -364,7 +361,7 @@ def test_the_step_is_timed_and_trained_on_the_emulator(tmp_path):
     if native.problem():
         pytest.skip(native.problem())
     command = ["--out", str(tmp_path), "--device", "emulated", "--parts", "check,step,train"]
-    assert gpu_report.main([*command, "--quick"]) == 0
+    assert gpu_report.main(command, start=gpu_report.in_this_process) == 0
     report = report_of(tmp_path)
     check, step, train = (report["parts"][name]["results"] for name in ("check", "step", "train"))
     assert all(check["float32 to the bit"].values())
@@ -392,6 +389,6 @@ def test_pytorchs_contenders_train():
     assert len(set(names)) == len(names)
     images, labels = draw_digits(16)
     for contender in (plain[0], plain[-1]):
-        training = gpu_torch.Training(contender, images, labels, Recipe(batch_size=4), "cpu")
-        training(2)
+        training = gpu_torch.Training(contender, images, labels, Recipe(batch_size=2), "cpu")
+        training(1)
         assert 0 < training.loss.item() < 10 * contender.nets

@@ -24,6 +24,7 @@ from minicnn import (
     model,
     ops_numpy,
 )
+from minicnn.cuda_blocks import fusion
 from minicnn.digits import draw_digits
 from minicnn.recipe import Recipe
 
@@ -86,6 +87,32 @@ def test_three_steps_of_the_seed_network_are_numpys(kernel_device, data, tmp_pat
             assert relative(found, getattr(reference.model, name)) < 1e-4, name
 
 
+def test_a_step_of_blocks_is_numpys_but_for_what_tf32_rounds(block_job):
+    """From one state: loss, gradients, moving statistics, predictions; each bit of randomness."""
+    ours, reference = (
+        ensemble.Trainer(replace(block_job, device=device, precision=precision), range(1, 4))
+        for device, precision in ((block_job.device, "tf32"), ("numpy", "float32"))
+    )
+    to_host = ours.ops.to_host
+    for trainer in (ours, reference):
+        trainer.begin_epoch(0)
+        with trainer.ops.session():
+            trainer.step()
+    np.testing.assert_array_equal(to_host(ours.plan.labels), reference.plan.labels)
+    assert relative(to_host(ours.plan.x), reference.plan.x) < 1e-6
+    assert relative(to_host(ours.plan.loss), reference.plan.loss) < 1e-3
+    assert relative(to_host(ours.plan.output), reference.plan.output) < 2e-3
+    for name in ("gradients", "moving"):
+        found = to_host(getattr(ours.model, name))
+        assert relative(found, getattr(reference.model, name)) < 2e-2, name
+    for target, source in zip(ours.model.get_weights(), reference.model.get_weights(), strict=True):
+        assert target.shape == source.shape
+    ours.model.set_weights(reference.model.get_weights())
+    images = (block_job.data.test_images[..., None] / 255).astype(np.float32)
+    found, expected = (trainer.model.predict(images) for trainer in (ours, reference))
+    assert relative(found, expected) < 2e-3
+
+
 def test_adam_on_equal_gradients_is_numpys(kernel_ops):
     random = np.random.default_rng(3)
     shape = E, 4099
@@ -126,6 +153,32 @@ def small_job(kernel_device, data, tmp_path, monkeypatch):
     return ensemble.Job(recipe, data, kernel_device, "float32", tmp_path)
 
 
+@pytest.fixture
+def block_job(cuda_device, data, tmp_path, monkeypatch):
+    """The same of a network that is trained in fused blocks, in TF32."""
+
+    def layers(dropout, momentum):
+        return [
+            Conv2D(4, 3, strides=2, activation="relu"),
+            BatchNormalization(momentum),
+            Dropout(dropout),
+            Conv2D(8, 3, strides=(2, 3), padding="same", activation="relu"),
+            BatchNormalization(0.8),  # a momentum of its own
+            Conv2D(12, 3),
+            BatchNormalization(momentum),
+            Flatten(),
+            Dropout(dropout / 2),
+            Dense(10, activation="softmax"),
+        ]
+
+    for module in (model, minicnn.recipe):
+        monkeypatch.setattr(module, "mnist_layers", layers)
+    recipe = Recipe(nets=3, epochs=2, batch_size=4, momentum=0.9, seed=5)
+    job = ensemble.Job(recipe, data, cuda_device, "tf32", tmp_path)
+    assert fusion(recipe.nodes, 4)
+    return job
+
+
 def train(job, nets=None):
     """Everything that training makes of a model, on the host, and its history without seconds."""
     trainer = ensemble.Trainer(job, nets or job.recipe.all_nets)
@@ -141,11 +194,19 @@ def assert_same(found, expected):
     assert found[1] == expected[1]
 
 
-def test_a_captured_step_repeated_over_two_epochs_is_the_eager_one_to_the_bit(small_job):
-    captured = train(small_job)
-    assert_same(captured, train(replace(small_job, graph=False)))
-    assert_same(captured, train(small_job))
+def assert_captures_repeat(job):
+    captured = train(job)
+    assert_same(captured, train(replace(job, graph=False)))
+    assert_same(captured, train(job))
     assert captured[0][4] == [2 * 2]  # two steps an epoch, counted on the device
+
+
+def test_a_captured_step_repeated_over_two_epochs_is_the_eager_one_to_the_bit(small_job):
+    assert_captures_repeat(small_job)
+
+
+def test_so_is_one_of_fused_blocks(block_job):
+    assert_captures_repeat(block_job)
 
 
 @pytest.mark.parametrize("left", ["step", "learning_rate"])
@@ -174,15 +235,24 @@ def test_what_is_left_on_the_host_is_frozen_in_a_capture(small_job, monkeypatch,
     assert (captured[0] != eager[0]).any()
 
 
-def test_groups_of_any_size_give_the_same_bits(small_job, tmp_path):
+def assert_groups_do_not_matter(job, tmp_path):
     results = []
     for size in (1, 2, 3):
         folder = tmp_path / str(size)
         folder.mkdir()
-        job = replace(small_job, group_size=size, folder=folder)
-        assert [len(nets) for nets in ensemble.groups(job)] == {1: [1] * 3, 2: [2, 1], 3: [3]}[size]
-        history, probabilities = ensemble.train_ensemble(job)
+        grouped = replace(job, group_size=size, folder=folder)
+        sizes = [len(nets) for nets in ensemble.groups(grouped)]
+        assert sizes == {1: [1] * 3, 2: [2, 1], 3: [3]}[size]
+        history, probabilities = ensemble.train_ensemble(grouped)
         results.append(([probabilities], [{**row, "seconds": 0} for row in history]))
         assert [path.name for path in folder.iterdir()] == ["checkpoint.npz"]
     assert_same(results[1], results[0])
     assert_same(results[2], results[0])
+
+
+def test_groups_of_any_size_give_the_same_bits(small_job, tmp_path):
+    assert_groups_do_not_matter(small_job, tmp_path)
+
+
+def test_groups_of_any_size_give_fused_blocks_the_same_bits(block_job, tmp_path):
+    assert_groups_do_not_matter(block_job, tmp_path)

@@ -1,5 +1,6 @@
 """The command python -m minicnn.train with kernels: on the emulator, or on another --device."""
 
+import json
 import os
 import re
 import signal
@@ -35,13 +36,15 @@ SMALL = (
 
 @pytest.fixture
 def small_network(monkeypatch):
-    """A network that the emulator trains in a moment, in place of the seed's."""
+    """A network that the emulator trains in a moment, in place of the seed's; it can be fused."""
 
     def layers(dropout, momentum):
         return [
             Conv2D(4, 5, strides=3, activation="relu"),
             BatchNormalization(momentum),
             Dropout(dropout),
+            Conv2D(8, 3, strides=2, padding="same", activation="relu"),
+            BatchNormalization(momentum),
             Flatten(),
             Dense(10, activation="softmax"),
         ]
@@ -65,14 +68,21 @@ def test_the_whole_command_takes_less_than_two_minutes(cuda_device, tmp_path):
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 120
     assert re.search(r"CNN 2: Epochs=1, .*\nEnsemble of 2: Test accuracy=", done.stdout)
-    assert f"Device: {cuda_device} (as asked). All nets together." in done.stderr
+    told = f"Device: {cuda_device} (as asked)"
+    assert f"{told}. All nets together." in done.stderr or f"{told}, in TF32. All" in done.stderr
     assert len((tmp_path / "run/submission.csv").read_text().splitlines()) == 33
 
 
+@pytest.fixture(params=["float32", "tf32"])
+def precision(request, cuda_device):
+    """Layer by layer, or in fused blocks."""
+    return request.param
+
+
 @pytest.fixture
-def whole(cuda_device, small_network, tmp_path):
+def whole(cuda_device, precision, small_network, tmp_path):
     """The state that a run of all nets together leaves, and the arguments but its folder."""
-    arguments = [*SMALL, "--device", cuda_device]
+    arguments = [*SMALL, "--device", cuda_device, "--precision", precision]
     assert train.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     return state(tmp_path / "whole"), arguments
 
@@ -81,17 +91,24 @@ def whole(cuda_device, small_network, tmp_path):
     ("together", "told"), [(1, "Nets one by one"), (2, "In groups of 2, 1 nets")]
 )
 def test_too_little_memory_makes_groups_of_the_same_bits(
-    whole, cuda_device, tmp_path, capsys, together, told
+    whole, cuda_device, precision, tmp_path, capsys, together, told
 ):
     expected, arguments = whole
     recipe = replace(RECIPES["demo"], batch_size=16)
     (images, _), (tests, _) = draw_digits(40), draw_digits(9)
-    ops = devices.choose(cuda_device)[1]
+    ops = devices.choose(cuda_device, precision)[1]
     memory = resources.arrays_bytes(recipe, ops, together, images, tests)
     more = [f"--memory={memory}", "--out", str(tmp_path / "groups")]
     assert train.main([*arguments, *more]) == 0
     assert f"{told}, as memory allows." in capsys.readouterr().err
     assert state(tmp_path / "groups") == expected
+
+
+def test_the_precision_is_said_and_kept(whole, precision, tmp_path, capsys):
+    folder = tmp_path / "said"
+    assert train.main([*whole[1], "--out", str(folder)]) == 0
+    assert (", in TF32. All nets together." in capsys.readouterr().err) == (precision == "tf32")
+    assert json.loads((folder / "config.json").read_text())["precision"] == precision
 
 
 def test_memory_for_no_net_is_refused(whole, tmp_path, capsys):
@@ -133,12 +150,12 @@ def test_more_processes_than_one_are_refused(whole, tmp_path, capsys):
 
 @pytest.mark.parametrize(("nets", "together"), [(1, 1), (4, 4), (4, 1)])
 def test_the_memory_of_a_training_is_known_beforehand(
-    cuda_device, small_network, nets, together, tmp_path
+    cuda_device, precision, small_network, nets, together, tmp_path
 ):
     """What is planned is no less than what is taken, and little more; a group leaves nothing."""
     if cuda_device != "emulated":
         pytest.skip("counts the emulator's arrays")
-    ops = devices.choose(cuda_device)[1]
+    ops = devices.choose(cuda_device, precision)[1]
     taken, most = 0, 0
 
     def take(count):
@@ -165,8 +182,8 @@ def test_the_memory_of_a_training_is_known_beforehand(
     recipe = replace(RECIPES["demo"], nets=nets, epochs=1, batch_size=32)
     data = ensemble.Data(*draw_digits(200), *draw_digits(70))
     planned = resources.arrays_bytes(recipe, ops, together, data.train_images, data.test_images)
-    job = ensemble.Job(recipe, data, cuda_device, "float32", tmp_path, together)
+    job = ensemble.Job(recipe, data, cuda_device, precision, tmp_path, together)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "_operations", lambda name: Counting())
+        patch.setattr(devices, "_operations", lambda *names: Counting())
         ensemble.train_ensemble(job)
     assert 0.8 * planned < most <= planned
