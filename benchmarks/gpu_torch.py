@@ -2,7 +2,7 @@
 
 One net: as it stands, with the channels last, in bfloat16, as one CUDA graph, compiled. Many nets:
 their weights stacked, and torch.func.vmap over them. Each way draws and augments its batch itself.
-gpu_report.py lets them take turns with minicnn.
+gpu_frameworks.py lets them take turns with minicnn.
 """
 
 import math

@@ -56,7 +56,7 @@ class Block(NamedTuple):
     filters: int
     forward: tiles.Launch
     weight_gradient: tiles.Launch
-    input_gradient: tiles.Launch | None  # of the first block nobody needs it
+    input_gradient: tiles.Launch | None = None  # of the first block nobody needs it
 
     @property
     def first(self):
@@ -148,16 +148,14 @@ def _block(convolution, normalization, drop, batch, first):
         return None
     shape = window, channels, filters, batch
     if few:
-        launches = tiles.first_forward(*shape), tiles.first_weight_gradient(*shape), None
+        ways = tiles.first_forward(*shape), tiles.first_weight_gradient(*shape)
     else:
-        back = tiles.gradient_window(window), *shape[1:]
-        launches = (
-            tiles.forward(*shape),
-            tiles.weight_gradient(*shape),
-            None if first else tiles.input_gradient(*back),
-        )
-    if None in launches[: 2 if first else 3]:
+        ways = tiles.forward(*shape), tiles.weight_gradient(*shape)
+    if not first:
+        ways = *ways, tiles.input_gradient(tiles.gradient_window(window), *shape[1:])
+    if not all(ways):
         return None
+    launches = map(tiles.best, ways)
     return Block(convolution, normalization, drop, window, channels, filters, *launches)
 
 

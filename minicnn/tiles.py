@@ -69,7 +69,7 @@ class Launch(NamedTuple):
     threads: int
     shared_bytes: int
     parts: int  # that it leaves of what it sums
-    clocks: float = 0.0  # that the model expects of a multiprocessor
+    clocks: float  # that the model expects of a multiprocessor, by which to choose
 
 
 class Axis(NamedTuple):
@@ -119,17 +119,22 @@ class _Work(NamedTuple):
     loaded: int  # numbers that are asked from the cache
 
 
+def best(launches):
+    """The Launch that the model likes best; None of none."""
+    return min(launches, key=lambda launch: launch.clocks, default=None)
+
+
 def forward(window, channels, filters, batch):
-    """The Launch of block_forward; None where none fits. geometry.Window says the shapes."""
+    """Every Launch of block_forward that fits; geometry.Window says the shapes."""
     fixed = 2 * _padded(channels)
-    return _best_correlation(FORWARD_FORMS, _axes(window), channels, filters, batch, fixed, PIVOTED)
+    return _correlations(FORWARD_FORMS, _axes(window), channels, filters, batch, fixed, PIVOTED)
 
 
 def input_gradient(window, channels, filters, batch):
-    """The Launch of block_input_gradient, for a gradient_window."""
+    """Every Launch of block_input_gradient, for a gradient_window."""
     axes = [[Axis(p.count, 1, p.start, p.taps) for p in phases] for phases in window.phases]
     fixed = 3 * _padded(filters) + 2 * _padded(channels)
-    return _best_correlation(GRADIENT_FORMS, axes, filters, channels, batch, fixed, SUMS)
+    return _correlations(GRADIENT_FORMS, axes, filters, channels, batch, fixed, SUMS)
 
 
 def gradient_window(window):
@@ -184,22 +189,22 @@ def _staging(axes, images, height):
     }  # fmt: skip
 
 
-def _best_correlation(forms, axes, channels, filters, batch, fixed, sums):
-    """The Launch that the model likes best; None where none fits.
+def _correlations(forms, axes, channels, filters, batch, fixed, sums):
+    """Every Launch of a correlation that fits.
 
     fixed: numbers of shared memory for coefficients; sums: those kept for each filter.
     """
     widths = range(1, min(2, ceil(filters / WARP)) + 1)
     launches = [
-        correlation(form, tile, wide, axes, channels, filters, batch, fixed, sums)
+        _correlation(form, tile, wide, axes, channels, filters, batch, fixed, sums)
         for tile in _tiles(axes, batch)
         for form in forms
         for wide in widths
     ]
-    return min(filter(None, launches), key=lambda launch: launch.clocks, default=None)
+    return [launch for launch in launches if launch]
 
 
-def correlation(form, tile, wide, axes, channels, filters, batch, fixed, sums):
+def _correlation(form, tile, wide, axes, channels, filters, batch, fixed, sums):
     """One way to launch a correlation, `wide` warps of filters side by side; None if too big."""
     groups, splits = form
     phases = prod(map(len, axes))
@@ -236,7 +241,7 @@ def correlation(form, tile, wide, axes, channels, filters, batch, fixed, sums):
 
 
 def weight_gradient(window, channels, filters, batch):
-    """The Launch of block_weight_gradient; None where none fits."""
+    """Every Launch of block_weight_gradient that fits."""
     kh, kw = window.size
     taps = min(TAPS, key=lambda taps: (ceil(kw / taps) * taps, taps))  # of a warp, at most
     in_row = ceil(kw / taps)
@@ -268,7 +273,7 @@ def weight_gradient(window, channels, filters, batch):
         tiling = tile.tiling(pixel_warps=shares, channel_warps=item_warps, groups=groups, area=area)
         grid = blocks, blocks_y
         launches.append(Launch(_taps(taps), tiling, grid, warps * WARP, shared, blocks, clocks))
-    return min(launches, key=lambda launch: launch.clocks, default=None)
+    return launches
 
 
 def _share(tiles, blocks_y, warps, shared, work):
@@ -293,32 +298,34 @@ def _share(tiles, blocks_y, warps, shared, work):
 
 
 def first_forward(window, channels, filters, batch):
-    """The Launch of block_first_forward; None where it does not fit."""
+    """Every Launch of block_first_forward that fits."""
     return _first(window, channels, filters, batch, 1, PIVOTED * filters)
 
 
 def first_weight_gradient(window, channels, filters, batch):
-    """The Launch of block_first_weight_gradient; None where it does not fit."""
+    """Every Launch of block_first_weight_gradient that fits."""
     rows = ceil(prod(window.size) * channels / FIRST_ROWS)
     return _first(window, channels, filters, batch, rows, filters)
 
 
 def _first(window, channels, filters, batch, blocks_y, sums):
-    """As many rows of an image as fit, 32 blocks a net: memory sets the pace, whatever they are.
+    """The more rows of an image the better; 32 blocks a net: memory sets the pace, whatever is done.
 
     sums: numbers that threads with the same filters keep, each.
     """
+    launches = []
     if filters > 4 * FIRST_THREADS:
-        return None
+        return launches
     K, lanes = prod(window.size) * channels, FIRST_THREADS // (filters // 4)
-    for tile in reversed(list(_tiles(_axes(window), 1))):
+    for tile in _tiles(_axes(window), 1):
         area = 4 * ceil(tile.staged * channels / 4)
         shared = 4 * (3 * _padded(filters) + K * filters + area + lanes * sums + K)
         if shared <= FIRST_SHARED_BYTES:
             blocks = min(32, tile.count(batch))
             tiling = tile.tiling(pixel_warps=1, channel_warps=1, groups=1, area=area)
-            return Launch((), tiling, (blocks, blocks_y), FIRST_THREADS, shared, blocks)
-    return None
+            grid, clocks = (blocks, blocks_y), float(tile.bands)
+            launches.append(Launch((), tiling, grid, FIRST_THREADS, shared, blocks, clocks))
+    return launches
 
 
 def head(numbers, channels, units, batch):

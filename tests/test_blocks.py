@@ -4,7 +4,6 @@ How a launch cuts its work is tiles.py's to choose. Here other ways are forced o
 tiles.py chooses from, and fewer blocks of threads than it would take.
 """
 
-import builtins
 import shutil
 from math import prod
 from types import SimpleNamespace
@@ -61,17 +60,6 @@ FIRST = {
 def same_roundings(driver):
     """Bound of TF32's error where the oracle rounds, too; a GPU's tensor cores cut off sums."""
     return 5e-5 if driver.name == "cuda" else 1e-5
-
-
-def every_launch(choose, *shape):
-    """All launches that a function of tiles.py chooses the best of."""
-
-    def all_or_least(*values, **options):
-        whole = "default" in options  # that is the last choice, of launches
-        return list(values[0]) if whole else builtins.min(*values, **options)
-
-    with mock.patch.object(tiles, "min", all_or_least, create=True):
-        return choose(*shape)
 
 
 def with_blocks(launch, blocks):
@@ -144,11 +132,11 @@ class Block:
 
     def launches(self, what):
         """All that tiles.py chooses from for one of the passes."""
-        return every_launch(self.passes[what][0], self.window_of(what), self.C, self.N, self.B)
+        return self.passes[what][0](self.window_of(what), self.C, self.N, self.B)
 
     def launch(self, what):
         """What it chooses."""
-        return self.passes[what][0](self.window_of(what), self.C, self.N, self.B)
+        return tiles.best(self.launches(what))
 
     def run(self, driver, what, launch=None, nets=slice(None), place=None, folder=SOURCES):
         """{name: array on the host} of a pass on the nets chosen; poisoned beforehand.
@@ -670,9 +658,14 @@ def test_the_end_of_a_network_alone_and_in_company(driver, head):
 # Sums of parts, and dropout's bits
 
 
-@pytest.mark.parametrize("checked", [False, True])
-def test_parts_are_added_up_in_their_order(driver, checked_driver, checked):
-    driver = checked_driver if checked else driver
+@pytest.fixture(params=["driver", "checked_driver"])
+def each_driver(request):
+    """The driver under test, and the emulator that sees every access."""
+    return request.getfixturevalue(request.param)
+
+
+def test_parts_are_added_up_in_their_order(each_driver):
+    driver = each_driver
     random = np.random.default_rng(3)
     parts = random.normal(size=(2, 900)).astype(np.float32)
     table = np.array([[5, 3, 20, 40, 20], [65, 1, 7, 0, 7], [72, 9, 92, 70, 90]], np.int32)
@@ -690,10 +683,9 @@ def test_parts_are_added_up_in_their_order(driver, checked_driver, checked):
     np.testing.assert_array_equal(driver.to_host(gradients), expected)
 
 
-@pytest.mark.parametrize("checked", [False, True])
 @pytest.mark.parametrize("lengths", [(1,), (5, 3), (2, 300, 1)])
-def test_dropouts_bits_are_those_of_the_words(driver, checked_driver, lengths, checked):
-    driver = checked_driver if checked else driver
+def test_dropouts_bits_are_those_of_the_words(each_driver, lengths):
+    driver = each_driver
     nets, seed, step, count = np.array([3, 70000]), 11, np.array([2**31]), sum(lengths)
     thresholds = [2**30, 2**32 - 1, 2**31][: len(lengths)]
     begins = np.cumsum([0, *lengths])

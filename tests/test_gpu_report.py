@@ -3,13 +3,15 @@
 import json
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import gpu_report
-from benchmarks.gpu_report import Failed, LeftOut, Part
+from benchmarks import gpu_frameworks, gpu_parts, gpu_report, gpu_times
+from benchmarks.gpu_parts import Failed, LeftOut
+from benchmarks.gpu_report import Part
 from minicnn import cuda, native
 from minicnn.emulator import Emulator
 
@@ -212,11 +214,11 @@ def test_times_are_those_between_events():
         calls.append(1)
         gpu.now += next(durations)
 
-    sizes = gpu_report.replace(gpu_report.FULL, warm_up=3, rounds=3, seconds=0.5)
-    times = gpu_report.measure(gpu_report.EventClock(gpu), function, sizes)
+    sizes = replace(gpu_parts.FULL, warm_up=3, rounds=3, seconds=0.5)
+    times = gpu_times.measure(gpu_times.EventClock(gpu), function, sizes)
     assert times == pytest.approx([0.1, 0.3, 0.2])
     assert len(calls) == 3 + 1 + 3 * 5
-    found = gpu_report.summary(times)
+    found = gpu_times.summary(times)
     assert found == pytest.approx({"seconds": 0.2, "lowest": 0.1, "highest": 0.3, "rounds": 3})
 
 
@@ -228,22 +230,22 @@ tests/test_step.py::test_c SKIPPED (why)                 [ 30%]
 tests/test_step.py::test_d PASSED                        [ 40%]
 FAILED tests/test_step.py::test_b[cuda-a b] - assert
 """
-    assert gpu_report.count_outcomes(output) == {"passed": 2, "failed": 1, "skipped": 1}
-    assert gpu_report.count_outcomes("") == {}
+    assert gpu_parts.count_outcomes(output) == {"passed": 2, "failed": 1, "skipped": 1}
+    assert gpu_parts.count_outcomes("") == {}
 
 
 def test_a_step_that_differs_from_numpys_fails(tmp_path, monkeypatch):
     same = [np.arange(6.0).reshape(3, 2)]
     monkeypatch.setattr(
-        gpu_report, "errors_against_numpy", lambda *_: {"loss": 1e-9, "gradients": np.nan}
+        gpu_parts, "errors_against_numpy", lambda *_: {"loss": 1e-9, "gradients": np.nan}
     )
     monkeypatch.setattr(
-        gpu_report,
+        gpu_parts,
         "state_after_steps",
         lambda *given, graph=True: [same[0][: given[-1]] + (not graph)],
     )
-    monkeypatch.setattr(gpu_report.Run, "precisions", lambda run: ["float32"])
-    part = Part(gpu_report.check, 60, 1)
+    monkeypatch.setattr(gpu_parts.Run, "precisions", lambda run: ["float32"])
+    part = Part(gpu_parts.check, 60, 1)
     entry = gpu_report.in_this_process("check", part, options(tmp_path), 60)
     assert entry["why"] == (
         "Failed: float32: gradients differs from NumPy's by nan; "
@@ -254,10 +256,10 @@ def test_a_step_that_differs_from_numpys_fails(tmp_path, monkeypatch):
 
 def test_bits_are_compared_in_the_nets_that_are_there():
     many = [np.arange(6.0).reshape(3, 2), np.array([4])]
-    assert gpu_report.same_bits([many[0][:1], many[1]], many)
-    assert not gpu_report.same_bits([many[0][1:2], many[1]], many)
-    assert not gpu_report.same_bits([many[0][:1], many[1] + 1], many)
-    assert not gpu_report.same_bits([-many[0][:1] + 0.0, many[1]], many)
+    assert gpu_parts.same_bits([many[0][:1], many[1]], many)
+    assert not gpu_parts.same_bits([many[0][1:2], many[1]], many)
+    assert not gpu_parts.same_bits([many[0][:1], many[1] + 1], many)
+    assert not gpu_parts.same_bits([-many[0][:1] + 0.0, many[1]], many)
 
 
 @pytest.fixture(scope="module")
@@ -270,12 +272,12 @@ def launches():
         def run(self, launch):
             pass
 
-    return gpu_report.record_step(Idle(), 2, 3)
+    return gpu_times.record_step(Idle(), 2, 3)
 
 
 def test_each_launch_has_its_layer_bytes_and_flop(launches):
-    rows = gpu_report.describe(*launches, nets=2, batch=3)
-    assert len(rows) == gpu_report.STEP_LAUNCHES
+    rows = gpu_times.describe(*launches, nets=2, batch=3)
+    assert len(rows) == gpu_times.STEP_LAUNCHES
     found = {(row["kernel"], row["layer"]): row for row in rows}
     second = found["block_forward", "conv2d_1"]
     assert second["flops"] == 2 * 2 * 3 * 24 * 24 * 32 * 3 * 3 * 32
@@ -295,7 +297,7 @@ def test_each_launch_has_its_layer_bytes_and_flop(launches):
 
 def test_use_of_limits():
     row = {"seconds": 2e-6, "bytes_read": 3e6, "bytes_written": 1e6, "flops": 2e8, "peak": "tf32"}
-    found = gpu_report.use_of_limits(row, 4e12, {"tf32": 4e14, "float32": 5e13})
+    found = gpu_times.use_of_limits(row, 4e12, {"tf32": 4e14, "float32": 5e13})
     assert found == pytest.approx(
         {
             "memory_seconds": 1e-6,
@@ -304,14 +306,14 @@ def test_use_of_limits():
             "of_matrix_peak": 0.25,
         }
     )
-    assert gpu_report.use_of_limits(row, None, {"tf32": None}) == {}
+    assert gpu_times.use_of_limits(row, None, {"tf32": None}) == {}
 
 
 def test_contenders_rates_and_ratios():
     steps = []
     contenders = {"minicnn": (steps.append, 15), "PyTorch": (steps.append, 1)}
-    sizes = gpu_report.replace(gpu_report.EMULATED, rounds=2, seconds=1e-9)
-    times = gpu_report.compare(contenders, sizes, steps=4)
+    sizes = replace(gpu_parts.EMULATED, rounds=2, seconds=1e-9)
+    times = gpu_frameworks.compare(contenders, sizes, steps=4)
     assert [len(found) for found in times.values()] == [2, 2]
     assert set(steps) == {4}
     measured = {
@@ -320,10 +322,10 @@ def test_contenders_rates_and_ratios():
         ("PyTorch TF32", 1): [1e-3, 1e-3],
         ("PyTorch TF32, 15 nets by vmap", 15): [8e-3],
     }
-    rates = gpu_report.rates_of(measured, batch=64)
+    rates = gpu_frameworks.rates_of(measured, batch=64)
     assert rates[0]["images_per_second"] == pytest.approx(480_000)
-    assert gpu_report.ratios(rates) == pytest.approx({"ratio_of_one_net": 2.5, "ratio": 4.0})
-    assert gpu_report.ratios(rates[:2]) == {"ratio_of_one_net": None, "ratio": None}
+    assert gpu_frameworks.ratios(rates) == pytest.approx({"ratio_of_one_net": 2.5, "ratio": 4.0})
+    assert gpu_frameworks.ratios(rates[:2]) == {"ratio_of_one_net": None, "ratio": None}
 
 
 def test_plots_are_drawn_of_what_was_found(tmp_path):
@@ -347,14 +349,14 @@ def test_plots_are_drawn_of_what_was_found(tmp_path):
 
 
 def test_a_missing_mnist_leaves_training_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_report, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_parts, "ROOT", tmp_path)
     monkeypatch.delenv("MINICNN_TEST_MNIST", raising=False)
     with pytest.raises(LeftOut, match="--data says where"):
-        gpu_report.mnist_folder(None)
+        gpu_parts.mnist_folder(None)
     (tmp_path / ".mnist").mkdir()
-    assert gpu_report.mnist_folder(None) == tmp_path / ".mnist"
+    assert gpu_parts.mnist_folder(None) == tmp_path / ".mnist"
     monkeypatch.setenv("MINICNN_TEST_MNIST", str(tmp_path))
-    assert gpu_report.mnist_folder(None) == tmp_path
+    assert gpu_parts.mnist_folder(None) == tmp_path
 
 
 def test_the_step_is_timed_and_trained_on_the_emulator(tmp_path):

@@ -22,7 +22,7 @@ def launch_of(node, what, batch=BATCH):
     if what == "input_gradient":
         window = tiles.gradient_window(window)
     channels, filters = node.input_shape[-1], node.layer.filters
-    return window, getattr(tiles, what)(window, channels, filters, batch)
+    return window, tiles.best(getattr(tiles, what)(window, channels, filters, batch))
 
 
 def define(launch, name):
@@ -86,9 +86,10 @@ def test_what_a_whole_window_meets_once_has_phases_of_one_tap():
 
 def test_a_layer_for_which_nothing_fits_has_no_launch():
     wide = Window.fit((1, 200), (1, 1), "valid", (3, 3000))
-    assert tiles.forward(wide, 32, 32, 1) is None
-    assert tiles.weight_gradient(wide, 32, 32, 1) is None
-    assert tiles.first_forward(Window.fit((9, 9), (1, 1), "valid", (9, 999)), 7, 512, 1) is None
+    assert not tiles.forward(wide, 32, 32, 1)
+    assert not tiles.weight_gradient(wide, 32, 32, 1)
+    assert not tiles.first_forward(Window.fit((9, 9), (1, 1), "valid", (9, 999)), 7, 512, 1)
+    assert tiles.best([]) is None
     assert tiles.head(1 << 20, 32, 10, 4) is None
     images, size = tiles.head(128, 128, 10, 10_000)
     assert 64 < images < 10_000 and size <= 99 << 10
