@@ -287,14 +287,8 @@ def same_bits(found, expected):
 
 
 _TEST_FILES = [
-    f"tests/{name}.py"
-    for name in (
-        "test_kernel_ops",
-        "test_kernel_convolution",
-        "test_step",
-        "test_blocks",
-        "test_train_on_kernels",
-    )
+    f"tests/test_{name}.py"
+    for name in "kernel_ops kernel_convolution step blocks train_on_kernels".split()
 ]
 
 

@@ -13,7 +13,8 @@
 struct Forward {
     Convolution s;
     Staged source;
-    int phases, channels, filters, result_rows, result_columns;
+    Tables tables;
+    int channels, filters, result_rows, result_columns, stride, row_step, column_step;
     Normalized x;
     const float *kernel, *bias;
     float floor;  // of the activation
@@ -26,12 +27,8 @@ struct Forward {
     float4 pivot, deviations, squares;
     int count;
 
-    __device__ Axis rows(int) const { return Axis::whole(s.Ho, s.sh, s.kh, s.top); }
-    __device__ Axis columns(int) const { return Axis::whole(s.Wo, s.sw, s.kw, s.left); }
-
     __device__ void stage(int image, int images, int top, int left, int channel, float* pixels) {
-        constexpr int BATCH = FORM_SPLITS > 2 ? 2 : 3;  // as many as there are registers for
-        source.stage<BATCH>(x, image, images, top, left, channel, pixels);
+        source.stage<3>(x, image, images, top, left, channel, pixels);
     }
 
     // (channels, filters), a row after the other
@@ -96,12 +93,13 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
     MAY_BE_NULL PerNet<const float> gamma, MAY_BE_NULL PerNet<const float> beta,
     MAY_BE_NULL PerNet<const float> parts_below, int count_below, MAY_BE_NULL PerNet<float> mean,
     MAY_BE_NULL PerNet<float> variance, float epsilon, float kept_scale,
-    MAY_BE_NULL PerNet<const unsigned> kept, Convolution s, Tiling t, float floor,
-    PerNet<float> y, MAY_BE_NULL PerNet<float> parts) {
+    MAY_BE_NULL PerNet<const unsigned> kept, Convolution s, Tiling t, const int* tables,
+    float floor, PerNet<float> y, MAY_BE_NULL PerNet<float> parts) {
     extern __shared__ __align__(16) float shared[];
     int padded = ceil_div(s.C, CHUNK) * CHUNK, width = t.channel_warps * WIDE;
     float *scales = shared, *shifts = scales + padded, *rows = shifts + padded;
-    float* pixels = rows + t.pixel_warps * PIVOTED * width;
+    float* table = rows + t.pixel_warps * PIVOTED * width;
+    float* pixels = table + Tables::numbers(1, s.kh * s.kw);
     Normalization between{gamma.row(), beta.row(), parts_below.row(), count_below,
                           mean.row(),  variance.row(), epsilon, kept_scale};
     bool leaves = parts_below.data && blockIdx.x == 0 && blockIdx.y == 0;
@@ -111,9 +109,11 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
 
     Forward pass{};
     pass.s = s;
+    pass.tables = copy_tables(tables, 1, s.kh * s.kw, reinterpret_cast<int*>(table));
     pass.source = {
         s.B, s.H, s.W, s.C, t.source_rows, t.source_columns, t.row_pitch, t.image_pitch, s.sw};
-    pass.phases = 1;
+    pass.stride = s.sh;
+    pass.row_step = pass.column_step = 1;
     pass.channels = s.C;
     pass.filters = s.N;
     pass.result_rows = s.Ho;
@@ -125,6 +125,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
     pass.y = y.row();
     pass.rows_of_moments = rows;
     pass.width = width;
+    __syncthreads();
     correlate<FORM_GROUPS, FORM_SPLITS>(pass, t, pixels);
     if (!parts.data) return;
 

@@ -14,7 +14,8 @@
 struct InputGradient {
     Convolution s;
     Staged source;
-    int phases, channels, filters, result_rows, result_columns;
+    Tables tables;
+    int channels, filters, result_rows, result_columns, stride, row_step, column_step;
     BeforeActivation dz;
     const float* kernel;
     // Of the block below: what it made, dropout's bits and scale, and its normalisation's z = y *
@@ -30,13 +31,6 @@ struct InputGradient {
     float* rows_of_sums;
     int width;
     float4 sum, sum_z;
-
-    __device__ Axis rows(int phase) const {
-        return Axis::of_phase(phase / s.sw, s.sh, s.H, s.kh, s.top);
-    }
-    __device__ Axis columns(int phase) const {
-        return Axis::of_phase(phase % s.sw, s.sw, s.W, s.kw, s.left);
-    }
 
     __device__ void stage(int image, int images, int top, int left, int channel, float* pixels) {
         source.stage<2>(dz, image, images, top, left, channel, pixels);
@@ -89,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     PerNet<const float> dx, PerNet<const float> y, PerNet<const float> sums, int sums_count,
     PerNet<const float> gamma, PerNet<const float> mean, PerNet<const float> variance,
     float epsilon, float floor, PerNet<const float> kernel, Convolution s, Tiling t,
-    PerNet<const float> y_below, PerNet<const float> mean_below,
+    const int* tables, int phases, PerNet<const float> y_below, PerNet<const float> mean_below,
     PerNet<const float> variance_below, float epsilon_below,
     MAY_BE_NULL PerNet<const unsigned> kept, float kept_scale, PerNet<float> dx_below,
     PerNet<float> parts) {
@@ -98,7 +92,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     float *as = shared, *bs = as + padded, *cs = bs + padded;
     float *inverses = cs + padded, *shifts = inverses + padded_below;
     int width = t.channel_warps * WIDE;
-    float *rows = shifts + padded_below, *pixels = rows + t.pixel_warps * SUMS * width;
+    float *rows = shifts + padded_below, *table = rows + t.pixel_warps * SUMS * width;
+    float* pixels = table + Tables::numbers(phases, s.kh * s.kw);
     NormalizationGradient gradient{gamma.row(), sums.row(), sums_count,         mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
     gradient.prepare(s.N, as, bs, cs, pixels, t.area);
@@ -111,9 +106,12 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
 
     InputGradient pass{};
     pass.s = s;
+    pass.tables = copy_tables(tables, phases, s.kh * s.kw, reinterpret_cast<int*>(table));
     pass.source = {
         s.B, s.Ho, s.Wo, s.N, t.source_rows, t.source_columns, t.row_pitch, t.image_pitch, 1};
-    pass.phases = s.sh * s.sw;
+    pass.stride = 1;
+    pass.row_step = s.sh;
+    pass.column_step = s.sw;
     pass.channels = s.N;
     pass.filters = s.C;
     pass.result_rows = s.H;
@@ -128,6 +126,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     pass.dx_below = dx_below.row();
     pass.rows_of_sums = rows;
     pass.width = width;
+    __syncthreads();
     correlate<FORM_GROUPS, FORM_SPLITS>(pass, t, pixels);
 
     __syncthreads();

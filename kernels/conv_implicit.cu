@@ -86,6 +86,22 @@ conv_implicit_forward_square(
 // (geometry.Phase). For each of them the gradient is a correlation of dz with those taps, turned
 // round.
 
+// One axis of a phase; geometry.py says what the names mean.
+struct Phase {
+    int first, count, tap, taps, start;
+
+    __device__ Phase(int tap, int stride, int length, int size, int before) : tap(tap) {
+        first = (tap - before) % stride;
+        if (first < 0) first += stride;
+        count = first < length ? ceil_div(length - first, stride) : 0;
+        taps = tap < size ? ceil_div(size - tap, stride) : 0;
+        start = (first + before - tap) / stride - (taps - 1);
+    }
+
+    // Where in the depth's taps a number is: a stride wider than the window leaves phases without.
+    __device__ int row_of(int tap) const { return taps ? tap / taps : 0; }
+};
+
 // Rows: the input pixels of a phase. Depth: its taps' filters (taps, taps, N), the taps turned
 // round. Numbers: the gradient of the output that the tap meets the pixel at.
 struct Gradients {

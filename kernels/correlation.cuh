@@ -21,53 +21,41 @@ constexpr int STAGES = 3;      // of the ring: two are on their way while one is
 constexpr int STEP = 8;        // the depth of one mma.sync
 constexpr int WIDE = 32;       // channels of a warp
 constexpr int WEIGHT_GAP = 4;  // numbers between rows of weights, for the banks' sake
-constexpr int MOST_TAPS = 128;
 
-// One axis of the results that have the same taps: the results first, first + step, ...; number i
-// of them meets the source from i * stride + start on, `taps` in a row. The weights of tap k are
-// those of the kernel's tap weight + k * weight_step.
-struct Axis {
-    int first, step, count;
-    int stride, start, taps;
-    int weight, weight_step;
+// Results that meet the same taps, as tiles.py's table has them: all, or, of a gradient by the input,
+// those of one of the grids into which the stride cuts it.
+struct Phase {
+    int first_tap, taps;                         // in the table of taps
+    int first_row, rows, first_column, columns;  // of the results; from one to the next, the steps
+};
 
-    // Of the forward pass: all results.
-    static __device__ Axis whole(int count, int stride, int taps, int before) {
-        return {0, 1, count, stride, -before, taps, 0, 1};
+// A tap's number in the kernel, and how far from a pixel its source is staged.
+struct Tap {
+    int weight, offset;
+};
+
+// Both tables, in shared memory.
+struct Tables {
+    const int *phases, *taps;
+    int count;  // of phases
+
+    __device__ Phase phase(int i) const {
+        const int* p = phases + i * 6;
+        return {p[0], p[1], p[2], p[3], p[4], p[5]};
     }
-    // Of the gradient by the input: one of the grids into which the stride cuts it, the taps turned
-    // round.
-    static __device__ Axis of_phase(int tap, int stride, int length, int size, int before) {
-        Phase p(tap, stride, length, size, before);
-        return {p.first, stride, p.count, 1, p.start, p.taps, tap + (p.taps - 1) * stride, -stride};
+    __device__ Tap tap(int i) const { return {taps[i * 2], taps[i * 2 + 1]}; }
+
+    // How many numbers of shared memory they take, of which floats may follow.
+    static __device__ int numbers(int phases, int taps) {
+        return ceil_div(phases * 6 + taps * 2, 4) * 4;
     }
 };
 
-// The taps of all phases, one phase after the other, in shared memory: of each its number in the
-// kernel, and how far from a pixel its source is staged; and where each phase begins.
-struct Taps {
-    int *weight, *offset, *begin;
-
-    template <typename Pass>
-    __device__ void prepare(const Pass& pass, const Tiling& t) const {
-        for (int phase = threadIdx.x; phase < pass.phases; phase += blockDim.x) {
-            int first = 0;
-            for (int before = 0; before < phase; ++before)
-                first += pass.rows(before).taps * pass.columns(before).taps;
-            Axis r = pass.rows(phase), c = pass.columns(phase);
-            for (int i = 0; i < r.taps; ++i)
-                for (int j = 0; j < c.taps; ++j) {
-                    int row = r.weight + i * r.weight_step, column = c.weight + j * c.weight_step;
-                    int below = i + r.start - t.top, beside = j + c.start - t.left;
-                    int number = first + i * c.taps + j;
-                    weight[number] = row * pass.s.kw + column;
-                    offset[number] = below * t.row_pitch + pass.source.place(beside);
-                }
-            begin[phase] = first;
-            if (phase == pass.phases - 1) begin[pass.phases] = first + r.taps * c.taps;
-        }
-    }
-};
+// They lie in memory one behind the other.
+__device__ inline Tables copy_tables(const int* from, int phases, int taps, int* to) {
+    for (int i = threadIdx.x; i < phases * 6 + taps * 2; i += blockDim.x) to[i] = __ldg(from + i);
+    return {to, to + phases * 6, phases};
+}
 
 // Where in the sequence of weights that a block needs it is.
 struct Turn {
@@ -112,6 +100,7 @@ __device__ inline void add_splits(float (&sums)[GROUPS][2][4], int split, int wa
     }
     __syncthreads();
     if (split > 0) return;
+#pragma unroll 1
     for (int other = 0; other < SPLITS - 1; ++other) {
         const float* from = area + (other * warps + warp) * GROUPS * 8 * WARP + lane * 4;
 #pragma unroll
@@ -128,11 +117,12 @@ __device__ inline void add_splits(float (&sums)[GROUPS][2][4], int split, int wa
 }
 
 // All tiles of a block. A Pass has
-//     s, phases                     the convolution, and in how many grids the results fall
+//     s, tables                     the convolution, and where its results and taps are
 //     source                        Staged: what is staged for a tile
+//     stride                        rows of the source from one row of results to the next
+//     row_step, column_step         of a phase's results
 //     channels, filters             depth of a tap, and channels of the results
 //     result_rows, result_columns   of an image
-//     rows(phase), columns(phase)   Axis
 //     stage(image, images, top, left, channel, pixels)
 //     copy_weights(tap, channel, first_filter, width, to)   those of a tap of the kernel
 //     begin(row, channel, first), end(row, channel)   around a lane's results of a tile: `row` is
@@ -140,10 +130,6 @@ __device__ inline void add_splits(float (&sums)[GROUPS][2][4], int split, int wa
 //     take(pixel, channel, values)  four channels of a result, the pixel by its number
 template <int GROUPS, int SPLITS, typename Pass>
 __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
-    __shared__ int tap_weights[MOST_TAPS];
-    __shared__ int tap_offsets[MOST_TAPS];
-    __shared__ int tap_begins[MOST_TAPS + 1];
-    Taps taps{tap_weights, tap_offsets, tap_begins};
     int lane = threadIdx.x % WARP, row = lane / 4, quarter = lane % 4;
     int warp = threadIdx.x / WARP, warps = t.channel_warps * t.pixel_warps;
     int split = warp / warps;
@@ -158,24 +144,21 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
     float* ring = pixels + t.area;
     int stage_size = CHUNK * pitch;  // numbers: the weights of a tap
 
-    taps.prepare(pass, t);
-    __syncthreads();
-
     // Weights are asked for STAGES - 1 turns before they are used, across tiles.
     Turn ahead{int(blockIdx.x), first_phase, 0, 0};
     int free_stage = 0;
     auto ask_ahead = [&] {
         if (ahead.tile < tiles) {
-            int begin = taps.begin[ahead.phase], end = taps.begin[ahead.phase + 1];
+            Phase p = pass.tables.phase(ahead.phase);
             pass.copy_weights(
-                taps.weight[begin + ahead.tap], ahead.chunk * CHUNK, first_filter, width,
-                ring + free_stage * stage_size);
-            if (begin + ++ahead.tap == end) {
+                pass.tables.tap(p.first_tap + ahead.tap).weight, ahead.chunk * CHUNK, first_filter,
+                width, ring + free_stage * stage_size);
+            if (++ahead.tap == p.taps) {
                 ahead.tap = 0;
                 if (++ahead.chunk == chunks) {
                     ahead.chunk = 0;
                     ahead.phase += t.groups;
-                    if (ahead.phase >= pass.phases) {
+                    if (ahead.phase >= pass.tables.count) {
                         ahead.phase = first_phase;
                         ahead.tile += gridDim.x;
                     }
@@ -190,11 +173,11 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
     int stage = 0;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int image = tile / t.bands * t.images, band = tile % t.bands * t.rows;
-        for (int phase = first_phase; phase < pass.phases; phase += t.groups) {
-            Axis r = pass.rows(phase), c = pass.columns(phase);
-            int height = min(t.rows, r.count);  // of the tile's part of an image
-            Divider by_columns(c.count), by_height(height);
-            int here = t.images * height * c.count;  // pixels
+        for (int phase = first_phase; phase < pass.tables.count; phase += t.groups) {
+            Phase p = pass.tables.phase(phase);
+            int height = min(t.rows, p.rows);  // of the tile's part of an image
+            Divider by_columns(p.columns), by_height(height);
+            int here = t.images * height * p.columns;  // pixels
 
             float sums[GROUPS][2][4];
 #pragma unroll
@@ -202,12 +185,11 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
 #pragma unroll
                 for (int i = 0; i < 8; ++i) sums[j][i / 4][i % 4] = 0.0f;
 
-            int begin = taps.begin[phase], count = taps.begin[phase + 1] - begin;
             for (int chunk = 0; chunk < chunks; ++chunk) {
                 if (SPLITS > 1 || chunks > 1 || phase == first_phase) {
                     __syncthreads();  // everybody is done with what was staged before
                     pass.stage(
-                        image, t.images, band * r.stride + t.top, t.left, chunk * CHUNK, pixels);
+                        image, t.images, band * pass.stride + t.top, t.left, chunk * CHUNK, pixels);
                 }
                 // Where the lane's column of the right operand is staged. It is worked out again for
                 // each chunk: while one is staged, there is no register to keep it in.
@@ -217,15 +199,16 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                     int pixel = first + j * 8 < here ? first + j * 8 : 0;
                     int line = by_columns.quotient(pixel), which = by_height.quotient(line);
                     line -= which * height;
-                    int place = which * t.image_pitch + line * r.stride * t.row_pitch;
-                    at[j] = (place + pixel - (line + which * height) * c.count) * PITCH + quarter * 2;
+                    int place = which * t.image_pitch + line * pass.stride * t.row_pitch;
+                    int column = pixel - (line + which * height) * p.columns;
+                    at[j] = (place + column) * PITCH + quarter * 2;
                 }
-                for (int tap = 0; tap < count; ++tap) {
+                for (int tap = 0; tap < p.taps; ++tap) {
                     wait_copies<STAGES - 2>();
                     __syncthreads();  // the weights are there, and so are the pixels
                     ask_ahead();
                     const float* weights = ring + stage * stage_size + own_channel;
-                    const float* under = pixels + taps.offset[begin + tap] * PITCH;
+                    const float* under = pixels + pass.tables.tap(p.first_tap + tap).offset * PITCH;
 #pragma unroll
                     for (int i = 0; i < CHUNK / STEP / SPLITS; ++i) {
                         int depth = (split * (CHUNK / STEP / SPLITS) + i) * STEP;
@@ -248,10 +231,10 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                     int pixel = first_pixel + j * 8 + half;
                     int line = by_columns.quotient(pixel), which = by_height.quotient(line);
                     int of_grid = band + line - which * height, b = image + which;
-                    bool inside = pixel < here && of_grid < r.count && b < pass.s.B;
+                    bool inside = pixel < here && of_grid < p.rows && b < pass.s.B;
                     if (!inside || first_filter + own_channel >= pass.filters) continue;
-                    int result_row = r.first + of_grid * r.step;
-                    int result_column = c.first + (pixel - line * c.count) * c.step;
+                    int result_row = p.first_row + of_grid * pass.row_step;
+                    int result_column = p.first_column + (pixel - line * p.columns) * pass.column_step;
                     pass.take(
                         (b * pass.result_rows + result_row) * pass.result_columns + result_column,
                         first_filter + own_channel,

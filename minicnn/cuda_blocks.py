@@ -179,6 +179,8 @@ def fused_layout(network, nodes, nets, batch, training, dtype):
     }
     shapes = [(nets, batch, *b.convolution.output_shape) for b in network.blocks]
     largest = max(map(prod, shapes))
+    for key, table in _tables(network, training).items():
+        layout[key] = table.shape, table.dtype
     if not training:
         return layout | {("buffer", turn): ((largest,), dtype) for turn in range(2)}
     for i, shape in enumerate(shapes):
@@ -195,6 +197,15 @@ def fused_layout(network, nodes, nets, batch, training, dtype):
         layout["kept"] = (nets, words[-1]), np.dtype(np.uint32)
         layout["drops"] = (_drop_rows(network, batch).shape, np.dtype(np.uint32))
     return layout
+
+
+def _tables(network, training):
+    """{key: array} of what correlation.cuh's launches read of their tables."""
+    tables = {("forward table", i): b.forward.tables for i, b in enumerate(network.blocks)}
+    if training:
+        for i, block in enumerate(network.blocks[1:], 1):
+            tables["gradient table", i] = block.input_gradient.tables
+    return {key: np.array(table, np.int32) for key, table in tables.items() if table}
 
 
 def _aligned(count):
@@ -287,6 +298,8 @@ class BlockPlan:
         self.nbytes = sum(array.nbytes for array in arrays.values())
         self._arrays = arrays
         self._launch = ops.launch
+        for key, table in _tables(network, training).items():
+            ops.copy(ops.to_device(table), arrays[key])
         shapes = [(E, batch, *b.convolution.output_shape) for b in network.blocks]
 
         def buffer(kind, turn, shape):
@@ -401,7 +414,8 @@ class BlockPlan:
                 moments.moving_mean, moments.moving_variance, n.layer.epsilon, drop, kept,
             )  # fmt: skip
         y, *rest = below
-        given = y, w.kernel, w.bias, *rest, sizes, launch.tiling, block.floor
+        table = self._arrays["forward table", i]
+        given = y, w.kernel, w.bias, *rest, sizes, launch.tiling, table, block.floor
         self._run("block_forward.cu", "block_forward", launch, *given, *results)
 
     def head(self):
@@ -454,6 +468,7 @@ class BlockPlan:
         self._run(
             "block_input_gradient.cu", "block_input_gradient", launch, *self._gradient(i),
             block.floor, block.convolution.weights.kernel, sizes, launch.tiling,
+            self._arrays["gradient table", i], prod(map(len, window.phases)),
             self._y[i - 1], moments.moving_mean, moments.moving_variance,
             under.normalization.layer.epsilon, self._kept[i - 1], under.drop.scale,
             self._dx[i - 1], self._parts[i - 1].sums,

@@ -11,6 +11,7 @@ benchmarks/tiles.py prints the choices for the seed network. Read kernels/block.
 """
 
 from dataclasses import replace
+from itertools import product
 from math import ceil, prod
 from typing import NamedTuple
 
@@ -18,7 +19,6 @@ from typing import NamedTuple
 CHUNK, PITCH, WARP = 32, 40, 32
 STAGES, WEIGHT_GAP = 3, 4
 STATISTICS, SUMS, PIVOTED = 3, 2, 4
-MOST_TAPS = 128
 FIRST_THREADS, FIRST_ROWS = 256, 9  # block_first.cu's
 HEAD_THREADS = 512
 
@@ -26,7 +26,7 @@ HEAD_THREADS = 512
 NETS, MULTIPROCESSORS = 15, 132
 SHARED_BYTES = 99 << 10  # of a block
 ALL_SHARED_BYTES = 227 << 10  # of a multiprocessor
-STATIC_SHARED_BYTES = 3 << 10  # of a block, beside what it asks for
+RESERVED_BYTES = 1 << 10  # of a block, beside what it asks for
 FIRST_SHARED_BYTES = 48 << 10  # of a block of the first layer's
 # Of a multiprocessor in a clock: multiplications of tensor cores in TF32, as mma.sync reaches them;
 # bytes of shared memory; bytes from the second cache; numbers staged (some 48 instructions for four
@@ -65,6 +65,7 @@ class Launch(NamedTuple):
 
     defines: tuple
     tiling: dict  # block.cuh's struct
+    tables: tuple  # correlation.cuh's, of phases and then of taps
     grid: tuple
     threads: int
     shared_bytes: int
@@ -73,15 +74,19 @@ class Launch(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """An axis of a correlation: result i meets the source from i * stride + start on, in `taps`.
+    """An axis of the results that have the same taps: number i of them is first + i * step.
 
-    correlation.cuh has more of it.
+    It meets the source from i * stride + start on, `taps` in a row; tap k has the weights of the
+    kernel's tap weight + k * weight_step.
     """
 
+    first: int
     count: int
     stride: int
     start: int
     taps: int
+    weight: int
+    weight_step: int
 
 
 class _Tile(NamedTuple):
@@ -132,7 +137,13 @@ def forward(window, channels, filters, batch):
 
 def input_gradient(window, channels, filters, batch):
     """Every Launch of block_input_gradient, for a gradient_window."""
-    axes = [[Axis(p.count, 1, p.start, p.taps) for p in phases] for phases in window.phases]
+    axes = [
+        [
+            Axis(p.first, p.count, 1, p.start, p.taps, p.tap + (p.taps - 1) * stride, -stride)
+            for p in phases
+        ]
+        for phases, stride in zip(window.phases, window.strides, strict=True)
+    ]
     fixed = 3 * _padded(filters) + 2 * _padded(channels)
     return _correlations(GRADIENT_FORMS, axes, filters, channels, batch, fixed, SUMS)
 
@@ -150,10 +161,8 @@ def gradient_window(window):
 
 def _axes(window):
     """[Axis] of the rows and of the columns of a forward pass: it has but one phase."""
-    rows_and_columns = zip(window.output, window.strides, window.before, window.size, strict=True)
-    return [
-        [Axis(count, stride, -before, size)] for count, stride, before, size in rows_and_columns
-    ]
+    both = zip(window.output, window.strides, window.before, window.size, strict=True)
+    return [[Axis(0, count, stride, -before, size, 0, 1)] for count, stride, before, size in both]
 
 
 def _tiles(axes, batch):
@@ -216,8 +225,9 @@ def _correlation(form, tile, wide, axes, channels, filters, batch, fixed, sums):
     adding = (splits - 1) * pixel_warps * wide * groups * 8 * WARP
     area = max(tile.images * tile.staging["image_pitch"] * PITCH, adding)
     ring = STAGES * CHUNK * (width + WEIGHT_GAP)
-    shared = 4 * (fixed + pixel_warps * sums * width + area + ring)
-    if warps > MOST_WARPS or shared > SHARED_BYTES or taps > MOST_TAPS:
+    tables = 4 * ceil((6 * phases + 2 * taps) / 4)
+    shared = 4 * (fixed + pixel_warps * sums * width + tables + area + ring)
+    if warps > MOST_WARPS or shared > SHARED_BYTES:
         return None
 
     chunks, own_phases = ceil(channels / CHUNK), phases // phase_groups
@@ -237,7 +247,23 @@ def _correlation(form, tile, wide, axes, channels, filters, batch, fixed, sums):
         pixel_warps=pixel_warps, channel_warps=wide, groups=phase_groups, area=area
     )
     grid, parts = (blocks, blocks_y), blocks * phase_groups
-    return Launch(_form(*form), tiling, grid, warps * WARP, shared, parts, clocks)
+    tables = _tables(axes, tile.staging)
+    return Launch(_form(*form), tiling, tables, grid, warps * WARP, shared, parts, clocks)
+
+
+def _tables(axes, staging):
+    """The phases' numbers, and behind them their taps', as correlation.cuh reads them."""
+    turn, columns = axes[1][0].stride, staging["source_columns"]
+    kernel_columns = sum(axis.taps for axis in axes[1])
+    phases, taps = [], []
+    for r, c in product(*axes):
+        phases += len(taps) // 2, r.taps * c.taps, r.first, r.count, c.first, c.count
+        for i, j in product(range(r.taps), range(c.taps)):
+            weight = r.weight + i * r.weight_step, c.weight + j * c.weight_step
+            row, column = i + r.start - staging["top"], j + c.start - staging["left"]
+            place = column % turn * ceil(columns / turn) + column // turn  # block.cuh's Staged
+            taps += weight[0] * kernel_columns + weight[1], row * staging["row_pitch"] + place
+    return *phases, *taps
 
 
 def weight_gradient(window, channels, filters, batch):
@@ -272,7 +298,7 @@ def weight_gradient(window, channels, filters, batch):
         blocks, clocks = _share(tile.count(batch), blocks_y, warps, shared, work)
         tiling = tile.tiling(pixel_warps=shares, channel_warps=item_warps, groups=groups, area=area)
         grid = blocks, blocks_y
-        launches.append(Launch(_taps(taps), tiling, grid, warps * WARP, shared, blocks, clocks))
+        launches.append(Launch(_taps(taps), tiling, (), grid, warps * WARP, shared, blocks, clocks))
     return launches
 
 
@@ -282,7 +308,7 @@ def _share(tiles, blocks_y, warps, shared, work):
     As many blocks as the multiprocessors hold at once take the tiles in turns. While one of those
     that share a multiprocessor waits for memory, others multiply.
     """
-    at_once = min(WARPS_AT_ONCE // warps, ALL_SHARED_BYTES // (shared + STATIC_SHARED_BYTES))
+    at_once = min(WARPS_AT_ONCE // warps, ALL_SHARED_BYTES // (shared + RESERVED_BYTES))
     blocks = min(tiles, max(1, MULTIPROCESSORS * at_once // (NETS * blocks_y)))
     rounds = ceil(tiles / blocks)
     blocks = ceil(tiles / rounds)  # as few as take the same time: each leaves parts to add up
@@ -309,7 +335,7 @@ def first_weight_gradient(window, channels, filters, batch):
 
 
 def _first(window, channels, filters, batch, blocks_y, sums):
-    """The more rows of an image the better; 32 blocks a net: memory sets the pace, whatever is done.
+    """The more rows of an image the better; 32 blocks a net, since memory sets the pace.
 
     sums: numbers that threads with the same filters keep, each.
     """
@@ -324,7 +350,7 @@ def _first(window, channels, filters, batch, blocks_y, sums):
             blocks = min(32, tile.count(batch))
             tiling = tile.tiling(pixel_warps=1, channel_warps=1, groups=1, area=area)
             grid, clocks = (blocks, blocks_y), float(tile.bands)
-            launches.append(Launch((), tiling, grid, FIRST_THREADS, shared, blocks, clocks))
+            launches.append(Launch((), tiling, (), grid, FIRST_THREADS, shared, blocks, clocks))
     return launches
 
 

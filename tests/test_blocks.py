@@ -157,6 +157,7 @@ class Block:
             return results[name]
 
         floor = 0.0 if self.relu else -np.inf
+        table = driver.to_device(np.array(launch.tables, np.int32)) if launch.tables else None
         sizes, nothing = self._sizes(self.window_of(what)), self.below == "nothing"
         above = *get("dx y sums"), 3, *get("gamma mean variance"), EPSILON
         weights = prod(self.window.size) * self.C * self.N + self.N
@@ -171,12 +172,13 @@ class Block:
             between = *known, EPSILON_BELOW, self.kept_scale, *get("kept")
             arguments = (
                 *get("y_below kernel bias"), *(between if self.tensor else ()), sizes,
-                launch.tiling, floor, new("y", *self.shape),
+                launch.tiling, *([table] if self.tensor else []), floor, new("y", *self.shape),
                 None if self.below == "moments" else new("parts", launch.parts, 3, self.N),
             )  # fmt: skip
         elif what == "input gradient":
             arguments = (
                 *above, floor, *get("kernel"), sizes, launch.tiling,
+                table, prod(map(len, self.window_of(what).phases)),
                 *get("y_below mean_below variance_below"), EPSILON_BELOW, *get("kept"),
                 self.kept_scale, new("dx_below", *self.below_shape),
                 new("parts", launch.parts, 2, self.C),
