@@ -16,7 +16,8 @@ from .kernel import Driver, pointers
 _OPTIONS = ("-std=c++17",)  # and no fast-math: a kernel asks by name for what it wants
 _OLDEST = 70  # compute capability 7.0, Volta: the oldest whose threads of a warp go their own ways
 _STATIC_SHARED_BYTES = 48 << 10  # more of it must be asked for
-_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # number of this attribute of a function; CUDA's driver API
+# Numbers of attributes of a function, in CUDA's driver API
+_MAX_DYNAMIC_SHARED_SIZE_BYTES, _PREFERRED_SHARED_MEMORY_CARVEOUT = 8, 9
 
 
 class CompileError(ValueError):
@@ -107,7 +108,7 @@ class Cuda(Driver):
         self._driver = importlib.import_module("cupy_backends.cuda.api.driver")
         self._architecture = _architecture(_capability())
         self.has_tf32 = _capability() >= 80  # tensor cores that multiply in it
-        self._shared_bytes = {}  # {function: what it may ask for}, where that is much
+        self._shared_bytes = {}  # {function: what it has asked for}
         self._captured = None  # what the capture under way must keep alive
 
     # ---- arrays ------------------------------------------------------------------------------
@@ -162,9 +163,12 @@ class Cuda(Driver):
 
     def run(self, launch):
         function = launch.code[1][launch.name]
-        if launch.shared_bytes > self._shared_bytes.get(function, _STATIC_SHARED_BYTES):
-            attribute = _MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self._driver.funcSetAttribute(function, attribute, launch.shared_bytes)
+        if launch.shared_bytes > self._shared_bytes.get(function, 0):
+            set_attribute = self._driver.funcSetAttribute
+            if launch.shared_bytes > _STATIC_SHARED_BYTES:
+                set_attribute(function, _MAX_DYNAMIC_SHARED_SIZE_BYTES, launch.shared_bytes)
+            # All that the cache can spare, so that as many blocks as fit share a multiprocessor.
+            set_attribute(function, _PREFERRED_SHARED_MEMORY_CARVEOUT, 100)
             self._shared_bytes[function] = launch.shared_bytes
         if self._captured is not None:
             self._captured.append(launch)
