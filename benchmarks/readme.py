@@ -185,8 +185,8 @@ def ladder():
             cells = [version, name, found["launches"], *_counts(found)]
             cells += [found["limit"], ", ".join(map(str, registers))]
             lines.append(f"| {' | '.join(map(str, cells))} |")
-    limits, versions = result["limits"], result["versions"]
-    limits = (limits[key] / 1e12 for key in ("memory", "cache", "arithmetic", "tensor"))
+    versions = result["versions"]
+    limits = (result["limits"][k] / 1e12 for k in ("memory", "cache", "arithmetic", "tensor"))
     return "\n".join(
         [
             *lines,
