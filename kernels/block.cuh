@@ -30,7 +30,7 @@ constexpr int PITCH = CHUNK + 8;
 // staged by turns: with 2, first the even ones, then the odd ones.
 struct Tiling {
     int images, rows, bands;          // of a tile; tiles of an image
-    int source_rows, source_columns;  // staged of each image
+    int source_rows, source_columns;  // staged of each image, by turns of columns
     int row_pitch, image_pitch;       // pixels from one staged row, or image, to the next
     int top, left;                    // where in the image, beside the first result, staging begins
     int pixel_warps, channel_warps;   // of the block
@@ -278,52 +278,70 @@ struct BeforeActivation {
     __device__ float4 finish(const Raw& raw) { return to_tf32(value(raw)); }
 };
 
-// An image (B, H, W, C) that tiles are staged from, and what is staged of it for each.
+// Images (B, H, W, C) that tiles are staged from. `table` (shared memory) says of each pixel of a
+// tile where it is, beside the tile's first one: e.x, how many pixels behind it in memory, or far
+// beyond the last image where it lies beside one; e.y, its row, and in the lower half where it is
+// staged. tiles.py makes it: for each tile it would take some hundred instructions a pixel.
 struct Staged {
     int B, H, W, C;
-    int rows, columns;           // of each image
-    int row_pitch, image_pitch;  // in pixels
-    int turn;                    // columns that are neighbours when staged are so far apart
+    const int2* table;
+    int pixels;  // of a tile
 
-    // Where a staged column lies in its row.
-    __device__ int place(int column) const {
-        if (turn == 1) return column;
-        int place = column / turn;
-        return (column - place * turn) * ceil_div(columns, turn) + place;
-    }
-
-    // Fills `pixels` with the channels from `channel` on, of `images` images from `image` on, from
-    // (top, left) on; with zeros outside. A thread takes four channels of every so many pixels, BATCH
-    // of which are under way together.
+    // Fills `to` with the channels from `channel` on, of a tile whose first pixel is (image, top,
+    // left), or would be, with zeros outside. A thread takes four channels of every so many pixels,
+    // BATCH of which are under way together.
     template <int BATCH, typename Source>
     __device__ void stage(
-        Source& source, int image, int images, int top, int left, int channel, float* pixels) const {
-        Divider by_columns(columns), by_rows(rows);
+        Source& source, int image, int top, int left, int channel, float* to) const {
         int quad = threadIdx.x % QUADS * 4, threads = blockDim.x / QUADS;
-        int all = images * rows * columns;
+        int before = (image * H + top) * W + left, all = B * H * W;
         bool real = channel + quad < C;
-        for (int first = threadIdx.x / QUADS; first < all; first += BATCH * threads) {
+        for (int first = threadIdx.x / QUADS; first < pixels; first += BATCH * threads) {
             typename Source::Raw raw[BATCH];
-            int to[BATCH];
+            int place[BATCH];
             bool inside[BATCH];
 #pragma unroll
             for (int k = 0; k < BATCH; ++k) {
                 int number = first + k * threads;
-                int line = by_columns.quotient(number), column = number - line * columns;
-                int which = by_rows.quotient(line), row = line - which * rows;
-                int h = top + row, w = left + column, b = image + which;
-                to[k] = number < all ? which * image_pitch + row * row_pitch + place(column) : -1;
-                inside[k] = real && number < all && b < B && h >= 0 && h < H && w >= 0 && w < W;
-                int at = inside[k] ? ((b * H + h) * W + w) * C + channel + quad : 0;
-                if (inside[k]) raw[k] = source.load(at);
+                int2 e = table[min(number, pixels - 1)];
+                int at = before + e.x;  // below 0 it is huge as unsigned
+                place[k] = number < pixels ? e.y & 0xffff : -1;
+                inside[k] = real && unsigned(at) < all && unsigned(top + (e.y >> 16)) < H;
+                if (inside[k]) raw[k] = source.load(at * C + channel + quad);
             }
             source.channels(channel + quad);  // late, so that they wait in no register
 #pragma unroll
             for (int k = 0; k < BATCH; ++k) {
                 float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
                 if (inside[k]) v = source.finish(raw[k]);
-                if (to[k] >= 0) store4(pixels + to[k] * PITCH + quad, v);
+                if (place[k] >= 0) store4(to + place[k] * PITCH + quad, v);
             }
         }
     }
 };
+
+// The same of pixels that follow one another in memory, from pixel `before` on: `here` of them, then
+// zeros.
+template <int BATCH, typename Source>
+__device__ inline void stage_run(
+    Source& source, int before, int here, int pixels, int C, int channel, float* to) {
+    int quad = threadIdx.x % QUADS * 4, threads = blockDim.x / QUADS;
+    bool real = channel + quad < C;
+    for (int first = threadIdx.x / QUADS; first < pixels; first += BATCH * threads) {
+        typename Source::Raw raw[BATCH];
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) {
+            int number = first + k * threads;
+            if (real && number < here)
+                raw[k] = source.load((before + number) * C + channel + quad);
+        }
+        source.channels(channel + quad);
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) {
+            int number = first + k * threads;
+            float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (real && number < here) v = source.finish(raw[k]);
+            if (number < pixels) store4(to + number * PITCH + quad, v);
+        }
+    }
+}

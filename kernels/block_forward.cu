@@ -27,18 +27,33 @@ struct Forward {
     float4 pivot, deviations, squares;
     int count;
 
-    __device__ void stage(int image, int images, int top, int left, int channel, float* pixels) {
-        source.stage<3>(x, image, images, top, left, channel, pixels);
+    __device__ void stage(int image, int top, int left, int channel, float* pixels) {
+        source.stage<3>(x, image, top, left, channel, pixels);
     }
 
-    // (channels, filters), a row after the other
+    // Weights as (channels, filters); from row to row their banks move on by four.
+    static constexpr int GAP = 4;
+    __device__ int stage_size(int width) const { return CHUNK * (width + GAP); }
+
     __device__ void copy_weights(int tap, int channel, int first, int width, float* to) const {
         for (int row = threadIdx.x / QUADS; row < CHUNK; row += blockDim.x / QUADS)
             for (int i = threadIdx.x % QUADS * 4; i < width; i += CHUNK) {
                 bool inside = channel + row < s.C && first + i < s.N;
                 int at = ((tap * s.C + channel + row) * s.N) + first + i;
-                copy_async_16(to + row * (width + WEIGHT_GAP) + i, kernel + (inside ? at : 0), inside);
+                copy_async_16(to + row * (width + GAP) + i, kernel + (inside ? at : 0), inside);
             }
+    }
+
+    // Four channels side by side are rows g and g + 8 of two tiles of results.
+    __device__ void read_weights(
+        const float* from, int channel, int depth, int width, float (&a)[2][4]) const {
+        int pitch = width + GAP;
+        const float* at = from + (depth + threadIdx.x % 4 * 2) * pitch + channel;
+        float4 even = load4(at), odd = load4(at + pitch);
+        a[0][0] = to_tf32(even.x), a[0][1] = to_tf32(even.y);
+        a[0][2] = to_tf32(odd.x), a[0][3] = to_tf32(odd.y);
+        a[1][0] = to_tf32(even.z), a[1][1] = to_tf32(even.w);
+        a[1][2] = to_tf32(odd.z), a[1][3] = to_tf32(odd.w);
     }
 
     __device__ float4 activated(int channel, float4 v) const {
@@ -58,7 +73,10 @@ struct Forward {
         count = 0;
     }
 
-    __device__ void take(int pixel, int filter, float4 v) {
+    struct Raw {};
+    __device__ Raw load(int, int) const { return {}; }
+
+    __device__ void take(int pixel, int filter, float4 v, Raw) {
         v = activated(filter, v);
         store4(y + pixel * s.N + filter, v);
         float4 d = sub4(v, pivot);
@@ -99,7 +117,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
     int padded = ceil_div(s.C, CHUNK) * CHUNK, width = t.channel_warps * WIDE;
     float *scales = shared, *shifts = scales + padded, *rows = shifts + padded;
     float* table = rows + t.pixel_warps * PIVOTED * width;
-    float* pixels = table + Tables::numbers(1, s.kh * s.kw);
+    int staged = t.images * t.source_rows * t.source_columns, taps = s.kh * s.kw;
+    float* pixels = table + Tables::numbers(staged, 1, taps);
     Normalization between{gamma.row(), beta.row(), parts_below.row(), count_below,
                           mean.row(),  variance.row(), epsilon, kept_scale};
     bool leaves = parts_below.data && blockIdx.x == 0 && blockIdx.y == 0;
@@ -109,9 +128,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
 
     Forward pass{};
     pass.s = s;
-    pass.tables = copy_tables(tables, 1, s.kh * s.kw, reinterpret_cast<int*>(table));
-    pass.source = {
-        s.B, s.H, s.W, s.C, t.source_rows, t.source_columns, t.row_pitch, t.image_pitch, s.sw};
+    pass.tables = copy_tables(tables, staged, 1, taps, table);
+    pass.source = {s.B, s.H, s.W, s.C, pass.tables.staged, staged};
     pass.stride = s.sh;
     pass.row_step = pass.column_step = 1;
     pass.channels = s.C;

@@ -32,33 +32,54 @@ struct InputGradient {
     int width;
     float4 sum, sum_z;
 
-    __device__ void stage(int image, int images, int top, int left, int channel, float* pixels) {
-        source.stage<2>(dz, image, images, top, left, channel, pixels);
+    __device__ void stage(int image, int top, int left, int channel, float* pixels) {
+        source.stage<2>(dz, image, top, left, channel, pixels);
     }
 
-    // (filters, channels), turned while they are copied: eight filters and four channels a warp
-    // are whole sectors of memory, and go to 32 different banks.
+    // Weights as they lie in memory: (channels, filters), of CHUNK filters. Channel c of 32 is in row
+    // c / 4 + 8 * (c % 4), so that eight lanes, four channels apart, read rows side by side, whose
+    // banks are as those of pixels are.
+    __device__ int stage_size(int width) const { return width * PITCH; }
+
     __device__ void copy_weights(int tap, int filter, int first, int width, float* to) const {
-        constexpr int FILTERS = 8, CHANNELS = WARP / FILTERS;
-        int lane = threadIdx.x % WARP;
-        for (int part = threadIdx.x / WARP; part < width / CHANNELS * (CHUNK / FILTERS);
-             part += blockDim.x / WARP) {
-            int row = part % (CHUNK / FILTERS) * FILTERS + lane % FILTERS;
-            int column = part / (CHUNK / FILTERS) * CHANNELS + lane / FILTERS;
-            bool inside = filter + row < s.N && first + column < s.C;
-            int at = (tap * s.C + first + column) * s.N + filter + row;
-            copy_async_4(
-                to + row * (width + WEIGHT_GAP) + column, kernel + (inside ? at : 0), inside);
+        int i = threadIdx.x % QUADS * 4;
+        for (int c = threadIdx.x / QUADS; c < width; c += blockDim.x / QUADS) {
+            int row = c / WIDE * WIDE + c % WIDE / 4 + c % 4 * 8;
+            bool inside = filter + i < s.N && first + c < s.C;
+            int at = (tap * s.C + first + c) * s.N + filter + i;
+            copy_async_16(to + row * PITCH + i, kernel + (inside ? at : 0), inside);
+        }
+    }
+
+    // Four channels are rows g and g + 8 of two tiles of results.
+    __device__ void read_weights(
+        const float* from, int channel, int depth, int, float (&a)[2][4]) const {
+        int row = channel / WIDE * WIDE + channel % WIDE / 4;
+        const float* at = from + row * PITCH + depth + threadIdx.x % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            float2 pair = *reinterpret_cast<const float2*>(at + i * 8 * PITCH);
+            a[i / 2][i % 2] = to_tf32(pair.x);
+            a[i / 2][i % 2 + 2] = to_tf32(pair.y);
         }
     }
 
     __device__ void begin(int, int, float4) { sum = sum_z = make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
 
-    __device__ void take(int pixel, int channel, float4 v) {
+    struct Raw {
+        float4 y;
+        unsigned kept;
+    };
+    __device__ Raw load(int pixel, int channel) const {
+        int at = pixel * s.C + channel;
+        return {load4_global(y_below + at), four_bits(kept, at)};
+    }
+
+    __device__ void take(int pixel, int channel, float4 v, const Raw& raw) {
         int at = pixel * s.C + channel;
         v = make_float4(v.x * kept_scale, v.y * kept_scale, v.z * kept_scale, v.w * kept_scale);
-        v = keep4(v, four_bits(kept, at));
-        float4 z = fma4(load4_global(y_below + at), load4(inverses + channel), load4(shifts + channel));
+        v = keep4(v, raw.kept);
+        float4 z = fma4(raw.y, load4(inverses + channel), load4(shifts + channel));
         sum = add4(sum, v);
         sum_z = fma4(v, z, sum_z);
         store4(dx_below + at, v);
@@ -93,7 +114,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     float *inverses = cs + padded, *shifts = inverses + padded_below;
     int width = t.channel_warps * WIDE;
     float *rows = shifts + padded_below, *table = rows + t.pixel_warps * SUMS * width;
-    float* pixels = table + Tables::numbers(phases, s.kh * s.kw);
+    int staged = t.images * t.source_rows * t.source_columns, taps = s.kh * s.kw;
+    float* pixels = table + Tables::numbers(staged, phases, taps);
     NormalizationGradient gradient{gamma.row(), sums.row(), sums_count,         mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
     gradient.prepare(s.N, as, bs, cs, pixels, t.area);
@@ -106,9 +128,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
 
     InputGradient pass{};
     pass.s = s;
-    pass.tables = copy_tables(tables, phases, s.kh * s.kw, reinterpret_cast<int*>(table));
-    pass.source = {
-        s.B, s.Ho, s.Wo, s.N, t.source_rows, t.source_columns, t.row_pitch, t.image_pitch, 1};
+    pass.tables = copy_tables(tables, staged, phases, taps, table);
+    pass.source = {s.B, s.Ho, s.Wo, s.N, pass.tables.staged, staged};
     pass.stride = 1;
     pass.row_step = s.sh;
     pass.column_step = s.sw;

@@ -28,7 +28,7 @@ typedef float Sums[FORM_TAPS][PARTS][4];
 // Eight pixels: a lane has two of them, four apart; `offset` is of each tap.
 __device__ inline void multiply_pixels(
     const float* x_first, const float* x_second, const float* dz_first, const float* dz_second,
-    const int (&offset)[FORM_TAPS], int taps, Sums& sums) {
+    const int (&offset)[FORM_TAPS], Sums& sums) {
     float b[PARTS][2];
 #pragma unroll
     for (int j = 0; j < PARTS; ++j) {
@@ -36,8 +36,7 @@ __device__ inline void multiply_pixels(
         b[j][1] = dz_second[j * 8];
     }
 #pragma unroll
-    for (int tap = 0; tap < FORM_TAPS; ++tap) {
-        if (tap >= taps) break;
+    for (int tap = 0; tap < FORM_TAPS; ++tap) {  // idle ones, too: nobody takes their sums
         const float *first = x_first + offset[tap], *second = x_second + offset[tap];
         float a[4] = {first[0], first[8], second[0], second[8]};
 #pragma unroll
@@ -98,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
     MAY_BE_NULL PerNet<const unsigned> kept, PerNet<const float> dx, PerNet<const float> y,
     PerNet<const float> sums_parts, int sums_count, PerNet<const float> gamma,
     PerNet<const float> mean, PerNet<const float> variance, float epsilon, float floor,
-    Convolution s, Tiling t, PerNet<float> parts) {
+    Convolution s, Tiling t, const int* table, PerNet<float> parts) {
     extern __shared__ __align__(16) float shared[];
     int padded = ceil_div(s.C, CHUNK) * CHUNK, padded_filters = ceil_div(s.N, CHUNK) * CHUNK;
     float *scales = shared, *shifts = scales + padded;
@@ -106,7 +105,12 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
     float* x_pixels = cs + padded_filters;
     float* dz_pixels = x_pixels + t.area;
     int here = t.images * t.rows * s.Wo, steps = ceil_div(here, STEP);
-    int* places = reinterpret_cast<int*>(dz_pixels + steps * STEP * PITCH);  // of x's pixels
+    // Tables: of what is staged of x, and where its pixels of a step are then.
+    int staged = t.images * t.source_rows * t.source_columns;
+    int* staged_table = reinterpret_cast<int*>(dz_pixels + steps * STEP * PITCH);
+    const int* places = staged_table + staged * 2;
+    for (int i = threadIdx.x; i < staged * 2 + steps * STEP; i += blockDim.x)
+        staged_table[i] = __ldg(table + i);
 
     Normalization between{gamma_below.row(), beta_below.row(), nullptr, 0, mean_below.row(),
                           variance_below.row(), epsilon_below, kept_scale};
@@ -114,18 +118,9 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
     NormalizationGradient gradient{gamma.row(), sums_parts.row(), sums_count, mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
     gradient.prepare(s.N, as, bs, cs, x_pixels, t.area);
-    for (int pixel = threadIdx.x; pixel < steps * STEP; pixel += blockDim.x) {
-        int number = min(pixel, here - 1), line = number / s.Wo, image = line / t.rows;
-        places[pixel] = image * t.image_pitch + (line - image * t.rows) * s.sh * t.row_pitch +
-                        number - line * s.Wo;
-    }
-    for (int i = here * PITCH + threadIdx.x; i < steps * STEP * PITCH; i += blockDim.x)
-        dz_pixels[i] = 0.0f;  // of pixels that fill up the last step
     __syncthreads();
 
-    Staged x_source{
-        s.B, s.H, s.W, s.C, t.source_rows, t.source_columns, t.row_pitch, t.image_pitch, s.sw};
-    Staged dz_source{s.B, s.Ho, s.Wo, s.N, t.rows, s.Wo, s.Wo, t.rows * s.Wo, 1};
+    Staged x_source{s.B, s.H, s.W, s.C, reinterpret_cast<const int2*>(staged_table), staged};
     Normalized x{y_below.row(), kept.row(), scales, shifts};
     BeforeActivation dz{dx.row(), y.row(), as, bs, cs, floor};
     dz.sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -144,7 +139,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
     int offset[FORM_TAPS];
 #pragma unroll
     for (int tap = 0; tap < FORM_TAPS; ++tap) {
-        int place = tap_row * t.row_pitch + x_source.place(tap_column + tap);
+        int column = tap_column + tap, turn = ceil_div(t.source_columns, s.sw);
+        int place = tap_row * t.row_pitch + column % s.sw * turn + column / s.sw;
         offset[tap] = tap < taps ? place * PITCH + half + row : 0;
     }
 
@@ -157,15 +153,18 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int image = tile / t.bands * t.images, band = tile % t.bands * t.rows;
         __syncthreads();  // everybody is done with what was staged before
-        x_source.stage<BATCH>(x, image, t.images, band * s.sh + t.top, t.left, first_channel, x_pixels);
-        dz_source.stage<BATCH / 2>(dz, image, t.images, band, 0, first_filter, dz_pixels);
+        x_source.stage<BATCH>(
+            x, image, band * s.sh + t.top, t.left, first_channel, x_pixels);
+        int first_pixel = (image * s.Ho + band) * s.Wo;
+        int rows = min(t.rows, s.Ho - band), images = min(t.images, s.B - image);
+        stage_run<BATCH / 2>(
+            dz, first_pixel, images * rows * s.Wo, steps * STEP, s.N, first_filter, dz_pixels);
         __syncthreads();
         for (int step = share; step < steps; step += t.pixel_warps) {
             int first = step * STEP + quarter, second = first + 4;
             multiply_pixels(
-                x_pixels + places[first] * PITCH, x_pixels + places[second] * PITCH,
-                dz_pixels + first * PITCH + row, dz_pixels + second * PITCH + row, offset, taps,
-                sums);
+                x_pixels + places[first], x_pixels + places[second],
+                dz_pixels + first * PITCH + row, dz_pixels + second * PITCH + row, offset, sums);
         }
     }
     add_shares(sums, share, t.pixel_warps, item, x_pixels);

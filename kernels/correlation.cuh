@@ -20,7 +20,6 @@
 constexpr int STAGES = 3;      // of the ring: two are on their way while one is used
 constexpr int STEP = 8;        // the depth of one mma.sync
 constexpr int WIDE = 32;       // channels of a warp
-constexpr int WEIGHT_GAP = 4;  // numbers between rows of weights, for the banks' sake
 
 // Results that meet the same taps, as tiles.py's table has them: all, or, of a gradient by the input,
 // those of one of the grids into which the stride cuts it.
@@ -34,8 +33,9 @@ struct Tap {
     int weight, offset;
 };
 
-// Both tables, in shared memory.
+// Both tables in shared memory, and the one of what is staged (block.cuh).
 struct Tables {
+    const int2* staged;
     const int *phases, *taps;
     int count;  // of phases
 
@@ -46,15 +46,18 @@ struct Tables {
     __device__ Tap tap(int i) const { return {taps[i * 2], taps[i * 2 + 1]}; }
 
     // How many numbers of shared memory they take, of which floats may follow.
-    static __device__ int numbers(int phases, int taps) {
-        return ceil_div(phases * 6 + taps * 2, 4) * 4;
+    static __device__ int numbers(int pixels, int phases, int taps) {
+        return ceil_div(pixels * 2 + phases * 6 + taps * 2, 4) * 4;
     }
 };
 
-// They lie in memory one behind the other.
-__device__ inline Tables copy_tables(const int* from, int phases, int taps, int* to) {
-    for (int i = threadIdx.x; i < phases * 6 + taps * 2; i += blockDim.x) to[i] = __ldg(from + i);
-    return {to, to + phases * 6, phases};
+// In memory they lie one behind the other.
+__device__ inline Tables copy_tables(const int* from, int pixels, int phases, int taps, float* to) {
+    int* copy = reinterpret_cast<int*>(to);
+    for (int i = threadIdx.x; i < pixels * 2 + phases * 6 + taps * 2; i += blockDim.x)
+        copy[i] = __ldg(from + i);
+    const int* behind = copy + pixels * 2;
+    return {reinterpret_cast<const int2*>(copy), behind, behind + phases * 6, phases};
 }
 
 // Where in the sequence of weights that a block needs it is.
@@ -62,17 +65,13 @@ struct Turn {
     int tile, phase, chunk, tap;
 };
 
-// The source's numbers of one mma.sync: in the lane's column two channels that follow one another
-// stand for rows t and t + 4 of the operand; weights have the same order, so the sum is the same.
+// One mma.sync deep. `a` is the left operand, of two tiles of 16 channels. Of the right one a lane has
+// a column: two channels of a pixel that follow one another stand for rows t and t + 4 of it; the
+// left one has the same order, so the sum is the same.
 template <int GROUPS>
 __device__ inline void multiply_step(
-    const float* weights, int pitch, const float* pixels, const int (&at)[GROUPS],
+    const float (&a)[2][4], const float* pixels, const int (&at)[GROUPS],
     float (&sums)[GROUPS][2][4]) {
-    // Four channels side by side are rows g and g + 8 of two tiles of results.
-    float4 even = load4(weights), odd = load4(weights + pitch);
-    float a[2][4] = {
-        {to_tf32(even.x), to_tf32(even.y), to_tf32(odd.x), to_tf32(odd.y)},
-        {to_tf32(even.z), to_tf32(even.w), to_tf32(odd.z), to_tf32(odd.w)}};
 #pragma unroll
     for (int j = 0; j < GROUPS; ++j) {
         float2 pair = *reinterpret_cast<const float2*>(pixels + at[j]);
@@ -123,11 +122,15 @@ __device__ inline void add_splits(float (&sums)[GROUPS][2][4], int split, int wa
 //     row_step, column_step         of a phase's results
 //     channels, filters             depth of a tap, and channels of the results
 //     result_rows, result_columns   of an image
-//     stage(image, images, top, left, channel, pixels)
-//     copy_weights(tap, channel, first_filter, width, to)   those of a tap of the kernel
+//     stage(image, top, left, channel, pixels)
+//     stage_size(width)             numbers that a tap's weights take in shared memory
+//     copy_weights(tap, channel, first_filter, width, to)   asks for them
+//     read_weights(from, channel, depth, width, a)   the left operand for a lane, whose results are
+//                                   four channels from `channel` on
 //     begin(row, channel, first), end(row, channel)   around a lane's results of a tile: `row` is
 //                                   that of its warp's pixels, `first` the first of the results
-//     take(pixel, channel, values)  four channels of a result, the pixel by its number
+//     load(pixel, channel)          what else is needed for a result, a Raw; the pixel by its number
+//     take(pixel, channel, values, raw)   four channels of a result
 template <int GROUPS, int SPLITS, typename Pass>
 __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
     int lane = threadIdx.x % WARP, row = lane / 4, quarter = lane % 4;
@@ -137,12 +140,12 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
     int own_channel = warp % t.channel_warps * WIDE + row * 4;
     int own_pixel = warp / t.channel_warps * GROUPS * 8;
 
-    int width = t.channel_warps * WIDE, pitch = width + WEIGHT_GAP;
+    int width = t.channel_warps * WIDE;
     int first_filter = blockIdx.y / t.groups * width, first_phase = blockIdx.y % t.groups;
     int chunks = ceil_div(pass.channels, CHUNK);
     int tiles = ceil_div(pass.s.B, t.images) * t.bands;
     float* ring = pixels + t.area;
-    int stage_size = CHUNK * pitch;  // numbers: the weights of a tap
+    int stage_size = pass.stage_size(width);
 
     // Weights are asked for STAGES - 1 turns before they are used, across tiles.
     Turn ahead{int(blockIdx.x), first_phase, 0, 0};
@@ -189,7 +192,7 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                 if (SPLITS > 1 || chunks > 1 || phase == first_phase) {
                     __syncthreads();  // everybody is done with what was staged before
                     pass.stage(
-                        image, t.images, band * pass.stride + t.top, t.left, chunk * CHUNK, pixels);
+                        image, band * pass.stride + t.top, t.left, chunk * CHUNK, pixels);
                 }
                 // Where the lane's column of the right operand is staged. It is worked out again for
                 // each chunk: while one is staged, there is no register to keep it in.
@@ -207,13 +210,14 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                     wait_copies<STAGES - 2>();
                     __syncthreads();  // the weights are there, and so are the pixels
                     ask_ahead();
-                    const float* weights = ring + stage * stage_size + own_channel;
+                    const float* weights = ring + stage * stage_size;
                     const float* under = pixels + pass.tables.tap(p.first_tap + tap).offset * PITCH;
 #pragma unroll
                     for (int i = 0; i < CHUNK / STEP / SPLITS; ++i) {
                         int depth = (split * (CHUNK / STEP / SPLITS) + i) * STEP;
-                        multiply_step(weights + (depth + quarter * 2) * pitch, pitch,
-                                      under + depth, at, sums);
+                        float a[2][4];
+                        pass.read_weights(weights, own_channel, depth, width, a);
+                        multiply_step(a, under + depth, at, sums);
                     }
                     stage = stage + 1 == STAGES ? 0 : stage + 1;
                 }
@@ -222,25 +226,39 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
             if (SPLITS > 1) add_splits<GROUPS, SPLITS>(sums, split, warp, warps, pixels);
             if (split > 0) continue;
             int first_pixel = opaque(own_pixel + quarter * 2);
+            int filter = first_filter + own_channel;
             pass.begin(warp / t.channel_warps, own_channel,
                        make_float4(sums[0][0][0], sums[0][0][2], sums[0][1][0], sums[0][1][2]));
+            // What else is needed is asked for beforehand, for some results at a time.
+            constexpr int RESULTS = GROUPS % 3 ? 4 : 6;
 #pragma unroll
-            for (int j = 0; j < GROUPS; ++j)
+            for (int first = 0; first < GROUPS * 2; first += RESULTS) {
+                typename Pass::Raw raw[RESULTS];
+                int number[RESULTS];  // of the pixel; -1: there is no such result
 #pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    int pixel = first_pixel + j * 8 + half;
+                for (int k = 0; k < RESULTS && first + k < GROUPS * 2; ++k) {
+                    int pixel = first_pixel + (first + k) / 2 * 8 + k % 2;
                     int line = by_columns.quotient(pixel), which = by_height.quotient(line);
                     int of_grid = band + line - which * height, b = image + which;
                     bool inside = pixel < here && of_grid < p.rows && b < pass.s.B;
-                    if (!inside || first_filter + own_channel >= pass.filters) continue;
                     int result_row = p.first_row + of_grid * pass.row_step;
-                    int result_column = p.first_column + (pixel - line * p.columns) * pass.column_step;
-                    pass.take(
-                        (b * pass.result_rows + result_row) * pass.result_columns + result_column,
-                        first_filter + own_channel,
-                        make_float4(sums[j][0][half], sums[j][0][2 + half], sums[j][1][half],
-                                    sums[j][1][2 + half]));
+                    int result_column =
+                        p.first_column + (pixel - line * p.columns) * pass.column_step;
+                    number[k] = (b * pass.result_rows + result_row) * pass.result_columns +
+                                result_column;
+                    if (!inside || filter >= pass.filters) number[k] = -1;
+                    if (number[k] >= 0) raw[k] = pass.load(number[k], filter);
                 }
+#pragma unroll
+                for (int k = 0; k < RESULTS && first + k < GROUPS * 2; ++k) {
+                    const float(&v)[2][4] = sums[(first + k) / 2];
+                    int half = k % 2;
+                    if (number[k] >= 0)
+                        pass.take(number[k], filter,
+                                  make_float4(v[0][half], v[0][2 + half], v[1][half], v[1][2 + half]),
+                                  raw[k]);
+                }
+            }
             pass.end(warp / t.channel_warps, own_channel);
         }
     }

@@ -203,8 +203,10 @@ def _tables(network, training):
     """{key: array} of what correlation.cuh's launches read of their tables."""
     tables = {("forward table", i): b.forward.tables for i, b in enumerate(network.blocks)}
     if training:
-        for i, block in enumerate(network.blocks[1:], 1):
-            tables["gradient table", i] = block.input_gradient.tables
+        for i, block in enumerate(network.blocks):
+            tables["weight table", i] = block.weight_gradient.tables
+            if i:
+                tables["gradient table", i] = block.input_gradient.tables
     return {key: np.array(table, np.int32) for key, table in tables.items() if table}
 
 
@@ -444,10 +446,11 @@ class BlockPlan:
     def weight_gradient(self, i):
         block, launch = self.network.blocks[i], self.network.blocks[i].weight_gradient
         sizes = {"B": self.batch, **block.sizes}
-        last = block.floor, sizes, launch.tiling, self._parts[i].weights
+        parts = self._parts[i].weights
+        last = block.floor, sizes, launch.tiling
         if block.first:
-            given = self.x, *self._gradient(i)
-            self._run("block_first.cu", "block_first_weight_gradient", launch, *given, *last)
+            given = self.x, *self._gradient(i), *last, parts
+            self._run("block_first.cu", "block_first_weight_gradient", launch, *given)
             return
         below = self.x, *(None,) * 4, 1.0, 1.0, None
         if i:
@@ -457,8 +460,8 @@ class BlockPlan:
                 self._y[i - 1], n.weights.gamma, n.weights.beta, moments.moving_mean,
                 moments.moving_variance, n.layer.epsilon, under.drop.scale, self._kept[i - 1],
             )  # fmt: skip
-        given = *below, *self._gradient(i)
-        self._run("block_weight_gradient.cu", "block_weight_gradient", launch, *given, *last)
+        given = *below, *self._gradient(i), *last, self._arrays["weight table", i], parts
+        self._run("block_weight_gradient.cu", "block_weight_gradient", launch, *given)
 
     def input_gradient(self, i):
         block, under = self.network.blocks[i], self.network.blocks[i - 1]

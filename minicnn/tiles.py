@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 # ---- of the kernels; block.cuh and correlation.cuh have the same
 CHUNK, PITCH, WARP = 32, 40, 32
-STAGES, WEIGHT_GAP = 3, 4
+STAGES, GAP = 3, 4
 STATISTICS, SUMS, PIVOTED = 3, 2, 4
 FIRST_THREADS, FIRST_ROWS = 256, 9  # block_first.cu's
 HEAD_THREADS = 512
@@ -29,9 +29,10 @@ ALL_SHARED_BYTES = 227 << 10  # of a multiprocessor
 RESERVED_BYTES = 1 << 10  # of a block, beside what it asks for
 FIRST_SHARED_BYTES = 48 << 10  # of a block of the first layer's
 # Of a multiprocessor in a clock: multiplications of tensor cores in TF32, as mma.sync reaches them;
-# bytes of shared memory; bytes from the second cache; numbers staged (some 48 instructions for four
+# bytes of shared memory; bytes from the second cache; numbers staged (some 56 instructions for four
 # in each of 32 lanes).
-TENSOR, SHARED, CACHE, STAGED = 640, 128, 40, 4 * 32 / 12
+TENSOR, SHARED, CACHE, STAGED = 640, 128, 40, 4 * 32 / 14
+ISSUES, RESULT = 4, 60  # instructions of warps in a clock; those for four results of each lane
 WARPS_TO_BE_BUSY = 8  # of a multiprocessor, for tensor cores and shared memory at that rate
 LATENCY = 1500  # clocks until what is asked of memory is there
 MOST_IMAGES = 32  # of a tile
@@ -41,7 +42,8 @@ MOST_PHASES = 4  # that one block takes after one another
 # multiprocessor holds twelve warps.
 FORWARD_FORMS = (6, 1), (5, 2), (4, 1), (4, 2), (4, 4)
 GRADIENT_FORMS = (6, 1), (4, 1), (4, 2), (4, 4)
-TAPS = 3, 5  # that block_weight_gradient.cu is compiled for
+WEIGHT_FORMS = (3, 6), (5, 6), (5, 10)  # (FORM_TAPS, warps) of block_weight_gradient.cu
+OUTSIDE = 1 << 30  # more pixels than there are: block.cuh
 MOST_WARPS, WARPS_AT_ONCE = 6, 12
 
 
@@ -49,15 +51,16 @@ def programs():
     """(file, defines) of all that the kernels of fused blocks are compiled for."""
     forms = {"block_forward.cu": FORWARD_FORMS, "block_input_gradient.cu": GRADIENT_FORMS}
     found = [(file, _form(*form)) for file in forms for form in forms[file]]
-    return found + [("block_weight_gradient.cu", _taps(taps)) for taps in TAPS]
+    return found + [("block_weight_gradient.cu", _taps(*form)) for form in WEIGHT_FORMS]
 
 
 def _form(groups, splits):
     return _defines(FORM_GROUPS=groups, FORM_SPLITS=splits, FORM_THREADS=192, FORM_BLOCKS=2)
 
 
-def _taps(taps):
-    return _defines(FORM_TAPS=taps, FORM_THREADS=192, FORM_BLOCKS=2)
+def _taps(taps, warps):
+    blocks = WARPS_AT_ONCE // warps
+    return _defines(FORM_TAPS=taps, FORM_THREADS=warps * WARP, FORM_BLOCKS=blocks)
 
 
 class Launch(NamedTuple):
@@ -121,7 +124,8 @@ class _Work(NamedTuple):
     shared: int  # bytes that fragments take from shared memory
     stagings: int  # times that everybody waits for memory
     staged: int  # numbers that are staged
-    loaded: int  # numbers that are asked from the cache
+    loaded: int  # numbers that are asked from the cache, or written
+    issued: float  # instructions of warps, but for staging
 
 
 def best(launches):
@@ -132,7 +136,8 @@ def best(launches):
 def forward(window, channels, filters, batch):
     """Every Launch of block_forward that fits; geometry.Window says the shapes."""
     fixed = 2 * _padded(channels)
-    return _correlations(FORWARD_FORMS, _axes(window), channels, filters, batch, fixed, PIVOTED)
+    size = _Correlation(channels, filters, batch, fixed, PIVOTED, CHUNK, GAP)
+    return _correlations(FORWARD_FORMS, _axes(window), window.input, size)
 
 
 def input_gradient(window, channels, filters, batch):
@@ -145,7 +150,8 @@ def input_gradient(window, channels, filters, batch):
         for phases, stride in zip(window.phases, window.strides, strict=True)
     ]
     fixed = 3 * _padded(filters) + 2 * _padded(channels)
-    return _correlations(GRADIENT_FORMS, axes, filters, channels, batch, fixed, SUMS)
+    size = _Correlation(filters, channels, batch, fixed, SUMS, PITCH, 0)
+    return _correlations(GRADIENT_FORMS, axes, window.output, size)
 
 
 def gradient_window(window):
@@ -198,22 +204,31 @@ def _staging(axes, images, height):
     }  # fmt: skip
 
 
-def _correlations(forms, axes, channels, filters, batch, fixed, sums):
-    """Every Launch of a correlation that fits.
+class _Correlation(NamedTuple):
+    """The sizes of a correlation, and what its kernel keeps in shared memory, in numbers."""
 
-    fixed: numbers of shared memory for coefficients; sums: those kept for each filter.
-    """
-    widths = range(1, min(2, ceil(filters / WARP)) + 1)
+    channels: int
+    filters: int
+    batch: int
+    fixed: int  # coefficients
+    sums: int  # for each filter
+    tap_rows: int  # of a tap's weights: tap_rows * (filters of a block + gap)
+    gap: int
+
+
+def _correlations(forms, axes, image, size):
+    """Every Launch of a correlation that fits; image: (rows, columns) of its source."""
+    widths = range(1, min(2, ceil(size.filters / WARP)) + 1)
     launches = [
-        _correlation(form, tile, wide, axes, channels, filters, batch, fixed, sums)
-        for tile in _tiles(axes, batch)
+        _correlation(form, tile, wide, axes, image, size)
+        for tile in _tiles(axes, size.batch)
         for form in forms
         for wide in widths
     ]
     return [launch for launch in launches if launch]
 
 
-def _correlation(form, tile, wide, axes, channels, filters, batch, fixed, sums):
+def _correlation(form, tile, wide, axes, image, size):
     """One way to launch a correlation, `wide` warps of filters side by side; None if too big."""
     groups, splits = form
     phases = prod(map(len, axes))
@@ -224,36 +239,57 @@ def _correlation(form, tile, wide, axes, channels, filters, batch, fixed, sums):
     taps = sum(r.taps * c.taps for r in axes[0] for c in axes[1])  # of all phases
     adding = (splits - 1) * pixel_warps * wide * groups * 8 * WARP
     area = max(tile.images * tile.staging["image_pitch"] * PITCH, adding)
-    ring = STAGES * CHUNK * (width + WEIGHT_GAP)
-    tables = 4 * ceil((6 * phases + 2 * taps) / 4)
-    shared = 4 * (fixed + pixel_warps * sums * width + tables + area + ring)
+    ring = STAGES * size.tap_rows * (width + size.gap)
+    tables = 4 * ceil((2 * tile.staged + 6 * phases + 2 * taps) / 4)
+    sums = pixel_warps * size.sums * width
+    shared = 4 * (size.fixed + sums + tables + area + ring)
     if warps > MOST_WARPS or shared > SHARED_BYTES:
         return None
 
-    chunks, own_phases = ceil(channels / CHUNK), phases // phase_groups
+    chunks, own_phases = ceil(size.channels / CHUNK), phases // phase_groups
     steps = taps // phase_groups * chunks * CHUNK // 8  # of depth 8
     stagings = chunks * (own_phases if chunks > 1 or splits > 1 else 1)
     staged = stagings * tile.staged * CHUNK
+    results = own_phases * pixel_warps * groups * 8 * width
     work = _Work(
         products=pixel_warps * groups * 8 * width * steps * 8,
         shared=pixel_warps * wide * steps * (8 + 2 * groups) * 128,
         stagings=stagings,
         staged=staged,
-        loaded=staged + steps * 8 * width,
+        loaded=staged + steps * 8 * width + results,
+        issued=pixel_warps * wide * steps * (20 + 3.5 * groups) + results / 4 / WARP * RESULT,
     )
-    blocks_y = ceil(filters / width) * phase_groups
-    blocks, clocks = _share(tile.count(batch), blocks_y, warps, shared, work)
+    blocks_y = ceil(size.filters / width) * phase_groups
+    blocks, clocks = _share(tile.count(size.batch), blocks_y, warps, shared, work)
     tiling = tile.tiling(
         pixel_warps=pixel_warps, channel_warps=wide, groups=phase_groups, area=area
     )
+    tables = (*_staged_table(axes, tile, image), *_taps_tables(axes, tile.staging))
     grid, parts = (blocks, blocks_y), blocks * phase_groups
-    tables = _tables(axes, tile.staging)
     return Launch(_form(*form), tiling, tables, grid, warps * WARP, shared, parts, clocks)
 
 
-def _tables(axes, staging):
+def _staged_table(axes, tile, image):
+    """What block.cuh's Staged knows of each pixel that is staged: two numbers."""
+    (rows, columns), t = image, tile.staging
+    table = []
+    for which, row, column in product(
+        range(tile.images), range(t["source_rows"]), range(t["source_columns"])
+    ):
+        inside = 0 <= column + t["left"] < columns
+        place = which * t["image_pitch"] + row * t["row_pitch"] + _place(axes, t, column)
+        table += (which * rows + row) * columns + column if inside else OUTSIDE, row << 16 | place
+    return table
+
+
+def _place(axes, staging, column):
+    """Where in its row a column is staged: those that a tap meets lie side by side."""
+    turn = axes[1][0].stride
+    return column % turn * ceil(staging["source_columns"] / turn) + column // turn
+
+
+def _taps_tables(axes, staging):
     """The phases' numbers, and behind them their taps', as correlation.cuh reads them."""
-    turn, columns = axes[1][0].stride, staging["source_columns"]
     kernel_columns = sum(axis.taps for axis in axes[1])
     phases, taps = [], []
     for r, c in product(*axes):
@@ -261,45 +297,61 @@ def _tables(axes, staging):
         for i, j in product(range(r.taps), range(c.taps)):
             weight = r.weight + i * r.weight_step, c.weight + j * c.weight_step
             row, column = i + r.start - staging["top"], j + c.start - staging["left"]
-            place = column % turn * ceil(columns / turn) + column // turn  # block.cuh's Staged
-            taps += weight[0] * kernel_columns + weight[1], row * staging["row_pitch"] + place
+            offset = row * staging["row_pitch"] + _place(axes, staging, column)
+            taps += weight[0] * kernel_columns + weight[1], offset
     return *phases, *taps
 
 
 def weight_gradient(window, channels, filters, batch):
     """Every Launch of block_weight_gradient that fits."""
-    kh, kw = window.size
-    taps = min(TAPS, key=lambda taps: (ceil(kw / taps) * taps, taps))  # of a warp, at most
+    return [
+        launch
+        for form in WEIGHT_FORMS
+        for tile in _tiles(_axes(window), batch)
+        if (launch := _weight_gradient(form, tile, window, channels, filters, batch))
+    ]
+
+
+def _weight_gradient(form, tile, window, channels, filters, batch):
+    """One way to launch block_weight_gradient; None if too big."""
+    (kh, kw), (taps, most_warps) = window.size, form
     in_row = ceil(kw / taps)
     items = kh * in_row * 2  # a row's taps by half of the channels
-    groups = ceil(items / MOST_WARPS)
+    groups = ceil(items / most_warps)
     item_warps = 2 * ceil(items / groups / 2)
-    shares = MOST_WARPS // item_warps
+    shares = most_warps // item_warps
     warps = item_warps * shares
     blocks_y = ceil(channels / CHUNK) * ceil(filters / CHUNK) * groups
     fixed = 2 * _padded(channels) + 3 * _padded(filters)
     adding = item_warps * taps * CHUNK // 8 * 4 * WARP if shares > 1 else 0
-    launches = []
-    for tile in _tiles(_axes(window), batch):
-        steps = ceil(tile.pixels / 8)
-        area = tile.images * tile.staging["image_pitch"] * PITCH
-        numbers = area + steps * 8 * (PITCH + 1)  # x; dz, and where x's pixels are
-        shared = 4 * (fixed + max(numbers, adding, MOST_WARPS * CHUNK))
-        if shared > SHARED_BYTES:
-            continue
-        staged = (tile.staged + 2 * tile.pixels) * CHUNK  # dz is made from two numbers
-        work = _Work(
-            products=steps * 8 * item_warps * ceil(kw / in_row) * CHUNK // 2 * CHUNK,
-            shared=steps * item_warps * (10 + 4 * ceil(kw / in_row)) * 128,
-            stagings=1,
-            staged=staged,
-            loaded=staged,
-        )
-        blocks, clocks = _share(tile.count(batch), blocks_y, warps, shared, work)
-        tiling = tile.tiling(pixel_warps=shares, channel_warps=item_warps, groups=groups, area=area)
-        grid = blocks, blocks_y
-        launches.append(Launch(_taps(taps), tiling, (), grid, warps * WARP, shared, blocks, clocks))
-    return launches
+    steps = ceil(tile.pixels / 8)
+    area = tile.images * tile.staging["image_pitch"] * PITCH
+    # x; dz; tables of where x is staged from, and where its pixels are then
+    numbers = area + steps * 8 * (PITCH + 1) + 2 * tile.staged
+    shared = 4 * (fixed + max(numbers, adding, most_warps * CHUNK))
+    if shared > SHARED_BYTES:
+        return None
+    staged = (tile.staged + 2 * tile.pixels) * CHUNK  # dz is made from two numbers
+    work = _Work(
+        products=steps * 8 * item_warps * taps * CHUNK // 2 * CHUNK,
+        shared=steps * item_warps * (10 + 4 * taps) * 128,
+        stagings=1,
+        staged=staged,
+        loaded=staged,
+        issued=steps * item_warps * (16 + 10 * taps),
+    )
+    blocks, clocks = _share(tile.count(batch), blocks_y, warps, shared, work)
+    tiling = tile.tiling(pixel_warps=shares, channel_warps=item_warps, groups=groups, area=area)
+    axes, t = _axes(window), tile.staging
+    columns, step = window.output[1], window.strides[0] * t["row_pitch"]
+    places = []
+    for i in range(steps * 8):
+        line, column = divmod(min(i, tile.pixels - 1), columns)
+        which, row = divmod(line, tile.rows)
+        places.append((which * t["image_pitch"] + row * step + column) * PITCH)
+    table = *_staged_table(axes, tile, window.input), *places
+    grid = blocks, blocks_y
+    return Launch(_taps(*form), tiling, table, grid, warps * WARP, shared, blocks, clocks)
 
 
 def _share(tiles, blocks_y, warps, shared, work):
@@ -316,7 +368,8 @@ def _share(tiles, blocks_y, warps, shared, work):
 
     busy = min(1.0, at_work * warps / WARPS_TO_BE_BUSY)
     multiplying = max(work.products / TENSOR, work.shared / SHARED) / busy
-    working = multiplying + work.staged / STAGED
+    issuing = work.issued / ISSUES + work.staged / STAGED
+    working = max(multiplying, issuing)
     loading = work.loaded * 4 / CACHE
     alone = max(working, loading) + work.stagings * LATENCY
     tile = max(working, loading, alone / at_work)
@@ -325,19 +378,20 @@ def _share(tiles, blocks_y, warps, shared, work):
 
 def first_forward(window, channels, filters, batch):
     """Every Launch of block_first_forward that fits."""
-    return _first(window, channels, filters, batch, 1, PIVOTED * filters)
+    return _first(window, channels, filters, batch, 1, PIVOTED * filters, at_once=3)
 
 
 def first_weight_gradient(window, channels, filters, batch):
     """Every Launch of block_first_weight_gradient that fits."""
     rows = ceil(prod(window.size) * channels / FIRST_ROWS)
-    return _first(window, channels, filters, batch, rows, filters)
+    return _first(window, channels, filters, batch, rows, filters, at_once=2)
 
 
-def _first(window, channels, filters, batch, blocks_y, sums):
-    """The more rows of an image the better; 32 blocks a net, since memory sets the pace.
+def _first(window, channels, filters, batch, blocks_y, sums, at_once):
+    """The more rows of an image the better, since memory sets the pace.
 
-    sums: numbers that threads with the same filters keep, each.
+    sums: numbers that threads with the same filters keep, each; at_once: blocks of a
+    multiprocessor.
     """
     launches = []
     if filters > 4 * FIRST_THREADS:
@@ -347,7 +401,7 @@ def _first(window, channels, filters, batch, blocks_y, sums):
         area = 4 * ceil(tile.staged * channels / 4)
         shared = 4 * (3 * _padded(filters) + K * filters + area + lanes * sums + K)
         if shared <= FIRST_SHARED_BYTES:
-            blocks = min(32, tile.count(batch))
+            blocks = min(MULTIPROCESSORS * at_once // NETS, tile.count(batch))
             tiling = tile.tiling(pixel_warps=1, channel_warps=1, groups=1, area=area)
             grid, clocks = (blocks, blocks_y), float(tile.bands)
             launches.append(Launch((), tiling, (), grid, FIRST_THREADS, shared, blocks, clocks))

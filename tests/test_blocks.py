@@ -190,7 +190,8 @@ class Block:
             between = *known, EPSILON_BELOW, self.kept_scale, *get("kept")
             arguments = (
                 *get("y_below"), *(between if self.tensor else ()), *above, floor, sizes,
-                launch.tiling, new("parts", launch.parts, weights),
+                launch.tiling, *([table] if self.tensor else []),
+                new("parts", launch.parts, weights),
             )  # fmt: skip
         _, file, kernel = self.passes[what]
         with driver.session():
