@@ -31,29 +31,27 @@ struct Forward {
         source.stage<3>(x, image, top, left, channel, pixels);
     }
 
-    // Weights as (channels, filters); from row to row their banks move on by four.
-    static constexpr int GAP = 4;
-    __device__ int stage_size(int width) const { return CHUNK * (width + GAP); }
-
-    __device__ void copy_weights(int tap, int channel, int first, int width, float* to) const {
-        for (int row = threadIdx.x / QUADS; row < CHUNK; row += blockDim.x / QUADS)
-            for (int i = threadIdx.x % QUADS * 4; i < width; i += CHUNK) {
-                bool inside = channel + row < s.C && first + i < s.N;
-                int at = ((tap * s.C + channel + row) * s.N) + first + i;
-                copy_async_16(to + row * (width + GAP) + i, kernel + (inside ? at : 0), inside);
-            }
+    // Item by item: a fragment's two rows of four filters. 32 threads ask for whole lines of memory.
+    __device__ static Fragment item(int i) {
+        return {i / 32 % 4, i / 128 * 8 + i / 4 % 8, i % 4};
     }
 
-    // Four channels side by side are rows g and g + 8 of two tiles of results.
-    __device__ void read_weights(
-        const float* from, int channel, int depth, int width, float (&a)[2][4]) const {
-        int pitch = width + GAP;
-        const float* at = from + (depth + threadIdx.x % 4 * 2) * pitch + channel;
-        float4 even = load4(at), odd = load4(at + pitch);
-        a[0][0] = to_tf32(even.x), a[0][1] = to_tf32(even.y);
-        a[0][2] = to_tf32(odd.x), a[0][3] = to_tf32(odd.y);
-        a[1][0] = to_tf32(even.z), a[1][1] = to_tf32(even.w);
-        a[1][2] = to_tf32(odd.z), a[1][3] = to_tf32(odd.w);
+    __device__ void copy_weights(int tap, int channel, int first, int width, float* raw) const {
+        for (int i = threadIdx.x; i < width * 4; i += blockDim.x) {
+            Fragment f = item(i);
+            int row = channel + f.step * STEP + f.lane * 2, filter = first + f.quad * 4;
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+                bool inside = row + k < s.C && filter < s.N;
+                int at = inside ? (tap * s.C + row + k) * s.N + filter : 0;
+                copy_async_16(raw + (k * width * 4 + i) * 4, kernel + at, inside);
+            }
+        }
+    }
+
+    __device__ void arrange_weights(const float* raw, int width, float* weights) const {
+        for (int i = threadIdx.x; i < width * 4; i += blockDim.x)
+            item(i).put(weights, width / 4, load4(raw + i * 4), load4(raw + (width * 4 + i) * 4));
     }
 
     __device__ float4 activated(int channel, float4 v) const {

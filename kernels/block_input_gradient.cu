@@ -36,31 +36,32 @@ struct InputGradient {
         source.stage<2>(dz, image, top, left, channel, pixels);
     }
 
-    // Weights as they lie in memory: (channels, filters), of CHUNK filters. Channel c of 32 is in row
-    // c / 4 + 8 * (c % 4), so that eight lanes, four channels apart, read rows side by side, whose
-    // banks are as those of pixels are.
-    __device__ int stage_size(int width) const { return width * PITCH; }
+    // Item by item: of four channels, a fragment's two filters.
+    __device__ static Fragment item(int i) {
+        return {i / 8 % 4, i / 32 * 2 + i / 4 % 2, i % 4};
+    }
 
-    __device__ void copy_weights(int tap, int filter, int first, int width, float* to) const {
-        int i = threadIdx.x % QUADS * 4;
-        for (int c = threadIdx.x / QUADS; c < width; c += blockDim.x / QUADS) {
-            int row = c / WIDE * WIDE + c % WIDE / 4 + c % 4 * 8;
-            bool inside = filter + i < s.N && first + c < s.C;
-            int at = (tap * s.C + first + c) * s.N + filter + i;
-            copy_async_16(to + row * PITCH + i, kernel + (inside ? at : 0), inside);
+    __device__ void copy_weights(int tap, int filter, int first, int width, float* raw) const {
+        for (int i = threadIdx.x; i < width * 4; i += blockDim.x) {
+            Fragment f = item(i);
+            int column = filter + f.step * STEP + f.lane * 2, channel = first + f.quad * 4;
+            bool inside = column < s.N && channel < s.C;
+            int at = inside ? (tap * s.C + channel) * s.N + column : 0;
+#pragma unroll
+            for (int k = 0; k < 4; ++k)
+                copy_async_8(
+                    raw + (k * width * 4 + i) * 2, kernel + at + (inside ? k * s.N : 0), inside);
         }
     }
 
-    // Four channels are rows g and g + 8 of two tiles of results.
-    __device__ void read_weights(
-        const float* from, int channel, int depth, int, float (&a)[2][4]) const {
-        int row = channel / WIDE * WIDE + channel % WIDE / 4;
-        const float* at = from + row * PITCH + depth + threadIdx.x % 4 * 2;
+    __device__ void arrange_weights(const float* raw, int width, float* weights) const {
+        for (int i = threadIdx.x; i < width * 4; i += blockDim.x) {
+            float2 of[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            float2 pair = *reinterpret_cast<const float2*>(at + i * 8 * PITCH);
-            a[i / 2][i % 2] = to_tf32(pair.x);
-            a[i / 2][i % 2 + 2] = to_tf32(pair.y);
+            for (int k = 0; k < 4; ++k)
+                of[k] = *reinterpret_cast<const float2*>(raw + (k * width * 4 + i) * 2);
+            item(i).put(weights, width / 4, make_float4(of[0].x, of[1].x, of[2].x, of[3].x),
+                        make_float4(of[0].y, of[1].y, of[2].y, of[3].y));
         }
     }
 

@@ -4,7 +4,7 @@
 // matrix of weights. A block of threads makes a tile of pixels by 32 * channel_warps channels:
 //
 //     shared memory            pixels of the source, CHUNK channels of each, staged once for all
-//                              taps; and a ring of weights, which are copied while others are used
+//                              taps; and the weights of a tap, while those of the next arrive
 //     a warp                   8 * GROUPS pixels by 32 channels
 //     mma.sync                 16 channels by 8 pixels, 8 deep
 //
@@ -17,9 +17,8 @@
 
 #include "block.cuh"
 
-constexpr int STAGES = 3;      // of the ring: two are on their way while one is used
-constexpr int STEP = 8;        // the depth of one mma.sync
-constexpr int WIDE = 32;       // channels of a warp
+constexpr int STEP = 8;   // the depth of one mma.sync
+constexpr int WIDE = 32;  // channels of a warp
 
 // Results that meet the same taps, as tiles.py's table has them: all, or, of a gradient by the input,
 // those of one of the grids into which the stride cuts it.
@@ -63,6 +62,27 @@ __device__ inline Tables copy_tables(const int* from, int pixels, int phases, in
 // Where in the sequence of weights that a block needs it is.
 struct Turn {
     int tile, phase, chunk, tap;
+};
+
+// The weights of a tap for one lane and step: two channels of the depth by four of the results, the
+// left operands of two mma.sync. They are copied as they lie in memory, to where nobody else looks;
+// the thread that has copied them rounds them, and puts them where the lane will read them at once:
+// (steps, 2 operands, quads of channels, 4 lanes), four numbers each.
+struct Fragment {
+    int step, quad, lane;  // the depth's channels are step * STEP + lane * 2 and the next
+
+    template <typename T>
+    __device__ T* of(T* weights, int operand, int quads) const {
+        return weights + (((step * 2 + operand) * quads + quad) * 4 + lane) * 4;
+    }
+    // Rows g and g + 8 of an operand are channels side by side: g of the results' quads has four,
+    // for the rows of two operands.
+    __device__ void put(float* weights, int quads, float4 even, float4 odd) const {
+        even = to_tf32(even);
+        odd = to_tf32(odd);
+        store4(of(weights, 0, quads), make_float4(even.x, even.y, odd.x, odd.y));
+        store4(of(weights, 1, quads), make_float4(even.z, even.w, odd.z, odd.w));
+    }
 };
 
 // One mma.sync deep. `a` is the left operand, of two tiles of 16 channels. Of the right one a lane has
@@ -123,10 +143,8 @@ __device__ inline void add_splits(float (&sums)[GROUPS][2][4], int split, int wa
 //     channels, filters             depth of a tap, and channels of the results
 //     result_rows, result_columns   of an image
 //     stage(image, top, left, channel, pixels)
-//     stage_size(width)             numbers that a tap's weights take in shared memory
-//     copy_weights(tap, channel, first_filter, width, to)   asks for them
-//     read_weights(from, channel, depth, width, a)   the left operand for a lane, whose results are
-//                                   four channels from `channel` on
+//     copy_weights(tap, channel, first_filter, width, raw)   asks for the thread's weights of a tap
+//     arrange_weights(raw, width, weights)   puts them, once they are there, into Fragments
 //     begin(row, channel, first), end(row, channel)   around a lane's results of a tile: `row` is
 //                                   that of its warp's pixels, `first` the first of the results
 //     load(pixel, channel)          what else is needed for a result, a Raw; the pixel by its number
@@ -144,18 +162,21 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
     int first_filter = blockIdx.y / t.groups * width, first_phase = blockIdx.y % t.groups;
     int chunks = ceil_div(pass.channels, CHUNK);
     int tiles = ceil_div(pass.s.B, t.images) * t.bands;
-    float* ring = pixels + t.area;
-    int stage_size = pass.stage_size(width);
+    int tap_size = CHUNK * width;  // numbers
+    float *arranged = pixels + t.area, *raw = arranged + 2 * tap_size;  // of two turns each
 
-    // Weights are asked for STAGES - 1 turns before they are used, across tiles.
+    // Weights are asked for two turns before they are used, across tiles, and arranged in the turn
+    // before.
     Turn ahead{int(blockIdx.x), first_phase, 0, 0};
-    int free_stage = 0;
-    auto ask_ahead = [&] {
+    int parity = 0;               // of the turn
+    int asked = 0, in_place = 0;  // taps
+    auto ask_ahead = [&](int parity) {
         if (ahead.tile < tiles) {
+            ++asked;
             Phase p = pass.tables.phase(ahead.phase);
             pass.copy_weights(
                 pass.tables.tap(p.first_tap + ahead.tap).weight, ahead.chunk * CHUNK, first_filter,
-                width, ring + free_stage * stage_size);
+                width, raw + parity * tap_size);
             if (++ahead.tap == p.taps) {
                 ahead.tap = 0;
                 if (++ahead.chunk == chunks) {
@@ -169,11 +190,17 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
             }
         }
         commit_copies();
-        free_stage = free_stage + 1 == STAGES ? 0 : free_stage + 1;
     };
-    for (int i = 0; i < STAGES - 1; ++i) ask_ahead();
+    auto arrange = [&](int parity) {
+        if (in_place == asked) return;  // the last tap has been
+        ++in_place;
+        pass.arrange_weights(raw + parity * tap_size, width, arranged + parity * tap_size);
+    };
+    ask_ahead(0);
+    ask_ahead(1);
+    wait_copies<1>();
+    arrange(0);
 
-    int stage = 0;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int image = tile / t.bands * t.images, band = tile % t.bands * t.rows;
         for (int phase = first_phase; phase < pass.tables.count; phase += t.groups) {
@@ -207,19 +234,28 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                     at[j] = (place + column) * PITCH + quarter * 2;
                 }
                 for (int tap = 0; tap < p.taps; ++tap) {
-                    wait_copies<STAGES - 2>();
                     __syncthreads();  // the weights are there, and so are the pixels
-                    ask_ahead();
-                    const float* weights = ring + stage * stage_size;
+                    ask_ahead(parity);
+                    const float* weights = arranged + parity * tap_size;
                     const float* under = pixels + pass.tables.tap(p.first_tap + tap).offset * PITCH;
 #pragma unroll
                     for (int i = 0; i < CHUNK / STEP / SPLITS; ++i) {
-                        int depth = (split * (CHUNK / STEP / SPLITS) + i) * STEP;
+                        int step = split * (CHUNK / STEP / SPLITS) + i;
+                        Fragment own{step, own_channel / 4, quarter};
                         float a[2][4];
-                        pass.read_weights(weights, own_channel, depth, width, a);
-                        multiply_step(a, under + depth, at, sums);
+#pragma unroll
+                        for (int operand = 0; operand < 2; ++operand) {
+                            float4 v = load4(own.of(weights, operand, width / 4));
+                            a[operand][0] = v.x;
+                            a[operand][1] = v.y;
+                            a[operand][2] = v.z;
+                            a[operand][3] = v.w;
+                        }
+                        multiply_step(a, under + step * STEP, at, sums);
                     }
-                    stage = stage + 1 == STAGES ? 0 : stage + 1;
+                    parity ^= 1;
+                    wait_copies<1>();  // for the next turn's
+                    arrange(parity);
                 }
             }
 
@@ -230,7 +266,7 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
             pass.begin(warp / t.channel_warps, own_channel,
                        make_float4(sums[0][0][0], sums[0][0][2], sums[0][1][0], sums[0][1][2]));
             // What else is needed is asked for beforehand, for some results at a time.
-            constexpr int RESULTS = GROUPS % 3 ? 4 : 6;
+            constexpr int RESULTS = 4;
 #pragma unroll
             for (int first = 0; first < GROUPS * 2; first += RESULTS) {
                 typename Pass::Raw raw[RESULTS];

@@ -35,7 +35,12 @@ __device__ __forceinline__ void copy_async_16(void* shared, const void* global, 
                  :: "r"(to), "l"(global), "r"(inside ? 16 : 0) : "memory");
 }
 
-// The same of 4 bytes.
+// The same of 8 bytes, and of 4.
+__device__ __forceinline__ void copy_async_8(void* shared, const void* global, bool inside) {
+    unsigned to = __cvta_generic_to_shared(shared);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
+                 :: "r"(to), "l"(global), "r"(inside ? 8 : 0) : "memory");
+}
 __device__ __forceinline__ void copy_async_4(void* shared, const void* global, bool inside) {
     unsigned to = __cvta_generic_to_shared(shared);
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"

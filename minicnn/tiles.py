@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 # ---- of the kernels; block.cuh and correlation.cuh have the same
 CHUNK, PITCH, WARP = 32, 40, 32
-STAGES, GAP = 3, 4
+TAPS_IN_MEMORY = 4  # whose weights correlation.cuh has in shared memory: arranged, and to be
 STATISTICS, SUMS, PIVOTED = 3, 2, 4
 FIRST_THREADS, FIRST_ROWS = 256, 9  # block_first.cu's
 HEAD_THREADS = 512
@@ -136,7 +136,7 @@ def best(launches):
 def forward(window, channels, filters, batch):
     """Every Launch of block_forward that fits; geometry.Window says the shapes."""
     fixed = 2 * _padded(channels)
-    size = _Correlation(channels, filters, batch, fixed, PIVOTED, CHUNK, GAP)
+    size = _Correlation(channels, filters, batch, fixed, PIVOTED)
     return _correlations(FORWARD_FORMS, _axes(window), window.input, size)
 
 
@@ -150,7 +150,7 @@ def input_gradient(window, channels, filters, batch):
         for phases, stride in zip(window.phases, window.strides, strict=True)
     ]
     fixed = 3 * _padded(filters) + 2 * _padded(channels)
-    size = _Correlation(filters, channels, batch, fixed, SUMS, PITCH, 0)
+    size = _Correlation(filters, channels, batch, fixed, SUMS)
     return _correlations(GRADIENT_FORMS, axes, window.output, size)
 
 
@@ -212,8 +212,6 @@ class _Correlation(NamedTuple):
     batch: int
     fixed: int  # coefficients
     sums: int  # for each filter
-    tap_rows: int  # of a tap's weights: tap_rows * (filters of a block + gap)
-    gap: int
 
 
 def _correlations(forms, axes, image, size):
@@ -239,10 +237,10 @@ def _correlation(form, tile, wide, axes, image, size):
     taps = sum(r.taps * c.taps for r in axes[0] for c in axes[1])  # of all phases
     adding = (splits - 1) * pixel_warps * wide * groups * 8 * WARP
     area = max(tile.images * tile.staging["image_pitch"] * PITCH, adding)
-    ring = STAGES * size.tap_rows * (width + size.gap)
+    weights = TAPS_IN_MEMORY * CHUNK * width
     tables = 4 * ceil((2 * tile.staged + 6 * phases + 2 * taps) / 4)
     sums = pixel_warps * size.sums * width
-    shared = 4 * (size.fixed + sums + tables + area + ring)
+    shared = 4 * (size.fixed + sums + tables + area + weights)
     if warps > MOST_WARPS or shared > SHARED_BYTES:
         return None
 
@@ -257,7 +255,7 @@ def _correlation(form, tile, wide, axes, image, size):
         stagings=stagings,
         staged=staged,
         loaded=staged + steps * 8 * width + results,
-        issued=pixel_warps * wide * steps * (20 + 3.5 * groups) + results / 4 / WARP * RESULT,
+        issued=pixel_warps * wide * steps * (16 + 3.2 * groups) + results / 4 / WARP * RESULT,
     )
     blocks_y = ceil(size.filters / width) * phase_groups
     blocks, clocks = _share(tile.count(size.batch), blocks_y, warps, shared, work)

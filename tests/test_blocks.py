@@ -515,7 +515,7 @@ def test_what_is_not_a_number_stays_visible(driver, what):
 # ---------------------------------------------------------------------------------------------
 # Planted faults
 
-WAIT = "wait_copies<STAGES - 2>();"
+WAIT = "wait_copies<1>();  // for the next turn's"
 BARRIER = "__syncthreads();  // the weights are there, and so are the pixels"
 both_ways = pytest.mark.parametrize("what", ["forward", "input gradient"])
 
@@ -531,11 +531,15 @@ def without(line, folder):
 
 
 @both_ways
-@pytest.mark.parametrize("line", [WAIT, BARRIER], ids=["wait", "barrier"])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [(WAIT, "which an asynchronous copy has not reached"), (BARRIER, "of this block has written")],
+    ids=["wait", "barrier"],
+)
 @pytest.mark.parametrize("copies", ["early", "late"])
-def test_a_missing_wait_or_barrier_is_found(checked_driver, copies, line, what, tmp_path):
+def test_a_missing_wait_or_barrier_is_found(checked_driver, copies, line, message, what, tmp_path):
     driver = Emulator(checked=True, copies=copies) if copies == "late" else checked_driver
-    with pytest.raises(KernelFault, match="which an asynchronous copy has not reached"):
+    with pytest.raises(KernelFault, match=message):
         RAGGED[0].run(driver, what, folder=without(line, tmp_path))
 
 

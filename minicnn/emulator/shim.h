@@ -278,6 +278,9 @@ inline void tensor_step(
 __forceinline__ void copy_async_16(void* shared, const void* global, bool inside) {
     emulator::copy_async(shared, global, 16, inside);
 }
+__forceinline__ void copy_async_8(void* shared, const void* global, bool inside) {
+    emulator::copy_async(shared, global, 8, inside);
+}
 __forceinline__ void copy_async_4(void* shared, const void* global, bool inside) {
     emulator::copy_async(shared, global, 4, inside);
 }
