@@ -307,7 +307,8 @@ struct Staged {
                 int at = before + e.x;  // below 0 it is huge as unsigned
                 place[k] = number < pixels ? e.y & 0xffff : -1;
                 inside[k] = real && unsigned(at) < all && unsigned(top + (e.y >> 16)) < H;
-                if (inside[k]) raw[k] = source.load(at * C + channel + quad);
+                // Without a branch all loads are under way at once.
+                raw[k] = source.load(inside[k] ? at * C + channel + quad : 0);
             }
             source.channels(channel + quad);  // late, so that they wait in no register
 #pragma unroll
@@ -332,8 +333,8 @@ __device__ inline void stage_run(
 #pragma unroll
         for (int k = 0; k < BATCH; ++k) {
             int number = first + k * threads;
-            if (real && number < here)
-                raw[k] = source.load((before + number) * C + channel + quad);
+            bool inside = real && number < here;
+            raw[k] = source.load(inside ? (before + number) * C + channel + quad : 0);
         }
         source.channels(channel + quad);
 #pragma unroll

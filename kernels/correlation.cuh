@@ -265,6 +265,11 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
             int filter = first_filter + own_channel;
             pass.begin(warp / t.channel_warps, own_channel,
                        make_float4(sums[0][0][0], sums[0][0][2], sums[0][1][0], sums[0][1][2]));
+            // Without steps a tile's results follow one another in memory, `run` of them.
+            bool dense = pass.row_step == 1 && pass.column_step == 1;
+            int run_begin = (image * pass.result_rows + band) * pass.result_columns;
+            int run = min(t.images, pass.s.B - image) * min(height, p.rows - band) * p.columns;
+            if (filter >= pass.filters) run = 0;
             // What else is needed is asked for beforehand, for some results at a time.
             constexpr int RESULTS = 4;
 #pragma unroll
@@ -274,16 +279,18 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
 #pragma unroll
                 for (int k = 0; k < RESULTS && first + k < GROUPS * 2; ++k) {
                     int pixel = first_pixel + (first + k) / 2 * 8 + k % 2;
-                    int line = by_columns.quotient(pixel), which = by_height.quotient(line);
-                    int of_grid = band + line - which * height, b = image + which;
-                    bool inside = pixel < here && of_grid < p.rows && b < pass.s.B;
-                    int result_row = p.first_row + of_grid * pass.row_step;
-                    int result_column =
-                        p.first_column + (pixel - line * p.columns) * pass.column_step;
-                    number[k] = (b * pass.result_rows + result_row) * pass.result_columns +
-                                result_column;
-                    if (!inside || filter >= pass.filters) number[k] = -1;
-                    if (number[k] >= 0) raw[k] = pass.load(number[k], filter);
+                    number[k] = pixel < run ? run_begin + pixel : -1;
+                    if (!dense) {
+                        int line = by_columns.quotient(pixel), which = by_height.quotient(line);
+                        int of_grid = band + line - which * height, b = image + which;
+                        int result_row = p.first_row + of_grid * pass.row_step;
+                        int column = p.first_column + (pixel - line * p.columns) * pass.column_step;
+                        bool inside = run && pixel < here && of_grid < p.rows && b < pass.s.B;
+                        int of_images = b * pass.result_rows + result_row;
+                        number[k] = inside ? of_images * pass.result_columns + column : -1;
+                    }
+                    bool there = number[k] >= 0;
+                    raw[k] = pass.load(there ? number[k] : 0, there ? filter : 0);
                 }
 #pragma unroll
                 for (int k = 0; k < RESULTS && first + k < GROUPS * 2; ++k) {
