@@ -220,7 +220,8 @@ def compile_program(program, architecture, *options):
     handle = nvrtc.createProgram(program.text, program.path.name, (), ())
     try:
         nvrtc.compileProgram(handle, (*_OPTIONS, f"-arch={architecture}", *options))
-        return nvrtc.getCUBIN(handle), nvrtc.getProgramLog(handle)
+        # CuPy takes the last byte for a string's end, and leaves it out.
+        return nvrtc.getCUBIN(handle) + b"\0", nvrtc.getProgramLog(handle)
     except nvrtc.NVRTCError:
         raise CompileError(f"{program.path}: {nvrtc.getProgramLog(handle)}") from None
     finally:

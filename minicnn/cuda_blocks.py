@@ -1,8 +1,8 @@
 """Fused blocks: networks of convolutions, each with batch normalisation behind it, in few launches.
 
 A launch makes a block's activation y from that of the block below, with all that lies between, and
-leaves sums of y for the normalisation that follows; another one goes the same way back. So each
-activation is written once and read three times in a step, by 28 launches for all layers and nets.
+leaves sums of y for the normalisation that follows; others go the same way back. So each activation
+is written once in a step, and read by no more than five launches, of 28 for all layers and nets.
 `fusion` is the one place that decides whether a stack of layers is such a network; others run layer
 by layer (plan.py), and so does the same network in float32.
 

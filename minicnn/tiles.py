@@ -1,9 +1,10 @@
 """How the kernels of fused blocks cut their work: a choice for each layer and pass, from a model.
 
 A tile is some rows of an image or several images; a block of threads makes one tile after another.
-Which tile is best follows from counts: multiplications, turns of shared memory, bytes from the
-cache, and how many blocks a multiprocessor holds at a time, so that one can multiply while another
-one waits. The choice depends on the layer and the batch alone, so that the bits of a net depend on
+Which tile is best follows from counts: multiplications, turns of shared memory, instructions, bytes
+from the cache, and how many blocks a multiprocessor holds at a time, so that one can multiply while
+another one waits. What memory itself takes is the same for all tiles, and left out. The choice
+depends on the layer and the batch alone, so that the bits of a net depend on
 nothing else: the model's GPU is fixed, about an H200, and so is the ensemble's size. All tiles fit
 the 99 KB of shared memory that a block can have on any GPU with tensor cores for TF32.
 
@@ -40,8 +41,8 @@ MOST_PHASES = 4  # that one block takes after one another
 
 # (GROUPS, SPLITS) that correlation.cuh is compiled for. All take up to 168 registers, so that a
 # multiprocessor holds twelve warps.
-FORWARD_FORMS = (6, 1), (5, 2), (4, 1), (4, 2), (4, 4)
-GRADIENT_FORMS = (6, 1), (4, 1), (4, 2), (4, 4)
+FORWARD_FORMS = (9, 1), (6, 1), (5, 2), (6, 2), (8, 2), (4, 1), (4, 4)
+GRADIENT_FORMS = (6, 1), (8, 2), (4, 1), (4, 4)
 WEIGHT_FORMS = (3, 6), (5, 6), (5, 10)  # (FORM_TAPS, warps) of block_weight_gradient.cu
 OUTSIDE = 1 << 30  # more pixels than there are: block.cuh
 MOST_WARPS, WARPS_AT_ONCE = 6, 12
@@ -68,12 +69,12 @@ class Launch(NamedTuple):
 
     defines: tuple
     tiling: dict  # block.cuh's struct
-    tables: tuple  # correlation.cuh's, of phases and then of taps
+    tables: tuple  # that the kernel reads, one behind the other
     grid: tuple
     threads: int
     shared_bytes: int
     parts: int  # that it leaves of what it sums
-    clocks: float  # that the model expects of a multiprocessor, by which to choose
+    clocks: float  # that the model expects of a multiprocessor; of block_first.cu, but an order
 
 
 class Axis(NamedTuple):
@@ -136,7 +137,7 @@ def best(launches):
 def forward(window, channels, filters, batch):
     """Every Launch of block_forward that fits; geometry.Window says the shapes."""
     fixed = 2 * _padded(channels)
-    size = _Correlation(channels, filters, batch, fixed, PIVOTED)
+    size = _Correlation(channels, filters, batch, fixed, PIVOTED, 1)
     return _correlations(FORWARD_FORMS, _axes(window), window.input, size)
 
 
@@ -150,7 +151,7 @@ def input_gradient(window, channels, filters, batch):
         for phases, stride in zip(window.phases, window.strides, strict=True)
     ]
     fixed = 3 * _padded(filters) + 2 * _padded(channels)
-    size = _Correlation(filters, channels, batch, fixed, SUMS)
+    size = _Correlation(filters, channels, batch, fixed, SUMS, 2)
     return _correlations(GRADIENT_FORMS, axes, window.output, size)
 
 
@@ -212,6 +213,7 @@ class _Correlation(NamedTuple):
     batch: int
     fixed: int  # coefficients
     sums: int  # for each filter
+    numbers: int  # read for each that is staged; read and written for each result
 
 
 def _correlations(forms, axes, image, size):
@@ -254,7 +256,7 @@ def _correlation(form, tile, wide, axes, image, size):
         shared=pixel_warps * wide * steps * (8 + 2 * groups) * 128,
         stagings=stagings,
         staged=staged,
-        loaded=staged + steps * 8 * width + results,
+        loaded=size.numbers * (staged + results) + steps * 8 * width,
         issued=pixel_warps * wide * steps * (16 + 3.2 * groups) + results / 4 / WARP * RESULT,
     )
     blocks_y = ceil(size.filters / width) * phase_groups

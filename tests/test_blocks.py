@@ -394,7 +394,7 @@ def defines_of(what):
     return sorted({launch.defines for launch in FORMS.launches(what)})
 
 
-FORMS = Block(1, 5, (7, 3), 36, 68, (3, 2), (2, 1), "same", seed=1)
+FORMS = Block(1, 13, (7, 3), 36, 68, (3, 2), (2, 1), "same", seed=1)
 KINDS = {
     "several images": lambda tiling: tiling["images"] > 1,
     "bands": lambda tiling: tiling["bands"] > 1,
