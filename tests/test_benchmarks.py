@@ -5,6 +5,8 @@ import json
 import pytest
 
 from benchmarks import readme, timing
+from minicnn import cuda_blocks
+from minicnn.recipe import RECIPES
 
 
 @pytest.mark.parametrize("path", readme.TABLES, ids=lambda path: path.parent.name)
@@ -20,7 +22,9 @@ def test_readme_agrees_with_the_results(path):
         (readme.README, "accuracy-numpy", ["runs", 0, "test_accuracy"]),
         (readme.README, "accuracy-cpu", ["runs", 0, "test_accuracy"]),
         (readme.KERNELS_README, "layers-cpu", ["passes", 0]),
-        (readme.KERNELS_README, "ladder-emulated", ["convolutions", "im2col", "forward"]),
+        (readme.KERNELS_README, "ladder-emulated", ["versions_counted", "im2col", "forward"]),
+        (readme.KERNELS_README, "ladder-emulated", ["versions_counted", "fused", "step"]),
+        (readme.KERNELS_README, "tiles", ["launches", 3]),
     ],
 )
 def test_a_changed_result_changes_the_readme(path, kind, places, tmp_path, monkeypatch):
@@ -37,6 +41,16 @@ def test_a_changed_result_changes_the_readme(path, kind, places, tmp_path, monke
     assert readme.render(path) == path.read_text()
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     assert readme.render(path) != path.read_text()
+
+
+def test_the_tiles_shown_are_those_that_are_chosen():
+    result, shown = readme.newest("tiles"), []
+    for block in cuda_blocks.fusion(RECIPES["seed"].nodes, result["batch"]).blocks:
+        for launch in (block.forward, block.input_gradient, block.weight_gradient):
+            if launch:
+                shown.append((list(launch.grid), launch.threads // 32, launch.shared_bytes))
+    found = [(row["grid"], row["warps"], row["shared_bytes"]) for row in result["launches"]]
+    assert found == shown, "run python -m benchmarks.tiles and python -m benchmarks.readme"
 
 
 def test_the_figure_shows_the_newest_result(tmp_path):
