@@ -28,7 +28,8 @@ struct Forward {
     int count;
 
     __device__ void stage(int image, int top, int left, int channel, float* pixels) {
-        source.stage<3>(x, image, top, left, channel, pixels);
+        constexpr int BATCH = FORM_GROUPS > 8 ? 3 : 6;  // as many as there are registers for
+        source.stage<BATCH>(x, image, top, left, channel, pixels);
     }
 
     // Item by item: a fragment's two rows of four filters. 32 threads ask for whole lines of memory.

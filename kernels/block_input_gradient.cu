@@ -33,7 +33,7 @@ struct InputGradient {
     float4 sum, sum_z;
 
     __device__ void stage(int image, int top, int left, int channel, float* pixels) {
-        source.stage<2>(dz, image, top, left, channel, pixels);
+        source.stage<4>(dz, image, top, left, channel, pixels);
     }
 
     // Item by item: of four channels, a fragment's two filters.

@@ -17,10 +17,10 @@
 #define FORM_BLOCKS 2
 #endif
 
-constexpr int STEP = 8;    // pixels of one mma.sync
-constexpr int TALL = 16;   // channels
-constexpr int BATCH = FORM_TAPS > 3 ? 2 : 4;  // staged together by a thread, as registers allow
+constexpr int STEP = 8;           // pixels of one mma.sync
+constexpr int TALL = 16;          // channels
 constexpr int PARTS = CHUNK / 8;  // of the filters, eight each
+constexpr int BATCH = 4;          // staged together by a thread, as registers allow
 
 // The sums of a warp: a lane's four of each tap and part.
 typedef float Sums[FORM_TAPS][PARTS][4];
@@ -157,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
             x, image, band * s.sh + t.top, t.left, first_channel, x_pixels);
         int first_pixel = (image * s.Ho + band) * s.Wo;
         int rows = min(t.rows, s.Ho - band), images = min(t.images, s.B - image);
-        stage_run<BATCH / 2>(
+        stage_run<BATCH>(
             dz, first_pixel, images * rows * s.Wo, steps * STEP, s.N, first_filter, dz_pixels);
         __syncthreads();
         for (int step = share; step < steps; step += t.pixel_warps) {
