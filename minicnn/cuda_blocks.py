@@ -17,10 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import tiles
+from . import rng, tiles
+from .cuda_convolution import sizes
 from .geometry import Window
 from .layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten
-from .network import Node, views
+from .network import Node, views, weights_layout
+from .plan import batch_layout
 
 _FLOORS = {"linear": -inf, "relu": 0.0}  # what an activation is the larger one of, beside its input
 _FEW_CHANNELS = 8  # fewer of them do not fill tensor cores
@@ -42,7 +44,7 @@ class Drop(NamedTuple):
     @property
     def threshold(self):
         """The random words below it drop their number."""
-        return min(round(self.rate * 2**32), 2**32 - 1)
+        return rng.threshold(self.rate)
 
 
 class Block(NamedTuple):
@@ -68,10 +70,9 @@ class Block(NamedTuple):
         """What its activation keeps numbers above."""
         return _FLOORS[self.convolution.layer.activation]
 
-    @property
-    def sizes(self):
-        """convolution.cuh's struct without B."""
-        return _sizes(self.window, self.channels, self.filters)
+    def sizes(self, batch):
+        """convolution.cuh's struct."""
+        return sizes(self.window, batch, self.channels, self.filters)
 
     @property
     def weights(self):
@@ -159,24 +160,10 @@ def _block(convolution, normalization, drop, batch, first):
     return Block(convolution, normalization, drop, window, channels, filters, *launches)
 
 
-def _sizes(window, channels, filters):
-    (kh, kw), (sh, sw), (top, left) = window.size, window.strides, window.before
-    (H, W), (Ho, Wo) = window.input, window.output
-    return {
-        "H": H, "W": W, "C": channels, "Ho": Ho, "Wo": Wo, "N": filters,
-        "kh": kh, "kw": kw, "sh": sh, "sw": sw, "top": top, "left": left,
-    }  # fmt: skip
-
-
 def fused_layout(network, nodes, nets, batch, training, dtype):
     """{key: (shape, dtype)} of every array of a BlockPlan: what it takes, before it is taken."""
-    layout = {
-        "x": ((nets, batch, *nodes[0].input_shape), dtype),
-        "labels": ((nets, batch), np.dtype(np.int64)),
-        "loss": ((nets,), dtype),
-        "correct": ((nets,), np.dtype(np.int64)),
-        "output": ((nets, batch, *nodes[-1].output_shape), dtype),
-    }
+    layout = batch_layout(nodes, nets, batch, dtype)
+    layout["output"] = (nets, batch, *nodes[-1].output_shape), dtype
     shapes = [(nets, batch, *b.convolution.output_shape) for b in network.blocks]
     largest = max(map(prod, shapes))
     for key, table in _tables(network, training).items():
@@ -188,9 +175,8 @@ def fused_layout(network, nodes, nets, batch, training, dtype):
     for turn in range(2):
         layout["gradient", turn] = (largest,), dtype
     _, numbers = _parts(network)
-    moving = sum(_aligned(prod(s.shape)) for n in nodes for s in n.moving_specs.values())
     layout["parts"] = (nets, numbers), dtype
-    layout["moments"] = (nets, moving), dtype
+    layout["moments"] = weights_layout(nodes, nets, dtype)["moving"]
     layout["sums"] = (_sum_rows(network, nodes).shape, np.dtype(np.int32))
     words = _words(network, batch)
     if words[-1]:
@@ -210,24 +196,19 @@ def _tables(network, training):
     return {key: np.array(table, np.int32) for key, table in tables.items() if table}
 
 
-def _aligned(count):
-    """As network.py places the moving statistics."""
-    return -(-count // 16) * 16
-
-
 def _parts(network):
     """([{what: where it begins in a net's row of parts}, ...] by block, numbers of the row)."""
     found, at = [], 0
     for i, block in enumerate(network.blocks):
         above = network.blocks[i + 1] if i + 1 < len(network.blocks) else None
         sums = above.input_gradient.parts if above else 1
-        sizes = {
+        kinds = {
             "moments": (block.forward.parts, tiles.STATISTICS * block.filters),
             "sums": (sums, tiles.SUMS * block.filters),
             "weights": (block.weight_gradient.parts, block.weights),
         }
         begins = {}
-        for what, (count, size) in sizes.items():
+        for what, (count, size) in kinds.items():
             begins[what] = at, count, size
             at += count * size
         found.append(begins)
@@ -255,7 +236,7 @@ def _drop_rows(network, batch):
 
 def _sum_rows(network, nodes):
     """sum_parts' table: which parts make which gradients."""
-    numbers = sum(_aligned(prod(s.shape)) for n in nodes for s in n.specs.values())
+    (_, numbers), _ = weights_layout(nodes, 1, np.dtype(np.float32))["params"]
     places, at = {}, 0  # of each node's weights in the flat row: numbers stand for their places
     for node in nodes:
         found, at = views(np.arange(numbers)[None], node.specs, at)
@@ -397,9 +378,9 @@ class BlockPlan:
         w = block.convolution.weights
         parts = self._parts[i].moments if training else None
         results = self._y[i], parts
-        sizes = {"B": self.batch, **block.sizes}
+        shape = block.sizes(self.batch)
         if block.first:
-            given = self.x, w.kernel, w.bias, sizes, launch.tiling, block.floor
+            given = self.x, w.kernel, w.bias, shape, launch.tiling, block.floor
             self._run("block_first.cu", "block_first_forward", launch, *given, *results)
             return
         below = self.x, *(None,) * 3, 0, None, None, 1.0, 1.0, None
@@ -417,7 +398,7 @@ class BlockPlan:
             )  # fmt: skip
         y, *rest = below
         table = self._arrays["forward table", i]
-        given = y, w.kernel, w.bias, *rest, sizes, launch.tiling, table, block.floor
+        given = y, w.kernel, w.bias, *rest, shape, launch.tiling, table, block.floor
         self._run("block_forward.cu", "block_forward", launch, *given, *results)
 
     def head(self):
@@ -445,9 +426,9 @@ class BlockPlan:
 
     def weight_gradient(self, i):
         block, launch = self.network.blocks[i], self.network.blocks[i].weight_gradient
-        sizes = {"B": self.batch, **block.sizes}
+        shape = block.sizes(self.batch)
         parts = self._parts[i].weights
-        last = block.floor, sizes, launch.tiling
+        last = block.floor, shape, launch.tiling
         if block.first:
             given = self.x, *self._gradient(i), *last, parts
             self._run("block_first.cu", "block_first_weight_gradient", launch, *given)
@@ -467,10 +448,10 @@ class BlockPlan:
         block, under = self.network.blocks[i], self.network.blocks[i - 1]
         launch, moments = block.input_gradient, self._moments[i - 1]
         window = tiles.gradient_window(block.window)
-        sizes = {"B": self.batch, **_sizes(window, block.channels, block.filters)}
+        shape = sizes(window, self.batch, block.channels, block.filters)
         self._run(
             "block_input_gradient.cu", "block_input_gradient", launch, *self._gradient(i),
-            block.floor, block.convolution.weights.kernel, sizes, launch.tiling,
+            block.floor, block.convolution.weights.kernel, shape, launch.tiling,
             self._arrays["gradient table", i], prod(map(len, window.phases)),
             self._y[i - 1], moments.moving_mean, moments.moving_variance,
             under.normalization.layer.epsilon, self._kept[i - 1], under.drop.scale,

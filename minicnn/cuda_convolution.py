@@ -205,14 +205,19 @@ class Dense:
         self._gemm.right_transposed(dz, kernel, dx)
 
 
-def _sizes(x, y, window):
-    """convolution.cuh's struct, from the shapes of x (E, B, H, W, C) and y (E, B, Ho, Wo, N)."""
+def sizes(window, batch, channels, filters):
+    """convolution.cuh's struct."""
     (kh, kw), (sh, sw), (top, left) = window.size, window.strides, window.before
-    _, B, H, W, C = x
+    (H, W), (Ho, Wo) = window.input, window.output
     return {
-        "B": B, "H": H, "W": W, "C": C, "Ho": y[2], "Wo": y[3], "N": y[4],
+        "B": batch, "H": H, "W": W, "C": channels, "Ho": Ho, "Wo": Wo, "N": filters,
         "kh": kh, "kw": kw, "sh": sh, "sw": sw, "top": top, "left": left,
     }  # fmt: skip
+
+
+def _sizes(x, y, window):
+    """The same, from the shapes of x (E, B, H, W, C) and y (E, B, Ho, Wo, N)."""
+    return sizes(window, x[1], x[4], y[4])
 
 
 def _columns_shape(s):

@@ -147,8 +147,7 @@ class Operations:
     # ---- dropout, pooling --------------------------------------------------------------------
 
     def dropout(self, x, rate, seed, nets, stream, step, mask, y):
-        threshold = min(round(rate * 2**32), 2**32 - 1)
-        given = x, 1 / (1 - rate), threshold, seed, nets, stream, step, _numbers(x)
+        given = x, 1 / (1 - rate), rng.threshold(rate), seed, nets, stream, step, _numbers(x)
         self._call("dropout_forward", *given, mask, y)
 
     def dropout_backward(self, dy, rate, mask, dx):

@@ -156,8 +156,7 @@ class Operations:
     def dropout(self, x, rate, seed, nets, stream, step, mask, y):
         n = _numbers(x)
         blocks = _ceil_div(n, 4)  # of Philox, with four words each
-        threshold = min(round(rate * 2**32), 2**32 - 1)
-        given = x, 1 / (1 - rate), threshold, seed, nets, stream, step, n
+        given = x, 1 / (1 - rate), rng.threshold(rate), seed, nets, stream, step, n
         self._launch_for_each(blocks, "dropout.cu", "dropout_forward", *given, mask, y)
 
     def dropout_backward(self, dy, rate, mask, dx):

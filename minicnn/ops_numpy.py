@@ -374,7 +374,7 @@ def dropout(x, rate, seed, nets, stream, step, mask, y):
     Element i of net n is kept where word i of Philox (seed, n; stream, step) is at least
     rate * 2^32. `step` is an array of one integer.
     """
-    threshold = np.uint32(min(round(rate * 2**32), 2**32 - 1))
+    threshold = np.uint32(rng.threshold(rate))
     for e, net in enumerate(nets):
         words = scratch("words", (mask[e].size,), np.uint32)
         rng.random_words(seed, int(net), stream, int(step[0]), words)

@@ -157,17 +157,22 @@ def cut(workspace, layouts):
     return arrays
 
 
-def plan_layout(nodes, nets, batch, training, dtype, ops):
-    """{key: (shape, dtype)} of every array of a plan: what it will take, before it is taken."""
-    network = _fusion(ops, nodes, batch)
-    if network:
-        return network.layout(nodes, nets, batch, training, dtype)
-    layout = {
+def batch_layout(nodes, nets, batch, dtype):
+    """The part of a plan_layout that is the batch itself, and what is told of it."""
+    return {
         "x": ((nets, batch, *nodes[0].input_shape), dtype),
         "labels": ((nets, batch), np.dtype(np.int64)),
         "loss": ((nets,), dtype),
         "correct": ((nets,), np.dtype(np.int64)),
     }
+
+
+def plan_layout(nodes, nets, batch, training, dtype, ops):
+    """{key: (shape, dtype)} of every array of a plan: what it will take, before it is taken."""
+    network = _fusion(ops, nodes, batch)
+    if network:
+        return network.layout(nodes, nets, batch, training, dtype)
+    layout = batch_layout(nodes, nets, batch, dtype)
     sizes = [prod(nodes[0].input_shape), *(prod(node.output_shape) for node in nodes)]
     for turn in range(2):
         layout["buffer", turn] = ((nets * batch * max(sizes),), dtype)

@@ -30,6 +30,11 @@ _INDICES = np.arange(_CHUNK, dtype=np.uint64)
 _scratch = threading.local()
 
 
+def threshold(rate):
+    """The least word that a layer which drops numbers at this rate keeps."""
+    return min(round(rate * 2**32), 2**32 - 1)
+
+
 def _permute(c, p, k0, k1):
     """Run the ten rounds on the counters `c` (4, N), uint64 below 2^32, in place. `p` (2, N)."""
     c0, c1, c2, c3 = c
