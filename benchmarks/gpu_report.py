@@ -134,7 +134,7 @@ def in_this_process(name, part, options, seconds):
         entry["status"] = "done"
     except LeftOut as reason:
         entry["status"], entry["why"] = "left out", one_line(reason)
-    except Exception as error:
+    except Exception as error:  # whatever it is: the report tells it, and other parts go on
         entry["status"] = "failed"
         entry["why"] = f"{type(error).__name__}: {one_line(error)}"
         entry["traceback"] = traceback.format_exc()
