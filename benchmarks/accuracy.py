@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
-from minicnn import __version__, ensemble, load_data
+from minicnn import ensemble, load_data
 from minicnn.machine import cores, use_cores
 from minicnn.recipe import RECIPES
 
@@ -58,7 +58,7 @@ def main():
     parser = argparse.ArgumentParser(prog="benchmarks.accuracy", description=__doc__)
     parser.add_argument("--data", default="mnist", help="MNIST's folder (default: download it)")
     parser.add_argument("--device", choices=["numpy", "cpu"], default="cpu", help="default: cpu")
-    parser.add_argument("--out", help="default: benchmarks/results/accuracy-DEVICE-DATE.json")
+    parser.add_argument("--out", help="default: in benchmarks/results")
     arguments = parser.parse_args()
     rows = []
     for runs in (SHORT, LONG):
@@ -75,8 +75,7 @@ def main():
             }
         )
         print(rows[-1])
-    versions = {"minicnn": __version__, "numpy": np.__version__}
-    result = {"runs": rows, "machine": timing.machine(), "versions": versions}
+    result = {"runs": rows, "machine": timing.machine(), "versions": timing.versions()}
     timing.write(f"accuracy-{arguments.device}", result, arguments.out)
 
 

@@ -1,123 +1,184 @@
 """Processes that train side by side, each in a process of its own, and how fast they are together.
 
-A contender is measured as its users would run it: in fresh processes, with so many threads each.
-While one crew runs, the others wait for a word from their pipes, and take no time.
+A contender is measured as its users would run it: in fresh processes, with so many threads each, on
+as many cores of their own where the system can pin a process to them. While one crew runs, the
+others wait for a word from their pipes, and take no time.
 """
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import time
-from dataclasses import dataclass
 
-from benchmarks import timing
-from minicnn import ensemble, load_data, machine
+from benchmarks import equality
+from minicnn import load_data, machine
+from minicnn.command import one_line
 from minicnn.recipe import RECIPES
 
 RECIPE = RECIPES["seed"]
-# glibc's malloc gives freed memory back to the system and fetches it again, page by page, in each
-# step that allocates its arrays anew, as PyTorch's does. Told to keep it, PyTorch is a quarter
-# faster, and is measured so.
-_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "2000000000", "MALLOC_MMAP_THRESHOLD_": "2000000000"}
+JOBS = "train", "infer"
 
 
-@dataclass(frozen=True)
-class Contender:
-    """What trains: minicnn on a device, or PyTorch in one of its ways."""
-
-    name: str
-    device: str | None = None
-    channels_last: bool = False
-    compiled: bool = False
-
-    def make(self, threads):
-        """A function that does one training step of one net, on so many threads."""
-        (images, labels), _ = load_data("digits")
-        if self.device:
-            machine.use_cores(threads)
-            return minicnn_step(ensemble.Data(images, labels), RECIPE, self.device)
-        import torch  # noqa: PLC0415  only contenders of PyTorch's need it
-
-        from benchmarks.torch_net import Training  # noqa: PLC0415
-
-        torch.set_num_threads(threads)
-        return Training(images, labels, RECIPE, self.channels_last, self.compiled)
-
-
-def minicnn_step(data, recipe, device, nets=1):
-    """A training step of some nets, augmentation included, as training does it."""
-    job = ensemble.Job(recipe, data, device, "float32", None)
-    trainer = ensemble.Trainer(job, range(1, nets + 1))
-    trainer.begin_epoch(0)
-    again = ensemble.Repeat(trainer.ops, graph=True)
-
-    def step():
-        with trainer.ops.session():
-            again(trainer.step)
-
-    return step
+class NotRunningError(Exception):
+    """A contender does not run here; the message says why."""
 
 
 class Crew:
-    """`processes` processes of a contender, with `threads` threads each, ready to run."""
+    """`processes` processes of a contender, with `threads` threads each: they begin to start.
 
-    def __init__(self, contender, processes, threads):
+    They do `jobs`. With a Reference the first of them proves that it computes the same function.
+    """
+
+    def __init__(self, contender, processes, threads, jobs=JOBS, recipe=RECIPE, reference=None):
         context = multiprocessing.get_context("spawn")
-        os.environ.update(_KEEP_MEMORY)  # of the processes that are started from here
+        self.contender = contender
         self._pipes, self._processes = [], []
-        for _ in range(processes):
+        for i in range(processes):
             ours, theirs = context.Pipe()
-            arguments = theirs, contender, threads
-            self._processes.append(context.Process(target=_serve, args=arguments, daemon=True))
-            self._pipes.append(ours)
-            self._processes[-1].start()
+            arguments = theirs, contender, threads, jobs, recipe, None if i else reference
+            process = context.Process(target=_serve, args=arguments, daemon=True)
+            with _started_with(contender.environment(threads), i, threads):
+                process.start()
             theirs.close()
-        for pipe in self._pipes:
-            pipe.recv()  # until all are warm
+            self._pipes.append(ours)
+            self._processes.append(process)
 
-    def images_per_second(self, seconds):
-        """What all processes together train on, while each runs for so long."""
+    def differences(self, seconds=None):
+        """Wait until all are ready; the differences to the Reference.
+
+        Raises NotRunningError where one is not ready within so many seconds, or has failed, and
+        equality.DifferentError where it computes something else.
+        """
+        end = None if seconds is None else time.monotonic() + seconds
+        found = []
         for pipe in self._pipes:
-            pipe.send(seconds)
-        return RECIPE.batch_size * sum(pipe.recv() for pipe in self._pipes)
+            left = None if end is None else max(0.0, end - time.monotonic())
+            if not pipe.poll(left):
+                raise NotRunningError(f"not ready after {seconds:.0f} s")
+            found.append(self._receive(pipe))
+        return found[0]
+
+    def warm_up(self, job, seconds):
+        """Do a job for the first time, before rounds of so many seconds."""
+        self._together("warm_up", job, seconds)
+
+    def images_per_second(self, job, seconds):
+        """What all processes together train on, or predict, while each runs for so long."""
+        return sum(self._together("images_per_second", job, seconds))
+
+    def peak_memory(self):
+        """The most bytes that each of minicnn's processes has taken; None if unknown."""
+        return self._together("peak_memory")
 
     def close(self):
         """End the processes."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join()
+            process.join(2)
+            if process.is_alive():  # still compiling, or stuck
+                process.kill()
+                process.join()
 
-
-def _serve(pipe, contender, threads):
-    step = contender.make(threads)
-    for _ in range(4):  # what is made once: buffers, compiled code
-        step()
-    pipe.send("ready")
-    while True:
+    def _together(self, *message):
         try:
-            seconds = pipe.recv()
-        except EOFError:
-            return
-        steps, start = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < seconds:
-            step()
-            steps += 1
-        pipe.send(steps / elapsed)
+            for pipe in self._pipes:
+                pipe.send(message)
+        except OSError:
+            raise NotRunningError("its process ended") from None
+        return [self._receive(pipe) for pipe in self._pipes]
+
+    @staticmethod
+    def _receive(pipe):
+        """An answer; what went wrong over there is raised here."""
+        try:
+            answer = pipe.recv()
+        except (EOFError, OSError):
+            raise NotRunningError("its process ended") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
-def compare(crews, rounds, seconds):
-    """Let crews {key: Crew} take turns: {key: median and spread of images a second}."""
-    rates = {key: [] for key in crews}
-    for _ in range(rounds):
-        for key, crew in crews.items():
-            rates[key].append(crew.images_per_second(seconds))
-    return {key: timing.spread(measured) for key, measured in rates.items()}
+@contextlib.contextmanager
+def _started_with(environment, number, threads):
+    """A process that is started in here has these variables, and the number-th `threads` cores."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    own = usable[number * threads : (number + 1) * threads]
+    try:
+        if len(own) == threads:
+            os.sched_setaffinity(0, own)
+        yield
+    finally:
+        if usable:
+            os.sched_setaffinity(0, usable)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
-def ratio(ours, theirs):
-    """Our best median by their best one."""
-    return max(map(_median, ours)) / max(map(_median, theirs))
+# ---- in a process of a crew ----------------------------------------------------------------------
 
 
-def _median(rate):
-    return rate["images_per_second"]
+def _serve(pipe, contender, threads, jobs, recipe, reference):
+    """Say what was found or went wrong, then answer messages until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; then its pipe closes
+    try:
+        machine.use_cores(threads)
+        (images, labels), _ = load_data("digits")
+        found = reference and equality.check(contender, images, labels, reference)
+        member = _Member(contender, images, labels, jobs, recipe)
+        pipe.send(found)
+        while True:
+            what, *arguments = pipe.recv()
+            pipe.send(getattr(member, what)(*arguments))
+    except EOFError:
+        pass
+    except equality.DifferentError as error:
+        pipe.send(error)
+    except Exception as error:  # whatever a framework makes of it: its contender is left out
+        pipe.send(NotRunningError(f"{type(error).__name__}: {one_line(error)}"[:500]))
+
+
+class _Member:
+    """A contender at work."""
+
+    def __init__(self, contender, images, labels, jobs, recipe):
+        self._training = contender.training(images, labels, recipe)
+        self._images = contender.nets * recipe.batch_size  # of a step
+        self._chunks = {}  # of each job: steps between two looks at the clock
+        for job in jobs:  # once, for buffers and compiled code
+            getattr(self._training, job)(self._training.stride)
+
+    def warm_up(self, job, seconds):
+        """Find out how many steps are an eighth of a round."""
+        work, stride = getattr(self._training, job), self._training.stride
+        work(stride)
+        start = time.perf_counter()
+        work(stride)
+        taken = time.perf_counter() - start
+        self._chunks[job] = stride * max(1, round(seconds / 8 / taken))
+
+    def images_per_second(self, job, seconds):
+        """What is trained on, or predicted, in about so many seconds."""
+        work, chunk, clock = getattr(self._training, job), self._chunks[job], self._training.clock
+        done, first, start = 0, clock.mark(), time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            work(chunk)
+            done += chunk
+        return self._images * done / clock.seconds(first, clock.mark())
+
+    def peak_memory(self):
+        """The most bytes that this process has taken, or minicnn of a GPU; None if unknown."""
+        if self._training.device_memory():
+            return self._training.device_memory()
+        with contextlib.suppress(OSError), open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        return None

@@ -7,7 +7,6 @@ step held against NumPy, the tests of the kernels, and training; the times are i
 
 import contextlib
 import importlib
-import importlib.metadata
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
-from minicnn import __version__, cuda, ensemble
+from minicnn import cuda, ensemble
 from minicnn.command import one_line
 from minicnn.devices import choose
 from minicnn.digits import draw_digits
@@ -53,15 +52,14 @@ class Sizes:
     check: tuple  # (nets, images of each, nets among which one is the same)
     precisions: tuple
     images: int
-    warm_up: int
     rounds: int
     seconds: float  # of a round
     repeats: int  # of a launch within one graph: its time is then not that of launching
 
 
-FULL = Sizes(15, 64, (1, 5, 15, 30), (2, 16, 15), ("tf32", "float32"), 42_000, 3, 9, 0.2, 20)
+FULL = Sizes(15, 64, (1, 5, 15, 30), (2, 16, 15), ("tf32", "float32"), 42_000, 9, 0.2, 20)
 QUICK = replace(FULL, rounds=3, seconds=0.05)
-EMULATED = Sizes(1, 1, (1, 2), (1, 2, 2), ("float32",), 12, 1, 2, 0, 1)
+EMULATED = Sizes(1, 1, (1, 2), (1, 2, 2), ("float32",), 12, 2, 0, 1)
 
 
 class Run:
@@ -167,9 +165,7 @@ _SMI = (
 
 def machine(run):
     """Part: what this runs on."""
-    versions = {"minicnn": __version__}
-    for name in ("numpy", "torch", "jax", "keras", "triton", "matplotlib", "pytest"):
-        versions[name] = _version(name)
+    versions = timing.versions("torch", "jax", "keras", "triton", "matplotlib", "pytest")
     yield {
         "machine": timing.machine(),
         "cores": os.cpu_count(),
@@ -178,12 +174,6 @@ def machine(run):
     }
     if run.device == "cuda":
         yield from _gpu(versions)
-
-
-def _version(package):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
 
 
 def _gpu(versions):

@@ -6,7 +6,7 @@ import importlib.util
 
 import numpy as np
 
-from benchmarks.gpu_frameworks import is_ours
+from benchmarks.frameworks import best, is_ours, ranking
 from benchmarks.gpu_parts import LeftOut
 from minicnn.files import atomic_write
 
@@ -30,15 +30,16 @@ def plots(run):
 
 
 @contextlib.contextmanager
-def _page(path, height):
-    """Axes to draw on; afterwards they are at `path`."""
+def _page(path, height, panels=1):
+    """Axes to draw on, a list of them if they are several; afterwards they are at `path`."""
     figure_module = importlib.import_module("matplotlib.figure")
     figure = figure_module.Figure(figsize=(9, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
-    axes.set_axisbelow(True)
-    yield axes
+    found = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    for axes in found:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    yield found if panels > 1 else found[0]
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150)
 
@@ -85,17 +86,25 @@ def draw_steps(path, rows):
 
 
 def draw_frameworks(path, rows):
-    """Images a second of each contender, the fastest on top."""
-    rows = sorted(rows, key=lambda row: row["images_per_second"])
-    with _page(path, 1.2 + 0.3 * len(rows)) as axes:
-        places = np.arange(len(rows))
-        middle, low, high = (
-            np.array([row[key] for row in rows])
-            for key in ("images_per_second", "lowest", "highest")
-        )
-        colors = ["#0077BB" if is_ours(row) else "#BBBBBB" for row in rows]
-        axes.barh(places, middle, xerr=(middle - low, high - middle), color=colors)
-        axes.set_yticks(places, [row["contender"] for row in rows], fontsize=8)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_xlabel("images a second")
-        axes.set_title("Training steps, augmentation included", loc="left")
+    """Images a second of each contender in training and in inference, the fastest on top."""
+    names = ranking(rows)[::-1]
+    titles = {"train": "Training steps, augmentation included", "infer": "Inference"}
+    with _page(path, 1.2 + 0.3 * len(names), len(titles)) as panels:
+        for axes, (job, title) in zip(panels, titles.items(), strict=True):
+            found = best(rows, job)
+            shown = [(place, found[name]) for place, name in enumerate(names) if name in found]
+            middle, low, high = (
+                np.array([row[key] for _, row in shown])
+                for key in ("images_per_second", "lowest", "highest")
+            )
+            axes.barh(
+                [place for place, _ in shown],
+                middle,
+                xerr=(middle - low, high - middle),
+                color=["#0077BB" if is_ours(row) else "#BBBBBB" for _, row in shown],
+            )
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.tick_params(axis="x", labelsize=8)
+            axes.set_xlabel("images a second")
+            axes.set_title(title, loc="left", fontsize=10)
+        panels[0].set_yticks(range(len(names)), names, fontsize=8)

@@ -1,312 +1,213 @@
-"""python -m benchmarks.kernels: what each kernel of a training step does, and what that costs.
+"""python -m benchmarks.kernels: each operation of a training step by itself, on NumPy, C and CUDA.
 
-One step of the seed network runs on the checked emulator, which counts every access: exactly, the
-same each time, and without a GPU. From the counts follows the least time that a GPU of given limits
-takes for each launch, and which of them sets it. With --device cuda each launch is also timed, and
-each product of matrices beside cuBLAS's.
+Devices take turns, round by round. In a round a device does one step of the seed network that is
+not measured, and then one with a clock between any two operations: so each is timed where it stands
+in a step, and finds its operands as far away as it does in training. Its arithmetic is given as a
+share of that of a large product of matrices, or, where there is none to speak of, its bytes
+(operations.py) as a share of those of a large copy, on as many cores as the device uses: numpy one,
+cpu all. These limits are measured before and after. On a GPU an operation is a graph, with the
+microseconds of its launch; and the launches of the fused step in TF32 are timed, too (launches.py).
+
+Exit status: 0; 2 for bad arguments or a device that is not here. --device emulated tests what runs
+on a GPU; it is no model of time.
 """
 
-import importlib
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import repeat
-from math import prod
-from typing import NamedTuple
+from dataclasses import replace
+from itertools import pairwise
 
-import numpy as np
-import pandas as pd
-
-from minicnn import cuda, ensemble
+from benchmarks import limits, timing
+from benchmarks.gpu_parts import EMULATED, FULL, QUICK, make_trainer
+from benchmarks.kernel_tables import cell, limits_in_words
+from benchmarks.launches import time_launches, use_of_limits
+from benchmarks.operations import operations_of
+from minicnn import cuda, native
 from minicnn.command import Parser, positive
-from minicnn.cuda_convolution import VERSIONS
-from minicnn.digits import draw_digits
-from minicnn.emulator import SECTOR_BYTES, Counts, Emulator
-from minicnn.layers import Conv2D
-from minicnn.ops_cuda import Operations
-from minicnn.recipe import RECIPES
+from minicnn.devices import cpu_problem
+from minicnn.emulator import Emulator
 
-# Of a step: the three ways to convolve in float32, layer by layer; and fused blocks in TF32.
-STEPS = *VERSIONS, "fused"
-REPEATS = 20  # of a launch within one graph: its time is then not that of launching
+HOSTS, GPUS = ("numpy", "cpu"), ("cuda", "emulated")
+ROUNDS, FEW_ROUNDS = 40, 3
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a GPU does in a second: bytes of memory and cache, operations, those of tensor cores."""
+class Steps:
+    """A device's training step, taken apart."""
 
-    memory: float
-    cache: float
-    arithmetic: float
-    tensor: float
+    def __init__(self, device, nets, batch, images):
+        self._trainer = make_trainer(device, "float32", nets, batch, images)
+        self._clock, ops = timing.clock_of(device), self._trainer.ops
+        self.operations = operations_of(self._trainer)
+        with ops.session():
+            self._trainer.step()  # compiles, which a capture must not hold
+            capture = ops.capture or (lambda function: function)
+            self._functions = [capture(operation.run) for operation in self.operations]
 
-    def seconds(self, counts):
-        """{limit: the seconds that it alone sets for what was counted}."""
-        return {
-            "memory": (counts.bytes_read + counts.bytes_written) / self.memory,
-            "cache": (counts.load_sectors + counts.store_sectors) * SECTOR_BYTES / self.cache,
-            # In the clock that serves a wavefront a multiprocessor multiplies and adds 128 times.
-            "shared": counts.shared_wavefronts * 2 * 128 / self.arithmetic,
-            "arithmetic": counts.flops / self.arithmetic,
-            "tensor": counts.tensor_flops / self.tensor,
-        }
-
-
-# About an H200's: memory as measured on one, the cache assumed, the others from NVIDIA's datasheet.
-H200 = Limits(memory=4.3e12, cache=5.5e12, arithmetic=67e12, tensor=495e12)
-
-
-class Row(NamedTuple):
-    """A launch of the step: the layer and the pass that made it, if one did, and its counts."""
-
-    layer: str
-    part: str
-    kernel: str
-    blocks: int
-    threads: int
-    counts: Counts
+    def seconds(self):
+        """[seconds of each operation] in one step."""
+        with self._trainer.ops.session():
+            for function in self._functions:  # or the device before would have left the caches full
+                function()
+            marks = [self._clock.mark()]
+            for function in self._functions:
+                function()
+                marks.append(self._clock.mark())
+            return [self._clock.seconds(*both) for both in pairwise(marks)]
 
 
-class _Marks(list):
-    """The (layer, pass) of each launch so far; those that no layer's pass makes have none."""
-
-    def __init__(self, launches):
-        super().__init__()
-        self._launches = launches
-
-    def up_to_now(self, layer="", part=""):
-        """Says whose the launches since the last call are."""
-        self += repeat((layer, part), len(self._launches) - len(self))
-
-    def watch(self, function, layer, part):
-        """The function, its launches marked."""
-
-        def watched(*arguments):
-            self.up_to_now()
-            function(*arguments)
-            self.up_to_now(layer, part)
-
-        return watched
-
-
-class _Watched:
-    """A layer whose passes note which launches are theirs."""
-
-    def __init__(self, layer, name, marks):
-        self._layer, self._name, self._marks = layer, name, marks
-
-    def __getattr__(self, part):
-        return self._marks.watch(getattr(self._layer, part), self._name, part)
-
-
-def _watch_blocks(plan, marks):
-    """The same of a plan of fused blocks."""
-    blocks = [block.convolution.name for block in plan.network.blocks]
-    plan.head = marks.watch(plan.head, plan.network.dense.name, "both")
-    for part in ("forward_block", "weight_gradient", "input_gradient"):
-        function = getattr(plan, part)
-
-        def watched(i, function=function, part=part):
-            marks.watch(function, blocks[i], part.removesuffix("_block").replace("_", " "))(i)
-
-        setattr(plan, part, watched)
-
-
-def run_step(driver, launches, nets, batch, version):
-    """One training step of the seed network: the (layer, pass) of each of its launches.
-
-    The driver adds each launch to the list `launches`.
-    """
-    recipe = replace(RECIPES["seed"], nets=nets, batch_size=batch, validation_fraction=0)
-    fused = version == "fused"
-    device = Operations(driver, precision="tf32") if fused else Operations(driver, version)
-    job = ensemble.Job(recipe, ensemble.Data(*draw_digits(batch)), device, "float32", None)
-    trainer = ensemble.Trainer(job, recipe.all_nets)
-    trainer.begin_epoch(0)
-    marks = _Marks(launches)
-    if fused:
-        _watch_blocks(trainer.plan, marks)
-    else:
-        names = {id(node.layer): node.name for node in trainer.model.nodes}
-        for passes in (trainer.plan.passes, trainer.plan.backward_passes):
-            passes[:] = [(_Watched(p, names[id(p)], marks), frame) for p, frame in passes]
-    with device.session():
-        trainer.step()
-    marks.up_to_now()
-    return marks
-
-
-def count_step(nets, batch, version="implicit"):
-    """A Row for each launch of a step, counted by the emulator.
-
-    It runs one net; since the net is a grid axis, `nets` of them make so many times its counts.
-    """
-    emulator = Emulator(checked=True)
-    marks = run_step(emulator, emulator.counted, 1, batch, version)
-    rows = []
-    for mark, counted in zip(marks, emulator.counted, strict=True):
-        blocks, threads = nets * prod(counted.grid), prod(counted.block)
-        counts = Counts(*(nets * count for count in counted.counts))
-        rows.append(Row(*mark, counted.kernel, blocks, threads, counts))
-    return rows
-
-
-def activations_bytes(nets, batch):
-    """What the outputs of all convolutions take: one pass over the activations."""
-    outputs = (n.output_shape for n in RECIPES["seed"].nodes if isinstance(n.layer, Conv2D))
-    return 4 * nets * batch * sum(map(prod, outputs))
-
-
-# ---- on a GPU ----------------------------------------------------------------------------------
-
-
-class _Recorder(cuda.Cuda):
-    """A GPU whose launches are kept."""
-
-    def __init__(self):
-        super().__init__()
-        self.launches = []
-
-    def run(self, launch):
-        self.launches.append(launch)
-        super().run(launch)
-
-
-def time_step(nets, batch, version):
-    """(seconds of each launch, those of cuBLAS for the same product or None), medians, on a GPU."""
-    cupy, driver = importlib.import_module("cupy"), _Recorder()
-    run_step(driver, driver.launches, nets, batch, version)
+def time_operations(steps, rounds):
+    """A row for each operation of {device: Steps}, which take turns: median, spread, least work."""
+    times = {device: [] for device in steps}
+    for _ in range(rounds):
+        for device, of_device in steps.items():
+            times[device].append(of_device.seconds())
     return [
-        (_median(driver, partial(driver.run, held)), _median(driver, blas_product(held, cupy)))
-        for held in list(driver.launches)
+        {
+            "device": device,
+            "layer": operation.layer,
+            "pass": operation.part,
+            **timing.spread("seconds", measured),
+            "flops": operation.flops,
+            "bytes": operation.bytes,
+        }
+        for device, of_device in steps.items()
+        for operation, measured in zip(
+            of_device.operations, zip(*times[device], strict=True), strict=True
+        )
     ]
 
 
-def _median(driver, function):
-    if function is None:
-        return None
-    benchmark = importlib.import_module("cupyx.profiler").benchmark
-    with driver.session():
-        function()  # what is made once, which a capture must not hold
-        again = driver.capture(lambda: [function() for _ in range(REPEATS)])
-        return float(np.median(benchmark(again, n_repeat=10).gpu_times)) / REPEATS
+def share_of_limit(row, measured):
+    """How much of its device's limit an operation reaches; None where that is not known."""
+    name = "gemm_flops_per_second" if row["flops"] else "copy_bytes_per_second"
+    done = row["flops"] or row["bytes"]
+    return done / row["seconds"] / measured[name] if measured[name] else None
 
 
-def blas_product(launch, library):
-    """A function that does a product of matrices with NumPy or CuPy; None for another launch."""
-    if not launch.name.startswith("gemm"):
-        return None
-    arrays = {parameter.name: array for parameter, array in launch.arrays}
-    a, b, c = arrays["a"], arrays["b"], arrays["c"]
-    if launch.name == "gemm_left_transposed":
-        a = a.transpose(0, 2, 1)
-    if launch.name == "gemm_right_transposed":
-        b = b.transpose(0, 2, 1)
-    return lambda: library.matmul(a, b, out=c)
+def time_fused(device, sizes, measured):
+    """A row for each launch of the fused step; none where there are no tensor cores for TF32."""
+    driver = cuda.Cuda() if device == "cuda" else Emulator()
+    rows = time_launches(driver, sizes) if driver.has_tf32 else []
+    peaks = {
+        "float32": measured["gemm_flops_per_second"],
+        "tf32": measured.get("tf32_gemm_flops_per_second"),
+    }
+    for row in rows:
+        row.update(use_of_limits(row, measured["copy_bytes_per_second"], peaks))
+    return rows
 
 
-# ---- the command -------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 LEGEND = """\
-read, written: MB of distinct bytes, which memory must give and take at least; cache: MB in sectors
-of 32 bytes that the requests of warps touch; loads, stores: how many times the sectors that their
-bytes would fill. wavefronts: turns of shared memory's banks, in thousands; excess: how many times
-those without conflicts. steps: those of tensor cores. us: the least that the limits allow, and the
-limit that sets it."""
+A cell: GFLOP/s of operations with arithmetic, GB/s of the others; per cent of the limit; time.
+More than 100% of a copy: arrays lie in a cache. More than 100% of a product of matrices: the
+convolution multiplies less than is counted (Winograd)."""
 
 
-def table(rows, limits):
-    """The rows as a DataFrame, which LEGEND explains."""
-    lines = []
+def problem_of(device):
+    """Why a device cannot be used here; None if it can."""
+    problems = {"cpu": cpu_problem, "cuda": cuda.problem, "emulated": native.problem}
+    return problems[device]() if device in problems else None
+
+
+def measure(devices, nets, batch, rounds, quick):
+    """The result of the command, as it is written."""
+    emulated = "emulated" in devices
+    sizes = replace(EMULATED if emulated else QUICK if quick else FULL, batch=batch)
+    nets_of = {device: nets if device in GPUS else 1 for device in devices}
+    work = limits.QUICK if quick else limits.FULL
+    images = max(sizes.images, batch)
+    steps = {device: Steps(device, n, batch, images) for device, n in nets_of.items()}
+    before = {device: limits.measure(device, work) for device in devices}
+    rows = time_operations(steps, rounds)
+    found = {
+        device: limits.medians(before[device], limits.measure(device, work)) for device in devices
+    }
     for row in rows:
-        c, seconds = row.counts, limits.seconds(row.counts)
-        limit = max(seconds, key=seconds.get)
-        lines.append(
-            {
-                "layer": row.layer,
-                "kernel": row.kernel,
-                "blocks": row.blocks,
-                "threads": row.threads,
-                "read": c.bytes_read / 1e6,
-                "written": c.bytes_written / 1e6,
-                "cache": (c.load_sectors + c.store_sectors) * SECTOR_BYTES / 1e6,
-                "loads": _excess(c.load_sectors, c.ideal_load_sectors),
-                "stores": _excess(c.store_sectors, c.ideal_store_sectors),
-                "wavefronts": c.shared_wavefronts / 1e3,
-                "excess": _excess(c.shared_wavefronts, c.ideal_shared_wavefronts),
-                "barriers": c.barriers,
-                "MFLOP": c.flops / 1e6,
-                "steps": c.tensor_steps,
-                "us": 1e6 * seconds[limit],
-                "limit": limit,
-            }
-        )
-    return pd.DataFrame(lines)
+        row["of_limit"] = share_of_limit(row, found[row["device"]])
+    steps.clear()  # their arrays are many
+    launches = {
+        device: time_fused(device, replace(sizes, nets=nets), found[device])
+        for device in devices
+        if device in GPUS
+    }
+    has_gpu = "cuda" in devices
+    return {
+        "what": "each operation of a training step of the seed network, where it stands in a step",
+        "batch": batch,
+        "nets": nets_of,
+        "rounds": rounds,
+        "limits": {d: {"cores": limits.cores_of(d), **found[d]} for d in devices},
+        "operations": rows,
+        "launches": launches,
+        "machine": timing.machine("cuda" if has_gpu else "cpu"),
+        "versions": timing.versions(*["cupy-cuda12x", "cupy-cuda13x"] * has_gpu),
+    }
 
 
-def _excess(count, least):
-    return count / least if least else np.nan
-
-
-_LIMITS = (
-    ("memory", 1e9, "GB/s"),
-    ("cache", 1e9, "GB/s"),
-    ("arithmetic", 1e12, "TFLOP/s"),
-    ("tensor", 1e12, "TFLOP/s of tensor cores in TF32"),
-)
-
-
-def _parser():
-    parser = Parser(prog="benchmarks.kernels", description=__doc__)
-    parser.add_argument("--device", choices=["emulated", "cuda"], default="emulated")
-    parser.add_argument(
-        "--version",
-        choices=STEPS,
-        default="fused",
-        help="of the step: its convolutions layer by layer in float32, or fused (default)",
-    )
-    parser.add_argument("--nets", type=positive, metavar="N", default=15, help="default: 15")
-    parser.add_argument(
-        "--batch",
-        type=positive,
-        metavar="N",
-        default=4,
-        help="images of each net (default: 4; the emulator takes a few seconds for each)",
-    )
-    parser.add_argument("--csv", metavar="FILE", help="write all counts there")
-    group = parser.add_argument_group("limits of a GPU", "the defaults are about an H200's")
-    for name, unit, text in _LIMITS:
-        default = round(getattr(H200, name) / unit)
-        group.add_argument(
-            f"--{name}", type=positive, metavar="N", default=default, help=f"{text} ({default})"
-        )
-    return parser
+def show(result):
+    """Print a result as a table."""
+    devices = list(result["limits"])
+    print("Limits:", "; ".join(limits_in_words(result)))
+    print(f"Batch {result['batch']}, median of {result['rounds']} steps.\n{LEGEND}\n")
+    cells = {}
+    for row in result["operations"]:
+        cells.setdefault((row["layer"], row["pass"]), {})[row["device"]] = cell(row)
+    print(f"{'':<42}", *(f"{device:<32}" for device in devices), sep="")
+    for (layer, part), of_devices in cells.items():
+        shown = (f"{of_devices.get(device, ''):<32}" for device in devices)
+        print(f"{layer:<24}{part:<18}", *shown, sep="")
+    for device in devices:
+        of_device = (row["seconds"] for row in result["operations"] if row["device"] == device)
+        print(f"{device}: {1e3 * sum(of_device):.2f} ms in all")
+    for device, rows in result["launches"].items():
+        print(f"\nLaunches of the fused step in TF32, on {device}:")
+        for row in rows:
+            parts = [f"{1e6 * row['seconds']:9.1f} us"]
+            for name, what in (("of_bandwidth", "a copy"), ("of_matrix_peak", "a product")):
+                parts += [f"{row[name]:.0%} of {what}"] if name in row else []
+            print(f"{row['kernel']:<34}{row['layer']:<12}{', '.join(parts)}")
 
 
 def main(argv=None):
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.device == "cuda" and cuda.problem():
-        parser.error(f"argument --device: {cuda.problem()}")
-    nets, batch, version = arguments.nets, arguments.batch, arguments.version
-    limits = Limits(**{name: unit * getattr(arguments, name) for name, unit, _ in _LIMITS})
-    rows = count_step(nets, batch, version)
-    shown = table(rows, limits)
-    if arguments.device == "cuda":
-        times = np.array(time_step(nets, batch, version), float)  # (launches, 2)
-        shown["measured us"], shown["cuBLAS us"] = 1e6 * times.T
-    print(f"A training step. Nets: {nets}; images of each: {batch}; version: {version}.")
-    print(f"{LEGEND}\n")
-    print(shown.to_string(index=False, na_rep="", float_format="{:.2f}".format))
-    moved = sum(row.counts.bytes_read + row.counts.bytes_written for row in rows)
-    print(
-        f"\n{len(rows)} launches. {moved / 1e6:.0f} MB read and written, "
-        f"{moved / activations_bytes(nets, batch):.1f} times the outputs of all convolutions. "
-        f"At least {shown['us'].sum():.0f} us."
+    parser = Parser(prog="benchmarks.kernels", description=__doc__)
+    parser.add_argument(
+        "--device",
+        nargs="+",
+        choices=[*HOSTS, *GPUS],
+        metavar="NAME",
+        help="some of numpy, cpu, cuda, emulated (default: those of the first three that are here)",
     )
-    if arguments.csv:
-        names = pd.DataFrame(rows).drop(columns="counts")
-        counts = pd.DataFrame([row.counts for row in rows])
-        pd.concat([names, counts], axis=1).to_csv(arguments.csv, index=False)
+    parser.add_argument(
+        "--nets", type=positive, metavar="N", help="on a GPU (default: 15; emulated: 1)"
+    )
+    parser.add_argument(
+        "--batch", type=positive, metavar="N", help="images of a net (default: 64; emulated: 1)"
+    )
+    parser.add_argument(
+        "--rounds", type=positive, metavar="N", help=f"default: {ROUNDS}, quick {FEW_ROUNDS}"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds, and a file only where --out is given"
+    )
+    parser.add_argument("--out", metavar="FILE", help="default: in benchmarks/results")
+    arguments = parser.parse_args(argv)
+    given = arguments.device or [d for d in (*HOSTS, "cuda") if not problem_of(d)]
+    devices = list(dict.fromkeys(given))
+    for device in devices:
+        if problem_of(device):
+            parser.error(f"argument --device: {device!r} cannot be used: {problem_of(device)}")
+    default = EMULATED if "emulated" in devices else FULL
+    result = measure(
+        devices,
+        arguments.nets or default.nets,
+        arguments.batch or default.batch,
+        arguments.rounds or (FEW_ROUNDS if arguments.quick else ROUNDS),
+        arguments.quick,
+    )
+    show(result)
+    if arguments.out or not arguments.quick:
+        kind = next((d for d in GPUS if d in devices), "cpu")
+        timing.write(f"kernels-{kind}", result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from dataclasses import asdict
 
 import numpy as np
 
-from benchmarks import readme, timing
-from benchmarks.kernels import H200, STEPS, activations_bytes, count_step
-from minicnn import __version__, cuda, tiles
+from benchmarks import timing
+from benchmarks.counts import H200, STEPS, activations_bytes, count_step
+from minicnn import cuda, tiles
 from minicnn.command import Parser, positive
 from minicnn.emulator import SECTOR_BYTES, Counts
 from minicnn.kernel import SOURCES, Program
@@ -87,9 +87,9 @@ def main():
         metavar="VERSION",
         help=f"of {', '.join(STEPS)}; the others' counts are those of the last result",
     )
-    parser.add_argument("--out", help="default: benchmarks/results/ladder-emulated-DATE.json")
+    parser.add_argument("--out", help="default: in benchmarks/results")
     arguments = parser.parse_args()
-    last = readme.newest("ladder-emulated") if arguments.only else {}
+    last = timing.newest("ladder-emulated") if arguments.only else {}
     same = all(last.get(name) == getattr(arguments, name) for name in ("nets", "batch"))
     if arguments.only and not same:
         parser.error("argument --only: the last result is of another number of nets or images")
@@ -110,7 +110,7 @@ def main():
         "architecture": ARCHITECTURE,
         "machine": timing.machine(),
         "versions": {
-            "minicnn": __version__,
+            **timing.versions(),
             "nvrtc": ".".join(map(str, cuda.nvrtc_version())),
         },
     }

@@ -1,106 +1,99 @@
-"""python -m benchmarks.readme: write the README files' tables and figure from benchmarks/results.
+"""python -m benchmarks.readme: write the README files' tables and figures from benchmarks/results.
 
 A table stands between two comments that name it. The newest result of its kind is shown.
 """
 
-import hashlib
-import json
 import re
 from pathlib import Path
 
-from benchmarks.timing import RESULTS
+from benchmarks import frameworks, timing
+from benchmarks.kernel_tables import operations
 
 README = Path(__file__).parent.parent / "README.md"
 KERNELS_README = README.parent / "kernels" / "README.md"
-SCALING_FIGURE = "scaling-cpu.png"
-
-
-def newest(kind):
-    """The newest result file of a kind, parsed; its name ends in the date."""
-    return json.loads(max(RESULTS.glob(f"{kind}-????-??-??.json")).read_text())
 
 
 def speed():
-    """Images a second of training steps, and of whole trainings by the number of processes."""
-    step, workers = newest("train-step-cpu"), newest("workers-cpu")
-    splits = list(dict.fromkeys((r["processes"], r["threads"]) for r in step["rates"]))
+    """Training and inference beside the frameworks; whole trainings by the number of processes."""
+    result, workers = timing.newest("frameworks-cpu"), timing.newest("workers-cpu")
+    rates = result["rates"]
+    one_net = frameworks.best(rates, "train", nets=1, processes=1)
+    ensemble, infer = frameworks.best(rates, "train"), frameworks.best(rates, "infer")
     lines = [
-        f"| {' | '.join(['', *(_split(*split) for split in splits)])} |",
-        f"| {' | '.join(['---'] * (1 + len(splits)))} |",
+        "| images a second | training one net | training an ensemble | its best split "
+        "| inference |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    for name in dict.fromkeys(r["contender"] for r in step["rates"]):
-        found = {(r["processes"], r["threads"]): r for r in step["rates"] if r["contender"] == name}
-        cells = [_rate(found[split]) if split in found else "" for split in splits]
+    for name in frameworks.ranking(rates):
+        cells = [_rate(rows[name]) if name in rows else "" for rows in (one_net, ensemble, infer)]
+        cells.insert(2, _split(ensemble[name]))
         lines.append(f"| {' | '.join([name, *cells])} |")
-    lines += ["", "| `--workers` | images a second |", "| --- | --- |"]
+    shown = [f"{name} ({why})" for name, why in (result["refused"] | result["left_out"]).items()]
+    lines += ["", f"Not measured: {'; '.join(shown)}."] if shown else []
+    rounds = {row["rounds"] for row in rates}
+    lines += [
+        "",
+        "Batch 64; augmentation is part of a training step. Median, lowest and highest of "
+        f"{_range(rounds)} rounds in turn, on {result['machine']['cores']} cores. "
+        + _ratios({"training one net": one_net, "an ensemble": ensemble, "inference": infer})
+        + f" {timing.in_words(result)}",
+        "",
+        "| `--workers` | images a second |",
+        "| --- | --- |",
+    ]
     for count, rate in workers["processes"].items():
         lines.append(f"| {count} | {_rate(rate)} |")
-    rounds = step["rates"][0]["rounds"], next(iter(workers["processes"].values()))["rounds"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Above: images a second in training steps of one net a process, batch 64, "
-            f"augmentation included; median, lowest and highest of {rounds[0]} rounds in turn. The "
-            f"fastest minicnn is {step['ratio_of_one_process']:.2f} times as fast as the fastest "
-            f"PyTorch in one process, and {step['ratio_of_ensembles']:.2f} times where each has "
-            f"its best split of the cores. Below: {workers['what']} on `cpu`, validation and the "
-            f"start of the processes included, {rounds[1]} rounds. {_where(step)}",
-        ]
-    )
+    rounds = {rate["rounds"] for rate in workers["processes"].values()}
+    lines += [
+        "",
+        f"The whole of {workers['what']} on `cpu`, validation and the start of the processes "
+        f"included; {_range(rounds)} rounds in turn. {timing.in_words(workers)}",
+    ]
+    figure = "![Images a second of every contender](benchmarks/results/frameworks-cpu.png)"
+    return "\n".join([figure, "", *lines])
+
+
+def _ratios(found):
+    """By how much the fastest minicnn is ahead of the frameworks, or behind."""
+    words = []
+    for precisions, of_what in (
+        (["float32"], "the fastest framework in float32"),
+        (["float32", "bfloat16"], "the fastest in any precision"),
+    ):
+        ratios = {
+            name: frameworks.ratio([r for r in rows.values() if r["precision"] in precisions])
+            for name, rows in found.items()
+        }
+        each = (f"{ratio:.2f} in {name}" for name, ratio in ratios.items() if ratio)
+        words.append(f"of {of_what}: {', '.join(each)}")
+    return f"The fastest minicnn reaches, as a multiple {'; '.join(words)}."
+
+
+def _split(row):
+    """How a row's contender used the cores."""
+    if row["nets"] > 1:
+        return f"{row['nets']} nets in one process"
+    return f"{row['processes']} x {row['threads']}"
+
+
+def _range(rounds):
+    """A set of numbers in words."""
+    return " to ".join(map(str, sorted({min(rounds), max(rounds)})))
 
 
 def scaling():
-    """How throughput grows with batch, cores and nets, in one figure."""
-    result = newest("scaling-cpu")
+    """How throughput and memory grow with batch, cores and nets, in one figure."""
+    result = timing.newest("scaling-cpu")
+    rounds = _range({row["rounds"] for row in result["rates"]})
     return "\n".join(
         [
-            f"![Images a second by batch, cores and nets](benchmarks/results/{SCALING_FIGURE})",
+            "![Images a second and memory by batch, cores and nets]"
+            "(benchmarks/results/scaling-cpu.png)",
             "",
-            f"Training steps in one process, median of {result['rates'][0]['rounds']} rounds in "
-            f"turn. {_where(result)}",
+            f"Training steps, each size in a process of its own; median of {rounds} rounds in "
+            f"turn, and the most memory that the process took. {timing.in_words(result)}",
         ]
     )
-
-
-def digest(result):
-    """What tells one result from another; a figure carries that of what it shows."""
-    return hashlib.sha256(json.dumps(result).encode()).hexdigest()
-
-
-def draw_scaling(path):
-    """The figure of that."""
-    import matplotlib  # noqa: PLC0415  only this needs it
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
-
-    result = newest("scaling-cpu")
-    rates = result["rates"]
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    for axis, varied, fixed in ((axes[0], "batch", "nets"), (axes[1], "nets", "batch")):
-        kept = {"nets": 1, "batch": 64}[fixed]
-        for cores in sorted({rate["cores"] for rate in rates}):
-            rows = [r for r in rates if r["cores"] == cores and r[fixed] == kept]
-            rows.sort(key=lambda r: r[varied])
-            x, y = ([r[key] for r in rows] for key in (varied, "images_per_second"))
-            low, high = ([r[key] for r in rows] for key in ("lowest", "highest"))
-            label = f"{cores} core{'s' * (cores > 1)}"
-            [line] = axis.plot(x, y, marker="o", markersize=4, label=label)
-            axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-        axis.set_xlabel({"batch": "images in a batch", "nets": "nets, batch 64"}[varied])
-        axis.set_title({"batch": "One net", "nets": "Nets in one process"}[varied], fontsize=10)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_xscale("log", base=2)
-    ticks = sorted({rate["batch"] for rate in rates})
-    axes[0].set_xticks(ticks, map(str, ticks))
-    axes[1].set_xticks(sorted({rate["nets"] for rate in rates if rate["batch"] == 64}))
-    axes[0].set_ylim(bottom=0)
-    axes[0].set_ylabel("images a second")
-    axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=150, metadata={"Source": digest(result)})
-    pyplot.close(figure)
 
 
 def accuracy():
@@ -110,7 +103,7 @@ def accuracy():
         "| test images, distorted |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    results = {device: newest(f"accuracy-{device}") for device in ("numpy", "cpu")}
+    results = {device: timing.newest(f"accuracy-{device}") for device in ("numpy", "cpu")}
     for runs in zip(*(result["runs"] for result in results.values()), strict=True):
         for device, run in zip(results, runs, strict=True):
             shown = [_percent(run[key]) for key in ("test_accuracy", "distorted_test_accuracy")]
@@ -118,49 +111,13 @@ def accuracy():
                 f"| {run['images']:,} | {run['epochs']} | {run['momentum']} | {len(run['seeds'])} "
                 f"| {device} | {shown[0]} | {shown[1]} |"
             )
-    where = (f"`{device}`: {_where(result)}" for device, result in results.items())
+    where = (f"`{device}`: {timing.in_words(result)}" for device, result in results.items())
     return "\n".join([*lines, "", " ".join(where)])
-
-
-def layers():
-    """Each layer and pass of a step on the CPU."""
-    result = newest("layers-cpu")
-    peak, rows = result["gemm_flops_per_second"], result["passes"]
-    passes = "forward", "weight gradient", "input gradient"
-    lines = [
-        f"| layer | {' | '.join(passes)} |",
-        f"| --- {'| --- ' * len(passes)}|",
-    ]
-    with_flops = [row for row in rows if row["flops"]]
-    for layer in dict.fromkeys(row["layer"] for row in with_flops):
-        cells = {
-            row["pass"]: f"{row['flops'] / row['seconds'] / 1e9:.0f} GFLOP/s, "
-            f"{row['flops'] / row['seconds'] / peak:.0%}, {row['seconds'] * 1e3:.2f} ms"
-            for row in with_flops
-            if row["layer"] == layer
-        }
-        lines.append(f"| {layer} | {' | '.join(cells.get(name, '') for name in passes)} |")
-    lines += ["", "| all layers of a kind | milliseconds |", "| --- | --- |"]
-    kinds = {}
-    for row in rows:
-        kind = f"{re.sub('_[0-9]+$', '', row['layer'])}, {row['pass']}"
-        kinds[kind] = kinds.get(kind, 0) + row["seconds"]
-    for kind, seconds in sorted(kinds.items(), key=lambda item: -item[1]):
-        lines.append(f"| {kind} | {seconds * 1e3:.2f} |")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Of {result['what']}, on {result['cores']} cores, median of {result['rounds']} steps. "
-            f"Per cent: of NumPy's BLAS on a product of large matrices on as many cores, "
-            f"{peak / 1e9:.0f} GFLOP/s. {_where(result)}",
-        ]
-    )
 
 
 def ladder():
     """What the versions of a step do, as the emulator counts it."""
-    result = newest("ladder-emulated")
+    result = timing.newest("ladder-emulated")
     counted = result["versions_counted"]
     lines = [
         "| a step | launches | memory, GB | passes | cache, GB | wavefronts, millions | GFLOP "
@@ -215,7 +172,7 @@ def _counts(found, *passes):
 
 def tile_choices():
     """How each layer's fused kernels cut their work, and what the compiler makes of them."""
-    result = newest("tiles")
+    result = timing.newest("tiles")
     lines = [
         "| layer | pass | tile | warps | pixels by channels of a warp | grid | shared, KB "
         "| registers | spilled, bytes | model, us |",
@@ -242,13 +199,6 @@ def tile_choices():
     )
 
 
-def _split(processes, threads):
-    counts = (processes, "process", "processes"), (threads, "thread", "threads")
-    return ", ".join(f"{n} {one if n == 1 else many}" for n, one, many in counts) + (
-        " each" if processes > 1 else ""
-    )
-
-
 def _rate(rate):
     values = (rate[key] for key in ("images_per_second", "lowest", "highest"))
     return "{:,.0f} ({:,.0f} to {:,.0f})".format(*values)
@@ -261,16 +211,7 @@ def _percent(values):
     return f"{mean} ({100 * min(values):.2f} to {100 * max(values):.2f})"
 
 
-def _where(result):
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    machine = result["machine"]
-    return (
-        f"Measured {machine['date']} on {machine['processor']}, {machine['system']}, "
-        f"Python {machine['python']}, {versions}."
-    )
-
-
-TABLES = {README: (speed, scaling, accuracy), KERNELS_README: (ladder, tile_choices, layers)}
+TABLES = {README: (speed, scaling, accuracy), KERNELS_README: (ladder, tile_choices, operations)}
 
 
 def render(path):
@@ -290,4 +231,7 @@ def render(path):
 if __name__ == "__main__":
     for path in TABLES:
         path.write_text(render(path))
-    draw_scaling(RESULTS / SCALING_FIGURE)
+    from benchmarks import plots  # only this needs matplotlib
+
+    for draw in plots.FIGURES:
+        draw(timing.RESULTS)

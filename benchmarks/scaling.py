@@ -1,64 +1,112 @@
-"""python -m benchmarks.scaling: how throughput grows with the batch, the cores and the nets.
+"""python -m benchmarks.scaling: throughput and memory by the batch, the nets and the cores.
 
-Training steps of the seed network, augmentation included, in one process; all sizes in turn.
+Training steps of the seed network, augmentation included. Each size has a process of its own, which
+is pinned to as many cores as it may use; all take turns. Memory is the most that the process has
+taken, Python and the data set included; on a GPU, what CuPy has taken of the GPU's.
 """
 
-import argparse
+import sys
 from dataclasses import replace
 
-import numpy as np
+from tqdm import tqdm
 
 from benchmarks import timing
-from benchmarks.crew import RECIPE, minicnn_step
-from minicnn import __version__, ensemble, load_data, machine
-from minicnn.machine import cores
+from benchmarks.contenders import Contender
+from benchmarks.crew import RECIPE, Crew, NotRunningError
+from minicnn import cuda, machine
+from minicnn.command import Parser, positive
 
 BATCHES = [2**k for k in range(10)]
-NETS = 1, 2, 4, 8, 15
+NETS = 1, 2, 4, 8, 15, 30
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="benchmarks.scaling", description=__doc__)
-    parser.add_argument("--device", choices=["numpy", "cpu"], default="cpu", help="default: cpu")
-    parser.add_argument("--rounds", type=int, default=7, help="default: 7")
-    parser.add_argument("--seconds", type=float, default=0.5, help="a size and round, default 0.5")
-    parser.add_argument("--out", help="default: benchmarks/results/scaling-DEVICE-DATE.json")
-    arguments = parser.parse_args()
-    (images, labels), _ = load_data("digits")
-    data = ensemble.Data(images, labels)
-    most = cores()
-    sizes = [
-        (threads, batch, nets)
-        for threads in range(1, most + 1)
-        for batch, nets in [*((b, 1) for b in BATCHES), *((RECIPE.batch_size, n) for n in NETS[1:])]
-    ]
+def sizes(device, quick):
+    """[(cores, batch, nets), ...]: one net with any batch, the recipe's batch with any nets."""
+    most = machine.cores()
+    cores = [2**k for k in range(most.bit_length()) if 2**k < most] + [most]
+    if device != "cpu":  # one core a process, or a GPU
+        cores = cores[-1:] if device == "cuda" else cores[:1]
+    batches, nets = (BATCHES[::4], NETS[:2]) if quick else (BATCHES, NETS)
+    varied = [(b, 1) for b in batches] + [(RECIPE.batch_size, n) for n in nets]
+    return [(c, b, n) for c in cores for b, n in dict.fromkeys(varied)]
 
-    def step(threads, batch, nets):
-        recipe = replace(RECIPE, batch_size=batch)
-        once = minicnn_step(data, recipe, arguments.device, nets)
 
-        def on_threads():
-            machine.use_cores(threads)
-            once()
+def measure(device, asked, rounds, seconds):
+    """A row for each size: median and spread of images a second, and bytes of memory.
 
-        return on_threads
+    Raises NotRunningError where a size does not run, for lack of memory, say.
+    """
+    crews = {}
+    try:
+        for size in tqdm(asked, desc="processes", file=sys.stderr):
+            cores, batch, nets = size
+            contender = Contender("minicnn", "minicnn_net", device, nets)
+            recipe = replace(RECIPE, batch_size=batch)
+            crews[size] = Crew(contender, 1, cores, jobs=("train",), recipe=recipe)
+            crews[size].differences()  # waits until it is ready
+            crews[size].warm_up("train", seconds)
+        rates = {size: [] for size in crews}
+        for _ in tqdm(range(rounds), desc="rounds", file=sys.stderr):
+            for size, crew in crews.items():
+                rates[size].append(crew.images_per_second("train", seconds))
+        return [
+            {
+                "cores": cores,
+                "batch": batch,
+                "nets": nets,
+                "memory_bytes": crew.peak_memory()[0],
+                **timing.spread("images_per_second", rates[cores, batch, nets]),
+            }
+            for (cores, batch, nets), crew in crews.items()
+        ]
+    finally:
+        for crew in crews.values():
+            crew.close()
 
-    steps = {size: step(*size) for size in sizes}
-    times = timing.alternate(steps, arguments.rounds, arguments.seconds)
-    rows = [
-        {"cores": c, "batch": b, "nets": n, **timing.summarize(seconds, b * n)}
-        for (c, b, n), seconds in times.items()
-    ]
+
+def main(argv=None):
+    parser = Parser(prog="benchmarks.scaling", description=__doc__)
+    parser.add_argument(
+        "--device", choices=["numpy", "cpu", "cuda"], default="cpu", help="default: cpu"
+    )
+    parser.add_argument("--rounds", type=positive, metavar="N", help="default: 7; quick: 1")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="of a size in a round (0.5; quick: 0.1)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="few sizes, in some ten seconds; a file is written only where --out is given",
+    )
+    parser.add_argument("--out", metavar="FILE", help="default: in benchmarks/results")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cuda" and cuda.problem():
+        parser.error(f"argument --device: {cuda.problem()}")
+    quick = arguments.quick
+    rounds, seconds = arguments.rounds or (1 if quick else 7), arguments.seconds
+    try:
+        rows = measure(
+            arguments.device,
+            sizes(arguments.device, quick),
+            rounds,
+            seconds or (0.1 if quick else 0.5),
+        )
+    except NotRunningError as error:
+        parser.error(str(error))
     for row in rows:
-        rate = f"{row['images_per_second']:8.0f} images a second"
-        print(f"cores {row['cores']:>2}, batch {row['batch']:>3}, nets {row['nets']:>2}{rate}")
+        print(
+            f"cores {row['cores']:>2}, batch {row['batch']:>3}, nets {row['nets']:>2}"
+            f"{row['images_per_second']:8.0f} images a second"
+            f"{(row['memory_bytes'] or 0) / 1e6:8.0f} MB"
+        )
     result = {
-        "what": "training steps, augmentation included, one process",
+        "what": "training steps of the seed network, augmentation included, one process a size",
         "rates": rows,
-        "machine": timing.machine(),
-        "versions": {"minicnn": __version__, "numpy": np.__version__},
+        "machine": timing.machine(arguments.device),
+        "versions": timing.versions(),
     }
-    timing.write(f"scaling-{arguments.device}", result, arguments.out)
+    if arguments.out or not quick:
+        timing.write(f"scaling-{arguments.device}", result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ kernels/README.md shows the result.
 import pandas as pd
 
 from benchmarks import timing
-from minicnn import __version__, cuda, cuda_blocks
+from minicnn import cuda, cuda_blocks
 from minicnn.command import Parser, positive
 from minicnn.kernel import SOURCES, Program
 from minicnn.recipe import RECIPES
@@ -60,7 +60,7 @@ def _compiled(name, launch, first):
 def main():
     parser = Parser(prog="benchmarks.tiles", description=__doc__)
     parser.add_argument("--batch", type=positive, metavar="N", default=64, help="default: 64")
-    parser.add_argument("--out", help="default: benchmarks/results/tiles-DATE.json")
+    parser.add_argument("--out", help="default: in benchmarks/results")
     arguments = parser.parse_args()
     rows = choices(arguments.batch)
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.1f}".format))
@@ -71,7 +71,7 @@ def main():
         "launches": rows,
         "microseconds": sum(row["microseconds"] for row in rows),
         "machine": timing.machine(),
-        "versions": {"minicnn": __version__, "nvrtc": ".".join(map(str, cuda.nvrtc_version()))},
+        "versions": {**timing.versions(), "nvrtc": ".".join(map(str, cuda.nvrtc_version()))},
     }
     timing.write("tiles", result, arguments.out)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
-from minicnn import __version__, checkpoint, ensemble, load_data
+from minicnn import checkpoint, ensemble, load_data
 from minicnn.machine import cores
 from minicnn.recipe import RECIPES
 
@@ -22,7 +22,7 @@ def main():
     parser = argparse.ArgumentParser(prog="benchmarks.workers", description=__doc__)
     parser.add_argument("--device", choices=["numpy", "cpu"], default="cpu", help="default: cpu")
     parser.add_argument("--rounds", type=int, default=7, help="default: 7")
-    parser.add_argument("--out", help="default: benchmarks/results/workers-DEVICE-DATE.json")
+    parser.add_argument("--out", help="default: in benchmarks/results")
     arguments = parser.parse_args()
     (images, labels), _ = load_data("digits")
     recipe = replace(RECIPES["seed"], nets=cores(), epochs=3)
@@ -40,14 +40,14 @@ def main():
                 measured.append(time.perf_counter() - start)
                 weights.append(checkpoint.load(Path(folder) / ensemble.FINAL)[0]["params"])
             assert np.array_equal(weights[0], weights[-1]), "processes changed the result"
-    rates = {workers: timing.summarize(s, trained) for workers, s in seconds.items()}
+    rates = {workers: timing.rates(s, trained) for workers, s in seconds.items()}
     one = rates[1]["images_per_second"]
     result = {
         "what": f"training {recipe.nets} nets for {recipe.epochs} epochs of {len(images)} images",
         "processes": rates,
         "ratio_to_one": {w: rate["images_per_second"] / one for w, rate in rates.items()},
         "machine": timing.machine(),
-        "versions": {"minicnn": __version__, "numpy": np.__version__},
+        "versions": timing.versions(),
     }
     for workers, rate in rates.items():
         print(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import readme, timing
+from benchmarks import plots, readme, timing
 from minicnn import cuda_blocks
 from minicnn.recipe import RECIPES
 
@@ -17,18 +17,19 @@ def test_readme_agrees_with_the_results(path):
 @pytest.mark.parametrize(
     ("path", "kind", "places"),
     [
-        (readme.README, "train-step-cpu", ["rates", 0]),
+        (readme.README, "frameworks-cpu", ["rates", 0]),
         (readme.README, "workers-cpu", ["processes", "1"]),
         (readme.README, "accuracy-numpy", ["runs", 0, "test_accuracy"]),
         (readme.README, "accuracy-cpu", ["runs", 0, "test_accuracy"]),
-        (readme.KERNELS_README, "layers-cpu", ["passes", 0]),
+        (readme.KERNELS_README, "kernels-cpu", ["operations", 0]),
+        (readme.KERNELS_README, "kernels-cpu", ["limits", "numpy"]),
         (readme.KERNELS_README, "ladder-emulated", ["versions_counted", "im2col", "forward"]),
         (readme.KERNELS_README, "ladder-emulated", ["versions_counted", "fused", "step"]),
         (readme.KERNELS_README, "tiles", ["launches", 3]),
     ],
 )
 def test_a_changed_result_changes_the_readme(path, kind, places, tmp_path, monkeypatch):
-    for file in readme.RESULTS.glob("*.json"):
+    for file in timing.RESULTS.glob("*.json"):
         result = json.loads(file.read_text())
         if file.name.startswith(kind):
             numbers = result
@@ -39,12 +40,12 @@ def test_a_changed_result_changes_the_readme(path, kind, places, tmp_path, monke
                     numbers[key] *= 0.5
         (tmp_path / file.name).write_text(json.dumps(result))
     assert readme.render(path) == path.read_text()
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    monkeypatch.setattr(timing, "RESULTS", tmp_path)
     assert readme.render(path) != path.read_text()
 
 
 def test_the_tiles_shown_are_those_that_are_chosen():
-    result, shown = readme.newest("tiles"), []
+    result, shown = timing.newest("tiles"), []
     for block in cuda_blocks.fusion(RECIPES["seed"].nodes, result["batch"]).blocks:
         for launch in (block.forward, block.input_gradient, block.weight_gradient):
             if launch:
@@ -53,35 +54,88 @@ def test_the_tiles_shown_are_those_that_are_chosen():
     assert found == shown, "run python -m benchmarks.tiles and python -m benchmarks.readme"
 
 
-def test_the_figure_shows_the_newest_result(tmp_path):
-    figure = readme.RESULTS / readme.SCALING_FIGURE
-    shown = readme.digest(readme.newest("scaling-cpu"))
-    assert shown.encode() in figure.read_bytes(), "run python -m benchmarks.readme"
-    readme.draw_scaling(tmp_path / "again.png")
-    assert shown.encode() in (tmp_path / "again.png").read_bytes()
+@pytest.mark.parametrize("draw", plots.FIGURES, ids=lambda draw: draw.__name__)
+def test_figures_show_the_newest_results(draw, tmp_path):
+    again = draw(tmp_path)
+    shown = timing.newest(again.stem)
+    committed = timing.RESULTS / again.name
+    for figure in (again, committed):
+        assert plots.digest(shown).encode() in figure.read_bytes(), (
+            "run python -m benchmarks.readme"
+        )
+
+
+def test_every_result_says_on_what_it_was_measured():
+    files = sorted(timing.RESULTS.glob("*.json"))
+    assert files
+    for file in files:
+        result = json.loads(file.read_text())
+        where = result["machine"]
+        assert where["date"] in file.name
+        assert where["processor"].split()[0].lower().removesuffix("(r)") in file.name
+        assert timing.in_words(result).count(result["versions"]["minicnn"])
+
+
+# ---- method --------------------------------------------------------------------------------------
 
 
 def test_rates_are_medians():
-    rate = timing.summarize([0.5, 0.1, 0.2], images=10)
+    rate = timing.rates([0.5, 0.1, 0.2], images=10)
     assert rate == {"images_per_second": 50, "lowest": 20, "highest": 100, "rounds": 3}
 
 
-def test_contenders_take_turns():
-    calls = []
+def test_contenders_take_turns_after_a_warm_up():
+    calls, now = [], iter(range(100))
+
+    class Clock:
+        def mark(self):
+            calls.append("|")
+            return next(now)
+
+        def seconds(self, first, last):
+            assert last == first + 1
+            return 1.0
+
     contenders = {name: lambda name=name: calls.append(name) for name in "ab"}
-    times = timing.alternate(contenders, rounds=4, seconds=1e-9)
-    assert calls[-8:] == list("abababab")
-    assert [len(measured) for measured in times.values()] == [4, 4]
-    assert all(seconds > 0 for measured in times.values() for seconds in measured)
+    times = timing.alternate(contenders, rounds=3, seconds=2, clock=Clock())
+    assert "".join(calls) == "|aa||a||bb||b|" + 3 * "|aa||bb|"
+    assert times == {"a": [0.5] * 3, "b": [0.5] * 3}
 
 
-def test_results_are_files_named_by_date(tmp_path, monkeypatch):
+def test_results_are_files_named_by_machine_and_date(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
-    path = timing.write("kind", {"a": 1})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert path.name == f"kind-{timing.machine()['date']}.json"
-    monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
-    (tmp_path / "results" / "kind-2000-01-01.json").write_text("{}")
-    assert readme.newest("kind") == {"a": 1}
-    with pytest.raises(ValueError, match="max"):
-        readme.newest("other")
+    where = {"processor": "Intel(R) Xeon(R) 8x", "cores": 4, "date": "2020-02-03"}
+    result = {"machine": where, "a": 1}
+    path = timing.write("kind-cpu", result)
+    assert path.name == "kind-cpu-intel-xeon-8x-4-cores-2020-02-03.json"
+    assert json.loads(path.read_text()) == result
+    on_gpu = {"machine": {**where, "gpu": "NVIDIA H100 80GB", "date": "2020-02-04"}, "a": 2}
+    assert timing.write("kind-cuda", on_gpu).name == "kind-cuda-nvidia-h100-80gb-2020-02-04.json"
+    given = timing.write("kind-cpu", {"machine": where}, tmp_path / "else" / "where.json")
+    assert given == tmp_path / "else" / "where.json"
+    assert given.exists()
+
+
+def test_the_newest_result_counts_on_whatever_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "RESULTS", tmp_path)
+    for name in (
+        "kind-z-2019-01-01",
+        "kind-a-2020-01-01",
+        "kind-m-2019-12-31",
+        "kinds-a-2021-01-01",
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(name))
+    assert timing.newest("kind") == "kind-a-2020-01-01"
+    with pytest.raises(ValueError, match="no result of the kind 'other'"):
+        timing.newest("other")
+
+
+def test_the_machine_and_the_versions_are_named():
+    where = timing.machine()
+    assert where["cores"] >= 1
+    assert where["processor"]
+    found = timing.versions("pytest", "no-such-package")
+    assert list(found) == ["minicnn", "numpy", "pytest"]
+    assert timing.in_words({"machine": where, "versions": found}).endswith(
+        f"numpy {found['numpy']}, pytest {pytest.__version__}."
+    )

@@ -3,13 +3,12 @@
 import json
 import sys
 from argparse import Namespace
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import gpu_frameworks, gpu_parts, gpu_report, gpu_times
+from benchmarks import gpu_frameworks, gpu_parts, gpu_report, launches, timing
 from benchmarks.gpu_parts import Failed, LeftOut
 from benchmarks.gpu_report import Part
 from minicnn import cuda, native
@@ -208,17 +207,16 @@ class FakeGpu:
 
 def test_times_are_those_between_events():
     gpu, calls = FakeGpu(), []
-    durations = iter([9, 9, 9, 0.1, *[0.1] * 5, *[0.3] * 5, *[0.2] * 5])
+    durations = iter([9, 9, 0.1, *[0.1] * 5, *[0.3] * 5, *[0.2] * 5])
 
     def function():
         calls.append(1)
         gpu.now += next(durations)
 
-    sizes = replace(gpu_parts.FULL, warm_up=3, rounds=3, seconds=0.5)
-    times = gpu_times.measure(gpu_times.EventClock(gpu), function, sizes)
+    times = timing.measure(function, 3, 0.5, timing.EventClock(gpu))
     assert times == pytest.approx([0.1, 0.3, 0.2])
-    assert len(calls) == 3 + 1 + 3 * 5
-    found = gpu_times.summary(times)
+    assert len(calls) == 2 + 1 + 3 * 5
+    found = timing.spread("seconds", times)
     assert found == pytest.approx({"seconds": 0.2, "lowest": 0.1, "highest": 0.3, "rounds": 3})
 
 
@@ -263,7 +261,7 @@ def test_bits_are_compared_in_the_nets_that_are_there():
 
 
 @pytest.fixture(scope="module")
-def launches():
+def recorded():
     """(launches, marks) of a fused step that is not run, with two nets of three images."""
     if native.problem():
         pytest.skip(native.problem())
@@ -272,12 +270,12 @@ def launches():
         def run(self, launch):
             pass
 
-    return gpu_times.record_step(Idle(), 2, 3)
+    return launches.record_step(Idle(), 2, 3)
 
 
-def test_each_launch_has_its_layer_bytes_and_flop(launches):
-    rows = gpu_times.describe(*launches, nets=2, batch=3)
-    assert len(rows) == gpu_times.STEP_LAUNCHES
+def test_each_launch_has_its_layer_bytes_and_flop(recorded):
+    rows = launches.describe(*recorded, nets=2, batch=3)
+    assert len(rows) == launches.STEP_LAUNCHES
     found = {(row["kernel"], row["layer"]): row for row in rows}
     second = found["block_forward", "conv2d_1"]
     assert second["flops"] == 2 * 2 * 3 * 24 * 24 * 32 * 3 * 3 * 32
@@ -297,7 +295,7 @@ def test_each_launch_has_its_layer_bytes_and_flop(launches):
 
 def test_use_of_limits():
     row = {"seconds": 2e-6, "bytes_read": 3e6, "bytes_written": 1e6, "flops": 2e8, "peak": "tf32"}
-    found = gpu_times.use_of_limits(row, 4e12, {"tf32": 4e14, "float32": 5e13})
+    found = launches.use_of_limits(row, 4e12, {"tf32": 4e14, "float32": 5e13})
     assert found == pytest.approx(
         {
             "memory_seconds": 1e-6,
@@ -306,26 +304,45 @@ def test_use_of_limits():
             "of_matrix_peak": 0.25,
         }
     )
-    assert gpu_times.use_of_limits(row, None, {"tf32": None}) == {}
+    assert launches.use_of_limits(row, None, {"tf32": None}) == {}
 
 
-def test_contenders_rates_and_ratios():
-    steps = []
-    contenders = {"minicnn": (steps.append, 15), "PyTorch": (steps.append, 1)}
-    sizes = replace(gpu_parts.EMULATED, rounds=2, seconds=1e-9)
-    times = gpu_frameworks.compare(contenders, sizes, steps=4)
-    assert [len(found) for found in times.values()] == [2, 2]
-    assert set(steps) == {4}
-    measured = {
-        ("minicnn tf32, 15 nets", 15): [1e-3, 2e-3, 3e-3],
-        ("minicnn tf32, 1 net", 1): [4e-4],
-        ("PyTorch TF32", 1): [1e-3, 1e-3],
-        ("PyTorch TF32, 15 nets by vmap", 15): [8e-3],
-    }
-    rates = gpu_frameworks.rates_of(measured, batch=64)
-    assert rates[0]["images_per_second"] == pytest.approx(480_000)
-    assert gpu_frameworks.ratios(rates) == pytest.approx({"ratio_of_one_net": 2.5, "ratio": 4.0})
-    assert gpu_frameworks.ratios(rates[:2]) == {"ratio_of_one_net": None, "ratio": None}
+def rates(*refused):
+    """What frameworks.measure yields after a first and a second round."""
+    row = {"job": "train", "nets": 1, "precision": "tf32", "processes": 1, "threads": 2}
+    found = {"rates": [], "refused": {}, "left_out": {"JAX": "not installed: jax"}}
+    for number, (name, rate) in enumerate((("minicnn tf32", 3000.0), ("PyTorch TF32", 2000.0))):
+        spread = {"images_per_second": rate, "lowest": rate - 1, "highest": rate + 1}
+        found["rates"].append({**row, "contender": name, **spread})
+        found["refused"] = dict.fromkeys(refused, "losses differ by 9.0e-01") if number else {}
+        yield json.loads(json.dumps(found))
+
+
+@pytest.mark.parametrize("refused", [(), ("Keras",)])
+def test_the_comparison_is_in_the_report(refused, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        gpu_frameworks.comparison, "measure", lambda *a: given.append(a) or rates(*refused)
+    )
+    part = Part(gpu_report.frameworks, 150, 45)
+    entry = gpu_report.in_this_process("frameworks", part, options(tmp_path), 150)
+    results = entry["results"]
+    assert results["headline"] == (
+        "images a second: minicnn tf32 3,000, PyTorch TF32 2,000: 1.50 times"
+    )
+    assert results["left_out"] == {"JAX": "not installed: jax"}
+    assert entry["status"] == ("failed" if refused else "done")
+    assert entry["why"] == ("Failed: Keras: losses differ by 9.0e-01" if refused else None)
+    [(plan, device, rounds, seconds, to_start)] = given
+    contenders = plan[0][0]
+    assert device == "cuda"
+    assert {c.device for c in contenders} == {"cuda"}
+    assert 0 < to_start < 150 - len(contenders) * 2 * rounds * seconds
+
+
+def test_the_comparison_in_words_without_a_framework():
+    [first, _] = rates()
+    assert gpu_frameworks.in_words(first["rates"]) == "images a second: minicnn tf32 3,000"
 
 
 def test_plots_are_drawn_of_what_was_found(tmp_path):
@@ -334,11 +351,11 @@ def test_plots_are_drawn_of_what_was_found(tmp_path):
     rows = {
         "kernels": ("launches", [{"kernel": "adam", "layer": "", "seconds": 1e-5}]),
         "step": ("steps", [{"precision": "tf32", "nets": 1, "captured": True, "seconds": 2.0}]),
-        "frameworks": ("rates", [{"contender": "minicnn", "nets": 1, "images_per_second": 2.0}]),
+        "frameworks": ("rates", next(rates())["rates"]),
     }
     (tmp_path / "parts").mkdir()
     for part, (key, [row]) in rows.items():
-        entry = {"results": {key: [{**row, **spread, "memory_seconds": 5e-6}]}}
+        entry = {"results": {key: [{**spread, "memory_seconds": 5e-6, **row}]}}
         (tmp_path / "parts" / f"{part}.json").write_text(json.dumps(entry))
     part = Part(gpu_report.plots, 60, 1)
     entry = gpu_report.in_this_process("plots", part, options(tmp_path), 60)
@@ -375,22 +392,3 @@ def test_the_step_is_timed_and_trained_on_the_emulator(tmp_path):
     assert all(row["lowest"] <= row["seconds"] <= row["highest"] for row in step["steps"])
     assert (tmp_path / "run" / "summary.json").exists()
     assert 0 <= train["ensemble_test_accuracy"] <= 1
-
-
-# ---- PyTorch -------------------------------------------------------------------------------------
-
-
-def test_pytorchs_contenders_train():
-    pytest.importorskip("torch")
-    from benchmarks import gpu_torch  # noqa: PLC0415  needs PyTorch
-    from minicnn.digits import draw_digits  # noqa: PLC0415
-    from minicnn.recipe import Recipe  # noqa: PLC0415
-
-    plain = gpu_torch.groups(2)[0]
-    names = [contender.name for group in gpu_torch.groups(2) for contender in group]
-    assert len(set(names)) == len(names)
-    images, labels = draw_digits(16)
-    for contender in (plain[0], plain[-1]):
-        training = gpu_torch.Training(contender, images, labels, Recipe(batch_size=2), "cpu")
-        training(1)
-        assert 0 < training.loss.item() < 10 * contender.nets

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import kernels
-from benchmarks.kernels import Limits
+from benchmarks import counts
+from benchmarks.counts import Limits
 from minicnn.cuda_blocks import fusion
 from minicnn.emulator import Counts, Emulator
 from minicnn.layers import Conv2D
@@ -26,7 +26,7 @@ def rows(cuda_device):
     """A step of one net, counted; the kernels that a GPU runs are the same."""
     if cuda_device != "emulated":
         pytest.skip("needs the emulator")
-    return kernels.count_step(1, BATCH, "implicit")
+    return counts.count_step(1, BATCH, "implicit")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def fused(cuda_device):
     """The same of a step of fused blocks."""
     if cuda_device != "emulated":
         pytest.skip("needs the emulator")
-    return kernels.count_step(1, BATCH, "fused")
+    return counts.count_step(1, BATCH, "fused")
 
 
 def of_layer(rows, layer, kernel):
@@ -167,7 +167,7 @@ def passes(rows, batch):
     """
     moved = sum(row.counts.bytes_read + row.counts.bytes_written for row in rows)
     of_images = moved - weights_bytes(batch)
-    return (of_images * 64 / batch + weights_bytes(64)) / kernels.activations_bytes(1, 64)
+    return (of_images * 64 / batch + weights_bytes(64)) / counts.activations_bytes(1, 64)
 
 
 def test_a_fused_step_takes_at_most_thirty_launches(fused):
@@ -182,9 +182,9 @@ def test_a_fused_step_passes_over_the_activations_ten_times_at_most(fused):
 
 @pytest.mark.slow
 def test_so_it_does_with_the_whole_batch(cuda_device):
-    rows = kernels.count_step(1, 64, "fused")
+    rows = counts.count_step(1, 64, "fused")
     moved = sum(row.counts.bytes_read + row.counts.bytes_written for row in rows)
-    assert moved <= 10 * kernels.activations_bytes(1, 64)
+    assert moved <= 10 * counts.activations_bytes(1, 64)
     assert len(rows) <= 30
 
 
@@ -219,10 +219,10 @@ def test_an_activation_is_written_once_and_read_no_more_than_thrice(fused):
 
 
 def test_counts_are_the_same_each_time_and_for_each_net():
-    one, again = (kernels.count_step(nets, 1, "implicit") for nets in (1, 2))
+    one, again = (counts.count_step(nets, 1, "implicit") for nets in (1, 2))
     assert [r.counts for r in again] == [Counts(*(2 * n for n in r.counts)) for r in one]
     both = Emulator(checked=True)
-    kernels.run_step(both, both.counted, 2, 1, "implicit")
+    counts.run_step(both, both.counted, 2, 1, "implicit")
     for row, counted in zip(again, both.counted, strict=True):
         assert row.kernel == counted.kernel
         if row.kernel.startswith(("conv_", "batch_norm_")):  # others share numbers between nets
@@ -236,15 +236,15 @@ def test_counts_are_the_same_each_time_and_for_each_net():
 def test_the_limit_that_is_reached_first_sets_the_time():
     zeros = Counts(*[0] * len(Counts._fields))
     limits = Limits(memory=100.0, cache=200.0, arithmetic=512.0, tensor=1000.0)
-    counts = zeros._replace(
+    made = zeros._replace(
         bytes_read=30, bytes_written=20, load_sectors=4, store_sectors=1, shared_wavefronts=3,
         flops=64, tensor_flops=100,
     )  # fmt: skip
-    assert limits.seconds(counts) == {
+    assert limits.seconds(made) == {
         "memory": 0.5, "cache": 0.8, "shared": 1.5, "arithmetic": 0.125, "tensor": 0.1,
     }  # fmt: skip
-    row = kernels.Row("conv2d", "forward", "kernel", 5, 32, counts)
-    [line] = kernels.table([row], limits).to_dict("records")
+    row = counts.Row("conv2d", "forward", "kernel", 5, 32, made)
+    [line] = counts.table([row], limits).to_dict("records")
     assert line["us"] == 1.5e6 and line["limit"] == "shared"
     assert np.isnan(line["loads"])  # nothing to compare with
 
@@ -254,43 +254,11 @@ def test_the_command_prints_a_line_for_each_launch(cuda_device, version, tmp_pat
     if cuda_device != "emulated":
         pytest.skip("needs the emulator")
     path = tmp_path / "counts.csv"
-    kernels.main(["--nets=2", "--batch=1", f"--version={version}", "--csv", str(path)])
+    counts.main(["--nets=2", "--batch=1", f"--version={version}", "--csv", str(path)])
     lines = capsys.readouterr().out.splitlines()
-    counts = pd.read_csv(path)
+    written = pd.read_csv(path)
     kernels_of = {"naive": "conv_naive_forward", "im2col": "col2im", "fused": "block_forward"}
     kernel = kernels_of[version]
-    assert sum(kernel in line for line in lines) == (counts["kernel"] == kernel).sum() > 5
-    assert re.match(rf"{len(counts)} launches\. \d+ MB read and written", lines[-1])
-    assert (counts[list(Counts._fields)] % 2 == 0).all(axis=None)  # of two nets
-
-
-def test_a_gpu_that_is_not_there_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("minicnn.cuda.problem", lambda: "there is no GPU")
-    with pytest.raises(SystemExit) as stopped:
-        kernels.main(["--device=cuda"])
-    assert stopped.value.code == 2
-    message = "benchmarks.kernels: error: argument --device: there is no GPU\n"
-    assert capsys.readouterr().err == message
-
-
-def test_a_librarys_product_is_the_kernels(driver, cuda_device, monkeypatch):
-    """What is timed beside a kernel computes the same; on the emulator NumPy stands for CuPy."""
-    library = np if cuda_device == "emulated" else pytest.importorskip("cupy")
-    random, launches, run = np.random.default_rng(0), [], driver.run
-    with monkeypatch.context() as patch:
-        patch.setattr(driver, "run", lambda launch: (launches.append(launch), run(launch)))
-        kernels.run_step(driver, launches, 1, 2, "im2col")
-    assert kernels.blas_product(launches[0], library) is None
-    products = [launch for launch in launches if launch.name.startswith("gemm_")]
-    assert len(products) == 15
-    for launch in products:
-        a, b, c = (array for _, array in launch.arrays)
-        with driver.session():
-            for array in (a, b):
-                numbers = random.normal(size=array.shape).astype(np.float32)
-                driver.copy(driver.to_device(numbers), array)
-            run(launch)
-            expected = driver.to_host(c)
-            kernels.blas_product(launch, library)()
-        found = driver.to_host(c)
-        assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+    assert sum(kernel in line for line in lines) == (written["kernel"] == kernel).sum() > 5
+    assert re.match(rf"{len(written)} launches\. \d+ MB read and written", lines[-1])
+    assert (written[list(Counts._fields)] % 2 == 0).all(axis=None)  # of two nets

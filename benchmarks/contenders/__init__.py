@@ -1,0 +1,141 @@
+"""What is compared: the seed network in each framework, in the ways its users speed it up.
+
+A `Contender` names one way; its framework's module here has a class `Training` that does it, in a
+process of its own (crew.py). Every such class has
+
+    Training(contender, images, labels, recipe)     uint8 (N, 28, 28), (N,); recipe.RECIPES["seed"]
+    take_weights(weights)       one net's, in Keras's order and layout; every net of it gets them
+    predict(x)                  x (B, 28, 28, 1) -> probabilities (nets, B, 10)
+    train_on(x, y)              one step of every net on this very batch -> losses (nets,)
+    warp(x, theta, tx, ty, zx, zy)                  its augmentation with given numbers
+    train(steps)                steps that draw and augment their batches; all done on return
+    infer(batches)              as many batches of images that lie ready -> nothing
+    clock, stride               what times it; train and infer take multiples of so many
+"""
+
+import importlib
+import importlib.util
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A framework, and what is turned on for it."""
+
+    name: str
+    framework: str  # the module of this package
+    device: str = "cpu"  # one of minicnn's, or "cpu" or "cuda" for others
+    nets: int = 1  # trained together
+    precision: str = "float32"
+    backend: str | None = None  # of Keras
+    channels_last: bool = False
+    compiled: bool = False
+    graph: bool = False  # a step is captured as one CUDA graph
+    scan: bool = False  # many steps are one call
+
+    @property
+    def packages(self):
+        """What must be installed, beside minicnn's own needs."""
+        if self.framework == "keras_net":
+            return "keras", "scipy", self.backend
+        return {"minicnn_net": (), "torch_net": ("torch",), "jax_net": ("jax",)}[self.framework]
+
+    @property
+    def missing(self):
+        """Which of these is not."""
+        return [package for package in self.packages if not importlib.util.find_spec(package)]
+
+    @property
+    def slow_to_start(self):
+        """Whether it compiles for long, is checked twice, or takes seconds for a step."""
+        return self.compiled or self.scan or self.nets > 1 or self != self.exact
+
+    @property
+    def exact(self):
+        """The same in float32."""
+        return replace(self, precision="float32")
+
+    def environment(self, threads):
+        """Variables that must be set before its framework is imported."""
+        found = {
+            # glibc's malloc gives freed memory back to the system and fetches it again, page by
+            # page, in each step that makes its arrays anew, as PyTorch's does. Told to keep it,
+            # PyTorch is a quarter faster, and is measured so; and so are all.
+            "MALLOC_TRIM_THRESHOLD_": "2000000000",
+            "MALLOC_MMAP_THRESHOLD_": "2000000000",
+            "OMP_NUM_THREADS": str(threads),
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # contenders share the GPU's memory
+            "KERAS_BACKEND": self.backend or "",
+            "JAX_PLATFORMS": "cuda" if self.device == "cuda" else "cpu",
+        }
+        return found if self.device == "cuda" else {**found, "CUDA_VISIBLE_DEVICES": ""}
+
+    def training(self, images, labels, recipe):
+        """Its Training."""
+        module = importlib.import_module(f"{__name__}.{self.framework}")
+        return module.Training(self, images, labels, recipe)
+
+
+def on_cpu(nets):
+    """The contenders on a CPU; those that train many nets together train so many."""
+    torch, keras, jax = "torch_net", "keras_net", "jax_net"
+    bfloat16 = {"channels_last": True, "precision": "bfloat16"}
+    return [
+        Contender("minicnn cpu", "minicnn_net", "cpu"),
+        Contender("minicnn numpy", "minicnn_net", "numpy"),
+        Contender("PyTorch", torch),
+        Contender("PyTorch channels_last", torch, channels_last=True),
+        Contender("PyTorch compiled", torch, compiled=True),
+        Contender("PyTorch compiled, channels_last", torch, compiled=True, channels_last=True),
+        Contender("PyTorch bfloat16, channels_last", torch, **bfloat16),
+        Contender(f"PyTorch {nets} nets by vmap", torch, nets=nets, channels_last=True),
+        Contender("Keras (PyTorch)", keras, backend="torch"),
+        Contender("Keras (JAX)", keras, backend="jax"),
+        Contender("JAX", jax),
+        Contender("JAX scan over steps", jax, scan=True),
+        Contender(f"JAX {nets} nets by vmap", jax, nets=nets),
+    ]
+
+
+def on_cuda(nets):
+    """The contenders on a GPU."""
+    many = f"{nets} nets by vmap"
+
+    def ours(precision, nets=1):
+        name = f"minicnn {precision}, {nets} net{'s' * (nets > 1)}"
+        return Contender(name, "minicnn_net", "cuda", nets, precision)
+
+    def torch(name, precision="tf32", nets=1, **options):
+        return Contender(f"PyTorch {name}", "torch_net", "cuda", nets, precision, **options)
+
+    def jax(name, nets=1, **options):
+        return Contender(f"JAX {name}", "jax_net", "cuda", nets, "tf32", **options)
+
+    def keras(name, backend):
+        return Contender(f"Keras ({name})", "keras_net", "cuda", 1, "tf32", backend)
+
+    last = {"channels_last": True}
+    return [
+        *(ours(precision, n) for precision in ("tf32", "float32") for n in (1, nets)),
+        torch("float32", "float32"),
+        torch("TF32"),
+        torch("TF32, channels_last", **last),
+        torch("bfloat16, channels_last", "bfloat16", **last),
+        torch("TF32, CUDA graph", graph=True),
+        torch("TF32, channels_last, CUDA graph", graph=True, **last),
+        torch("bfloat16, channels_last, CUDA graph", "bfloat16", graph=True, **last),
+        torch("TF32, compiled", compiled=True),
+        torch("TF32, compiled, channels_last", compiled=True, **last),
+        torch("bfloat16, compiled, channels_last", "bfloat16", compiled=True, **last),
+        torch(f"TF32, {many}", nets=nets),
+        torch(f"bfloat16, {many}", "bfloat16", nets),
+        torch(f"TF32, {many}, CUDA graph", nets=nets, graph=True),
+        torch(f"bfloat16, {many}, CUDA graph", "bfloat16", nets, graph=True),
+        torch(f"TF32, {many}, compiled", nets=nets, compiled=True),
+        keras("PyTorch", "torch"),
+        keras("JAX", "jax"),
+        jax("TF32"),
+        jax("TF32, scan over steps", scan=True),
+        jax(f"TF32, {many}", nets),
+        jax(f"TF32, {many}, scan over steps", nets, scan=True),
+    ]

@@ -1,0 +1,120 @@
+"""Does a contender compute the seed network? It is measured only if it does.
+
+Equal weights in, equal numbers out: predictions; the losses of three training steps on given
+batches, which need the gradients and Adam; predictions afterwards, which need the moving
+statistics, too; and the augmentation with given numbers. Dropout is off, since its masks differ.
+What is right is what minicnn computes in NumPy, in float64.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from minicnn import load_data, mnist_cnn
+from minicnn.affine import affine_parameters
+from minicnn.augment import affine_transform
+from minicnn.recipe import RECIPES
+
+# Without dropout; with a learning rate at which the noise that Adam makes of a rounding, where a
+# gradient is near zero, stays below what is allowed; and so that moving statistics move.
+RECIPE = replace(RECIPES["seed"], dropout=0.0, learning_rate=2e-5, momentum=0.98)
+STEPS = 3
+# The largest difference in a probability, a pixel, or relative in a loss. The reduced precisions
+# must be within the first when they compute in float32 instead, and as they are within theirs.
+TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 0.1}
+
+
+class DifferentError(Exception):
+    """A contender computes another function; the message says where."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What every contender is given, and what must come out."""
+
+    weights: list  # of one net, in Keras's order
+    x: np.ndarray  # (B, 28, 28, 1) to predict, and to train on in each step
+    y: np.ndarray  # (B,)
+    drawn: np.ndarray  # (5, B): theta, tx, ty, zx, zy of the augmentation
+    expected: dict  # {what: array}
+
+
+def reference(batch=64):
+    """The Reference, on drawn digits, with weights away from where every bias is 0, gamma 1."""
+    (images, labels), _ = load_data("digits")
+    x = (images[:batch, ..., None] / 255).astype(np.float32)
+    y = labels[:batch].astype(np.int64)
+    exact = x.astype(np.float64)
+    weights = _weights(exact, y)
+    model = _exact_model(RECIPE.momentum)
+    model.set_weights([weight[None] for weight in weights])
+    exact = x.astype(np.float64)
+    expected = {"predictions": model.predict(exact)[0]}
+    batch_of_net, rate = (exact[None], y[None]), RECIPE.learning_rate
+    losses = [model.train_on_batch(*batch_of_net, rate)[0][0] for _ in range(STEPS)]
+    expected["losses"] = np.array(losses)
+    expected["predictions after training"] = model.predict(exact)[0]
+    drawn = affine_parameters(RECIPE.augment.bounds(28, 28), 0, 0, 0, batch)
+    expected["augmentation"] = affine_transform(x, *drawn)
+    return Reference(weights, x, y, drawn, expected)
+
+
+def _exact_model(momentum):
+    """The seed network in NumPy, in float64."""
+    dropout = RECIPE.dropout
+    return mnist_cnn(nets=1, device="numpy", dtype="float64", dropout=dropout, momentum=momentum)
+
+
+def _weights(x, y):
+    """Those of one net: all at random, but moving statistics that are near those of x."""
+    rng = np.random.default_rng(0)
+    model = _exact_model(momentum=0)
+
+    def vary(*kinds):
+        model.set_weights(
+            [
+                weight * rng.uniform(0.8, 1.2, weight.shape) + rng.uniform(0, 0.1, weight.shape)
+                if name.endswith(kinds)
+                else weight
+                for name, weight in zip(model.named_weights, model.get_weights(), strict=True)
+            ]
+        )
+
+    vary("bias", "gamma", "beta")
+    model.train_on_batch(x[None], y[None], 0)  # which only sets the moving statistics
+    vary("moving_mean", "moving_variance")
+    return [weight[0].astype(np.float32) for weight in model.get_weights()]
+
+
+def differences(training, given):
+    """{what: the largest difference} of a contender's Training to a Reference."""
+    training.take_weights(given.weights)
+    found = {"predictions": training.predict(given.x)}
+    losses = [training.train_on(given.x, given.y) for _ in range(STEPS)]
+    found["losses"] = np.stack(losses, axis=1)  # (nets, STEPS)
+    found["predictions after training"] = training.predict(given.x)
+    if training.warp:
+        found["augmentation"] = training.warp(given.x, *given.drawn)
+    largest = {}
+    for name, values in found.items():
+        expected = given.expected[name]
+        scale = expected if name == "losses" else 1
+        largest[name] = float(np.max(np.abs(values - expected) / scale))  # keeps NaN
+    return largest
+
+
+def check(contender, images, labels, given):
+    """The differences of a contender. Raises DifferentError where they are not small.
+
+    One with a reduced precision is checked in float32, too.
+    """
+    found = {}
+    for variant in dict.fromkeys([contender.exact, contender]):
+        training = variant.training(images, labels, RECIPE)
+        for name, difference in differences(training, given).items():
+            what = name if variant.precision == "float32" else f"{name}, {variant.precision}"
+            found[what] = difference
+            limit = TOLERANCE[variant.precision]
+            if not difference <= limit:
+                raise DifferentError(f"{what} differ by {difference:.1e}, expected {limit:g}")
+    return found

@@ -1,0 +1,271 @@
+"""python -m benchmarks.frameworks: the seed's training step and inference, beside the frameworks.
+
+PyTorch, Keras 3 with the notebook's own code, and JAX, whichever are installed, in the ways in
+which their users speed them up (contenders/). Batch 64; a training step draws and augments its
+batch. Each contender first proves that it computes the same function (equality.py), or it is
+refused. Then all take turns, round by round, each in processes of its own (crew.py).
+
+One net is trained, and images are predicted, by one process on all cores. An ensemble is trained in
+every split of the cores into processes and threads, or by one process that trains many nets
+together; each contender's best counts. On a GPU one process trains one net, or many together.
+
+Exit status: 0; 1 if a contender was refused; 2 for bad arguments.
+"""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from benchmarks import contenders, equality, timing
+from benchmarks.crew import JOBS, Crew, NotRunningError
+from minicnn import cuda, machine
+from minicnn.command import Parser, positive
+
+PROCESS_BYTES = 700 << 20  # that a process of a framework takes, about
+WHAT = "the seed network's training steps, augmentation included, and predictions; batch 64"
+
+
+class Comparison:
+    """Contenders that run here, on one split of the cores, and their measured rates.
+
+    What does not run is in `left_out`, what computes something else in `refused`: {name: why}.
+    """
+
+    def __init__(self, given, processes, threads, jobs, reference, seconds_to_start=None):
+        self.processes, self.threads, self.jobs = processes, threads, jobs
+        self.differences, self.left_out, self.refused = {}, {}, {}
+        self._crews, self._rates = {}, {}
+        free = machine.free_memory()
+        started = []
+        for contender in given:
+            if free is not None and free < processes * PROCESS_BYTES * (len(started) + 1):
+                self.left_out[contender.name] = f"too little memory for {processes} more processes"
+                continue
+            started.append(Crew(contender, processes, threads, jobs, reference=reference))
+        end = time.monotonic() + (seconds_to_start or 0)
+        for crew in started:
+            left = seconds_to_start and max(0.0, end - time.monotonic())
+            self._guarded(crew, self._prove, crew, left)
+
+    def _prove(self, crew, seconds):
+        self.differences[crew.contender.name] = crew.differences(seconds)
+        self._crews[crew.contender.name] = crew
+
+    def _guarded(self, crew, function, *arguments):
+        """Call a function; a crew that fails in it takes no further part."""
+        name = crew.contender.name
+        try:
+            function(*arguments)
+        except (NotRunningError, equality.DifferentError) as error:
+            refused = isinstance(error, equality.DifferentError)
+            (self.refused if refused else self.left_out)[name] = str(error)
+            print(f"{name}: {'refused' if refused else 'left out'}: {error}", file=sys.stderr)
+            self._crews.pop(name, None)
+            crew.close()
+
+    def take_turns(self, rounds, seconds):
+        """A generator: each round of each job has been measured when it yields."""
+        for job in self.jobs:
+            for crew in list(self._crews.values()):
+                self._guarded(crew, crew.warm_up, job, seconds)
+        for _ in range(rounds):
+            for job in self.jobs:
+                for crew in list(self._crews.values()):
+                    self._guarded(crew, self._measure, crew, job, seconds)
+            yield
+
+    def _measure(self, crew, job, seconds):
+        rates = self._rates.setdefault((crew.contender, job), [])
+        rates.append(crew.images_per_second(job, seconds))
+
+    def rows(self):
+        """A dict for each contender and job: median and spread of images a second."""
+        return [
+            {
+                "contender": contender.name,
+                "job": job,
+                "nets": contender.nets,
+                "precision": contender.precision,
+                "processes": self.processes,
+                "threads": self.threads,
+                **timing.spread("images_per_second", rates),
+            }
+            for (contender, job), rates in self._rates.items()
+            if rates
+        ]
+
+    def close(self):
+        """End all processes."""
+        for crew in self._crews.values():
+            crew.close()
+        self._crews.clear()
+
+
+def plan_of(device, nets, cores):
+    """[(contenders, processes, threads, jobs)]: what is compared with what."""
+    if device == "cuda":
+        return [(contenders.on_cuda(nets), 1, cores, JOBS)]
+    given, plan = contenders.on_cpu(nets), []
+    for processes in range(1, cores + 1):
+        if cores % processes == 0:
+            # Predictions are one process's; nets that are trained together are, too.
+            alone = processes == 1
+            kept = [contender for contender in given if alone or contender.nets == 1]
+            plan.append((kept, processes, cores // processes, JOBS if alone else JOBS[:1]))
+    return plan
+
+
+def measure(plan, device, rounds, seconds, seconds_to_start=None):
+    """A generator of the result, as it is written: it yields one after each round, the last is all.
+
+    Contenders whose packages are missing are left out and named.
+    """
+    result = {
+        "what": WHAT,
+        "rates": [],
+        "differences": {},
+        "tolerance": equality.TOLERANCE,
+        "refused": {},
+        "left_out": {},
+        "machine": timing.machine(device),
+        "versions": timing.versions(*_PACKAGES),
+    }
+    reference = equality.reference()
+    for given, processes, threads, jobs in plan:
+        present = []
+        for contender in given:
+            if contender.missing:
+                missing = ", ".join(contender.missing)
+                result["left_out"][contender.name] = f"not installed: {missing}"
+            elif contender.name not in result["refused"]:
+                present.append(contender)
+        comparison = Comparison(present, processes, threads, jobs, reference, seconds_to_start)
+        before = list(result["rates"])
+        try:
+            for _ in comparison.take_turns(rounds, seconds):
+                result["rates"] = before + comparison.rows()
+                for name in ("differences", "refused", "left_out"):
+                    result[name] |= getattr(comparison, name)
+                yield result
+        finally:
+            comparison.close()
+
+
+_PACKAGES = "torch", "keras", "jax", "scipy", "cupy-cuda12x", "cupy-cuda13x"
+
+
+# ---- what the rates say --------------------------------------------------------------------------
+
+
+def best(rates, job, **asked):
+    """{contender: its row with the highest rate} of a job, among those that are as asked."""
+    found = {}
+    for row in rates:
+        if row["job"] == job and all(row[name] == value for name, value in asked.items()):
+            known = found.get(row["contender"])
+            if known is None or row["images_per_second"] > known["images_per_second"]:
+                found[row["contender"]] = row
+    return found
+
+
+def is_ours(row):
+    """Whether a row is one of minicnn's contenders."""
+    return row["contender"].startswith("minicnn")
+
+
+def ratio(rows):
+    """Our best median by the frameworks' best, in full or reduced precision; None without both."""
+    ours, theirs = (
+        max((row["images_per_second"] for row in rows if is_ours(row) == of_us), default=None)
+        for of_us in (True, False)
+    )
+    return ours / theirs if ours and theirs else None
+
+
+def ranking(rates):
+    """The contenders, the fastest first: in training one net, or many if that is all they do."""
+    rows = best(rates, "train") | best(rates, "train", nets=1, processes=1)
+    return sorted(rows, key=lambda name: -rows[name]["images_per_second"])
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def show(result):
+    """Print the rates, the fastest contender first."""
+    rates = result["rates"]
+    one, many = best(rates, "train", nets=1, processes=1), best(rates, "train")
+    infer = best(rates, "infer")
+    print(f"{'images a second':<36}{'one net':>9}{'ensemble':>10}{'split':>8}{'inference':>11}")
+    for name in ranking(rates):
+        cells = [f"{name:<36}"]
+        for rows, width in ((one, 9), (many, 10), (infer, 11)):
+            rate = f"{rows[name]['images_per_second']:,.0f}" if name in rows else ""
+            cells.append(f"{rate:>{width}}")
+        row = many[name]
+        cells.insert(3, f"{row['processes']} x {row['threads']:<2}".rjust(8))
+        print("".join(cells))
+    for what in ("refused", "left_out"):
+        for name, why in result[what].items():
+            print(f"{what.replace('_', ' ')}: {name}: {why}")
+    for what, rows in (("one net", one), ("ensemble", many), ("inference", infer)):
+        found = ratio(rows.values())
+        if found:
+            print(f"{what}: the fastest minicnn is {found:.2f} times the fastest framework")
+
+
+def main(argv=None, plan=None):
+    """Run the command; returns its exit status."""
+    parser = Parser(prog="benchmarks.frameworks", description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--only", nargs="+", metavar="TEXT", help="contenders with one of these in their names"
+    )
+    parser.add_argument(
+        "--nets", type=positive, metavar="N", default=15, help="trained together (default: 15)"
+    )
+    parser.add_argument("--rounds", type=positive, metavar="N", help="default: 7; quick: 2")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="of a contender in a round (2; quick: 0.3)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one split of the cores, and only contenders that are ready soon: under a minute; "
+        "a file is written only where --out is given",
+    )
+    parser.add_argument("--out", metavar="FILE", help="default: in benchmarks/results")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cuda" and cuda.problem():
+        parser.error(f"argument --device: {cuda.problem()}")
+    plan = plan or plan_of(arguments.device, arguments.nets, machine.cores())
+    if arguments.quick:
+        plan = plan[:1]
+    plan = [(_chosen(arguments, given), *rest) for given, *rest in plan]
+    if not any(given for given, *_ in plan):
+        parser.error(f"argument --only: no contender's name has {' or '.join(arguments.only)}")
+    rounds = arguments.rounds or (2 if arguments.quick else 7)
+    seconds = arguments.seconds or (0.3 if arguments.quick else 2)
+    with tqdm(total=rounds * len(plan), desc="rounds", file=sys.stderr) as progress:
+        for found in measure(plan, arguments.device, rounds, seconds):
+            result = found
+            progress.update()
+    show(result)
+    if arguments.out or not arguments.quick:
+        timing.write(f"frameworks-{arguments.device}", result, arguments.out)
+    return int(bool(result["refused"]))
+
+
+def _chosen(arguments, given):
+    """The contenders that were asked for."""
+    return [
+        contender
+        for contender in given
+        if not (arguments.quick and contender.slow_to_start)
+        and any(text in contender.name for text in arguments.only or [""])
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
