@@ -11,6 +11,8 @@ import os
 import signal
 import time
 
+import numpy as np
+
 from benchmarks import equality
 from minicnn import load_data, machine
 from minicnn.command import one_line
@@ -25,15 +27,16 @@ class NotRunningError(Exception):
 
 
 class Crew:
-    """`processes` processes of a contender, with `threads` threads each: they begin to start.
+    """`processes` processes of a contender, with `threads` threads each, which do `jobs`.
 
-    They do `jobs`. With a Reference the first of them proves that it computes the same function.
+    They import their framework, and wait for `begin`. With a Reference the first of them proves
+    that it computes the same function.
     """
 
     def __init__(self, contender, processes, threads, jobs=JOBS, recipe=RECIPE, reference=None):
         context = multiprocessing.get_context("spawn")
         self.contender = contender
-        self._pipes, self._processes = [], []
+        self._pipes, self._processes, self._ready = [], [], False
         for i in range(processes):
             ours, theirs = context.Pipe()
             arguments = theirs, contender, threads, jobs, recipe, None if i else reference
@@ -44,8 +47,14 @@ class Crew:
             self._pipes.append(ours)
             self._processes.append(process)
 
+    def begin(self):
+        """Let the processes make what they need, and do each job once."""
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):  # it has failed: `differences` finds out how
+                pipe.send("begin")
+
     def differences(self, seconds=None):
-        """Wait until all are ready; the differences to the Reference.
+        """Wait, after `begin`, until all are ready; the differences to the Reference.
 
         Raises NotRunningError where one is not ready within so many seconds, or has failed, and
         equality.DifferentError where it computes something else.
@@ -57,6 +66,7 @@ class Crew:
             if not pipe.poll(left):
                 raise NotRunningError(f"not ready after {seconds:.0f} s")
             found.append(self._receive(pipe))
+        self._ready = True
         return found[0]
 
     def warm_up(self, job, seconds):
@@ -76,7 +86,7 @@ class Crew:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join(2)
+            process.join(10 if self._ready else 0)
             if process.is_alive():  # still compiling, or stuck
                 process.kill()
                 process.join()
@@ -131,6 +141,8 @@ def _serve(pipe, contender, threads, jobs, recipe, reference):
     try:
         machine.use_cores(threads)
         (images, labels), _ = load_data("digits")
+        contender.load()
+        pipe.recv()  # "begin"
         found = reference and equality.check(contender, images, labels, reference)
         member = _Member(contender, images, labels, jobs, recipe)
         pipe.send(found)
@@ -152,8 +164,13 @@ class _Member:
         self._training = contender.training(images, labels, recipe)
         self._images = contender.nets * recipe.batch_size  # of a step
         self._chunks = {}  # of each job: steps between two looks at the clock
+        x = (images[:4, ..., None] / 255).astype("float32")
+        before = self._training.predict(x)
         for job in jobs:  # once, for buffers and compiled code
             getattr(self._training, job)(self._training.stride)
+        after = self._training.predict(x)
+        if not np.isfinite(after).all() or ("train" in jobs and np.array_equal(before, after)):
+            raise FloatingPointError("training made its predictions infinite, or did not move them")
 
     def warm_up(self, job, seconds):
         """Find out how many steps are an eighth of a round."""

@@ -43,13 +43,21 @@ class Comparison:
                 self.left_out[contender.name] = f"too little memory for {processes} more processes"
                 continue
             started.append(Crew(contender, processes, threads, jobs, reference=reference))
-        end = time.monotonic() + (seconds_to_start or 0)
+        # On a GPU one after the other, what takes long last: libraries find out there which of
+        # their algorithms are fast, and must not be disturbed.
+        started.sort(key=lambda crew: crew.contender.slow_to_start)
+        together = [crew for crew in started if crew.contender.device != "cuda"]
+        for crew in together:
+            crew.begin()
+        end = None if seconds_to_start is None else time.monotonic() + seconds_to_start
         for crew in started:
-            left = seconds_to_start and max(0.0, end - time.monotonic())
-            self._guarded(crew, self._prove, crew, left)
+            self._guarded(crew, self._prove, crew, crew in together, end)
 
-    def _prove(self, crew, seconds):
-        self.differences[crew.contender.name] = crew.differences(seconds)
+    def _prove(self, crew, has_begun, end):
+        if not has_begun:
+            crew.begin()
+        left = None if end is None else max(0.0, end - time.monotonic())
+        self.differences[crew.contender.name] = crew.differences(left)
         self._crews[crew.contender.name] = crew
 
     def _guarded(self, crew, function, *arguments):

@@ -11,9 +11,10 @@ def frameworks(run):
     [(given, _, _, jobs)] = plan
     rounds = run.sizes.rounds
     turns = len(given) * len(jobs) * (rounds + 2)  # warming up takes about two rounds
-    # Most of the time is for starting. What is not ready by then is left out, and named.
+    # A third of the time is for measuring at most, and a fifth is kept for turns that take longer
+    # and for ending processes. What is not ready when the rest has passed is left out, and named.
     seconds = min(run.sizes.seconds / 2, run.left / 3 / turns)
-    to_start = run.left - turns * seconds - 10
+    to_start = 0.8 * run.left - turns * seconds
     for result in comparison.measure(plan, "cuda", rounds, seconds, to_start):
         yield {**result, "headline": in_words(result["rates"])}
     if result["refused"]:

@@ -104,6 +104,7 @@ def draw_frameworks(path, rows):
                 color=["#0077BB" if is_ours(row) else "#BBBBBB" for _, row in shown],
             )
             axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.locator_params(axis="x", nbins=4)  # for numbers of seven digits
             axes.tick_params(axis="x", labelsize=8)
             axes.set_xlabel("images a second")
             axes.set_title(title, loc="left", fontsize=10)

@@ -43,6 +43,7 @@ def measure(device, asked, rounds, seconds):
             contender = Contender("minicnn", "minicnn_net", device, nets)
             recipe = replace(RECIPE, batch_size=batch)
             crews[size] = Crew(contender, 1, cores, jobs=("train",), recipe=recipe)
+            crews[size].begin()
             crews[size].differences()  # waits until it is ready
             crews[size].warm_up("train", seconds)
         rates = {size: [] for size in crews}

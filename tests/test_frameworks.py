@@ -89,6 +89,7 @@ def test_contenders_that_are_installed_pass(contender, monkeypatch):
     for name, value in contender.environment(2).items():
         monkeypatch.setenv(name, value)
     member = Crew(contender, 1, 1, jobs=(), reference=equality.reference())
+    member.begin()
     try:
         differences = member.differences()
     finally:
@@ -123,6 +124,7 @@ def test_wrong_padding_is_refused_in_pytorch(digits, reference, monkeypatch):
 
 def test_a_crew_trains_and_predicts(reference):
     member = Crew(NUMPY, 1, 1, reference=reference)
+    member.begin()
     try:
         assert member.differences(120)["predictions"] < 1e-4
         for job in crew.JOBS:
@@ -149,6 +151,7 @@ def test_processes_have_cores_and_variables_of_their_own():
 def test_what_does_not_run_says_why():
     broken = Contender("broken", "torch_net", device="nowhere")
     member = Crew(broken, 1, 1)
+    member.begin()
     with pytest.raises(NotRunningError, match="Error: "):
         member.differences(120)
     member.close()
@@ -173,6 +176,9 @@ class FakeCrew:
 
     def __init__(self, contender, processes, threads, jobs, reference):
         self.contender, self.rate = contender, 100 * processes * contender.nets
+
+    def begin(self):
+        FakeCrew.calls.append((self.contender.name, "begin"))
 
     def differences(self, seconds):
         if "wrong" in self.contender.name:
@@ -208,7 +214,9 @@ def test_contenders_take_turns_and_each_round_is_told(fake):
     rounds = [len(result["rates"][0:1]) for result in frameworks.measure(plan, "cpu", 3, 0)]
     assert rounds == [1, 1, 1]
     turn = [(name, job) for job in ("train", "infer") for name in ("minicnn cpu", "PyTorch")]
-    assert FakeCrew.calls == 3 * turn + [("minicnn cpu", "close"), ("PyTorch", "close")]
+    both = "minicnn cpu", "PyTorch"
+    begun, closed = ([(name, what) for name in both] for what in ("begin", "close"))
+    assert FakeCrew.calls == begun + 3 * turn + closed
 
 
 def test_who_is_refused_or_fails_is_named_and_not_measured(fake, capsys):
@@ -224,6 +232,31 @@ def test_who_is_refused_or_fails_is_named_and_not_measured(fake, capsys):
     assert "no_such_backend" in result["left_out"]["elsewhere"]
     assert FakeCrew.calls.count(("wrong", "close")) == 1  # and it is not started again
     assert "wrong: refused: losses differ" in capsys.readouterr().err
+
+
+def test_on_a_gpu_they_start_one_after_the_other_the_slow_ones_last(fake, monkeypatch):
+    monkeypatch.setattr(
+        FakeCrew, "differences", lambda self, _: FakeCrew.calls.append((self.contender.name, "ok"))
+    )
+    slow, fast, soon = named("slow", "fast", "soon")
+    given = [replace(slow, compiled=True, device="cuda"), replace(fast, device="cuda")]
+    frameworks.Comparison([*given, soon], 1, 2, (), None)
+    assert FakeCrew.calls == [
+        ("soon", "begin"),
+        ("fast", "begin"),
+        ("fast", "ok"),
+        ("soon", "ok"),
+        ("slow", "begin"),
+        ("slow", "ok"),
+    ]
+
+
+def test_training_that_moves_nothing_is_left_out(monkeypatch, digits):
+    frozen = Altered(digits)
+    frozen.stride, frozen.train = 1, lambda steps: None
+    monkeypatch.setattr(Contender, "training", lambda *_: frozen)
+    with pytest.raises(FloatingPointError, match="did not move"):
+        crew._Member(NUMPY, *digits, ("train",), crew.RECIPE)
 
 
 def test_splits_of_the_cores():

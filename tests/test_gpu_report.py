@@ -3,12 +3,14 @@
 import json
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import gpu_frameworks, gpu_parts, gpu_report, launches, timing
+from benchmarks import equality, gpu_frameworks, gpu_parts, gpu_report, launches, timing
+from benchmarks.contenders import Contender
 from benchmarks.gpu_parts import Failed, LeftOut
 from benchmarks.gpu_report import Part
 from minicnn import cuda, native
@@ -340,6 +342,26 @@ def test_the_comparison_is_in_the_report(refused, tmp_path, monkeypatch):
     assert 0 < to_start < 150 - len(contenders) * 2 * rounds * seconds
 
 
+def test_a_comparison_without_minicnn_fails(tmp_path, monkeypatch):
+    left_out = {"minicnn tf32": "not ready after 9 s"}
+    nothing = {"rates": [], "refused": {}, "left_out": left_out}
+    monkeypatch.setattr(gpu_frameworks.comparison, "measure", lambda *_: iter([nothing]))
+    part = Part(gpu_report.frameworks, 150, 45)
+    entry = gpu_report.in_this_process("frameworks", part, options(tmp_path), 150)
+    assert entry["why"] == "Failed: no contender of minicnn's was measured"
+    assert entry["results"]["left_out"] == left_out
+
+
+@pytest.mark.parametrize("seconds", [45, 150, 500])
+def test_the_comparison_has_time_to_start_and_to_measure(seconds, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(gpu_frameworks.comparison, "measure", lambda *a: given.append(a) or rates())
+    list(gpu_report.frameworks(gpu_parts.Run(options(tmp_path, device="cuda"), seconds)))
+    [([(contenders, _, _, jobs)], _, rounds, of_a_round, to_start)] = given
+    assert 0 < of_a_round <= gpu_parts.QUICK.seconds
+    assert seconds / 3 < to_start < seconds - len(contenders) * len(jobs) * rounds * of_a_round
+
+
 def test_the_comparison_in_words_without_a_framework():
     [first, _] = rates()
     assert gpu_frameworks.in_words(first["rates"]) == "images a second: minicnn tf32 3,000"
@@ -348,14 +370,15 @@ def test_the_comparison_in_words_without_a_framework():
 def test_plots_are_drawn_of_what_was_found(tmp_path):
     pytest.importorskip("matplotlib")
     spread = {"lowest": 1.0, "highest": 3.0}
+    measured = list(rates())[-1]["rates"]
     rows = {
         "kernels": ("launches", [{"kernel": "adam", "layer": "", "seconds": 1e-5}]),
         "step": ("steps", [{"precision": "tf32", "nets": 1, "captured": True, "seconds": 2.0}]),
-        "frameworks": ("rates", next(rates())["rates"]),
+        "frameworks": ("rates", measured + [{**row, "job": "infer"} for row in measured]),
     }
     (tmp_path / "parts").mkdir()
-    for part, (key, [row]) in rows.items():
-        entry = {"results": {key: [{**spread, "memory_seconds": 5e-6, **row}]}}
+    for part, (key, found) in rows.items():
+        entry = {"results": {key: [{**spread, "memory_seconds": 5e-6, **row} for row in found]}}
         (tmp_path / "parts" / f"{part}.json").write_text(json.dumps(entry))
     part = Part(gpu_report.plots, 60, 1)
     entry = gpu_report.in_this_process("plots", part, options(tmp_path), 60)
@@ -392,3 +415,20 @@ def test_the_step_is_timed_and_trained_on_the_emulator(tmp_path):
     assert all(row["lowest"] <= row["seconds"] <= row["highest"] for row in step["steps"])
     assert (tmp_path / "run" / "summary.json").exists()
     assert 0 <= train["ensemble_test_accuracy"] <= 1
+
+
+# ---- PyTorch -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("nets", "precision"), [(2, "float32"), (1, "bfloat16"), (2, "bfloat16")])
+def test_pytorchs_contenders_of_a_gpu_compute_the_same_function(nets, precision):
+    pytest.importorskip("torch")
+    contender = Contender("PyTorch", "torch_net", nets=nets, precision=precision)
+    images, labels = gpu_parts.some_digits(64)
+    found = equality.check(contender, images, labels, equality.reference(batch=16))
+    assert found["losses"] < equality.TOLERANCE["float32"]
+    assert ("losses, bfloat16" in found) == (precision == "bfloat16")
+    training = contender.training(images, labels, replace(equality.RECIPE, batch_size=8))
+    training.train(2)
+    training.infer(2)
+    assert np.isfinite(training.predict(images[:4, ..., None].astype(np.float32) / 255)).all()

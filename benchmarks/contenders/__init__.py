@@ -70,10 +70,13 @@ class Contender:
         }
         return found if self.device == "cuda" else {**found, "CUDA_VISIBLE_DEVICES": ""}
 
+    def load(self):
+        """Import its framework; the module here that uses it."""
+        return importlib.import_module(f"{__name__}.{self.framework}")
+
     def training(self, images, labels, recipe):
         """Its Training."""
-        module = importlib.import_module(f"{__name__}.{self.framework}")
-        return module.Training(self, images, labels, recipe)
+        return self.load().Training(self, images, labels, recipe)
 
 
 def on_cpu(nets):
