@@ -1,6 +1,7 @@
 """The notebook in Keras 3, with PyTorch or JAX behind it: its layers, its generator, its `fit`.
 
-ImageDataGenerator is no longer in Keras's public part, but still comes with it.
+ImageDataGenerator is no longer in Keras's public part, but still comes with it. It augments on the
+host, and `fit` and `predict` take their images from there.
 """
 
 import importlib
