@@ -309,7 +309,6 @@ def test_the_best_split_counts():
     assert frameworks.ratio(best.values()) == 0.8  # where minicnn loses, this says so
     assert frameworks.ratio([RATES[0]]) is None
     assert frameworks.ranking(RATES) == ["PyTorch by vmap", "minicnn cpu", "PyTorch", "JAX"]
-    assert frameworks.ranking([*RATES[:-2], row("JAX", 250)]) == ["minicnn cpu", "JAX", "PyTorch"]
 
 
 # ---- the commands --------------------------------------------------------------------------------
