@@ -20,7 +20,7 @@ from tqdm import tqdm
 from benchmarks import contenders, equality, timing
 from benchmarks.crew import JOBS, Crew, NotRunningError
 from minicnn import cuda, machine
-from minicnn.command import Parser, positive
+from minicnn.command import Parser, positive, positive_number
 
 PROCESS_BYTES = 700 << 20  # that a process of a framework takes, about
 WHAT = "the seed network's training steps, augmentation included, and predictions; batch 64"
@@ -235,7 +235,10 @@ def main(argv=None, plan=None):
     )
     parser.add_argument("--rounds", type=positive, metavar="N", help="default: 7; quick: 2")
     parser.add_argument(
-        "--seconds", type=float, metavar="S", help="of a contender in a round (2; quick: 0.3)"
+        "--seconds",
+        type=positive_number,
+        metavar="S",
+        help="of a contender in a round (2; quick: 0.3)",
     )
     parser.add_argument(
         "--quick",

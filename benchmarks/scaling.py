@@ -14,7 +14,7 @@ from benchmarks import timing
 from benchmarks.contenders import Contender
 from benchmarks.crew import RECIPE, Crew, NotRunningError
 from minicnn import cuda, machine
-from minicnn.command import Parser, positive
+from minicnn.command import Parser, positive, positive_number
 
 BATCHES = [2**k for k in range(10)]
 NETS = 1, 2, 4, 8, 15, 30
@@ -72,7 +72,10 @@ def main(argv=None):
     )
     parser.add_argument("--rounds", type=positive, metavar="N", help="default: 7; quick: 1")
     parser.add_argument(
-        "--seconds", type=float, metavar="S", help="of a size in a round (0.5; quick: 0.1)"
+        "--seconds",
+        type=positive_number,
+        metavar="S",
+        help="of a size in a round (0.5; quick: 0.1)",
     )
     parser.add_argument(
         "--quick",

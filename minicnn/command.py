@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -35,6 +36,14 @@ def positive(text):
     value = _convert(int, text, "a positive integer")
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {text}, expected a positive integer")
+    return value
+
+
+def positive_number(text):
+    """An argument's value as a finite float above 0."""
+    value = _convert(float, text, "a positive number")
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a positive number")
     return value
 
 

@@ -344,6 +344,17 @@ def test_nobody_to_measure_is_an_error(capsys):
     )
 
 
+@pytest.mark.parametrize("command", [frameworks, scaling])
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_a_round_takes_some_time(command, seconds, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--seconds", seconds])
+    assert stopped.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "argument --seconds: got " in line
+    assert line.endswith(", expected a positive number")
+
+
 def test_the_quick_scaling_runs(tmp_path, capsys):
     out = tmp_path / "result.json"
     scaling.main(["--quick", "--device", "numpy", "--out", str(out)])
