@@ -20,6 +20,7 @@ from minicnn.recipe import RECIPES
 
 RECIPE = RECIPES["seed"]
 JOBS = "train", "infer"
+SECONDS_TO_ANSWER = 600  # far more than a round takes: what is silent for so long hangs
 
 
 class NotRunningError(Exception):
@@ -59,11 +60,11 @@ class Crew:
         Raises NotRunningError where one is not ready within so many seconds, or has failed, and
         equality.DifferentError where it computes something else.
         """
-        end = None if seconds is None else time.monotonic() + seconds
+        seconds = SECONDS_TO_ANSWER if seconds is None else seconds
+        end = time.monotonic() + seconds
         found = []
         for pipe in self._pipes:
-            left = None if end is None else max(0.0, end - time.monotonic())
-            if not pipe.poll(left):
+            if not pipe.poll(max(0.0, end - time.monotonic())):
                 raise NotRunningError(f"not ready after {seconds:.0f} s")
             found.append(self._receive(pipe))
         self._ready = True
@@ -103,6 +104,8 @@ class Crew:
     def _receive(pipe):
         """An answer; what went wrong over there is raised here."""
         try:
+            if not pipe.poll(SECONDS_TO_ANSWER):
+                raise NotRunningError(f"no answer within {SECONDS_TO_ANSWER} s")
             answer = pipe.recv()
         except (EOFError, OSError):
             raise NotRunningError("its process ended") from None
@@ -152,9 +155,14 @@ def _serve(pipe, contender, threads, jobs, recipe, reference):
     except EOFError:
         pass
     except equality.DifferentError as error:
-        pipe.send(error)
+        _send(pipe, error)
     except Exception as error:  # whatever a framework makes of it: its contender is left out
-        pipe.send(NotRunningError(f"{type(error).__name__}: {one_line(error)}"[:500]))
+        _send(pipe, NotRunningError(f"{type(error).__name__}: {one_line(error)}"[:500]))
+
+
+def _send(pipe, error):
+    with contextlib.suppress(OSError):  # nobody may be listening any more
+        pipe.send(error)
 
 
 class _Member:
@@ -164,7 +172,7 @@ class _Member:
         self._training = contender.training(images, labels, recipe)
         self._images = contender.nets * recipe.batch_size  # of a step
         self._chunks = {}  # of each job: steps between two looks at the clock
-        x = (images[:4, ..., None] / 255).astype("float32")
+        x = (images[: recipe.batch_size, ..., None] / 255).astype("float32")
         before = self._training.predict(x)
         for job in jobs:  # once, for buffers and compiled code
             getattr(self._training, job)(self._training.stride)

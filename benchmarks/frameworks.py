@@ -67,7 +67,10 @@ class Comparison:
             function(*arguments)
         except (NotRunningError, equality.DifferentError) as error:
             refused = isinstance(error, equality.DifferentError)
-            (self.refused if refused else self.left_out)[name] = str(error)
+            if refused:
+                self.refused[name] = str(error)
+            else:
+                self.left_out[name] = f"{error} ({self.processes} x {self.threads})"
             print(f"{name}: {'refused' if refused else 'left out'}: {error}", file=sys.stderr)
             self._crews.pop(name, None)
             crew.close()
@@ -152,9 +155,10 @@ def measure(plan, device, rounds, seconds, seconds_to_start=None):
         before = list(result["rates"])
         try:
             for _ in comparison.take_turns(rounds, seconds):
-                result["rates"] = before + comparison.rows()
                 for name in ("differences", "refused", "left_out"):
                     result[name] |= getattr(comparison, name)
+                rates = before + comparison.rows()
+                result["rates"] = [r for r in rates if r["contender"] not in result["refused"]]
                 yield result
         finally:
             comparison.close()

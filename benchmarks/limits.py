@@ -104,7 +104,8 @@ def _measure_gpu(work):
         found = gpu_gemm(precision, work.rounds, work.seconds)
         if "problem" in found:
             print(f"products in {precision}: {one_line(found['problem'])}", file=sys.stderr)
-        flops = [2 * found["side"] ** 3 / seconds for seconds in found.get("times", ())]
+            found = {"side": 0, "times": ()}
+        flops = [2 * found["side"] ** 3 / seconds for seconds in found["times"]]
         rates[f"{prefix}gemm_flops_per_second"] = flops
     return rates
 
@@ -122,21 +123,24 @@ def gpu_gemm(precision, rounds, seconds, timeout=120):
     """{"library", "side", "times"} of products of large matrices, or {"problem"}.
 
     cuBLAS multiplies in a process of its own, since CuPy reads its setting once. precision:
-    "float32" or "tf32". Raises subprocess.TimeoutExpired after `timeout` seconds.
+    "float32" or "tf32". It has `timeout` seconds.
     """
     code = (
         "import json; from benchmarks import limits; "
         f"print(json.dumps(limits.time_gpu_gemm({precision!r}, {rounds}, {seconds})))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=_ROOT,
-        env={**os.environ, "CUPY_TF32": str(int(precision == "tf32"))},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=_ROOT,
+            env={**os.environ, "CUPY_TF32": str(int(precision == "tf32"))},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"problem": f"no answer within {timeout:.0f} s"}
     if result.returncode:
         return {"problem": result.stderr.strip()[-2000:]}
     return json.loads(result.stdout.splitlines()[-1])

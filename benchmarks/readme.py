@@ -29,7 +29,7 @@ def speed():
         cells.insert(2, _split(ensemble[name]))
         lines.append(f"| {' | '.join([name, *cells])} |")
     shown = [f"{name} ({why})" for name, why in (result["refused"] | result["left_out"]).items()]
-    lines += ["", f"Not measured: {'; '.join(shown)}."] if shown else []
+    lines += ["", f"Not measured, or not in every split: {'; '.join(shown)}."] if shown else []
     rounds = {row["rounds"] for row in rates}
     lines += [
         "",

@@ -147,7 +147,7 @@ def _processor():
                 return line.split(":", 1)[1].strip()
     except OSError:
         pass
-    return platform.processor()
+    return platform.processor() or platform.machine()
 
 
 def _memory_gib():

@@ -71,8 +71,9 @@ def test_every_result_says_on_what_it_was_measured():
     for file in files:
         result = json.loads(file.read_text())
         where = result["machine"]
+        name = where.get("gpu") or where["processor"]
         assert where["date"] in file.name
-        assert where["processor"].split()[0].lower().removesuffix("(r)") in file.name
+        assert name.split()[0].lower().removesuffix("(r)") in file.name
         assert timing.in_words(result).count(result["versions"]["minicnn"])
 
 

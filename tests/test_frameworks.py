@@ -211,8 +211,8 @@ def named(*names):
 
 def test_contenders_take_turns_and_each_round_is_told(fake):
     plan = [(named("minicnn cpu", "PyTorch"), 1, 2, ("train", "infer"))]
-    rounds = [len(result["rates"][0:1]) for result in frameworks.measure(plan, "cpu", 3, 0)]
-    assert rounds == [1, 1, 1]
+    rounds = [result["rates"][0]["rounds"] for result in frameworks.measure(plan, "cpu", 3, 0)]
+    assert rounds == [1, 2, 3]
     turn = [(name, job) for job in ("train", "infer") for name in ("minicnn cpu", "PyTorch")]
     both = "minicnn cpu", "PyTorch"
     begun, closed = ([(name, what) for name in both] for what in ("begin", "close"))
@@ -228,7 +228,7 @@ def test_who_is_refused_or_fails_is_named_and_not_measured(fake, capsys):
     assert [row["processes"] for row in result["rates"]] == [1, 2]
     assert result["rates"][1]["images_per_second"] == 201.5
     assert result["refused"] == {"wrong": "losses differ by 9.0e-01, expected 0.001"}
-    assert result["left_out"]["weak"] == "its process ended"
+    assert result["left_out"]["weak"] == "its process ended (2 x 1)"
     assert "no_such_backend" in result["left_out"]["elsewhere"]
     assert FakeCrew.calls.count(("wrong", "close")) == 1  # and it is not started again
     assert "wrong: refused: losses differ" in capsys.readouterr().err

@@ -17,6 +17,8 @@ import importlib
 import importlib.util
 from dataclasses import dataclass, replace
 
+_THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -47,8 +49,8 @@ class Contender:
 
     @property
     def slow_to_start(self):
-        """Whether it compiles for long, is checked twice, or takes seconds for a step."""
-        return self.compiled or self.scan or self.nets > 1 or self != self.exact
+        """Whether it compiles for long, takes seconds for a step, or is one more way of many."""
+        return self.compiled or self.scan or self.nets > 1 or self.precision == "bfloat16"
 
     @property
     def exact(self):
@@ -63,7 +65,7 @@ class Contender:
             # PyTorch is a quarter faster, and is measured so; and so are all.
             "MALLOC_TRIM_THRESHOLD_": "2000000000",
             "MALLOC_MMAP_THRESHOLD_": "2000000000",
-            "OMP_NUM_THREADS": str(threads),
+            **dict.fromkeys(_THREADS, str(threads)),
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # contenders share the GPU's memory
             "KERAS_BACKEND": self.backend or "",
             "JAX_PLATFORMS": "cuda" if self.device == "cuda" else "cpu",

@@ -22,7 +22,9 @@ class Training:
         # A call of fit or predict takes as long to begin as some steps on a GPU.
         self.stride = 20 if contender.device == "cuda" else 1
         self.recipe, self.clock = recipe, WallClock()
-        x, y = (images[..., None] / 255).astype(np.float32), keras.utils.to_categorical(labels, 10)
+        whole = len(images) // recipe.batch_size * recipe.batch_size  # or an epoch's last is short
+        x = (images[:whole, ..., None] / 255).astype(np.float32)
+        y = keras.utils.to_categorical(labels[:whole], 10)
         self.ready = x[: recipe.batch_size]
         self.model = network(recipe)
         optimizer = keras.optimizers.Adam(recipe.learning_rate)
@@ -61,8 +63,11 @@ class Training:
         )
 
     def train(self, steps):
-        """So many steps of an epoch."""
-        self.model.fit(self.batches, steps_per_epoch=steps, epochs=1, verbose=0)
+        """So many steps, of one epoch or more: `fit` ends where the batches do."""
+        while steps:
+            now = min(steps, len(self.batches))
+            self.model.fit(self.batches, steps_per_epoch=now, epochs=1, verbose=0)
+            steps -= now
 
     def infer(self, batches):
         """Probabilities of so many batches."""

@@ -18,7 +18,10 @@ _WARM_UP = 3  # calls before a graph is captured
 
 
 class Net(nn.Module):
-    """The notebook's network. Batch norm after ReLU, epsilon 1e-3; padding as TensorFlow has it."""
+    """The notebook's network. Batch norm after ReLU, epsilon 1e-3; padding as TensorFlow has it.
+
+    The running variance is PyTorch's own, n / (n - 1) times Keras's: 1.6 % more where n is least.
+    """
 
     padding = 1, 2  # of the strided convolutions' rows and columns, before and after
 
