@@ -181,6 +181,15 @@ def best(rates, job, **asked):
     return found
 
 
+def compared(rates):
+    """{what: {contender: its best row}} of the three things that are compared."""
+    return {
+        "training one net": best(rates, "train", nets=1, processes=1),
+        "training an ensemble": best(rates, "train"),
+        "inference": best(rates, "infer"),
+    }
+
+
 def is_ours(row):
     """Whether a row is one of minicnn's contenders."""
     return row["contender"].startswith("minicnn")
@@ -207,8 +216,8 @@ def ranking(rates):
 def show(result):
     """Print the rates, the fastest contender first."""
     rates = result["rates"]
-    one, many = best(rates, "train", nets=1, processes=1), best(rates, "train")
-    infer = best(rates, "infer")
+    found = compared(rates)
+    one, many, infer = found.values()
     print(f"{'images a second':<36}{'one net':>9}{'ensemble':>10}{'split':>8}{'inference':>11}")
     for name in ranking(rates):
         cells = [f"{name:<36}"]
@@ -221,10 +230,10 @@ def show(result):
     for what in ("refused", "left_out"):
         for name, why in result[what].items():
             print(f"{what.replace('_', ' ')}: {name}: {why}")
-    for what, rows in (("one net", one), ("ensemble", many), ("inference", infer)):
-        found = ratio(rows.values())
-        if found:
-            print(f"{what}: the fastest minicnn is {found:.2f} times the fastest framework")
+    for what, rows in found.items():
+        times = ratio(rows.values())
+        if times:
+            print(f"{what}: the fastest minicnn is {times:.2f} times the fastest framework")
 
 
 def main(argv=None, plan=None):

@@ -28,11 +28,7 @@ def draw_frameworks(folder):
     result = timing.newest("frameworks-cpu")
     rates = result["rates"]
     order = frameworks.ranking(rates)[::-1]
-    panels = {
-        "Training one net": frameworks.best(rates, "train", nets=1, processes=1),
-        "Training an ensemble": frameworks.best(rates, "train"),
-        "Inference": frameworks.best(rates, "infer"),
-    }
+    panels = frameworks.compared(rates)
     size = 9.5, 1.1 + 0.26 * len(order)
     figure, axes = pyplot.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
@@ -48,7 +44,7 @@ def draw_frameworks(folder):
             color=[_color(row) for row in found],
             error_kw={"elinewidth": 0.8, "ecolor": "#444444"},
         )
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title.capitalize(), fontsize=10)
         axis.set_xlim(left=0)
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.tick_params(labelsize=8)

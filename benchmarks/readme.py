@@ -17,8 +17,8 @@ def speed():
     """Training and inference beside the frameworks; whole trainings by the number of processes."""
     result, workers = timing.newest("frameworks-cpu"), timing.newest("workers-cpu")
     rates = result["rates"]
-    one_net = frameworks.best(rates, "train", nets=1, processes=1)
-    ensemble, infer = frameworks.best(rates, "train"), frameworks.best(rates, "infer")
+    compared = frameworks.compared(rates)
+    one_net, ensemble, infer = compared.values()
     lines = [
         "| images a second | training one net | training an ensemble | its best split "
         "| inference |",
@@ -35,7 +35,7 @@ def speed():
         "",
         "Batch 64; augmentation is part of a training step. Median, lowest and highest of "
         f"{_range(rounds)} rounds in turn, on {result['machine']['cores']} cores. "
-        + _ratios({"training one net": one_net, "an ensemble": ensemble, "inference": infer})
+        + _ratios(compared)
         + f" {timing.in_words(result)}",
         "",
         "| `--workers` | images a second |",
