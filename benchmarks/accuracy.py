@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
-from minicnn import ensemble, load_data
+from minicnn import ensemble, load_data, training
 from minicnn.machine import cores, use_cores
 from minicnn.recipe import RECIPES
 
@@ -37,11 +37,11 @@ def accuracies(folder, runs, device):
 
 def _accuracy(folder, device, recipe, limit):
     (x, y), (x_test, y_test) = load_data(folder)
-    data = ensemble.Data(x[:limit], y[:limit], x_test, y_test)
+    data = training.Data(x[:limit], y[:limit], x_test, y_test)
     with tempfile.TemporaryDirectory() as checkpoints:
-        job = ensemble.Job(recipe, data, device, "float32", Path(checkpoints))
-        _, probabilities = ensemble.train_ensemble(job)
-        trainer = ensemble.Trainer(job, recipe.all_nets)
+        job = training.Job(recipe, data, device, "float32", Path(checkpoints))
+        probabilities = ensemble.train_ensemble(job).probabilities
+        trainer = training.Trainer(job, recipe.all_nets)
         trainer.load(Path(checkpoints) / ensemble.FINAL)
     distorted = np.concatenate(
         [

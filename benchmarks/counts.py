@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from minicnn import ensemble
+from minicnn import training
 from minicnn.command import Parser, positive
 from minicnn.cuda_convolution import VERSIONS
 from minicnn.digits import draw_digits
@@ -116,8 +116,8 @@ def run_step(driver, launches, nets, batch, version):
     recipe = replace(RECIPES["seed"], nets=nets, batch_size=batch, validation_fraction=0)
     fused = version == "fused"
     device = Operations(driver, precision="tf32") if fused else Operations(driver, version)
-    job = ensemble.Job(recipe, ensemble.Data(*draw_digits(batch)), device, "float32", None)
-    trainer = ensemble.Trainer(job, recipe.all_nets)
+    job = training.Job(recipe, training.Data(*draw_digits(batch)), device, "float32", None)
+    trainer = training.Trainer(job, recipe.all_nets)
     trainer.begin_epoch(0)
     marks = _Marks(launches)
     if fused:

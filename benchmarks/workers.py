@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
-from minicnn import checkpoint, ensemble, load_data
+from minicnn import checkpoint, ensemble, load_data, training
 from minicnn.machine import cores
 from minicnn.recipe import RECIPES
 
@@ -26,15 +26,15 @@ def main():
     arguments = parser.parse_args()
     (images, labels), _ = load_data("digits")
     recipe = replace(RECIPES["seed"], nets=cores(), epochs=3)
-    data = ensemble.Data(images, labels)
-    steps = recipe.nets * recipe.epochs * ensemble.steps_per_epoch(recipe, len(images))
+    data = training.Data(images, labels)
+    steps = recipe.nets * recipe.epochs * training.steps_per_epoch(recipe, len(images))
     trained = steps * recipe.batch_size
     seconds = {workers: [] for workers in range(1, cores() + 1)}
     weights = []
     for _ in range(arguments.rounds):
         for workers, measured in seconds.items():
             with tempfile.TemporaryDirectory() as folder:
-                job = ensemble.Job(recipe, data, arguments.device, "float32", Path(folder))
+                job = training.Job(recipe, data, arguments.device, "float32", Path(folder))
                 start = time.perf_counter()
                 ensemble.train_ensemble(job, workers)
                 measured.append(time.perf_counter() - start)

@@ -1,97 +1,149 @@
-"""Checkpoints: a training run's state in one file, written whole or not at all.
+"""Checkpoints: the state of nets in training, and its way into a file and back.
 
-A file is an .npz of plain arrays: `params`, `moving`, `moment_1` and `moment_2` (E, ...) with one
-row a net, and a JSON text `about` with everything else, the arrays' SHA-256 included. Nothing in
-it is ever unpickled.
+A state is (arrays, about). Arrays have one row a net: `params`, `moving`, `moment_1` and `moment_2`
+(E, ...), and `sums` (E, 3), the metrics of the epoch so far. `about` has what is no array: the
+nets, the step, seed, recipe, data set, history, and which nets diverged. Read archive.py for how it
+is written, and for why a file can be believed.
 """
 
-import hashlib
-import json
-import zipfile
-import zlib
+from math import isfinite, isnan, nan
 
 import numpy as np
 
-from .files import DataError, atomic_write
+from . import archive
+from .files import DataError
 
-FORMAT = 1
+HISTORY_COLUMNS = (
+    "net",
+    "epoch",
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "seconds",
+)
+MAX_NETS = 10_000
+
+_OF_MODEL = "params", "moving", "moment_1", "moment_2"
+_ARRAYS = *_OF_MODEL, "sums"
 
 
 def save(path, arrays, about):
-    """Write arrays {name: array (E, ...)} and `about`, a dict that JSON can hold. Raises OSError.
-
-    `about` must have what load() checks: nets, step and history.
-    """
-    about = {**about, "format": FORMAT}
-    about["sha256"] = _digest(arrays, about)
-    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    with atomic_write(path) as file:
-        np.savez(file, about=text, **arrays)
+    """Write the state of nets, whole or not at all. Raises OSError."""
+    about = dict(about)
+    rows = [[row[name] for name in HISTORY_COLUMNS] for row in about.pop("history")]
+    table = np.array([[nan if v is None else v for v in row] for row in rows], np.float64)
+    arrays = {name: arrays[name] for name in _ARRAYS}
+    archive.write(path, {**arrays, "history": table.reshape(-1, len(HISTORY_COLUMNS))}, about)
 
 
 def load(path):
-    """The (arrays, about) of a file. Raises DataError if it is not a whole checkpoint."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        about = json.loads(arrays.pop("about").tobytes())
-        version = about["format"]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file, expected a checkpoint") from None
-    except _NOT_A_CHECKPOINT:
-        # What NumPy says of such a file ends in advice to unpickle it.
-        raise DataError(f"{path}: not a whole checkpoint of minicnn") from None
-    if version != FORMAT:
-        raise DataError(f"{path}: got checkpoint format {version!r}, expected {FORMAT}")
-    if about.pop("sha256", None) != _digest(arrays, about):
-        raise DataError(f"{path}: the content does not match its checksum")
-    _check(path, arrays, about)
+    """The state (arrays, about) of a file. Raises DataError if it is not a whole checkpoint.
+
+    All of it is checked but what only a model can know: whether its arrays are those of the
+    network, which restore_model does.
+    """
+    arrays, about = archive.read(path, (*_ARRAYS, "history"))
+    history = arrays.pop("history")
+    for name, (expected, is_fine) in _FIELDS.items():
+        if not is_fine(about.get(name)):
+            raise DataError(f"{path}: {name}: got {_brief(about.get(name))}, expected {expected}")
+    nets = about["nets"]
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or array.ndim != 2 or len(array) != len(nets):
+            raise DataError(
+                f"{path}: {name}: got shape {array.shape} of {array.dtype}, expected floats in "
+                f"{len(nets)} rows, one a net"
+            )
+    if len(set(nets)) < len(nets):
+        raise DataError(f"{path}: nets: got {_brief(nets)}, expected different numbers")
+    if strangers := {row["net"] - 1 for row in about["diverged"]} - set(nets):
+        raise DataError(
+            f"{path}: diverged: got net {min(strangers) + 1}, expected a net of the file"
+        )
+    about["history"] = _history(path, history, nets)
     return arrays, about
 
 
-_NOT_A_CHECKPOINT = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+def _history(path, table, nets):
+    """The rows of a history as dicts."""
+    if table.dtype != np.float64 or table.ndim != 2 or table.shape[1] != len(HISTORY_COLUMNS):
+        raise DataError(
+            f"{path}: history: got shape {table.shape} of {table.dtype}, expected rows of "
+            f"{len(HISTORY_COLUMNS)} numbers"
+        )
+    rows, known = [], {net + 1 for net in nets}
+    for number, values in enumerate(table.tolist(), 1):
+        row = dict(zip(HISTORY_COLUMNS, values, strict=True))
+        for name in ("validation_loss", "validation_accuracy"):
+            row[name] = None if isnan(row[name]) else row[name]
+        for name, value in row.items():
+            if value is not None and not isfinite(value):
+                raise DataError(
+                    f"{path}: history: row {number}, {name}: got {value}, expected a number"
+                )
+        for name in ("net", "epoch"):
+            if not row[name].is_integer() or row[name] < 1:
+                raise DataError(
+                    f"{path}: history: row {number}, {name}: got {row[name]}, expected a positive "
+                    "integer"
+                )
+            row[name] = int(row[name])
+        if row["net"] not in known:
+            raise DataError(
+                f"{path}: history: row {number}: got net {row['net']}, expected a net of the file"
+            )
+        rows.append(row)
+    return rows
 
 
-def _check(path, arrays, about):
-    """The nets must be told apart, and everything must have as many rows as there are nets."""
-    nets, step, history = (about.get(name) for name in ("nets", "step", "history"))
-    if not _are_words(nets) or not nets or len(set(nets)) < len(nets):
-        raise DataError(f"{path}: nets: got {_brief(nets)}, expected a list of different numbers")
-    if not _are_words([step]):
-        raise DataError(f"{path}: step: got {_brief(step)}, expected an integer from 0 on")
-    rows = history if isinstance(history, list) else [None]
-    if not all(isinstance(row, dict) and _are_words([row.get("net")]) for row in rows):
-        raise DataError(f"{path}: history: got {_brief(history)}, expected rows of nets")
-    for name, array in arrays.items():
-        if array.ndim < 1 or len(array) != len(nets):
-            raise DataError(f"{path}: {name}: got shape {array.shape}, expected {len(nets)} rows")
+def _is_word(value):
+    return type(value) is int and 0 <= value < 2**32
 
 
 def _are_words(values):
+    return isinstance(values, list) and all(map(_is_word, values))
+
+
+def _are_nets(values):
+    return _are_words(values) and 1 <= len(values) <= MAX_NETS
+
+
+def _are_sizes(value):
+    return isinstance(value, dict) and all(map(_are_words, value.values()))
+
+
+def _are_steps(values):
     return isinstance(values, list) and all(
-        type(value) is int and 0 <= value < 2**32 for value in values
+        isinstance(row, dict)
+        and set(row) == {"net", "epoch", "step"}
+        and all(_is_word(value) and value >= 1 for value in row.values())
+        for row in values
     )
 
 
+# Of each field: what it should be, in words and as a function of its value.
+_FIELDS = {
+    "nets": (f"a list of 1 to {MAX_NETS} numbers", _are_nets),
+    "seed": ("an integer from 0 to 4294967295", _is_word),
+    "step": ("an integer from 0 to 4294967295", _is_word),
+    "seconds": ("a number from 0 up", lambda v: type(v) is float and isfinite(v) and v >= 0),
+    "recipe": ("a recipe's fields", lambda v: isinstance(v, dict)),
+    "data": ("the data's fingerprint", lambda v: isinstance(v, str)),
+    "network": ("the shape of each weight", _are_sizes),
+    "diverged": ("a list of {net, epoch, step}", _are_steps),
+}
+
+
 def model_state(model):
-    """What training has made of a model: ({name: array}, {name: value}) for `save`."""
+    """What training has made of a model: ({name: array}, {field: value}), parts of a state."""
     to_host = model.ops.to_host
-    arrays = {name: to_host(getattr(model, name)) for name in _ARRAYS}
+    arrays = {name: to_host(getattr(model, name)) for name in _OF_MODEL}
     about = {
         "nets": [int(net) for net in model.nets],
         "seed": model.seed,
         "step": int(to_host(model.step)[0]),
-        "history": [],
         "network": {name: list(view.shape[1:]) for name, view in model.named_weights.items()},
     }
     return arrays, about
@@ -99,18 +151,20 @@ def model_state(model):
 
 def restore_model(model, arrays, about, path):
     """Give a model the state that `load` read from `path`. Raises DataError if it does not fit."""
-    _, expected = model_state(model)
-    for name in ("network", "nets", "seed"):
-        if about.get(name) != expected[name]:
-            raise DataError(
-                f"{path}: {name}: got {_brief(about.get(name))}, expected {_brief(expected[name])}"
-            )
-    for name in _ARRAYS:
-        target, array = getattr(model, name), arrays.get(name)
-        if array is None or array.shape != target.shape or array.dtype.kind != "f":
-            raise DataError(f"{path}: {name}: expected an array {target.shape} of floats")
+    expected = {
+        "network": {name: list(view.shape[1:]) for name, view in model.named_weights.items()},
+        "nets": [int(net) for net in model.nets],
+        "seed": model.seed,
+    }
+    for name, value in expected.items():
+        if about[name] != value:
+            raise DataError(f"{path}: {name}: got {_brief(about[name])}, expected {_brief(value)}")
+    for name in _OF_MODEL:
+        shape = getattr(model, name).shape
+        if arrays[name].shape != shape:
+            raise DataError(f"{path}: {name}: got shape {arrays[name].shape}, expected {shape}")
     with model.ops.session():
-        for name in _ARRAYS:
+        for name in _OF_MODEL:
             target = getattr(model, name)
             model.ops.copy(model.ops.to_device(arrays[name].astype(model.dtype)), target)
         model.step[...] = about["step"]
@@ -124,29 +178,20 @@ def select(arrays, about, nets, path):
             raise DataError(f"{path}: does not hold net {int(net) + 1}")
         rows.append(about["nets"].index(int(net)))
     chosen = [int(net) for net in nets]
-    history = [row for row in about["history"] if row["net"] - 1 in chosen]
-    return {k: v[rows] for k, v in arrays.items()}, {**about, "nets": chosen, "history": history}
+    about = {**about, "nets": chosen}
+    for name in ("history", "diverged"):
+        about[name] = [row for row in about[name] if row["net"] - 1 in chosen]
+    return {name: array[rows] for name, array in arrays.items()}, about
 
 
 def concatenate(states):
     """One state (arrays, about) of all nets from the states of several groups of nets."""
     arrays, abouts = zip(*states, strict=True)
     merged = {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
-    nets = [net for about in abouts for net in about["nets"]]
-    history = [row for about in abouts for row in about["history"]]
-    return merged, {**abouts[0], "nets": nets, "history": history}
-
-
-_ARRAYS = "params", "moving", "moment_1", "moment_2"
-
-
-def _digest(arrays, about):
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-        digest.update(array)
-    return digest.hexdigest()
+    joined = {**abouts[0], "step": max(about["step"] for about in abouts)}
+    for name in ("nets", "history", "diverged"):
+        joined[name] = [value for about in abouts for value in about[name]]
+    return merged, joined
 
 
 def _brief(value):

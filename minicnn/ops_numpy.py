@@ -461,9 +461,13 @@ def softmax_cross_entropy(logits, labels, loss, correct, dlogits):
 
 
 def accumulate(loss, correct, sums):
-    """Add a step's loss (E,) and correct (E,) to sums (E, 2), float64."""
+    """Add a step's loss (E,) and correct (E,) to sums (E, 3), float64.
+
+    The third counts the steps whose loss was finite until the first that is not: so that is known.
+    """
     sums[:, 0] += loss
     sums[:, 1] += correct
+    sums[:, 2] += np.isfinite(sums[:, 0])
 
 
 def collect(source, step, target):

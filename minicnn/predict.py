@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from . import checkpoint, devices, ensemble
+from . import checkpoint, devices, ensemble, training
 from .command import REFUSALS, Parser, StopOnSignal, one_line, positive, warnings_in_one_line
 from .data import load_test, write_submission
 from .files import DataError
@@ -42,7 +42,10 @@ def predict(arguments, should_stop=lambda: False):
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{arguments.checkpoint}: not a trained ensemble: {error}") from None
     images, truth = load_test(arguments.data, progress=not arguments.quiet)
-    nets = [int(net) + 1 for net in about["nets"]]
+    diverged = {row["net"] for row in about["diverged"]}
+    nets = [net + 1 for net in about["nets"] if net + 1 not in diverged]
+    if not nets:
+        raise DataError(f"{arguments.checkpoint}: every net of it diverged, expected one to use")
     groups, workers = _share(recipe, ops, nets, images, arguments.workers)
     shared = recipe, device, arguments.checkpoint, arrays, about, images
     with tqdm.tqdm(
@@ -89,7 +92,7 @@ def predict_group(shared, nets, report, should_stop):
     chosen = checkpoint.select(arrays, about, model.nets, path)
     checkpoint.restore_model(model, *chosen, path)
     everything = np.broadcast_to(np.arange(len(images)), (len(nets), len(images)))
-    return ensemble.predict(model, model.ops.to_device(images), everything, report, should_stop)
+    return training.predict(model, model.ops.to_device(images), everything, report, should_stop)
 
 
 def _parser():

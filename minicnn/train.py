@@ -1,12 +1,11 @@
 """python -m minicnn.train: data in, a trained ensemble, its submission and its figures out.
 
 This is the front door. It reads the arguments and writes the run folder; the work is done by
-ensemble.py (nets and processes), model.py and layers.py (one step), ops_numpy.py (the arithmetic).
+ensemble.py (nets and processes), training.py (epochs), model.py and layers.py (one step) and
+ops_numpy.py (the arithmetic).
 """
 
-import json
 import os
-import platform
 import shlex
 import sys
 import time
@@ -14,10 +13,9 @@ from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import tqdm
 
-from . import __version__, devices, ensemble, figures
+from . import __version__, devices, ensemble, run_folder, training
 from .command import (
     REFUSALS,
     Parser,
@@ -28,22 +26,15 @@ from .command import (
     positive,
     warnings_in_one_line,
 )
-from .data import fingerprint, load_data, write_submission
-from .files import DataError, atomic_write
+from .data import fingerprint, load_data
+from .files import in_use, remove_unfinished
 from .recipe import RECIPES, Recipe
 from .resources import share
-from .workers import Interrupted
+from .workers import Interrupted, WorkerDiedError
 
-HISTORY_COLUMNS = (
-    "net",
-    "epoch",
-    "learning_rate",
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "seconds",
-)
+
+class RunStoppedError(Exception):
+    """The machine has stopped a run, whose checkpoints are intact."""
 
 
 def main(argv=None):
@@ -64,7 +55,7 @@ def main(argv=None):
             file=sys.stderr,
         )
         return stop.status
-    except REFUSALS as error:
+    except (*REFUSALS, RunStoppedError) as error:
         print(f"minicnn.train: error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # a second signal
@@ -74,26 +65,52 @@ def main(argv=None):
 
 
 def train(arguments, folder, should_stop=lambda: False):
-    """Train as the parsed arguments say, and fill the run folder."""
+    """Train as the parsed arguments say, and fill the run folder.
+
+    Raises RunStoppedError where that fails when the folder is this run's already.
+    """
     started = time.monotonic()
     recipe = _recipe(arguments)
     device, ops, reason = devices.choose(arguments.device, arguments.precision)
     if arguments.resume and not arguments.out:
         raise ValueError("argument --resume: expected --out, the folder of the run to go on with")
     data = _load(arguments)
-    steps = ensemble.steps_per_epoch(recipe, len(data.train_images))
+    training.steps_per_epoch(recipe, len(data.train_images))  # there must be one
     together, workers = share(recipe, data, ops, arguments.memory, arguments.workers)
-    _claim(folder, arguments, recipe, data, device, ops.precision)
-    job = ensemble.Job(
+    job = training.Job(
         recipe, data, device, ops.precision, folder, together, not arguments.no_graph
     )
-    print(
-        f"Training images: {len(data.train_images):,}. Nets: {recipe.nets}. "
-        f"Epochs: {recipe.epochs}. Device: {device} ({reason}){_precision(ops)}. "
-        f"{_company(job, ops, workers)}",
-        file=sys.stderr,
-        flush=True,
-    )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"argument --out: {folder} is a file, expected a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with in_use(folder, alone=True):
+        run_folder.claim(job, arguments.data, arguments.resume)
+        try:
+            company = _company(job, ops, workers)
+            print(
+                f"Training images: {len(data.train_images):,}. Nets: {recipe.nets}. "
+                f"Epochs: {recipe.epochs}. Device: {device} ({reason}){_precision(ops)}. {company}",
+                file=sys.stderr,
+                flush=True,
+            )
+            trained, images = _train(job, arguments, workers, should_stop)
+            seconds = time.monotonic() - started
+            run_folder.write_outputs(job, trained, draw=not arguments.no_figures)
+            summary = run_folder.write_summary(job, trained, images, seconds)
+        except KeyboardInterrupt:
+            remove_unfinished(folder)  # by workers that had to stop at once
+            raise
+        except (OSError, MemoryError, WorkerDiedError) as error:
+            raise RunStoppedError(
+                f"{one_line(error)}; the last checkpoints are intact, --resume goes on from them"
+            ) from error
+    _print_summary(summary, folder)
+
+
+def _train(job, arguments, workers, should_stop):
+    """(what comes of training, images trained on), with a progress bar and a line a net."""
+    recipe = job.recipe
+    steps = training.steps_per_epoch(recipe, len(job.data.train_images))
     total = recipe.nets * recipe.epochs * steps * recipe.batch_size
     done = ensemble.images_done(job)
     with tqdm.tqdm(
@@ -105,19 +122,31 @@ def train(arguments, folder, should_stop=lambda: False):
         disable=arguments.quiet,
         smoothing=0.05,
     ) as bar:
-        history, probabilities = ensemble.train_ensemble(
-            job,
-            workers,
-            bar.update,
-            lambda rows: bar.write(_net_lines(rows, recipe.epochs), file=sys.stdout),
-            should_stop,
-        )
+
+        def tell(part):
+            for line in _net_lines(part, recipe.epochs):
+                bar.write(line, file=sys.stdout)
+            for net, (epoch, step) in part.diverged.items():
+                warn(
+                    f"net {net} stopped, for its loss or weights were no longer finite after epoch "
+                    f"{epoch}, step {step} of {steps}"
+                )
+
+        def tell_death(nets):
+            which = f"net {nets[0]}" if len(nets) == 1 else f"nets {nets[0]} to {nets[-1]}"
+            warn(f"the process that trained {which} died; another goes on from the checkpoint")
+
+        def warn(message):
+            bar.write(f"minicnn.train: warning: {message}", file=sys.stderr)
+
+        trained = ensemble.train_ensemble(job, workers, bar.update, tell, should_stop, tell_death)
         bar.update(total - bar.n)
-    seconds = time.monotonic() - started
-    _write_outputs(folder, arguments, recipe, data, history, probabilities)
-    summary = _summarize(device, history, probabilities, data, total - done, seconds)
-    _write_json(folder / "summary.json", summary)
-    _print_summary(summary, folder)
+    if len(trained.diverged) == recipe.nets:
+        raise ValueError(
+            "no net is left: the loss or weights of each were no longer finite; try a smaller "
+            "--learning-rate"
+        )
+    return trained, total - done
 
 
 # ---- arguments -----------------------------------------------------------------------------------
@@ -232,87 +261,7 @@ def _load(arguments):
     (x, y), (x_test, y_test) = load_data(arguments.data, progress=not arguments.quiet)
     x, y = x[: arguments.limit], y[: arguments.limit]
     x_test, y_test = (a if a is None else a[: arguments.test_limit] for a in (x_test, y_test))
-    return ensemble.Data(x, y, x_test, y_test, fingerprint(x, y))
-
-
-# ---- the run folder ------------------------------------------------------------------------------
-
-
-def _claim(folder, arguments, recipe, data, device, precision):
-    """Make the folder and its config.json, or check that the run in it is this one."""
-    config = {
-        "recipe": recipe.as_dict(),
-        "data": data.fingerprint,
-        "source": str(arguments.data),
-        "train_images": len(data.train_images),
-        "test_images": None if data.test_images is None else len(data.test_images),
-        "device": device,
-        "precision": precision,
-        "versions": {
-            "minicnn": __version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    path = folder / "config.json"
-    if path.exists():
-        if not arguments.resume:
-            raise ValueError(f"{folder}: holds a run; go on with it by --resume, or choose another")
-        _check_config(path, config)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(path, config)
-
-
-def _check_config(path, config):
-    try:
-        old = json.loads(path.read_text())
-        old_recipe, old_data = dict(old["recipe"]), old["data"]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: not the config of a run") from None
-    for name, value in config["recipe"].items():
-        if old_recipe.get(name) != value:
-            raise ValueError(
-                f"argument --resume: the run in {path.parent} has {name} {old_recipe.get(name)}, "
-                f"got {value}"
-            )
-    if old_data != config["data"]:
-        raise ValueError(
-            f"argument --resume: the run in {path.parent} was trained on other data: "
-            f"{old.get('source')}, {old.get('train_images')} images"
-        )
-
-
-def _write_outputs(folder, arguments, recipe, data, history, probabilities):
-    with atomic_write(folder / "history.csv") as file:
-        lines = [",".join(HISTORY_COLUMNS)]
-        for row in history:
-            values = (row[column] for column in HISTORY_COLUMNS)
-            lines.append(",".join("" if v is None else f"{v:.10g}" for v in values))
-        file.write(("\n".join(lines) + "\n").encode())
-    predicted = None
-    if probabilities is not None:
-        predicted = ensemble.vote(probabilities)
-        write_submission(folder / "submission.csv", predicted)
-    if arguments.no_figures:
-        return
-    if not figures.available():
-        print("no figures without matplotlib: pip install matplotlib", file=sys.stderr)
-        return
-    figures.write_all(
-        folder / "figures",
-        data.train_images,
-        data.train_labels,
-        recipe.augment,
-        history,
-        data.test_images,
-        predicted,
-        data.test_labels,
-    )
-
-
-def _write_json(path, value):
-    with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=2) + "\n").encode())
+    return training.Data(x, y, x_test, y_test, fingerprint(x, y))
 
 
 # ---- what a person reads -------------------------------------------------------------------------
@@ -335,45 +284,16 @@ def _company(job, ops, workers):
     return f"In groups of {', '.join(map(str, sizes))} nets, {why}."
 
 
-def _best(rows, column):
-    return max((row[column] for row in rows if row[column] is not None), default=None)
-
-
-def _net_lines(history, epochs):
-    """The notebook's line for each net: the best accuracies over its epochs."""
-    lines = []
-    for net in sorted({row["net"] for row in history}):
-        rows = [row for row in history if row["net"] == net]
-        train, validation = (_best(rows, f"{part}_accuracy") for part in ("train", "validation"))
-        lines.append(f"CNN {net}: Epochs={epochs}, Train accuracy={train:.5f}")
+def _net_lines(trained, epochs):
+    """The notebook's line for each net trained: the best accuracies over its epochs."""
+    for net in sorted({row["net"] for row in trained.history} - set(trained.diverged)):
+        rows = [row for row in trained.history if row["net"] == net]
+        line = f"CNN {net}: Epochs={epochs}, "
+        line += f"Train accuracy={run_folder.best(rows, 'train_accuracy'):.5f}"
+        validation = run_folder.best(rows, "validation_accuracy")
         if validation is not None:
-            lines[-1] += f", Validation accuracy={validation:.5f}"
-    return "\n".join(lines)
-
-
-def _summarize(device, history, probabilities, data, images, seconds):
-    truth = data.test_labels
-    known = probabilities is not None and truth is not None
-    nets = []
-    for i, net in enumerate(sorted({row["net"] for row in history})):
-        rows = [row for row in history if row["net"] == net]
-        right = probabilities[i].argmax(axis=1) == truth if known else None
-        nets.append(
-            {
-                "net": net,
-                "best_train_accuracy": _best(rows, "train_accuracy"),
-                "best_validation_accuracy": _best(rows, "validation_accuracy"),
-                "test_accuracy": float(right.mean()) if known else None,
-            }
-        )
-    right = ensemble.vote(probabilities) == truth if known else None
-    return {
-        "device": device,
-        "images_per_second": images / seconds,
-        "seconds": seconds,
-        "nets": nets,
-        "ensemble_test_accuracy": float(right.mean()) if known else None,
-    }
+            line += f", Validation accuracy={validation:.5f}"
+        yield line
 
 
 def _print_summary(summary, folder):

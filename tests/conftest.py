@@ -5,6 +5,7 @@ on `cpu` and `emulated`; those of kernels on these two. With `--device cuda` all
 """
 
 import pytest
+from runs import TINY, command
 
 from minicnn import cpu, cuda, devices, native, ops_cpu
 from minicnn.cpu import Cpu
@@ -141,3 +142,12 @@ def _emulator(cuda_device, **options):
     if cuda_device != "emulated":
         pytest.skip("needs the emulator")
     return Emulator(**options)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """The folder of a small run that nothing disturbed, and what its process told."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    done = command("minicnn.train", *TINY, "--workers=1", "--out", folder, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
+    return folder, done

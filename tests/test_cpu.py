@@ -20,21 +20,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import assert_same_bits
+from runs import ROOT, TINY, state
 from test_kernel_convolution import PASSES, RAGGED, SEED_NETWORK, Sizes, dense_case
 from test_kernel_ops import OPERATIONS, SHAPES, make_case
-from test_train import ROOT, TINY, state
 
 from minicnn import (
     checkpoint,
     cpu,
     devices,
-    ensemble,
     machine,
     mnist_cnn,
     native,
     ops_numpy,
     rng,
     train,
+    training,
     workers,
 )
 from minicnn.cpu import Cpu
@@ -381,9 +381,9 @@ def test_after_an_error_in_a_recording_calls_are_done_at_once(cpu_ops):
 
 def test_a_repeated_step_of_the_seed_network_makes_no_arrays(cpu_ops, tmp_path):
     recipe = Recipe(nets=2, epochs=1, batch_size=16)
-    data = ensemble.Data(*draw_digits(100))
-    trainer = ensemble.Trainer(ensemble.Job(recipe, data, "cpu", "float32", tmp_path), range(1, 3))
-    repeat = ensemble.Repeat(trainer.ops, graph=True)
+    data = training.Data(*draw_digits(100))
+    trainer = training.Trainer(training.Job(recipe, data, "cpu", "float32", tmp_path), range(1, 3))
+    repeat = training.Repeat(trainer.ops, graph=True)
     trainer.begin_epoch(0)
     with trainer.ops.session():
         for _ in range(3):
@@ -615,7 +615,7 @@ def test_net_2_alone_is_net_2_of_three(run, tmp_path):
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_stopped_run_resumes_to_the_bit(run, tmp_path, monkeypatch, capsys, steps):
     """Stopped after a step that was called, recorded, or replayed."""
-    repeat, calls = ensemble.Repeat.__call__, []
+    repeat, calls = training.Repeat.__call__, []
 
     def stopping(self, function):
         repeat(self, function)
@@ -625,7 +625,7 @@ def test_a_stopped_run_resumes_to_the_bit(run, tmp_path, monkeypatch, capsys, st
 
     folder = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(ensemble.Repeat, "__call__", stopping)
+        patch.setattr(training.Repeat, "__call__", stopping)
         arguments = [*TINY, "--nets=3", "--device=cpu", "--workers=1", "--out", str(folder)]
         assert train.main(arguments) == 130
     assert "--resume" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def make_case(operation, random, E=2, B=3, H=5, W=4, C=3):
             return Case(operation, {"logits": logits, "labels": labels}, results)
         case "accumulate":
             inputs = {"loss": normal(E), "correct": random.integers(0, B + 1, E)}
-            inputs["sums"] = random.normal(size=(E, 2))
+            inputs["sums"] = random.normal(size=(E, 3))
             return Case(operation, inputs, changed=("sums",))
         case "collect":
             case = Case(operation, {"source": normal(E, B, C)}, {}, ("target",))

@@ -748,10 +748,22 @@ def test_the_loss_neither_saturates_nor_overflows(ops, dtype):
 
 
 def test_accumulate_adds_up_in_float64(ops):
-    sums = ops.to_device(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    sums = ops.to_device(np.array([[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]]))
     loss, correct = np.array([0.5, 0.25], np.float32), np.array([7, 8])
     ops.accumulate(ops.to_device(loss), ops.to_device(correct), sums)
-    np.testing.assert_array_equal(ops.to_host(sums), [[1.5, 9], [3.25, 12]])
+    np.testing.assert_array_equal(ops.to_host(sums), [[1.5, 9, 1], [3.25, 12, 6]])
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_accumulate_counts_steps_until_a_loss_is_not_finite(ops, wrong):
+    sums, correct = ops.zeros((2, 3), np.float64), ops.to_device(np.array([1, 1]))
+    with ops.session():
+        for loss in ([1, 1], [2, wrong], [3, 3], [4, -wrong], [5, 5]):
+            ops.accumulate(ops.to_device(np.array(loss, np.float32)), correct, sums)
+        found = ops.to_host(sums)
+    np.testing.assert_array_equal(found[0], [15, 5, 5])
+    np.testing.assert_array_equal(found[1, 1:], [5, 1])
+    assert not np.isfinite(found[1, 0])
 
 
 # ---------------------------------------------------------------------------------------------

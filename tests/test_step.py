@@ -23,6 +23,7 @@ from minicnn import (
     ensemble,
     model,
     ops_numpy,
+    training,
 )
 from minicnn.cuda_blocks import fusion
 from minicnn.digits import draw_digits
@@ -37,7 +38,7 @@ STATE = "params", "moving", "moment_1", "moment_2", "step", "learning_rate"
 def data():
     images, labels = draw_digits(12)
     test_images, test_labels = draw_digits(5, first=12)
-    return ensemble.Data(images, labels, test_images, test_labels, "digest")
+    return training.Data(images, labels, test_images, test_labels, "digest")
 
 
 def relative(found, expected):
@@ -56,7 +57,7 @@ def saved(trainer, name):
 
 def test_three_steps_of_the_seed_network_are_numpys(kernel_device, data, tmp_path):
     ours, reference = (
-        ensemble.Trainer(ensemble.Job(SEED_NETWORK, data, d, "float32", tmp_path), range(1, E + 1))
+        training.Trainer(training.Job(SEED_NETWORK, data, d, "float32", tmp_path), range(1, E + 1))
         for d in (kernel_device, "numpy")
     )
     to_host = ours.ops.to_host
@@ -90,7 +91,7 @@ def test_three_steps_of_the_seed_network_are_numpys(kernel_device, data, tmp_pat
 def test_a_step_of_blocks_is_numpys_but_for_what_tf32_rounds(block_job):
     """From one state: loss, gradients, moving statistics, predictions; each bit of randomness."""
     ours, reference = (
-        ensemble.Trainer(replace(block_job, device=device, precision=precision), range(1, 4))
+        training.Trainer(replace(block_job, device=device, precision=precision), range(1, 4))
         for device, precision in ((block_job.device, "tf32"), ("numpy", "float32"))
     )
     to_host = ours.ops.to_host
@@ -134,7 +135,7 @@ def job_of(layers, data, device, precision, folder, monkeypatch):
     for module in (model, minicnn.recipe):
         monkeypatch.setattr(module, "mnist_layers", layers)
     recipe = Recipe(nets=3, epochs=2, batch_size=4, momentum=0.9, seed=5)
-    return ensemble.Job(recipe, data, device, precision, folder)
+    return training.Job(recipe, data, device, precision, folder)
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ def block_job(cuda_device, data, tmp_path, monkeypatch):
 
 def train(job, nets=None):
     """Everything that training makes of a model, on the host, and its history without seconds."""
-    trainer = ensemble.Trainer(job, nets or job.recipe.all_nets)
+    trainer = training.Trainer(job, nets or job.recipe.all_nets)
     while trainer.epochs_done < job.recipe.epochs:
         trainer.train_epoch(lambda images: None, lambda: False)
     history = [{**row, "seconds": 0} for row in trainer.history]
@@ -243,8 +244,9 @@ def assert_groups_do_not_matter(job, tmp_path):
         grouped = replace(job, group_size=size, folder=folder)
         sizes = [len(nets) for nets in ensemble.groups(grouped)]
         assert sizes == {1: [1] * 3, 2: [2, 1], 3: [3]}[size]
-        history, probabilities = ensemble.train_ensemble(grouped)
-        results.append(([probabilities], [{**row, "seconds": 0} for row in history]))
+        trained = ensemble.train_ensemble(grouped)
+        rows = [{**row, "seconds": 0} for row in trained.history]
+        results.append(([trained.probabilities], rows))
         assert [path.name for path in folder.iterdir()] == ["checkpoint.npz"]
     assert_same(results[1], results[0])
     assert_same(results[2], results[0])

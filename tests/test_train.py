@@ -5,56 +5,15 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import TINY, command, start_slowly, state
 
 from minicnn import checkpoint, ensemble, train
 from minicnn.data import load_data
-
-ROOT = Path(__file__).parent.parent
-TINY = (
-    "--limit=150 --test-limit=40 --nets=2 --epochs=2 --batch-size=32 --quiet --no-figures "
-    "--device=numpy"
-).split()
-
-
-def command(module, *arguments, **options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        **options,
-    )
-
-
-def state(folder):
-    """All that must be equal to the bit: arrays, submission, and history but for its seconds."""
-    arrays, about = checkpoint.load(folder / "checkpoint.npz")
-    rows = list(csv.DictReader((folder / "history.csv").open()))
-    for row in rows:
-        del row["seconds"]
-    return (
-        {k: v.tobytes() for k, v in arrays.items()},
-        (folder / "submission.csv").read_text(),
-        rows,
-    )
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "out"
-    done = command("minicnn.train", *TINY, "--workers=1", "--out", folder, cwd=folder.parent)
-    assert done.returncode == 0, done.stderr
-    return folder, done
 
 
 def test_the_run_folder_holds_what_is_promised(run):
@@ -169,39 +128,6 @@ def test_resume_without_a_first_checkpoint_starts_anew(run, tmp_path):
     assert state(tmp_path / "out") == state(run[0])
 
 
-# minicnn.train, but each step takes a while, in worker processes too, and the first is announced.
-SLOW = """
-import sys, time
-from pathlib import Path
-from minicnn import ensemble, train
-quick = ensemble.Trainer.step
-def slow(self):
-    quick(self)
-    Path(__file__).with_name("stepped").touch()
-    time.sleep(0.4)
-ensemble.Trainer.step = slow
-if __name__ == "__main__":
-    sys.exit(train.main())
-"""
-
-
-def start_slowly(folder, *arguments):
-    """Start a slow training, and return its process once it has done a step."""
-    (folder / "slow.py").write_text(SLOW)
-    process = subprocess.Popen(
-        [sys.executable, folder / "slow.py", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not (folder / "stepped").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    return process
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_resumes_to_the_bit(run, tmp_path, workers, number, status):
@@ -237,18 +163,6 @@ def test_workers_do_not_outlive_their_parent(tmp_path):
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-
-
-def test_a_second_signal_stops_at_once(tmp_path):
-    folder = tmp_path / "out"
-    process = start_slowly(tmp_path, *TINY, "--workers=1", "--out", str(folder))
-    os.kill(process.pid, signal.SIGINT)
-    time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "stopped at once" in stderr and "Traceback" not in stderr
-    assert not list(folder.glob("*.tmp"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import weakref
 from dataclasses import replace
 
 import pytest
-from test_train import ROOT, state
+from runs import ROOT, state
 
 import minicnn.recipe
 from minicnn import (
@@ -25,6 +25,7 @@ from minicnn import (
     model,
     resources,
     train,
+    training,
 )
 from minicnn.digits import draw_digits
 from minicnn.recipe import RECIPES
@@ -125,7 +126,7 @@ def test_launches_one_by_one_give_the_same_bits(whole, tmp_path):
 
 def test_a_stopped_run_resumes_to_the_bit(whole, tmp_path, monkeypatch, capsys):
     expected, arguments = whole
-    step, steps = ensemble.Trainer.step, []
+    step, steps = training.Trainer.step, []
 
     def stopping(trainer):
         steps.append(step(trainer))
@@ -134,7 +135,7 @@ def test_a_stopped_run_resumes_to_the_bit(whole, tmp_path, monkeypatch, capsys):
 
     arguments = [*arguments, "--no-graph", "--out", str(tmp_path / "stopped")]
     with monkeypatch.context() as patch:
-        patch.setattr(ensemble.Trainer, "step", stopping)
+        patch.setattr(training.Trainer, "step", stopping)
         assert train.main(arguments) == 130
     assert "--resume" in capsys.readouterr().err
     saved = [path.name for path in (tmp_path / "stopped").glob("checkpoint*")]
@@ -180,9 +181,9 @@ def test_the_memory_of_a_training_is_known_beforehand(
             return counted
 
     recipe = replace(RECIPES["demo"], nets=nets, epochs=1, batch_size=32)
-    data = ensemble.Data(*draw_digits(200), *draw_digits(70))
+    data = training.Data(*draw_digits(200), *draw_digits(70))
     planned = resources.arrays_bytes(recipe, ops, together, data.train_images, data.test_images)
-    job = ensemble.Job(recipe, data, cuda_device, precision, tmp_path, together)
+    job = training.Job(recipe, data, cuda_device, precision, tmp_path, together)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "_operations", lambda *names: Counting())
         ensemble.train_ensemble(job)

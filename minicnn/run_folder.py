@@ -1,0 +1,166 @@
+"""The run folder: whose it is, and what a run leaves in it.
+
+config.json says what is trained, and comes first; the checkpoints follow (ensemble.py), then the
+history, the submission, the figures and summary.json. Each file is whole or not there.
+"""
+
+import json
+import platform
+import sys
+import warnings
+
+import numpy as np
+
+from . import __version__, ensemble, figures
+from .checkpoint import HISTORY_COLUMNS
+from .data import write_submission
+from .files import DataError, atomic_write, remove_unfinished
+
+_CONFIG = "config.json"
+_HISTORY, _SUBMISSION, _SUMMARY = "history.csv", "submission.csv", "summary.json"
+_OUTPUTS = _HISTORY, _SUBMISSION, _SUMMARY, ensemble.FINAL
+
+
+def claim(job, source, resume):
+    """Write the config.json of a job's folder, or check that the run in it is this one.
+
+    source: where its data are from; resume: a run may be there. Raises ValueError, DataError where
+    the folder is not for this run, and OSError.
+    """
+    folder, data = job.folder, job.data
+    config = {
+        "recipe": job.recipe.as_dict(),
+        "data": data.fingerprint,
+        "source": str(source),
+        "train_images": len(data.train_images),
+        "test_images": None if data.test_images is None else len(data.test_images),
+        "device": job.device,
+        "precision": job.precision,
+        "versions": {
+            "minicnn": __version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    if (folder / _CONFIG).exists():
+        if not resume:
+            raise ValueError(f"{folder}: holds a run; go on with it by --resume, or choose another")
+        _check_config(folder / _CONFIG, config)
+    elif taken := [name for name in _OUTPUTS if (folder / name).exists()]:
+        raise ValueError(f"{folder}: holds a {taken[0]} of something else; choose another folder")
+    remove_unfinished(folder)
+    remove_unfinished(folder / "figures")
+    _write_json(folder / _CONFIG, config)
+
+
+def _check_config(path, config):
+    """The config of a run to go on with must be this one's, in all that decides the result."""
+    try:
+        with open(path, "rb") as file:
+            old = json.loads(file.read(1 << 20))  # it has a kilobyte
+        old_recipe, old_data = dict(old["recipe"]), old["data"]
+        old_makers = _makers(old)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DataError(f"{path}: not the config of a run, expected what it had written") from None
+    for name, value in config["recipe"].items():
+        if old_recipe.get(name) != value:
+            raise ValueError(
+                f"argument --resume: the run in {path.parent} has {name} {old_recipe.get(name)}, "
+                f"got {value}"
+            )
+    if old_data != config["data"]:
+        raise ValueError(
+            f"argument --resume: the run in {path.parent} was trained on other data: "
+            f"{old.get('source')}, {old.get('train_images')} images"
+        )
+    if old_makers != _makers(config):
+        warnings.warn(
+            f"the run in {path.parent} began with {old_makers} and goes on with {_makers(config)}: "
+            "its last bits may be those of neither",
+            stacklevel=2,
+        )
+
+
+def _makers(config):
+    """What a run's last bits depend on beside recipe and data, in words."""
+    versions = config["versions"]
+    return (
+        f"{config['device']} in {config['precision']}, minicnn {versions['minicnn']}, "
+        f"numpy {versions['numpy']}"
+    )
+
+
+def write_outputs(job, trained, draw=True):
+    """Write what came of a run: history, submission and, with `draw`, figures. Raises OSError."""
+    folder, data = job.folder, job.data
+    with atomic_write(folder / _HISTORY) as file:
+        lines = [",".join(HISTORY_COLUMNS)]
+        for row in trained.history:
+            values = (row[column] for column in HISTORY_COLUMNS)
+            lines.append(",".join("" if v is None else f"{v:.10g}" for v in values))
+        file.write(("\n".join(lines) + "\n").encode())
+    predicted = None
+    if trained.probabilities is not None:
+        predicted = ensemble.vote(trained.probabilities)
+        write_submission(folder / _SUBMISSION, predicted)
+    if not draw:
+        return
+    if not figures.available():
+        print("no figures without matplotlib: pip install matplotlib", file=sys.stderr)
+        return
+    figures.write_all(
+        folder / "figures",
+        data.train_images,
+        data.train_labels,
+        job.recipe.augment,
+        trained.history,
+        data.test_images,
+        predicted,
+        data.test_labels,
+    )
+
+
+def write_summary(job, trained, images, seconds):
+    """Write summary.json, and return its dict: rates, and accuracies where labels are known.
+
+    images: trained on in so many seconds of the run. Raises OSError.
+    """
+    truth, probabilities = job.data.test_labels, trained.probabilities
+    known = probabilities is not None and truth is not None
+    nets = []
+    for i, net in enumerate(net for net in job.recipe.all_nets if net not in trained.diverged):
+        rows = [row for row in trained.history if row["net"] == net]
+        right = probabilities[i].argmax(axis=1) == truth if known else None
+        nets.append(
+            {
+                "net": net,
+                "best_train_accuracy": best(rows, "train_accuracy"),
+                "best_validation_accuracy": best(rows, "validation_accuracy"),
+                "test_accuracy": float(right.mean()) if known else None,
+            }
+        )
+    right = ensemble.vote(probabilities) == truth if known else None
+    summary = {
+        "device": job.device,
+        "images_per_second": images / seconds,
+        "seconds": seconds,
+        "nets": nets,
+        "ensemble_test_accuracy": float(right.mean()) if known else None,
+    }
+    if trained.diverged:
+        summary["diverged"] = [
+            {"net": net, "epoch": epoch, "step": step}
+            for net, (epoch, step) in trained.diverged.items()
+        ]
+    _write_json(job.folder / _SUMMARY, summary)
+    return summary
+
+
+def best(rows, column):
+    """The highest value of a column of a history, None without any."""
+    return max((row[column] for row in rows if row[column] is not None), default=None)
+
+
+def _write_json(path, value):
+    with atomic_write(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())

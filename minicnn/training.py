@@ -1,0 +1,326 @@
+"""A group of nets in training: through the epochs in lockstep, into a checkpoint and back.
+
+Everything that a step needs lies where the backend computes, and a step reads nothing back. Read
+model.py next, for the step itself; ensemble.py has what is done with the groups.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import checkpoint, rng
+from .data import split, validation_count
+from .files import DataError
+from .model import PREDICT_BATCH
+from .recipe import Recipe
+from .workers import Interrupted
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: images uint8 (N, H, W), labels uint8 (N,). The test set, or its labels, may be
+    None. `fingerprint` tells one training set from another.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray | None = None
+    test_labels: np.ndarray | None = None
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to train any of the ensemble's nets."""
+
+    recipe: Recipe
+    data: Data
+    device: str
+    precision: str
+    folder: Path  # of the nets' checkpoints
+    group_size: int = 1  # nets trained together, at most; it changes no bit of the result
+    graph: bool = True  # repeat a step by its capture, where the device has such a thing
+
+
+class Trainer:
+    """A group of nets, trained in lockstep.
+
+    What a step needs lies where the backend computes: the images, each net's order of them, the
+    step counter, the learning rate and the sums of the metrics.
+    """
+
+    def __init__(self, job, nets):
+        recipe, data = job.recipe, job.data
+        self.recipe, self.nets, self.fingerprint = recipe, nets, data.fingerprint
+        self.model = recipe.model(nets, job.device, job.precision)
+        self.ops = self.model.ops
+        self.images = self.ops.to_device(data.train_images)
+        self.labels = self.ops.to_device(data.train_labels)
+        self.host_labels = data.train_labels
+        splits = [
+            split(len(data.train_images), recipe.validation_fraction, recipe.seed, int(net))
+            for net in self.model.nets
+        ]
+        self.train_indices = np.stack([train for train, _ in splits])  # (E, n)
+        self.validation_indices = np.stack([validation for _, validation in splits])
+        self.steps = steps_per_epoch(recipe, len(data.train_images))
+        bounds = recipe.augment.bounds(*data.train_images.shape[1:])
+        self.bounds = None if bounds is None else self.ops.to_device(bounds)
+        self.plan = self.model.plan(recipe.batch_size, training=True)
+        self.order = self.ops.empty((len(nets), self.steps, recipe.batch_size), np.int32)
+        # Of the epoch so far: loss, correct, steps until the loss was not finite.
+        self.sums = self.ops.zeros((len(nets), 3), np.float64)
+        self.seconds = 0.0  # of the epoch so far
+        self.history = []
+        self.diverged = {}  # {net: (epoch, step)} after which its loss or weights were not finite
+        self.graph = job.graph
+        self._repeat = Repeat(self.ops, job.graph)
+
+    @property
+    def steps_done(self):
+        """Optimizer steps since the start."""
+        return int(self.ops.to_host(self.model.step)[0])
+
+    @property
+    def epochs_done(self):
+        """Epochs whose validation is done, too."""
+        return max((row["epoch"] for row in self.history), default=0)
+
+    @property
+    def is_done(self):
+        """Whether every net is trained to the end, or diverged."""
+        return len(self.diverged) == len(self.nets) or self.epochs_done == self.recipe.epochs
+
+    def begin_epoch(self, epoch):
+        """Set what holds for an epoch, counted from 0: the learning rate and the fresh shuffles."""
+        self.model.learning_rate[...] = self.recipe.schedule(epoch + 1)
+        used = self.steps * self.recipe.batch_size
+        orders = []
+        for net, indices in zip(self.model.nets, self.train_indices, strict=True):
+            shuffle = rng.permutation(self.model.seed, int(net), rng.SHUFFLE, epoch, len(indices))
+            orders.append(indices[shuffle[:used]])
+        order = np.stack(orders).reshape(self.order.shape)
+        self.ops.copy(self.ops.to_device(order), self.order)
+
+    def step(self):
+        """One step of every net: no array is made, and nothing is read back."""
+        model, plan = self.model, self.plan
+        self.ops.load_batch(
+            self.images,
+            self.labels,
+            self.order,
+            self.bounds,
+            model.seed,
+            model.net_numbers,
+            model.step,
+            plan.x,
+            plan.labels,
+        )
+        model.train_step(plan)
+        self.ops.accumulate(plan.loss, plan.correct, self.sums)
+
+    def train_epoch(self, report, should_stop):
+        """Train to the end of the epoch, validate, and add a row for each net to the history.
+
+        A net whose loss or weights are no longer finite gets none any more; in lockstep with others
+        its arrays come along, and are nothing to them. report(n) is told of n images trained on.
+        Raises Interrupted after the step in hand where should_stop() turns true; called again, this
+        goes on where it was.
+        """
+        epoch = self.epochs_done
+        started = time.monotonic() - self.seconds
+        try:
+            with self.ops.session():
+                self.begin_epoch(epoch)
+                for _ in range(self.steps_done - epoch * self.steps, self.steps):
+                    if should_stop():
+                        raise Interrupted
+                    self._repeat(self.step)
+                    report(self.recipe.batch_size * len(self.nets))
+                loss, correct, finite_steps = self.ops.to_host(self.sums).T  # (E,) each
+                validation = self._validate(should_stop)
+                self.sums[...] = 0
+        finally:
+            self.seconds = time.monotonic() - started
+        self._note_diverged(epoch + 1, finite_steps, [loss for loss, _ in validation])
+        for net, train_loss, train_correct, (validation_loss, validation_accuracy) in zip(
+            self.nets, loss, correct, validation, strict=True
+        ):
+            if net in self.diverged:
+                continue
+            self.history.append(
+                {
+                    "net": net,
+                    "epoch": epoch + 1,
+                    "learning_rate": self.recipe.schedule(epoch + 1),
+                    "train_loss": float(train_loss) / self.steps,
+                    "train_accuracy": float(train_correct) / (self.steps * self.recipe.batch_size),
+                    "validation_loss": validation_loss,
+                    "validation_accuracy": validation_accuracy,
+                    "seconds": self.seconds,
+                }
+            )
+        self.seconds = 0.0
+
+    def _note_diverged(self, epoch, finite_steps, validation_losses):
+        """Find the nets that an epoch, counted from 1, has led to what is no number."""
+        weights = [self.ops.to_host(a) for a in (self.model.params, self.model.moving)]
+        for i, (net, steps, loss) in enumerate(
+            zip(self.nets, finite_steps, validation_losses, strict=True)
+        ):
+            finite = all(np.isfinite(array[i]).all() for array in weights)
+            finite = finite and (loss is None or np.isfinite(loss))
+            if net not in self.diverged and (steps < self.steps or not finite):
+                self.diverged[net] = epoch, min(int(steps) + 1, self.steps)
+
+    def _validate(self, should_stop):
+        """(loss, accuracy) of each net on its own validation images; (None, None) without any."""
+        if not self.validation_indices.size:
+            return [(None, None)] * len(self.nets)
+        # (E, n, classes)
+        probabilities = predict(
+            self.model,
+            self.images,
+            self.validation_indices,
+            should_stop=should_stop,
+            graph=self.graph,
+        )
+        results = []
+        for of_net, indices in zip(probabilities, self.validation_indices, strict=True):
+            labels = self.host_labels[indices]
+            at_label = of_net[np.arange(len(labels)), labels].astype(np.float64)
+            loss = -np.log(np.maximum(at_label, np.finfo(np.float32).tiny)).mean()
+            results.append((float(loss), float(np.mean(of_net.argmax(axis=1) == labels))))
+        return results
+
+    def predict(self, images, should_stop):
+        """The probabilities (nets, N, classes) of images (N, H, W) by the nets not diverged.
+
+        One whose probabilities are no numbers counts as diverged in the last step.
+        """
+        everything = np.broadcast_to(np.arange(len(images)), (len(self.nets), len(images)))
+        probabilities = predict(
+            self.model,
+            self.ops.to_device(images),
+            everything,
+            should_stop=should_stop,
+            graph=self.graph,
+        )
+        for net, of_net in zip(self.nets, probabilities, strict=True):
+            if net not in self.diverged and not np.isfinite(of_net).all():
+                self.diverged[net] = self.recipe.epochs, self.steps
+        return probabilities[[net not in self.diverged for net in self.nets]]
+
+    def save(self, path):
+        """Write the state: at the end of an epoch or in the midst of one."""
+        arrays, about = checkpoint.model_state(self.model)
+        arrays["sums"] = self.ops.to_host(self.sums)
+        # What comes of a net after it diverged depends on its company, and is of no use.
+        gone = [i for i, net in enumerate(self.nets) if net in self.diverged]
+        for array in arrays.values():
+            array[gone] = np.nan
+        about.update(
+            recipe=self.recipe.as_dict(),
+            data=self.fingerprint,
+            seconds=self.seconds,
+            history=self.history,
+            diverged=[
+                {"net": net, "epoch": epoch, "step": step}
+                for net, (epoch, step) in self.diverged.items()
+            ],
+        )
+        checkpoint.save(path, arrays, about)
+
+    def load(self, path):
+        """Take the state that `save` wrote. Raises DataError if it is that of another training."""
+        arrays, about = checkpoint.select(*checkpoint.load(path), self.model.nets, path)
+        if about["data"] != self.fingerprint:
+            raise DataError(f"{path}: data: got {about['data']!r}, expected {self.fingerprint!r}")
+        for name, ours in self.recipe.as_dict().items():
+            if about["recipe"].get(name) != ours:
+                theirs = about["recipe"].get(name)
+                raise DataError(f"{path}: recipe: got {name} {theirs!r}, expected {ours!r}")
+        if arrays["sums"].shape != self.sums.shape:
+            raise DataError(
+                f"{path}: sums: got shape {arrays['sums'].shape}, expected {self.sums.shape}"
+            )
+        diverged = {row["net"]: (row["epoch"], row["step"]) for row in about["diverged"]}
+        self._check_progress(path, about["history"], diverged, about["step"])
+        checkpoint.restore_model(self.model, arrays, about, path)
+        self.ops.copy(self.ops.to_device(arrays["sums"].astype(np.float64)), self.sums)
+        self.seconds, self.history, self.diverged = about["seconds"], about["history"], diverged
+
+    def _check_progress(self, path, history, diverged, step):
+        """The history must tell of every epoch that the steps have gone through."""
+        alive = [net for net in self.nets if net not in diverged]
+        epochs = {net: [row["epoch"] for row in history if row["net"] == net] for net in alive}
+        done = max(map(len, epochs.values()), default=0)
+        if not all(of_net == list(range(1, done + 1)) for of_net in epochs.values()) or (
+            alive and not 0 <= step - done * self.steps <= self.steps
+        ):
+            raise DataError(f"{path}: history: expected all epochs of each net until step {step}")
+
+
+def predict(
+    model, images, indices, report=lambda images: None, should_stop=lambda: False, graph=True
+):
+    """Class probabilities (E, n, classes), on the host, of images chosen for each net.
+
+    images (N, H, W) uint8 lie on the device, indices (E, n) on the host. report(n): n more images
+    are done. Raises Interrupted where should_stop() turns true.
+    """
+    ops = model.ops
+    E, n = indices.shape
+    plan = model.plan(PREDICT_BATCH, training=False)
+    batches = -(-n // plan.batch)
+    padded = np.zeros((E, batches * plan.batch), np.int32)  # a short last batch is filled up
+    padded[:, :n] = indices
+    order = ops.to_device(padded.reshape(E, batches, plan.batch))
+    outputs = ops.empty((E, batches, plan.batch, *model.output_shape), model.dtype)
+    done = ops.zeros((1,), np.int64)  # batches so far, counted where the backend computes
+
+    def predict_batch():
+        ops.load_batch(
+            images, None, order, None, model.seed, model.net_numbers, done, plan.x, plan.labels
+        )
+        ops.collect(model.infer(plan), done, outputs)
+
+    with ops.session():
+        again = Repeat(ops, graph)
+        for batch in range(batches):
+            if should_stop():
+                raise Interrupted
+            again(predict_batch)
+            report(E * (min((batch + 1) * plan.batch, n) - batch * plan.batch))
+        return ops.to_host(outputs).reshape(E, -1, *model.output_shape)[:, :n]
+
+
+class Repeat:
+    """Called with the same function time after time, does what that does: soon by its capture.
+
+    The first call is the function's own, which compiles what it launches. The function itself is
+    not kept: it holds a Trainer, whose arrays would then outlive their group.
+    """
+
+    def __init__(self, ops, graph):
+        self._capture = ops.capture if graph else None
+        self._called, self._replay = False, None
+
+    def __call__(self, function):
+        if self._called and self._capture and not self._replay:
+            self._replay = self._capture(function)
+        (self._replay or function)()
+        self._called = True
+
+
+def steps_per_epoch(recipe, images):
+    """Whole batches in a net's training images. Raises DataError where there is none."""
+    train = images - validation_count(images, recipe.validation_fraction)
+    if train < recipe.batch_size:
+        raise DataError(
+            f"got {train} training images beside those for validation, "
+            f"expected at least one batch of {recipe.batch_size}"
+        )
+    return train // recipe.batch_size

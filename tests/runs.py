@@ -1,0 +1,75 @@
+"""Small runs of the command, for tests of it: started, slowed down, and compared to the bit."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from minicnn import checkpoint
+
+ROOT = Path(__file__).parent.parent
+TINY = (
+    "--limit=150 --test-limit=40 --nets=2 --epochs=2 --batch-size=32 --quiet --no-figures "
+    "--device=numpy"
+).split()
+
+
+def command(module, *arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **options,
+    )
+
+
+def state(folder):
+    """All that must be equal to the bit: arrays, submission, and history but for its seconds."""
+    arrays, about = checkpoint.load(folder / "checkpoint.npz")
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    for row in rows:
+        del row["seconds"]
+    return (
+        {k: v.tobytes() for k, v in arrays.items()},
+        (folder / "submission.csv").read_text(),
+        rows,
+    )
+
+
+# minicnn.train, but each step takes a while, in worker processes too, and the first is announced.
+SLOW = """
+import sys, time
+from pathlib import Path
+from minicnn import train, training
+quick = training.Trainer.step
+def slow(self):
+    quick(self)
+    Path(__file__).with_name("stepped").touch()
+    time.sleep({seconds})
+training.Trainer.step = slow
+if __name__ == "__main__":
+    sys.exit(train.main())
+"""
+
+
+def start_slowly(folder, *arguments, seconds=0.4):
+    """Start a slow training, and return its process once it has done a step."""
+    (folder / "slow.py").write_text(SLOW.format(seconds=seconds))
+    process = subprocess.Popen(
+        [sys.executable, folder / "slow.py", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (folder / "stepped").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    return process
