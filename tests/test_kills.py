@@ -1,0 +1,27 @@
+"""Runs that are killed and resumed equal those left alone, to the bit; kills.py does more."""
+
+import random
+
+import pytest
+from kills import Killer, kill
+
+from minicnn import archive
+
+
+@pytest.mark.every_device
+def test_no_bit_differs_after_kills(device):
+    kills = 2 if device == "emulated" else 4
+    result = kill(device, kills, seed=1)
+    assert result["kills"] >= kills and 1 <= result["inside_a_write"] < result["kills"]
+    assert result["differing_bits"] == 0
+
+
+def test_a_bit_that_differs_is_counted(tmp_path):
+    killer = Killer("numpy", tmp_path, random.Random(0))
+    path = tmp_path / "alone" / "checkpoint.npz"
+    names = "params", "moving", "moment_1", "moment_2", "sums", "history"
+    arrays, about = archive.read(path, names)
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    arrays["moment_2"].view("u4")[1, 7] ^= 5
+    archive.write(path, arrays, about)
+    assert killer._differing_bits(tmp_path / "alone") == 2
