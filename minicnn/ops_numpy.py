@@ -463,7 +463,7 @@ def softmax_cross_entropy(logits, labels, loss, correct, dlogits):
 def accumulate(loss, correct, sums):
     """Add a step's loss (E,) and correct (E,) to sums (E, 3), float64.
 
-    The third counts the steps whose loss was finite until the first that is not: so that is known.
+    The third counts the steps before the first whose loss is not finite.
     """
     sums[:, 0] += loss
     sums[:, 1] += correct

@@ -4,7 +4,7 @@ from bisect import bisect_right
 
 import numpy as np
 
-from .machine import cores
+from .machine import cores, free_memory
 from .model import PREDICT_BATCH
 from .network import layout_bytes, weights_layout
 from .plan import plan_layout
@@ -39,6 +39,16 @@ def process_bytes(recipe, data, ops):
     return _PROCESS_BYTES + arrays + images
 
 
+def collected_bytes(recipe, data):
+    """What it takes to put all nets together: their states, as read, merged and written; and their
+    predictions, as they come and as one array.
+    """
+    weights = layout_bytes(weights_layout(recipe.nodes, 1, np.dtype(np.float32)))
+    tested = 0 if data.test_images is None else len(data.test_images)
+    predictions = tested * recipe.nodes[-1].output_shape[0] * np.dtype(np.float32).itemsize
+    return recipe.nets * (3 * weights + 2 * predictions)
+
+
 def group_size(nets, memory, needed):
     """How many of `nets` nets to train together in `memory` bytes; needed(n) is what n take.
 
@@ -61,6 +71,11 @@ def share(recipe, data, ops, memory=None, workers=None):
     processes (default: as many as there are cores, nets and memory for). Raises ValueError for
     what cannot be had.
     """
+    collected, free = collected_bytes(recipe, data), free_memory()
+    if free is not None and collected > free:
+        raise ValueError(
+            f"nets: {recipe.nets} nets take {collected:,} bytes to put together, {free:,} are free"
+        )
     if ops.lockstep:
         if (workers or 1) > 1:
             raise ValueError("workers: this device trains its nets together, in one process")

@@ -243,6 +243,17 @@ def test_workers_are_as_many_as_cores_nets_and_memory_allow(data, monkeypatch):
     assert workers(many) == (1, 6)
 
 
+def test_nets_must_fit_together_in_the_end(data, monkeypatch):
+    thousand = replace(TINY, nets=1000)
+    needed = resources.collected_bytes(thousand, data)
+    assert 9 * 1000 * 327_242 * 4 < needed < 13 * 1000 * 327_242 * 4
+    monkeypatch.setattr(resources, "free_memory", lambda: needed - 1)
+    with pytest.raises(ValueError, match=r"nets: 1000 nets take [\d,]+ bytes to put together"):
+        resources.share(thousand, data, ops_numpy)
+    monkeypatch.setattr(resources, "free_memory", lambda: needed)
+    resources.share(thousand, data, ops_numpy, memory=1 << 40)
+
+
 @pytest.mark.parametrize(
     ("nets", "memory", "expected"),
     [(15, None, 15), (15, 150, 15), (15, 149, 8), (15, 70, 5), (4, 30, 2), (4, 10, 1), (1, 10, 1)],

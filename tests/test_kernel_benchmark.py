@@ -74,7 +74,7 @@ def small():
         labels=np.zeros(11, np.uint8),
         order=np.zeros((E, 2, B), np.int32),
         bounds=RandomAffine(10, 0.1, 0.1, 0.1).bounds(H, W),
-        sums=np.zeros((E, 2)),
+        sums=np.zeros((E, 3)),
     )
 
 

@@ -144,6 +144,33 @@ def test_a_stopped_run_resumes_to_the_bit(whole, tmp_path, monkeypatch, capsys):
     assert state(tmp_path / "stopped") == expected
 
 
+def test_a_net_that_diverges_in_lockstep_is_nothing_to_the_others(
+    whole, tmp_path, monkeypatch, capsys
+):
+    (expected, _, rows), arguments = whole
+    step = training.Trainer.step
+
+    def sick(trainer):
+        if trainer.steps_done == 2:  # an epoch has two
+            trainer.model.params[1] = float("inf")
+        step(trainer)
+
+    monkeypatch.setattr(training.Trainer, "step", sick)
+    assert train.main([*arguments, "--no-graph", "--out", str(tmp_path / "sick")]) == 0
+    stdout, stderr = capsys.readouterr()
+    assert (
+        "net 2 stopped, for its loss or weights were no longer finite after epoch 2, st" in stderr
+    )
+    assert "step 1 of 2" in stderr
+    assert "CNN 1: " in stdout and "CNN 2: " not in stdout and "CNN 3: " in stdout
+    found, _, found_rows = state(tmp_path / "sick")
+    for name, content in expected.items():
+        row = len(content) // 3
+        for net in (0, 2):
+            assert found[name][net * row :][:row] == content[net * row :][:row]
+    assert found_rows == [row for row in rows if (row["net"], row["epoch"]) != ("2", "2")]
+
+
 def test_more_processes_than_one_are_refused(whole, tmp_path, capsys):
     assert train.main([*whole[1], "--workers=2", "--out", str(tmp_path / "two")]) == 2
     assert "workers: this device trains its nets together" in capsys.readouterr().err
