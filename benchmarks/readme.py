@@ -211,7 +211,32 @@ def _percent(values):
     return f"{mean} ({100 * min(values):.2f} to {100 * max(values):.2f})"
 
 
-TABLES = {README: (speed, scaling, accuracy), KERNELS_README: (ladder, tile_choices, operations)}
+def faults():
+    """Trainings that were killed, and inputs that the readers of files were given."""
+    result = timing.newest("faults")
+    lines = [
+        "| trainings killed on | kills | inside a checkpoint's write | runs | bits that differ |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in result["kills"]:
+        numbers = row["kills"], row["inside_a_write"], row["runs"], row["differing_bits"]
+        lines.append(f"| `{row['device']}` | {' | '.join(f'{n:,}' for n in numbers)} |")
+    lines += [
+        "",
+        "| reader | inputs | accepted | refused | slowest | most memory of the process |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["fuzzing"]:
+        counts = " | ".join(f"{row[name]:,}" for name in ("inputs", "accepted", "refused"))
+        memory = f"{row['peak_memory_bytes'] / 1e6:.0f} MB"
+        lines.append(f"| {row['reader']} | {counts} | {row['longest_seconds']:.2f} s | {memory} |")
+    return "\n".join([*lines, "", timing.in_words(result)])
+
+
+TABLES = {
+    README: (speed, scaling, accuracy, faults),
+    KERNELS_README: (ladder, tile_choices, operations),
+}
 
 
 def render(path):

@@ -34,7 +34,8 @@ class Recipe:
 
     def __post_init__(self):
         checks.integer("nets", self.nets, 1, 10_000)
-        for name in ("first_net", "epochs", "batch_size"):
+        checks.integer("first_net", self.first_net, 1, 2**32 - 1 - self.nets)
+        for name in ("epochs", "batch_size"):
             checks.integer(name, getattr(self, name), 1)
         for name in ("validation_fraction", "zoom", "dropout", "momentum"):
             checks.number(name, getattr(self, name), 0, 1, "[)")
@@ -44,7 +45,6 @@ class Recipe:
         checks.number("decay", self.decay, 0, 1, "(]")
         checks.number("rotation", self.rotation, 0, 180)
         checks.word("seed", self.seed)
-        checks.word("first_net", self.first_net + self.nets)
 
     @property
     def all_nets(self):

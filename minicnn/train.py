@@ -160,7 +160,8 @@ def _parser():
         "options it takes the embedded digits and the recipe 'demo', and is done in two minutes.",
         epilog="The run folder holds config.json, history.csv, checkpoint.npz, submission.csv, "
         "figures/ and summary.json. Ctrl-C saves the state; --resume goes on from it. Exit status: "
-        "0; 2 for bad arguments or input; 130 after Ctrl-C.",
+        "0; 2 for bad arguments or input, or where the machine fails; 130 after Ctrl-C, 143 after "
+        "SIGTERM.",
         allow_abbrev=False,
     )
     parser.add_argument(

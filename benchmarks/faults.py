@@ -1,0 +1,58 @@
+"""python -m benchmarks.faults: kill trainings and fuzz readers at length; keep what came of it.
+
+It runs tests/kills.py on each device and tests/fuzz.py on each reader, as many at a time as there
+are cores, and writes the figures that README shows. It needs atheris: pip install -e ".[fuzz]".
+"""
+
+import argparse
+import concurrent.futures
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import timing
+from minicnn.machine import cores
+
+_TESTS = Path(__file__).parent.parent / "tests"
+KILLS = {"cpu": 30, "numpy": 30, "emulated": 10}  # of trainings on each device
+READERS = "csv", "checkpoint", "idx"
+
+
+def measure(kills=None, inputs=1_000_000):
+    """The result: a dict of what kills.py and fuzz.py tell. kills: {device: how many}."""
+    jobs = {reader: ["fuzz.py", reader, "--inputs", inputs] for reader in READERS}
+    for device, count in (kills or KILLS).items():
+        jobs[device] = ["kills.py", "--device", device, "--kills", count]
+    with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
+        told = dict(zip(jobs, pool.map(_run, jobs.values()), strict=True))
+    return {
+        "kills": [told[device] for device in kills or KILLS],
+        "fuzzing": [told[reader] for reader in READERS],
+        "machine": timing.machine(),
+        "versions": timing.versions("atheris"),
+    }
+
+
+def _run(job):
+    """What a command of the tests prints last. Its other output is passed on where it fails."""
+    script, *arguments = map(str, job)
+    done = subprocess.run(
+        [sys.executable, _TESTS / script, *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, job))}: {done.stdout}\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="benchmarks.faults", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few kills and inputs: two minutes")
+    parser.add_argument("--out", metavar="FILE", help="default: named by machine and date")
+    arguments = parser.parse_args()
+    quick = {"kills": dict.fromkeys(KILLS, 2), "inputs": 2000} if arguments.quick else {}
+    timing.write("faults", measure(**quick), arguments.out)
+
+
+if __name__ == "__main__":
+    main()

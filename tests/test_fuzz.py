@@ -1,0 +1,146 @@
+"""The readers of files under some hundred inputs of `fuzz.py`, and the harness itself."""
+
+import time
+from random import Random
+
+import fuzz
+import numpy as np
+import pytest
+from fuzz_readers import LABELLED, READERS, Csv
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minicnn.files import DataError
+
+
+@pytest.fixture(params=READERS)
+def reader(request, tmp_path):
+    reader = READERS[request.param](tmp_path)
+    fuzz.outcome(reader, reader.seeds()[0])  # what is imported at the first one takes its time
+    return reader
+
+
+def mutated(reader, seed, times):
+    random = Random(seed)
+    content = random.choice(reader.seeds())
+    for _ in range(times):
+        content = reader.mutate(content, random)
+    return content
+
+
+def test_seeds_are_accepted(reader):
+    assert all(fuzz.outcome(reader, content)[0] is None for content in reader.seeds())
+
+
+@settings(
+    max_examples=300,
+    deadline=None,  # `outcome` has one
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # files are overwritten each time
+)
+@given(seed=st.integers(0, 1 << 32), times=st.integers(1, 4))
+def test_anything_is_accepted_or_refused(reader, seed, times):
+    fuzz.outcome(reader, mutated(reader, seed, times))
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"\x81", b"\xff" * 9, bytes(99)])
+def test_next_to_nothing_is_refused(reader, content):
+    assert fuzz.outcome(reader, content)[0]
+
+
+def test_mutations_reach_many_outcomes(reader):
+    messages = [fuzz.outcome(reader, mutated(reader, seed, 2))[0] for seed in range(300)]
+    assert 15 < messages.count(None) < 200
+    assert len({message and fuzz.kind_of(message, reader) for message in messages}) > 10
+
+
+def test_a_mutation_can_be_repeated(reader):
+    for seed in range(50):
+        assert mutated(reader, seed, 3) == mutated(reader, seed, 3)
+
+
+# --- The harness fails where a reader does --------------------------------------------------------
+
+IMAGES, LABELS = np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8)
+
+
+class Planted(Csv):
+    """A reader of labelled CSV that does what it is told."""
+
+    def __init__(self, folder, action):
+        super().__init__(folder)
+        self._read_csv = lambda path, labelled: action(path)
+
+
+def outcome(tmp_path, action):
+    content = b"\n" + b",".join([b"0"] * 785) + b"\n" + b",".join([b"0"] * 785) + b"\n"
+    return fuzz.outcome(Planted(tmp_path, action), bytes([LABELLED]) + content)
+
+
+def raising(error):
+    def action(path):
+        raise error
+
+    return action
+
+
+def test_the_planted_reader_is_sound_by_itself(tmp_path):
+    assert outcome(tmp_path, lambda path: (IMAGES, LABELS))[0] is None
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), MemoryError(), RecursionError()])
+def test_another_error_is_a_crash(tmp_path, error):
+    with pytest.raises(type(error)):
+        outcome(tmp_path, raising(error))
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        pytest.param((IMAGES.astype(np.int64), LABELS), id="type of images"),
+        pytest.param((IMAGES, LABELS.astype(np.int64)), id="type of labels"),
+        pytest.param((IMAGES.reshape(2, 784), LABELS), id="shape"),
+        pytest.param((IMAGES[:0], LABELS[:0]), id="no images"),
+        pytest.param((IMAGES, LABELS[:1]), id="fewer labels"),
+        pytest.param((IMAGES, LABELS + np.uint8(10)), id="label 10"),
+        pytest.param((IMAGES, LABELS + np.uint8(1)), id="another label"),
+        pytest.param((IMAGES + np.uint8(1), LABELS), id="other pixels"),
+        pytest.param((IMAGES[:1], LABELS[:1]), id="an image left out"),
+    ],
+)
+def test_a_wrong_result_is_a_crash(tmp_path, result):
+    with pytest.raises(AssertionError):
+        outcome(tmp_path, lambda path: result)
+
+
+def test_a_message_names_its_file(tmp_path):
+    def refuse(path):
+        raise DataError(f"{path}, line 3: got 'x'")
+
+    message, _ = outcome(tmp_path, refuse)
+    assert message == f"{tmp_path / 'any.csv'}, line 3: got 'x'"
+    assert fuzz.kind_of(message, Planted(tmp_path, refuse)) == "any.csv, line N: got '...'"
+    with pytest.raises(AssertionError, match="names no file"):
+        outcome(tmp_path, raising(DataError("line 3: got 'x'")))
+
+
+def test_a_message_is_one_printable_line(tmp_path):
+    def refuse(path):
+        error = DataError("")
+        error.args = (f"{path}: two\nlines",)
+        raise error
+
+    with pytest.raises(AssertionError, match="not one printable line"):
+        outcome(tmp_path, refuse)
+
+
+def test_a_slow_reader_is_a_crash(tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz, "SECONDS", 0.01)
+
+    def wait(path):
+        started = time.process_time()
+        while time.process_time() - started < 0.02:
+            pass
+        return IMAGES, LABELS
+
+    with pytest.raises(AssertionError, match=r"took 0\.\d+ seconds"):
+        outcome(tmp_path, wait)
