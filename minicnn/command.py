@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 
+from .files import printable
 from .workers import WorkerDiedError
 
 # What ends a command with one line and status 2: bad arguments, bad input, a machine too small.
@@ -18,7 +19,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n")
 
 
 def integer(text):
@@ -56,11 +57,18 @@ def _convert(kind, text, expected):
 
 def one_line(error):
     """What to tell a person of an exception."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        # What names no file has failed to write to the terminal, or to what stands in its place.
+        return printable(f"{error.filename or 'output'}: {error.strerror}")
     if isinstance(error, MemoryError):
         return "out of memory; try a smaller --memory or --batch-size, or fewer --workers"
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def print_anything():
+    """From now on, what stdout has no characters for is written with escapes instead."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ def _opened(path):
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
             yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: bad gzip stream: {error}") from None
+        raise DataError(f"{path}: bad gzip stream: {error}, expected a whole one") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 

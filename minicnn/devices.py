@@ -37,14 +37,16 @@ def choose(device, precision="float32", dtype="float32"):
         return device, operations, reason
     problem = _tf32_problem(operations) if precision == "tf32" else f"has no {precision!r}"
     if problem:
-        raise ValueError(f"precision: got {precision!r}, the device {device!r} {problem}")
+        raise ValueError(
+            f"precision: got {precision!r}, expected 'float32': the device {device!r} {problem}"
+        )
     return device, _operations(device, precision), reason
 
 
 def _tf32_problem(operations):
     """Why a backend cannot compute in TF32; None if it can."""
     if not isinstance(operations, ops_cuda.Operations):
-        return "has none but 'float32'"
+        return "has no other"
     if not operations.has_tf32:
         return "has no tensor cores for TF32: these came with compute capability 8.0"
     return None

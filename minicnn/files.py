@@ -20,14 +20,16 @@ except ImportError:  # there is none on Windows
 class DataError(ValueError):
     """Bad input. The message is one line: the file, the row or field, what it held, what it should.
 
-    Characters that would break the line or steer a terminal are escaped, since parts of a message
-    come from files, paths and servers that nobody has checked.
+    Parts of it come from files, paths and servers that nobody has checked: it is printable.
     """
 
     def __init__(self, message):
-        super().__init__(
-            "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message)),
-        )
+        super().__init__(printable(message))
+
+
+def printable(text):
+    """A text with all characters escaped that would break its line or steer a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,15 @@ import numpy as np
 import tqdm
 
 from . import checkpoint, devices, ensemble, training
-from .command import REFUSALS, Parser, StopOnSignal, one_line, positive, warnings_in_one_line
+from .command import (
+    REFUSALS,
+    Parser,
+    StopOnSignal,
+    one_line,
+    positive,
+    print_anything,
+    warnings_in_one_line,
+)
 from .data import load_test, write_submission
 from .files import DataError
 from .machine import cores
@@ -19,6 +27,7 @@ from .workers import Interrupted, run_jobs
 def main(argv=None):
     """Run the command; returns its exit status."""
     arguments = _parser().parse_args(argv)
+    print_anything()
     stop = StopOnSignal("stopping")
     try:
         with stop, warnings_in_one_line("minicnn.predict"):
@@ -35,7 +44,9 @@ def predict(arguments, should_stop=lambda: False):
     """Predict as the parsed arguments say, and write the submission."""
     device, ops, _ = devices.choose(arguments.device)
     if not arguments.out.resolve().parent.is_dir():  # known before the work, not after it
-        raise ValueError(f"argument --out: {arguments.out}: no such folder")
+        raise ValueError(
+            f"argument --out: got {arguments.out}, expected a file in a folder that is there"
+        )
     arrays, about = checkpoint.load(arguments.checkpoint)
     try:
         recipe = Recipe(**about["recipe"])

@@ -58,7 +58,7 @@ def group_size(nets, memory, needed):
         return nets
     most = bisect_right(range(1, nets + 1), memory, key=needed)
     if most == 0:
-        raise ValueError(f"memory: one net takes {needed(1):,} bytes, there are {memory:,}")
+        raise ValueError(f"memory: one net takes {needed(1):,} bytes, expected at most {memory:,}")
     groups = -(-nets // most)
     return -(-nets // groups)
 
@@ -74,11 +74,15 @@ def share(recipe, data, ops, memory=None, workers=None):
     collected, free = collected_bytes(recipe, data), free_memory()
     if free is not None and collected > free:
         raise ValueError(
-            f"nets: {recipe.nets} nets take {collected:,} bytes to put together, {free:,} are free"
+            f"nets: {recipe.nets} nets take {collected:,} bytes to put together, expected at most "
+            f"the {free:,} that are free"
         )
     if ops.lockstep:
         if (workers or 1) > 1:
-            raise ValueError("workers: this device trains its nets together, in one process")
+            raise ValueError(
+                f"workers: got {workers}, expected 1: this device trains its nets together, in one "
+                "process"
+            )
 
         def needed(nets):
             return arrays_bytes(recipe, ops, nets, data.train_images, data.test_images)
@@ -90,6 +94,9 @@ def share(recipe, data, ops, memory=None, workers=None):
     affordable = most if limit is None else min(most, limit // needed)
     least = most if workers else 1
     if affordable < least:
-        have = f"--memory allows {limit:,}" if memory is not None else f"{limit:,} are free"
-        raise ValueError(f"memory: {least} process(es) take {least * needed:,} bytes, {have}")
+        have = "of --memory" if memory is not None else "that are free"
+        raise ValueError(
+            f"memory: {least} process(es) take {least * needed:,} bytes, expected at most the "
+            f"{limit:,} {have}"
+        )
     return 1, affordable

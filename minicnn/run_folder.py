@@ -48,6 +48,8 @@ def claim(job, source, resume):
         _check_config(folder / _CONFIG, config)
     elif taken := [name for name in _OUTPUTS if (folder / name).exists()]:
         raise ValueError(f"{folder}: holds a {taken[0]} of something else; choose another folder")
+    elif resume:
+        warnings.warn(f"{folder} holds no run to go on with: it begins here", stacklevel=2)
     remove_unfinished(folder)
     remove_unfinished(folder / "figures")
     _write_json(folder / _CONFIG, config)

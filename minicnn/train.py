@@ -24,6 +24,7 @@ from .command import (
     number,
     one_line,
     positive,
+    print_anything,
     warnings_in_one_line,
 )
 from .data import fingerprint, load_data
@@ -42,6 +43,7 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(argv)
     folder = Path(arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))
+    print_anything()
     stop = StopOnSignal("stopping after the step in hand; once more stops at once")
     try:
         with stop, warnings_in_one_line("minicnn.train"):
@@ -128,7 +130,7 @@ def _train(job, arguments, workers, should_stop):
                 bar.write(line, file=sys.stdout)
             for net, (epoch, step) in part.diverged.items():
                 warn(
-                    f"net {net} stopped, for its loss or weights were no longer finite after epoch "
+                    f"net {net} stopped, for its loss or weights were no longer finite in epoch "
                     f"{epoch}, step {step} of {steps}"
                 )
 

@@ -320,7 +320,7 @@ def steps_per_epoch(recipe, images):
     train = images - validation_count(images, recipe.validation_fraction)
     if train < recipe.batch_size:
         raise DataError(
-            f"got {train} training images beside those for validation, "
+            f"batch size: got {train} training images beside those for validation, "
             f"expected at least one batch of {recipe.batch_size}"
         )
     return train // recipe.batch_size

@@ -263,7 +263,7 @@ def test_groups_are_as_large_as_memory_allows_and_as_equal_as_can_be(nets, memor
 
 
 def test_a_group_of_one_net_must_fit():
-    with pytest.raises(ValueError, match="memory: one net takes 10 bytes, there are 9"):
+    with pytest.raises(ValueError, match="memory: one net takes 10 bytes, expected at most 9"):
         resources.group_size(3, 9, lambda count: 10 * count)
 
 

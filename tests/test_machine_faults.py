@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,6 +186,37 @@ def test_going_on_with_another_device_is_told(run, tmp_path, capsys):
     (folder / "config.json").write_text(json.dumps({**config, "device": "cuda"}))
     assert training_in(folder, "--resume") == 0
     assert "began with cuda in float32, minicnn" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_an_output_that_cannot_be_written(run, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "minicnn.train", *TINY, "--out", tmp_path / "out"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert f"minicnn.train: error: output: No space left on device{SAVED}" in done.stderr
+    assert training_in(tmp_path / "out", "--resume") == 0
+    assert state(tmp_path / "out") == state(run[0])
+
+
+def test_a_folder_whose_name_stdout_cannot_write(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONIOENCODING", "ascii")
+        done = command("minicnn.train", *TINY, "--epochs=1", "--nets=1", "--out", tmp_path / "\xe9")
+    assert done.returncode == 0, done.stderr
+    assert "\\xe9" in done.stdout
+
+
+def test_resuming_nothing_is_told(tmp_path, capsys):
+    assert training_in(tmp_path / "out", "--resume", "--nets=1", "--epochs=1") == 0
+    assert "out holds no run to go on with: it begins here" in capsys.readouterr().err
 
 
 # ---- memory --------------------------------------------------------------------------------------
@@ -365,7 +397,7 @@ def test_a_net_that_diverges_stops_and_the_others_go_on(
     poisoned(monkeypatch, 1, step)
     assert training_in(folder) == 0
     stdout, stderr = capsys.readouterr()
-    told = f"net 1 stopped, for its loss or weights were no longer finite after epoch {epoch}, "
+    told = f"net 1 stopped, for its loss or weights were no longer finite in epoch {epoch}, "
     assert f"minicnn.train: warning: {told}step {of_epoch} of 4\n" in stderr
     assert "CNN 1" not in stdout and "CNN 2: Epochs=2" in stdout and "Ensemble of 1" in stdout
     rows = list(csv.DictReader((folder / "history.csv").open()))
