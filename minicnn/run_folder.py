@@ -58,6 +58,8 @@ def claim(job, source, resume):
 def _check_config(path, config):
     """The config of a run to go on with must be this one's, in all that decides the result."""
     try:
+        if not path.is_file():  # to open a pipe would wait for ever
+            raise ValueError
         with open(path, "rb") as file:
             old = json.loads(file.read(1 << 20))  # it has a kilobyte
         old_recipe, old_data = dict(old["recipe"]), old["data"]

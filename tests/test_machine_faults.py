@@ -179,6 +179,13 @@ def test_a_config_that_is_none_is_refused(tmp_path, capsys, content):
     assert (tmp_path / "config.json").read_bytes() == content
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_config_that_is_a_pipe_is_refused(tmp_path, capsys):
+    os.mkfifo(tmp_path / "config.json")
+    assert training_in(tmp_path, "--resume") == 2
+    assert "config.json: not the config of a run, expected" in capsys.readouterr().err
+
+
 def test_going_on_with_another_device_is_told(run, tmp_path, capsys):
     folder = tmp_path / "out"
     shutil.copytree(run[0], folder)
@@ -227,9 +234,10 @@ def test_too_little_memory_is_one_line(tmp_path):
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2);"
     limit += "import runpy; sys.argv[1:2] = []; runpy.run_module('minicnn.train', {}, '__main__')"
     large = "--batch-size=5000", "--limit=6000", "--workers=1"
+    one_thread = {"OPENBLAS_NUM_THREADS": "1"}  # each takes of the limit
     done = subprocess.run(
         [sys.executable, "-c", limit, str(1500 << 20), *TINY, *large, "--out", tmp_path / "out"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **one_thread},
         capture_output=True,
         text=True,
         timeout=120,
