@@ -38,6 +38,7 @@ _EXPECTED = (
 )
 
 _BLOCK = 1 << 20  # bytes of CSV parsed at a time, about 600 images
+_FEW_LINES = 16  # that are searched one by one for a fault
 _LONGEST_LINE = 1 << 14  # bytes; 785 quoted names take 9 kB
 
 
@@ -245,6 +246,14 @@ def _blocks(path, stream):
 
 def _parse(path, first, block, names):
     """The block's values, (rows, columns) uint8. Empty lines are left out."""
+    table = _table(block, names)
+    if table is None:
+        raise _fault(path, first, block.split(b"\n"), names)
+    return table
+
+
+def _table(block, names):
+    """The values of a block of lines, or None where one of them is bad."""
     import pandas  # noqa: PLC0415  half a second and 50 MB that only CSV needs
 
     lines = block.split(b"\n")
@@ -262,7 +271,7 @@ def _parse(path, first, block, names):
             ).to_numpy()
             if table.shape == (rows, len(names)) and (table <= _largest(names)).all():
                 return table.astype(np.uint8)
-    raise _fault(path, first, lines, names)
+    return None
 
 
 def _is_plain(block):
@@ -286,6 +295,12 @@ def _largest(names):
 
 def _fault(path, first, lines, names):
     """The DataError for the first bad value in `lines`, the first of which is line `first`."""
+    while len(lines) > _FEW_LINES:
+        half = lines[: len(lines) // 2]
+        if _table(b"\n".join(half), names) is None:
+            lines = half
+        else:
+            first, lines = first + len(half), lines[len(half) :]
     for number, line in enumerate(lines, first):
         if line in (b"", b"\r"):
             continue
@@ -293,7 +308,8 @@ def _fault(path, first, lines, names):
         fields = _fields(where, line)
         _check_count(where, fields, names)
         for name, field, largest in zip(names, fields, _largest(names), strict=True):
-            if not re.fullmatch("[0-9]{1,18}", field) or int(field) > largest:
+            digits = field.lstrip("0")
+            if not re.fullmatch("[0-9]+", field) or len(digits) > 3 or int(digits or 0) > largest:
                 return DataError(
                     f"{where}, {name}: got {_brief(field)}, expected an integer from 0 to {largest}"
                 )
