@@ -248,6 +248,31 @@ def test_csv_line_numbers_count_empty_lines(tmp_path):
     assert "train.csv, line 7, pixel0: got 'x'" in fault(tmp_path)
 
 
+@pytest.mark.parametrize("row", [1, 16, 17, 30, 39])
+def test_the_first_of_two_faults_among_many_rows_is_named(tmp_path, row):
+    rows = csv_rows(*digits(40))
+    rows[row][7] = rows[40][9] = "256"
+    (tmp_path / "train.csv").write_bytes(csv_bytes(rows))
+    assert f"train.csv, line {row + 1}, pixel6: got '256'" in fault(tmp_path)
+    rows[row][7] = rows[40][9] = "0"
+    rows[row].append("0")  # as many fields as there should be, in all
+    rows[40].pop()
+    (tmp_path / "train.csv").write_bytes(csv_bytes(rows).replace(b"\n", b"\r\n\n"))
+    assert f"train.csv, line {2 * row + 1}: got 786 columns, expected 785" in fault(tmp_path)
+
+
+def test_zeros_before_a_number_change_nothing(tmp_path):
+    rows = csv_rows(*digits(20))
+    (tmp_path / "train.csv").write_bytes(csv_bytes(rows))
+    (expected, _), _ = load_data(tmp_path)
+    rows[3][5] = rows[3][5].zfill(19)
+    (tmp_path / "train.csv").write_bytes(csv_bytes(rows))
+    np.testing.assert_array_equal(load_data(tmp_path)[0][0], expected)
+    rows[9][5] = "x"
+    (tmp_path / "train.csv").write_bytes(csv_bytes(rows))
+    assert "train.csv, line 10, pixel4: got 'x'" in fault(tmp_path)
+
+
 def test_empty_csv(tmp_path):
     (tmp_path / "train.csv").write_bytes(b"")
     assert "train.csv: got an empty file, expected a header label, pixel0" in fault(tmp_path)
