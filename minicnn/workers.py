@@ -12,6 +12,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import time
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -88,7 +89,8 @@ class _Crew:
         self.results, self.errors = {}, []  # {number of the task: result}
         self._tasks, self._on_death = tasks, on_death
         self._waiting = collections.deque(range(len(tasks)))
-        self._idle, self._running = workers, {}  # {future: (worker, number of its task)}
+        self._workers, self._idle = workers, list(workers)
+        self._running = {}  # {future: (worker, number of its task)}
         self._died = set()  # tasks whose process has died once
         self._stopping = False
         self._progress = 0  # since it was last asked for
@@ -101,10 +103,12 @@ class _Crew:
 
     def wait(self):
         """Wait a moment, or until a task ends; take note of what has happened."""
-        done, _ = concurrent.futures.wait(self._running, _POLL_SECONDS, "FIRST_COMPLETED")
+        # Not concurrent.futures.wait: a KeyboardInterrupt in it may leave a future locked for ever.
+        if not any(future.done() for future in self._running):
+            time.sleep(_POLL_SECONDS)
         for worker, _ in self._running.values():
             self._progress += worker.progress()
-        for future in done:
+        for future in [future for future in self._running if future.done()]:
             self._end(future, *self._running.pop(future))
 
     def progress(self):
@@ -113,15 +117,15 @@ class _Crew:
         return progress
 
     def stop(self, at_once=False):
-        """Ask all at work to stop; `at_once`: in the midst of whatever they do."""
+        """Ask all to stop; `at_once`: in the midst of whatever they do."""
         self._stopping = True
-        for worker, _ in self._running.values():
+        for worker in self._workers:
             worker.stop(at_once)
 
     def close(self):
         """End every process, after what it has in hand."""
         self.stop()
-        for worker in [*self._idle, *(worker for worker, _ in self._running.values())]:
+        for worker in self._workers:
             worker.close()
 
     def _start(self, worker, number):
