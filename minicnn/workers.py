@@ -1,20 +1,20 @@
 """Independent jobs in several processes, with progress, and an orderly stop.
 
-Each process is a pool of its own, so that one that dies takes no other with it. A process and its
-parent share a few integers of plain memory rather than a queue or an event, whose locks a process
-that is killed would keep for ever.
+A process may die at any moment, and takes nothing with it but its task. Each has a pipe of its own,
+whose other end only the parent holds: where it ends, the process has. What is told in passing,
+progress one way and the wish to stop the other, are a few integers of shared memory, since the lock
+of a queue or an event would be kept for ever by a process that is killed.
 """
 
 import collections
-import concurrent.futures
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import signal
 import threading
-import time
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+import traceback
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 from . import machine
@@ -22,6 +22,7 @@ from . import machine
 _POLL_SECONDS = 0.1
 _GO_ON, _STOP, _STOP_AT_ONCE = range(3)  # what a worker is told
 _TOLD, _DONE = range(2)  # the integers that it shares: that, and how much it has done of its task
+_CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy threads and GPU contexts
 
 
 class Interrupted(Exception):  # noqa: N818  it is no error
@@ -49,7 +50,7 @@ def run_jobs(
     each result in the order of the tasks. Where a process dies, on_death(task) is called, and its
     task is given to a new one, once; WorkerDiedError is raised if that dies, too. If a task raises,
     the others are asked to stop, and the exception is raised here: Interrupted only where nothing
-    else went wrong.
+    else went wrong. A KeyboardInterrupt ends all processes in the midst of whatever they do.
     """
     if workers <= 1 or len(tasks) <= 1:
         results = []
@@ -59,7 +60,8 @@ def run_jobs(
         return results
     workers = min(workers, len(tasks))
     cores = max(1, machine.cores() // workers)
-    crew = _Crew(tasks, [_Worker(function, shared, cores) for _ in range(workers)], on_death)
+    job = pickle.dumps((function, shared), pickle.HIGHEST_PROTOCOL)
+    crew = _Crew(tasks, [_Worker(job, cores) for _ in range(workers)], on_death)
     told = 0  # results handed to on_result so far
     try:
         while not crew.is_done():
@@ -90,26 +92,28 @@ class _Crew:
         self._tasks, self._on_death = tasks, on_death
         self._waiting = collections.deque(range(len(tasks)))
         self._workers, self._idle = workers, list(workers)
-        self._running = {}  # {future: (worker, number of its task)}
+        self._running = {}  # {worker: number of its task}
         self._died = set()  # tasks whose process has died once
-        self._stopping = False
+        self._stopping = self._at_once = False
         self._progress = 0  # since it was last asked for
 
     def is_done(self):
         """Whether no task is at work, and none will be."""
         while self._waiting and self._idle and not self._stopping:
-            self._start(self._idle.pop(), self._waiting.popleft())
+            worker, number = self._idle.pop(), self._waiting.popleft()
+            worker.start(self._tasks[number])
+            self._running[worker] = number
         return not self._running
 
     def wait(self):
         """Wait a moment, or until a task ends; take note of what has happened."""
-        # Not concurrent.futures.wait: a KeyboardInterrupt in it may leave a future locked for ever.
-        if not any(future.done() for future in self._running):
-            time.sleep(_POLL_SECONDS)
-        for worker, _ in self._running.values():
+        connections = {worker.connection: worker for worker in self._running}
+        ready = multiprocessing.connection.wait(list(connections), _POLL_SECONDS)
+        for worker in self._running:
             self._progress += worker.progress()
-        for future in [future for future in self._running if future.done()]:
-            self._end(future, *self._running.pop(future))
+        for connection in ready:
+            worker = connections[connection]
+            self._end(worker, self._running.pop(worker))
 
     def progress(self):
         """How much was done since this was last called; below 0 where a death undid some."""
@@ -118,24 +122,26 @@ class _Crew:
 
     def stop(self, at_once=False):
         """Ask all to stop; `at_once`: in the midst of whatever they do."""
-        self._stopping = True
+        self._stopping, self._at_once = True, self._at_once or at_once
         for worker in self._workers:
             worker.stop(at_once)
 
     def close(self):
         """End every process, after what it has in hand."""
         self.stop()
+        while self._running:
+            self.wait()
         for worker in self._workers:
             worker.close()
 
-    def _start(self, worker, number):
-        self._running[worker.start(self._tasks[number])] = worker, number
-
-    def _end(self, future, worker, number):
-        error = future.exception()
+    def _end(self, worker, number):
         self._idle.append(worker)
-        if isinstance(error, BrokenProcessPool):
-            self._progress -= worker.restart()
+        try:
+            result, error = worker.connection.recv()
+        except (EOFError, OSError):  # the process is no more
+            self._progress -= worker.bury()
+            if self._at_once:
+                return
             self._on_death(self._tasks[number])
             if number not in self._died and not self._stopping:
                 self._died.add(number)
@@ -146,7 +152,7 @@ class _Crew:
                 f"a worker process died{again}; if it was for lack of memory, try fewer --workers"
             )
         if error is None:
-            self.results[number] = future.result()
+            self.results[number] = result
         else:
             self.errors.append(error)
             self.stop()
@@ -155,32 +161,38 @@ class _Crew:
 class _Worker:
     """A process that runs one task at a time; begun with its first, and anew after its death."""
 
-    # "spawn", because a fork would copy whatever threads and GPU contexts the caller has.
-    _context = multiprocessing.get_context("spawn")
-
-    def __init__(self, function, shared, cores):
-        self._initargs = function, shared, cores
-        self._begin()
-
-    def _begin(self):
-        self._words = self._context.RawArray("q", 2)
+    def __init__(self, job, cores):
+        self.connection = None
+        self._job, self._cores = job, cores
+        self._words = _CONTEXT.RawArray("q", 2)
         self._reported = 0
-        self._pool = concurrent.futures.ProcessPoolExecutor(
-            1, self._context, _start_worker, (*self._initargs, self._words)
-        )
+        self._process = self._sender = None
 
     def start(self, task):
-        """The future of a task, which begins."""
-        try:
-            return self._submit(task)
-        except BrokenProcessPool:  # it died while it had nothing to do
-            self.restart()
-            return self._submit(task)
-
-    def _submit(self, task):
+        """Give it a task."""
         self._words[_DONE] = self._reported = 0
-        with _signals_held():
-            return self._pool.submit(_run_task, task)
+        if self._process is None:
+            self._begin(task)
+        else:
+            with suppress(OSError):  # if it is dead, its pipe has ended
+                self.connection.send(task)
+
+    def _begin(self, task):
+        self.connection, theirs = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=_work, args=(theirs, self._words, self._cores))
+        # A thread, because a pipe takes so much only when the process at its end is ready for it.
+        self._sender = threading.Thread(target=self._send_job, args=(task,), daemon=True)
+        try:
+            with _signals_held():
+                self._process.start()
+        finally:
+            theirs.close()
+        self._sender.start()
+
+    def _send_job(self, task):
+        with suppress(OSError):
+            self.connection.send_bytes(self._job)
+            self.connection.send(task)
 
     def progress(self):
         """How much of its task it has done since this was last called."""
@@ -191,20 +203,28 @@ class _Worker:
     def stop(self, at_once):
         self._words[_TOLD] = max(self._words[_TOLD], _STOP_AT_ONCE if at_once else _STOP)
 
-    def restart(self):
-        """A new process in place of one that died. Returns how much that had reported."""
-        self._pool.shutdown()
-        lost = self._reported
-        self._begin()
-        return lost
+    def bury(self):
+        """Forget a process that died. Returns how much of its task it had reported."""
+        self._process.kill()  # it has let go of its pipe, whatever it is at
+        self.close()
+        return self._reported
 
     def close(self):
-        self._pool.shutdown(cancel_futures=True)
+        """End the process when it has no task, and wait for that."""
+        if self._process is None or self._process.pid is None:
+            return
+        if self._sender.ident is not None:
+            self._sender.join()
+        with suppress(OSError):
+            self.connection.send(None)
+        self._process.join()
+        self.connection.close()
+        self._process = None
 
 
 @contextmanager
 def _signals_held():
-    """Start processes with signals blocked, lest one kill a worker before _start_worker is done."""
+    """Start processes with signals blocked, lest one kill a worker before _work has begun."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -215,12 +235,16 @@ def _signals_held():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_here = SimpleNamespace(busy=threading.Lock())  # in a worker process: what its tasks share
+# ---- in a worker process -------------------------------------------------------------------------
 
 
-def _start_worker(function, shared, cores, words):
+_here = SimpleNamespace(busy=threading.Lock(), orphaned=threading.Event())
+
+
+def _work(connection, words, cores):
+    """What a worker process does: the tasks that come through its pipe, until there is None."""
     # A signal meant for all (Ctrl-C, `timeout`, a batch system) is answered by the parent, through
-    # `words`. The pool itself still ends a worker by SIGTERM.
+    # `words`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
@@ -228,13 +252,32 @@ def _start_worker(function, shared, cores, words):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     machine.use_cores(cores)
-    orphaned = threading.Event()
-    _here.function, _here.shared, _here.words = function, shared, words
-    _here.should_stop = lambda: words[_TOLD] != _GO_ON or orphaned.is_set()
-    threading.Thread(target=_watch_parent, args=(orphaned,), daemon=True).start()
+    _here.words = words
+    threading.Thread(target=_watch_parent, daemon=True).start()
+    with suppress(EOFError, OSError):  # the parent is no more
+        try:
+            function, shared = pickle.loads(connection.recv_bytes())
+        except MemoryError as error:
+            connection.send((None, error))
+            return
+        while (task := connection.recv()) is not None:
+            with _here.busy:
+                answer = _answer(function, shared, task)
+            connection.send(answer)
 
 
-def _watch_parent(orphaned):
+def _answer(function, shared, task):
+    """(result, None) or (None, error) of a task."""
+    try:
+        return function(shared, task, _report, _should_stop), None
+    except (Interrupted, ValueError, OSError, MemoryError) as error:
+        return None, error
+    except Exception as error:  # a mistake of ours, which only its traceback explains
+        traceback.print_exc()
+        return None, error
+
+
+def _watch_parent():
     """End this process when its parent says so, or is no more.
 
     A worker whose parent was killed has nobody to work for: let its task save, then leave.
@@ -243,15 +286,14 @@ def _watch_parent(orphaned):
     while not multiprocessing.connection.wait([parent], _POLL_SECONDS):
         if _here.words[_TOLD] == _STOP_AT_ONCE:
             os._exit(1)
-    orphaned.set()
+    _here.orphaned.set()
     with _here.busy:
         os._exit(1)
 
 
+def _should_stop():
+    return _here.words[_TOLD] != _GO_ON or _here.orphaned.is_set()
+
+
 def _report(count):
     _here.words[_DONE] += count
-
-
-def _run_task(task):
-    with _here.busy:
-        return _here.function(_here.shared, task, _report, _here.should_stop)

@@ -1,11 +1,17 @@
 """Training groups of nets: splits, shuffles, lockstep, checkpoints, processes, memory."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
 import tracemalloc
 from dataclasses import replace
+from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
+import runs
 
 from minicnn import ensemble, ops_numpy, resources, training, workers
 from minicnn.digits import draw_digits
@@ -211,9 +217,58 @@ def test_a_failing_job_stops_the_others():
 
 
 def die(shared, task, report, should_stop):
-    import os  # noqa: PLC0415
-
     os._exit(1)
+
+
+def die_in_sending(shared, task, report, should_stop):
+    """Send half of a large result, if this is the first to try."""
+    if task == 1 and not shared.exists():
+        shared.touch()
+        send = Connection._send
+
+        def half(connection, content):
+            send(connection, content[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Connection._send = half
+    return bytes(10_000_000) + bytes([task])
+
+
+@pytest.mark.skipif(not hasattr(os, "setpgid"), reason="needs POSIX processes")
+def test_a_worker_that_dies_in_sending_its_result_is_replaced(tmp_path):
+    died = []
+    results = workers.run_jobs(
+        *(die_in_sending, tmp_path / "died", [1, 2], 2, nothing, nothing, never, died.append)
+    )
+    assert [result[-1] for result in results] == [1, 2] and died == [1]
+
+
+# A worker's process ends as it begins, before it has read what it is to do.
+STILLBORN = """
+import os, signal, sys
+from minicnn import train
+if __name__ == "__mp_main__":
+    os.kill(os.getpid(), signal.SIGKILL)
+if __name__ == "__main__":
+    sys.exit(train.main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "setpgid"), reason="needs POSIX processes")
+def test_workers_that_die_as_they_begin_are_reported(tmp_path):
+    (tmp_path / "stillborn.py").write_text(STILLBORN)
+    given = *runs.TINY, "--workers=2", "--out", tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, tmp_path / "stillborn.py", *given],
+        env={**os.environ, "PYTHONPATH": str(runs.ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "error: a worker process died, and so did the one in its place" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_worker_that_dies_is_reported():
