@@ -24,7 +24,7 @@ from .files import DataError, atomic_write
 from .machine import free_memory
 
 FORMAT = 2
-MAX_TEXT = 1 << 20  # bytes; that of 10,000 nets takes a tenth of it
+MAX_TEXT = 1 << 20  # bytes; that of 10,000 nets takes half of it at most
 
 _COMMENT = f"minicnn checkpoint {FORMAT} sha256 "
 _DIGEST = 64  # characters, the last of the file

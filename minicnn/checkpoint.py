@@ -1,9 +1,9 @@
 """Checkpoints: the state of nets in training, and its way into a file and back.
 
 A state is (arrays, about). Arrays have one row a net: `params`, `moving`, `moment_1` and `moment_2`
-(E, ...), and `sums` (E, 3), the metrics of the epoch so far. `about` has what is no array: the
-nets, the step, seed, recipe, data set, history, and which nets diverged. Read archive.py for how it
-is written, and for why a file can be believed.
+(E, ...), and `sums` (E, 3), the metrics of the epoch so far; and `history` has one a net and epoch.
+`about` has what is no array: the nets, the step, seed, recipe, data set, and which nets diverged.
+Read archive.py for how it is written, and for why a file can be believed.
 """
 
 from math import isfinite, isnan, nan
@@ -11,7 +11,8 @@ from math import isfinite, isnan, nan
 import numpy as np
 
 from . import archive
-from .files import DataError
+from .files import DataError, brief
+from .network import weights_layout
 
 HISTORY_COLUMNS = (
     "net",
@@ -26,75 +27,78 @@ HISTORY_COLUMNS = (
 MAX_NETS = 10_000
 
 _OF_MODEL = "params", "moving", "moment_1", "moment_2"
-_ARRAYS = *_OF_MODEL, "sums"
+_ARRAYS = *_OF_MODEL, "sums", "history"
 
 
 def save(path, arrays, about):
     """Write the state of nets, whole or not at all. Raises OSError."""
-    about = dict(about)
-    rows = [[row[name] for name in HISTORY_COLUMNS] for row in about.pop("history")]
-    table = np.array([[nan if v is None else v for v in row] for row in rows], np.float64)
-    arrays = {name: arrays[name] for name in _ARRAYS}
-    archive.write(path, {**arrays, "history": table.reshape(-1, len(HISTORY_COLUMNS))}, about)
+    archive.write(path, {name: arrays[name] for name in _ARRAYS}, about)
 
 
 def load(path):
     """The state (arrays, about) of a file. Raises DataError if it is not a whole checkpoint.
 
     All of it is checked but what only a model can know: whether its arrays are those of the
-    network, which restore_model does.
+    network, which check_shapes and restore_model do.
     """
-    arrays, about = archive.read(path, (*_ARRAYS, "history"))
-    history = arrays.pop("history")
+    arrays, about = archive.read(path, _ARRAYS)
     for name, (expected, is_fine) in _FIELDS.items():
         if not is_fine(about.get(name)):
-            raise DataError(f"{path}: {name}: got {_brief(about.get(name))}, expected {expected}")
+            raise DataError(f"{path}: {name}: got {_shown(about.get(name))}, expected {expected}")
     nets = about["nets"]
     for name, array in arrays.items():
-        if array.dtype.kind != "f" or array.ndim != 2 or len(array) != len(nets):
+        rows = len(array) if name == "history" else len(nets)
+        if array.dtype.kind != "f" or array.ndim != 2 or len(array) != rows:
             raise DataError(
                 f"{path}: {name}: got shape {array.shape} of {array.dtype}, expected floats in "
                 f"{len(nets)} rows, one a net"
             )
     if len(set(nets)) < len(nets):
-        raise DataError(f"{path}: nets: got {_brief(nets)}, expected different numbers")
+        raise DataError(f"{path}: nets: got {_shown(nets)}, expected different numbers")
     if strangers := {row["net"] - 1 for row in about["diverged"]} - set(nets):
         raise DataError(
             f"{path}: diverged: got net {min(strangers) + 1}, expected a net of the file"
         )
-    about["history"] = _history(path, history, nets)
+    _check_history(path, arrays["history"], nets)
     return arrays, about
 
 
-def _history(path, table, nets):
-    """The rows of a history as dicts."""
-    if table.dtype != np.float64 or table.ndim != 2 or table.shape[1] != len(HISTORY_COLUMNS):
+def _check_history(path, table, nets):
+    """Each row is of a net of the file, and holds numbers; only validation may be missing."""
+    if table.dtype != np.float64 or table.shape[1] != len(HISTORY_COLUMNS):
         raise DataError(
             f"{path}: history: got shape {table.shape} of {table.dtype}, expected rows of "
             f"{len(HISTORY_COLUMNS)} numbers"
         )
-    rows, known = [], {net + 1 for net in nets}
-    for number, values in enumerate(table.tolist(), 1):
-        row = dict(zip(HISTORY_COLUMNS, values, strict=True))
+    rules = {
+        "net": ("a net of the file", lambda v: np.isin(v - 1, nets)),
+        "epoch": ("a positive integer", lambda v: (v >= 1) & (v < 2**32) & (v == np.floor(v))),
+        "validation_loss": ("a number or none", lambda v: ~np.isinf(v)),
+        "validation_accuracy": ("a number or none", lambda v: ~np.isinf(v)),
+    }
+    for name, values in zip(HISTORY_COLUMNS, table.T, strict=True):
+        expected, is_fine = rules.get(name, ("a number", np.isfinite))
+        bad = np.flatnonzero(~is_fine(values))
+        if len(bad):
+            raise DataError(
+                f"{path}: history: row {bad[0] + 1}, {name}: got {values[bad[0]]}, expected "
+                f"{expected}"
+            )
+
+
+def history_table(rows):
+    """A history, a list of dicts, as an array (rows, columns); None is not a number in it."""
+    values = [[nan if row[n] is None else row[n] for n in HISTORY_COLUMNS] for row in rows]
+    return np.array(values, np.float64).reshape(-1, len(HISTORY_COLUMNS))
+
+
+def history_rows(table):
+    """A history as history_table took it."""
+    rows = [dict(zip(HISTORY_COLUMNS, values, strict=True)) for values in table.tolist()]
+    for row in rows:
+        row["net"], row["epoch"] = int(row["net"]), int(row["epoch"])
         for name in ("validation_loss", "validation_accuracy"):
             row[name] = None if isnan(row[name]) else row[name]
-        for name, value in row.items():
-            if value is not None and not isfinite(value):
-                raise DataError(
-                    f"{path}: history: row {number}, {name}: got {value}, expected a number"
-                )
-        for name in ("net", "epoch"):
-            if not row[name].is_integer() or row[name] < 1:
-                raise DataError(
-                    f"{path}: history: row {number}, {name}: got {row[name]}, expected a positive "
-                    "integer"
-                )
-            row[name] = int(row[name])
-        if row["net"] not in known:
-            raise DataError(
-                f"{path}: history: row {number}: got net {row['net']}, expected a net of the file"
-            )
-        rows.append(row)
     return rows
 
 
@@ -149,6 +153,14 @@ def model_state(model):
     return arrays, about
 
 
+def check_shapes(path, arrays, nodes):
+    """Raise DataError if the arrays of a file are not those of a network, before one is made."""
+    nets = len(arrays["params"])
+    for name, (shape, _) in weights_layout(nodes, nets, np.dtype(np.float32)).items():
+        if name in _OF_MODEL and arrays[name].shape != shape:
+            raise DataError(f"{path}: {name}: got shape {arrays[name].shape}, expected {shape}")
+
+
 def restore_model(model, arrays, about, path):
     """Give a model the state that `load` read from `path`. Raises DataError if it does not fit."""
     expected = {
@@ -158,11 +170,8 @@ def restore_model(model, arrays, about, path):
     }
     for name, value in expected.items():
         if about[name] != value:
-            raise DataError(f"{path}: {name}: got {_brief(about[name])}, expected {_brief(value)}")
-    for name in _OF_MODEL:
-        shape = getattr(model, name).shape
-        if arrays[name].shape != shape:
-            raise DataError(f"{path}: {name}: got shape {arrays[name].shape}, expected {shape}")
+            raise DataError(f"{path}: {name}: got {_shown(about[name])}, expected {_shown(value)}")
+    check_shapes(path, arrays, model.nodes)
     with model.ops.session():
         for name in _OF_MODEL:
             target = getattr(model, name)
@@ -172,16 +181,18 @@ def restore_model(model, arrays, about, path):
 
 def select(arrays, about, nets, path):
     """The state of some nets, (arrays, about), from that of all in a file."""
-    rows = []
-    for net in nets:
-        if int(net) not in about["nets"]:
-            raise DataError(f"{path}: does not hold net {int(net) + 1}")
-        rows.append(about["nets"].index(int(net)))
+    places = {net: row for row, net in enumerate(about["nets"])}
     chosen = [int(net) for net in nets]
-    about = {**about, "nets": chosen}
-    for name in ("history", "diverged"):
-        about[name] = [row for row in about[name] if row["net"] - 1 in chosen]
-    return {name: array[rows] for name, array in arrays.items()}, about
+    for net in chosen:
+        if net not in places:
+            raise DataError(f"{path}: does not hold net {net + 1}")
+    rows = [places[net] for net in chosen]
+    history = arrays["history"]
+    selected = {name: array[rows] for name, array in arrays.items() if name != "history"}
+    selected["history"] = history[np.isin(history[:, 0] - 1, chosen)]
+    numbers = set(chosen)
+    diverged = [row for row in about["diverged"] if row["net"] - 1 in numbers]
+    return selected, {**about, "nets": chosen, "diverged": diverged}
 
 
 def concatenate(states):
@@ -189,11 +200,10 @@ def concatenate(states):
     arrays, abouts = zip(*states, strict=True)
     merged = {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
     joined = {**abouts[0], "step": max(about["step"] for about in abouts)}
-    for name in ("nets", "history", "diverged"):
+    for name in ("nets", "diverged"):
         joined[name] = [value for about in abouts for value in about[name]]
     return merged, joined
 
 
-def _brief(value):
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."
+def _shown(value):
+    return brief(repr(value))

@@ -58,17 +58,66 @@ def _convert(kind, text, expected):
 def one_line(error):
     """What to tell a person of an exception."""
     if isinstance(error, OSError) and error.strerror:
-        # What names no file has failed to write to the terminal, or to what stands in its place.
-        return printable(f"{error.filename or 'output'}: {error.strerror}")
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return printable(f"{where}{error.strerror}")
     if isinstance(error, MemoryError):
         return "out of memory; try a smaller --memory or --batch-size, or fewer --workers"
     return printable(" ".join(str(error).split())) or type(error).__name__
 
 
-def print_anything():
-    """From now on, what stdout has no characters for is written with escapes instead."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
+class _Output:
+    """A stream of text that harms nobody where its terminal, or what stands in its place, is gone.
+
+    What cannot be written is dropped; `error` is the first reason. Characters that the stream has
+    not are escaped.
+    """
+
+    def __init__(self, stream):
+        self._stream, self.error = stream, None
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self):
+        self._try(self._stream.flush)
+
+    def _try(self, function, *arguments):
+        if self.error is not None:
+            return
+        try:
+            function(*arguments)
+        except OSError as error:
+            self.error = error
+            # What the stream still holds would fail once more when Python ends.
+            with contextlib.suppress(OSError, ValueError):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, self._stream.fileno())
+                os.close(nothing)
+
+
+def run(prog, main):
+    """The exit status of a command: main()'s, or 2 where what it prints cannot be written.
+
+    Neither stops the command: a run of hours goes on when its terminal is gone.
+    """
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_Output, streams)
+    try:
+        status = main()
+        sys.stdout.flush()
+        if sys.stdout.error is not None and status == 0:
+            error = sys.stdout.error.strerror
+            print(f"{prog}: error: output cannot be written: {error}", file=sys.stderr)
+            return 2
+        return status
+    finally:
+        sys.stdout, sys.stderr = streams
 
 
 @contextlib.contextmanager
@@ -76,7 +125,7 @@ def warnings_in_one_line(prog):
     """Within this context a warning is a line on stderr, without the code that it came from."""
 
     def show(message, *_, **__):
-        print(f"{prog}: warning: {message}", file=sys.stderr)
+        print(f"{prog}: warning: {printable(message)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -114,4 +163,5 @@ class StopOnSignal:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        os.write(2, f"\n{self.message}\n".encode())  # print() may be what was interrupted
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{self.message}\n".encode())  # print() may be what was interrupted

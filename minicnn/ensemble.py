@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import checkpoint
-from .files import DataError, in_use
+from .files import in_use
 from .training import Trainer
 from .workers import Interrupted, run_jobs
 
@@ -74,17 +74,17 @@ def _saved(folder, nets):
     """{net: (path, step)}, or None, of the file that has each of the nets furthest in training."""
     files = dict.fromkeys([folder / FINAL], nets) if (folder / FINAL).exists() else {}
     files.update(_partial_checkpoints(folder))
-    found = dict.fromkeys(nets)
+    found, best = dict.fromkeys(nets), dict.fromkeys(nets)
     for path, inside in files.items():
         held = [net for net in nets if net in inside]
         if held:
-            try:
-                step = checkpoint.load(path)[1]["step"]
-            except DataError as error:
-                raise DataError(f"{error}; without that file, its nets begin anew") from None
+            about = checkpoint.load(path)[1]
+            diverged = {row["net"] for row in about["diverged"]}
             for net in held:
-                if found[net] is None or step > found[net][1]:
-                    found[net] = path, step
+                # A net may diverge when all is trained, as it predicts: that is no step further.
+                progress = about["step"], net in diverged
+                if best[net] is None or progress > best[net]:
+                    best[net], found[net] = progress, (path, about["step"])
     return found
 
 
@@ -168,6 +168,8 @@ def _merge_checkpoints(job):
             nets = [net - 1 for net, (source, _) in saved.items() if source == path]
             states.append(checkpoint.select(*checkpoint.load(path), nets, path))
         arrays, about = checkpoint.concatenate(states)
-        checkpoint.save(final, arrays, {**about, "history": by_net(about["history"])})
+        net, epoch = arrays["history"][:, 0], arrays["history"][:, 1]
+        arrays["history"] = arrays["history"][np.lexsort((epoch, net))]
+        checkpoint.save(final, arrays, about)
     for path in _partial_checkpoints(job.folder):
         path.unlink(missing_ok=True)

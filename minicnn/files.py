@@ -27,6 +27,12 @@ class DataError(ValueError):
         super().__init__(printable(message))
 
 
+def brief(value, most=60):
+    """A value as a text of no more than so many characters and three dots."""
+    text = value if isinstance(value, str) else str(value)
+    return text if len(text) <= most else text[:most] + "..."
+
+
 def printable(text):
     """A text with all characters escaped that would break its line or steer a terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))

@@ -54,6 +54,8 @@ def _container_has_left():
     group = Path("/sys/fs/cgroup")
     try:
         limit = int((group / "memory.max").read_text())
-        return limit - int((group / "memory.current").read_text())
+        used = int((group / "memory.current").read_text())
+        parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return limit - used + int(parts.get("inactive_file", 0))  # a cache, given up when needed
     except (OSError, ValueError):  # there is none, or its limit is "max"
         return None

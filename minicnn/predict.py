@@ -1,6 +1,7 @@
 """python -m minicnn.predict: a trained ensemble's checkpoint and images in, a submission out."""
 
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ from .command import (
     StopOnSignal,
     one_line,
     positive,
-    print_anything,
+    run,
     warnings_in_one_line,
 )
 from .data import load_test, write_submission
-from .files import DataError
+from .files import DataError, brief
 from .machine import cores
 from .recipe import Recipe
 from .resources import arrays_bytes, group_size
@@ -26,8 +27,11 @@ from .workers import Interrupted, run_jobs
 
 def main(argv=None):
     """Run the command; returns its exit status."""
+    return run("minicnn.predict", lambda: _main(argv))
+
+
+def _main(argv):
     arguments = _parser().parse_args(argv)
-    print_anything()
     stop = StopOnSignal("stopping")
     try:
         with stop, warnings_in_one_line("minicnn.predict"):
@@ -47,11 +51,16 @@ def predict(arguments, should_stop=lambda: False):
         raise ValueError(
             f"argument --out: got {arguments.out}, expected a file in a folder that is there"
         )
+    if arguments.out.exists() and not arguments.out.is_file():
+        raise ValueError(f"argument --out: {arguments.out} is no file, expected one or none")
     arrays, about = checkpoint.load(arguments.checkpoint)
     try:
         recipe = Recipe(**about["recipe"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{arguments.checkpoint}: not a trained ensemble: {error}") from None
+        raise DataError(
+            f"{arguments.checkpoint}: not a trained ensemble: {brief(error, 200)}"
+        ) from None
+    checkpoint.check_shapes(arguments.checkpoint, arrays, recipe.nodes)
     images, truth = load_test(arguments.data, progress=not arguments.quiet)
     diverged = {row["net"] for row in about["diverged"]}
     nets = [net + 1 for net in about["nets"] if net + 1 not in diverged]
@@ -75,10 +84,16 @@ def predict(arguments, should_stop=lambda: False):
             lambda probabilities: None,
             should_stop,
         )
-    labels = ensemble.vote(np.concatenate(results))
+    probabilities = np.concatenate(results)
+    finite = np.isfinite(probabilities).all(axis=(1, 2))
+    for net in np.array(nets)[~finite]:
+        warnings.warn(f"net {net} predicts no finite numbers, and has no vote", stacklevel=2)
+    if not finite.any():
+        raise DataError(f"{arguments.checkpoint}: no net of it predicts finite numbers")
+    labels = ensemble.vote(probabilities[finite])
     write_submission(arguments.out, labels)
     if truth is not None:
-        print(f"Ensemble of {len(nets)}: Test accuracy={np.mean(labels == truth):.5f}")
+        print(f"Ensemble of {finite.sum()}: Test accuracy={np.mean(labels == truth):.5f}")
     print(f"{len(labels):,} predictions: {arguments.out}")
 
 

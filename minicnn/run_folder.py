@@ -13,12 +13,12 @@ import numpy as np
 
 from . import __version__, ensemble, figures
 from .checkpoint import HISTORY_COLUMNS
-from .data import write_submission
-from .files import DataError, atomic_write, remove_unfinished
+from .data import fingerprint, write_submission
+from .files import DataError, atomic_write, brief, remove_unfinished
 
 _CONFIG = "config.json"
 _HISTORY, _SUBMISSION, _SUMMARY = "history.csv", "submission.csv", "summary.json"
-_OUTPUTS = _HISTORY, _SUBMISSION, _SUMMARY, ensemble.FINAL
+_OUTPUTS = _HISTORY, _SUBMISSION, _SUMMARY, "checkpoint*.npz"
 
 
 def claim(job, source, resume):
@@ -34,6 +34,9 @@ def claim(job, source, resume):
         "source": str(source),
         "train_images": len(data.train_images),
         "test_images": None if data.test_images is None else len(data.test_images),
+        "test_data": None
+        if data.test_images is None
+        else fingerprint(data.test_images, data.test_labels),
         "device": job.device,
         "precision": job.precision,
         "versions": {
@@ -46,7 +49,7 @@ def claim(job, source, resume):
         if not resume:
             raise ValueError(f"{folder}: holds a run; go on with it by --resume, or choose another")
         _check_config(folder / _CONFIG, config)
-    elif taken := [name for name in _OUTPUTS if (folder / name).exists()]:
+    elif taken := [path.name for name in _OUTPUTS for path in folder.glob(name)]:
         raise ValueError(f"{folder}: holds a {taken[0]} of something else; choose another folder")
     elif resume:
         warnings.warn(f"{folder} holds no run to go on with: it begins here", stacklevel=2)
@@ -69,13 +72,18 @@ def _check_config(path, config):
     for name, value in config["recipe"].items():
         if old_recipe.get(name) != value:
             raise ValueError(
-                f"argument --resume: the run in {path.parent} has {name} {old_recipe.get(name)}, "
-                f"got {value}"
+                f"argument --resume: the run in {path.parent} has {name} "
+                f"{brief(old_recipe.get(name))}, got {value}"
             )
     if old_data != config["data"]:
         raise ValueError(
             f"argument --resume: the run in {path.parent} was trained on other data: "
-            f"{old.get('source')}, {old.get('train_images')} images"
+            f"{brief(old.get('source'))}, {brief(old.get('train_images'))} images"
+        )
+    if old.get("test_data") != config["test_data"]:
+        raise ValueError(
+            f"argument --resume: the run in {path.parent} has other test images: "
+            f"{brief(old.get('test_images'))}, got {config['test_images']}"
         )
     if old_makers != _makers(config):
         warnings.warn(
@@ -88,7 +96,7 @@ def _check_config(path, config):
 def _makers(config):
     """What a run's last bits depend on beside recipe and data, in words."""
     versions = config["versions"]
-    return (
+    return brief(
         f"{config['device']} in {config['precision']}, minicnn {versions['minicnn']}, "
         f"numpy {versions['numpy']}"
     )

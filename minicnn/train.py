@@ -24,7 +24,7 @@ from .command import (
     number,
     one_line,
     positive,
-    print_anything,
+    run,
     warnings_in_one_line,
 )
 from .data import fingerprint, load_data
@@ -41,9 +41,12 @@ class RunStoppedError(Exception):
 def main(argv=None):
     """Run the command; returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    return run("minicnn.train", lambda: _main(argv))
+
+
+def _main(argv):
     arguments = _parser().parse_args(argv)
     folder = Path(arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))
-    print_anything()
     stop = StopOnSignal("stopping after the step in hand; once more stops at once")
     try:
         with stop, warnings_in_one_line("minicnn.train"):
@@ -114,7 +117,7 @@ def _train(job, arguments, workers, should_stop):
     recipe = job.recipe
     steps = training.steps_per_epoch(recipe, len(job.data.train_images))
     total = recipe.nets * recipe.epochs * steps * recipe.batch_size
-    done = ensemble.images_done(job)
+    done, images = ensemble.images_done(job), 0
     with tqdm.tqdm(
         total=total,
         initial=done,
@@ -124,6 +127,11 @@ def _train(job, arguments, workers, should_stop):
         disable=arguments.quiet,
         smoothing=0.05,
     ) as bar:
+
+        def report(count):
+            nonlocal images
+            images += count
+            bar.update(count)
 
         def tell(part):
             for line in _net_lines(part, recipe.epochs):
@@ -141,14 +149,14 @@ def _train(job, arguments, workers, should_stop):
         def warn(message):
             bar.write(f"minicnn.train: warning: {message}", file=sys.stderr)
 
-        trained = ensemble.train_ensemble(job, workers, bar.update, tell, should_stop, tell_death)
+        trained = ensemble.train_ensemble(job, workers, report, tell, should_stop, tell_death)
         bar.update(total - bar.n)
     if len(trained.diverged) == recipe.nets:
         raise ValueError(
             "no net is left: the loss or weights of each were no longer finite; try a smaller "
             "--learning-rate"
         )
-    return trained, total - done
+    return trained, images
 
 
 # ---- arguments -----------------------------------------------------------------------------------

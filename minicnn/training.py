@@ -12,7 +12,7 @@ import numpy as np
 
 from . import checkpoint, rng
 from .data import split, validation_count
-from .files import DataError
+from .files import DataError, brief
 from .model import PREDICT_BATCH
 from .recipe import Recipe
 from .workers import Interrupted
@@ -91,7 +91,7 @@ class Trainer:
     @property
     def is_done(self):
         """Whether every net is trained to the end, or diverged."""
-        return len(self.diverged) == len(self.nets) or self.epochs_done == self.recipe.epochs
+        return len(self.diverged) == len(self.nets) or self.epochs_done >= self.recipe.epochs
 
     def begin_epoch(self, epoch):
         """Set what holds for an epoch, counted from 0: the learning rate and the fresh shuffles."""
@@ -221,11 +221,11 @@ class Trainer:
         gone = [i for i, net in enumerate(self.nets) if net in self.diverged]
         for array in arrays.values():
             array[gone] = np.nan
+        arrays["history"] = checkpoint.history_table(self.history)
         about.update(
             recipe=self.recipe.as_dict(),
             data=self.fingerprint,
             seconds=self.seconds,
-            history=self.history,
             diverged=[
                 {"net": net, "epoch": epoch, "step": step}
                 for net, (epoch, step) in self.diverged.items()
@@ -237,29 +237,36 @@ class Trainer:
         """Take the state that `save` wrote. Raises DataError if it is that of another training."""
         arrays, about = checkpoint.select(*checkpoint.load(path), self.model.nets, path)
         if about["data"] != self.fingerprint:
-            raise DataError(f"{path}: data: got {about['data']!r}, expected {self.fingerprint!r}")
+            theirs = brief(repr(about["data"]), 70)
+            raise DataError(f"{path}: data: got {theirs}, expected {self.fingerprint!r}")
         for name, ours in self.recipe.as_dict().items():
             if about["recipe"].get(name) != ours:
-                theirs = about["recipe"].get(name)
-                raise DataError(f"{path}: recipe: got {name} {theirs!r}, expected {ours!r}")
+                theirs = brief(repr(about["recipe"].get(name)))
+                raise DataError(f"{path}: recipe: got {name} {theirs}, expected {ours!r}")
         if arrays["sums"].shape != self.sums.shape:
             raise DataError(
                 f"{path}: sums: got shape {arrays['sums'].shape}, expected {self.sums.shape}"
             )
         diverged = {row["net"]: (row["epoch"], row["step"]) for row in about["diverged"]}
-        self._check_progress(path, about["history"], diverged, about["step"])
+        self._check_progress(path, arrays["history"], diverged, about["step"])
         checkpoint.restore_model(self.model, arrays, about, path)
         self.ops.copy(self.ops.to_device(arrays["sums"].astype(np.float64)), self.sums)
-        self.seconds, self.history, self.diverged = about["seconds"], about["history"], diverged
+        self.history = checkpoint.history_rows(arrays["history"])
+        self.seconds, self.diverged = about["seconds"], diverged
 
     def _check_progress(self, path, history, diverged, step):
-        """The history must tell of every epoch that the steps have gone through."""
+        """The history (rows, columns) must tell of every epoch that the steps have gone through."""
+        epochs = {net: history[history[:, 0] == net, 1] for net in self.nets}
         alive = [net for net in self.nets if net not in diverged]
-        epochs = {net: [row["epoch"] for row in history if row["net"] == net] for net in alive}
-        done = max(map(len, epochs.values()), default=0)
-        if not all(of_net == list(range(1, done + 1)) for of_net in epochs.values()) or (
-            alive and not 0 <= step - done * self.steps <= self.steps
-        ):
+        done = max((len(epochs[net]) for net in alive), default=0)
+        complete = all(np.array_equal(epochs[net], np.arange(1, done + 1)) for net in alive)
+        if alive:
+            complete &= 0 <= step - done * self.steps <= self.steps
+        for net, (epoch, _) in diverged.items():
+            count = len(epochs[net])
+            complete &= count <= (done if alive else epoch) <= self.recipe.epochs
+            complete &= np.array_equal(epochs[net], np.arange(1, count + 1))
+        if not complete or done > self.recipe.epochs:
             raise DataError(f"{path}: history: expected all epochs of each net until step {step}")
 
 

@@ -282,7 +282,8 @@ class Checkpoint:
             arrays = {name: np.full((nets, 8), 0.5, "f4") for name in ("params", "moment_1")}
             arrays["moment_2"] = np.full((nets, 8), np.nan, "f8")
             arrays |= {"moving": np.ones((nets, 0), "f4"), "sums": np.ones((nets, 3))}
-            about |= {"nets": list(range(nets)), "history": [row] * (nets - 1)}
+            arrays["history"] = self._checkpoint.history_table([row] * (nets - 1))
+            about["nets"] = list(range(nets))
             about["diverged"] = [{"net": nets, "epoch": 1, "step": 2}] * (nets > 1)
             self._checkpoint.save(self.paths[0], arrays, about)
             inputs.append(self.paths[0].read_bytes())
@@ -339,10 +340,11 @@ class Checkpoint:
         arrays, about = self._checkpoint.load(self.paths[0])
         nets = about["nets"]
         assert 1 <= len(nets) <= 10_000 and 0 <= about["step"] < 2**32 and about["seconds"] >= 0
-        for array in arrays.values():
-            assert array.ndim == 2 and len(array) == len(nets) and array.dtype.kind == "f"
-            assert array.tobytes() in content
-        assert {row["net"] - 1 for row in about["history"] + about["diverged"]} <= set(nets)
+        for name, array in arrays.items():
+            assert array.ndim == 2 and array.dtype.kind == "f" and array.tobytes() in content
+            assert name == "history" or len(array) == len(nets)
+        rows = self._checkpoint.history_rows(arrays["history"]) + about["diverged"]
+        assert {row["net"] - 1 for row in rows} <= set(nets)
         chosen = self._checkpoint.select(arrays, about, nets[:1], self.paths[0])
         self._checkpoint.concatenate([chosen])
 

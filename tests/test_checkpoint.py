@@ -158,6 +158,10 @@ FILES = {
         lambda good: repacked(good, "about", text(b'{"step": ' + b"9" * 10**6 + b"}")),
         "about: expected a JSON object",
     ),
+    "a number without end": (
+        lambda good: repacked(good, "about", text(b'{"seconds": 1e999, "nets": [0], "seed": 0}')),
+        "step: got None|seconds: got inf, expected a number from 0 up",
+    ),
     "NaN in JSON": (
         lambda good: repacked(good, "about", text(b'{"seconds": NaN}')),
         "about: expected a JSON object",
@@ -239,8 +243,17 @@ def changed(name, change):
     return spoil
 
 
+def at(row, column, value):
+    def change(table):
+        table = table.copy()
+        table[row, column] = value
+        return table
+
+    return changed("history", change)
+
+
 FIELDS = [
-    (changed("params", lambda a: a[:, :-1]), r"params: got shape \(1, .*, expected \(1, "),
+    (changed("params", lambda a: a[:, :-1]), r"params: got shape \(2, .*, expected \(2, "),
     (changed("params", lambda a: a[:1]), "params: got shape .* expected floats in 2 rows"),
     (changed("params", lambda a: a[0]), "params: got shape .* expected floats in 2 rows"),
     (changed("moving", lambda a: a.astype(np.uint8)), "moving: got shape .* of uint8, expected"),
@@ -257,7 +270,6 @@ FIELDS = [
     (replaced("recipe", None), "recipe: got None, expected a recipe's fields"),
     (replaced("recipe", {"nets": -1}), "not a trained ensemble: nets: got -1, expected"),
     (replaced("recipe", {"exec": 1}), "not a trained ensemble: .* argument 'exec'"),
-    (replaced("recipe", {"learning_rate": 1e999}), "about"),
     (replaced("data", 7), "data: got 7, expected the data's fingerprint"),
     (replaced("network", {}), "network: got {}, expected {'conv2d/kernel'"),
     (replaced("network", {"dense/kernel": [-1]}), "network: got .* expected the shape of each"),
@@ -268,9 +280,13 @@ FIELDS = [
         "every net of it diverged, expected one to use",
     ),
     (changed("history", lambda a: a[:, :-1]), r"history: got shape \(1, 7\) .* rows of 8 numbers"),
-    (changed("history", lambda a: a + 8), "history: row 1: got net 9, expected a net of the file"),
-    (changed("history", lambda a: a + 0.5), "history: row 1, net: got 1.5, expected a positive"),
-    (changed("history", lambda a: a * np.inf), "history: row 1, net: got inf, expected a number"),
+    (changed("history", lambda a: a[0]), r"history: got shape \(8,\) of float64, expected"),
+    (changed("history", lambda a: a + 8), "history: row 1, net: got 9.0, expected a net of the fi"),
+    (changed("history", lambda a: a + 0.5), "history: row 1, net: got 1.5, expected a net of the"),
+    (changed("history", lambda a: a * np.inf), "history: row 1, net: got inf, expected a net"),
+    (at(0, 1, 0.5), "history: row 1, epoch: got 0.5, expected a positive integer"),
+    (at(0, 3, np.nan), "history: row 1, train_loss: got nan, expected a number"),
+    (at(0, 5, -np.inf), "history: row 1, validation_loss: got -inf, expected a number or none"),
     *(
         (lambda arrays, about, name=name: about.pop(name), f"{name}: got None, expected")
         for name in "nets seed step seconds recipe data network diverged".split()
@@ -285,7 +301,6 @@ def test_a_field_that_does_not_fit_is_refused(tmp_path, capsys, saved, spoil, ex
     spoil(arrays, about)
     path = tmp_path / "bad.npz"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json, "dumps", json.JSONEncoder(allow_nan=True).encode)
         patch.setattr(archive.json, "dumps", lambda value, **_: json.JSONEncoder().encode(value))
         archive.write(path, arrays, about)
     assert_refused(path, expected, tmp_path, capsys)
@@ -295,7 +310,7 @@ def test_what_is_saved_is_loaded(saved):
     arrays, about = checkpoint.load(saved[0])
     assert about["nets"] == [0, 1] and about["seed"] == 5
     assert about["diverged"] == [{"net": 2, "epoch": 1, "step": 2}]
-    assert about["history"] == [{"net": 1, **ROW}]
+    assert checkpoint.history_rows(arrays["history"]) == [{"net": 1, **ROW}]
     for name in ("params", "moving", "moment_1", "moment_2"):
         assert np.isfinite(arrays[name][0]).all() and np.isnan(arrays[name][1]).all()
     with np.load(saved[0]) as file:  # by others, too
@@ -311,6 +326,36 @@ def test_no_prefix_and_no_flipped_bit_passes_for_a_checkpoint(tmp_path, good):
             path.write_bytes(content)
             with pytest.raises(DataError, match=r"bad\.npz: "):
                 checkpoint.load(path)
+
+
+@pytest.mark.parametrize("weight", [np.nan, 1e30])
+def test_a_net_that_predicts_no_numbers_has_no_vote(tmp_path, capsys, saved, weight):
+    arrays, about = archive.read(saved[0], NAMES)
+    params = np.repeat(arrays["params"][:1], 2, axis=0)
+    params[1] = weight
+    moving = np.repeat(arrays["moving"][:1], 2, axis=0)
+    path, out = tmp_path / "mixed.npz", tmp_path / "submission.csv"
+    arguments = ["--checkpoint", str(path), "--data=digits", "--device=numpy", "--workers=1"]
+    arguments += ["--quiet", "--out", str(out)]
+    archive.write(path, {**arrays, "params": params, "moving": moving}, {**about, "diverged": []})
+    assert predict.main(arguments) == 0
+    stdout, stderr = capsys.readouterr()
+    assert stderr == "minicnn.predict: warning: net 2 predicts no finite numbers, and has no vote\n"
+    assert "Ensemble of 1: " in stdout
+    params[0] = weight
+    out.unlink()
+    archive.write(path, {**arrays, "params": params, "moving": moving}, {**about, "diverged": []})
+    assert predict.main(arguments) == 2
+    assert "no net of it predicts finite numbers" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("out", ["/dev/null", "."])
+def test_predictions_replace_files_only(tmp_path, capsys, monkeypatch, saved, out):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--checkpoint", str(saved[0]), "--data=digits", "--out", out]
+    assert predict.main(arguments) == 2
+    assert f"argument --out: {out} is no file, expected one or none" in capsys.readouterr().err
 
 
 # ---- going on with a training -------------------------------------------------------------------
@@ -332,6 +377,9 @@ def half_a_run(tmp_path_factory):
     return folder, arguments
 
 
+EPOCH = np.eye(8)[1]  # one more, in a row of a history
+
+
 def copied(folder, target):
     target.mkdir()
     for path in folder.iterdir():
@@ -351,6 +399,15 @@ def copied(folder, target):
         (lambda arrays, about: about.update(step=99), "history: expected all epochs of each net"),
         (changed("sums", lambda a: a[:, :2]), r"sums: got shape \(1, 2\), expected \(1, 3\)"),
         (changed("history", lambda a: np.concatenate([a, a])), "history: expected all epochs"),
+        (
+            lambda arrays, about: (
+                about.update(step=12),
+                arrays.update(
+                    history=np.concatenate([arrays["history"] + k * EPOCH for k in (0, 1, 2)])
+                ),
+            ),
+            "history: expected all epochs",
+        ),
         (changed("moment_1", lambda a: a[:, 1:]), "moment_1: got shape"),
     ],
 )
@@ -380,6 +437,5 @@ def test_resume_refuses_a_damaged_checkpoint(tmp_path, capsys, half_a_run, fault
     assert train.main(arguments) == 2
     stderr = capsys.readouterr().err
     assert stderr.splitlines()[-1].startswith(f"minicnn.train: error: {path}: ")
-    assert "without that file, its nets begin anew" in stderr
-    path.unlink()  # and so they do
+    path.unlink()  # without it, its nets begin anew
     assert train.main(arguments) == 0

@@ -104,6 +104,7 @@ def test_a_run_folder_is_not_overwritten(run):
         (["--seed=1"], "seed 0, got 1"),
         (["--epochs=3"], "epochs 2, got 3"),
         (["--limit=149"], "other data"),
+        (["--test-limit=39"], "other test images: 40, got 39"),
     ],
 )
 def test_resume_refuses_another_run_and_says_what_differs(run, change, named):
