@@ -109,8 +109,10 @@ def run(prog, main):
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_Output, streams)
     try:
-        status = main()
-        sys.stdout.flush()
+        try:
+            status = main()
+        finally:  # a SystemExit, after --help, too
+            sys.stdout.flush()
         if sys.stdout.error is not None and status == 0:
             error = sys.stdout.error.strerror
             print(f"{prog}: error: output cannot be written: {error}", file=sys.stderr)
