@@ -34,7 +34,8 @@ MOMENTS = "write", "fsync", "replace", "replaced"
 VICTIM = """
 import os, signal, sys
 import minicnn.recipe
-from minicnn import BatchNormalization, Conv2D, Dense, Dropout, Flatten, files, model, train
+from minicnn import files, model, train
+from runs import small_layers
 
 moment, number, share = (os.environ.get("KILL") or "never 0 0").split()
 left = int(number)
@@ -76,20 +77,9 @@ def dying(name, function, before):
             die()
     setattr(os, name, call)
 
-def small(dropout, momentum):
-    return [
-        Conv2D(4, 5, strides=3, activation="relu"),
-        BatchNormalization(momentum),
-        Dropout(dropout),
-        Conv2D(8, 3, strides=2, padding="same", activation="relu"),
-        BatchNormalization(momentum),
-        Flatten(),
-        Dense(10, activation="softmax"),
-    ]
-
 size = 4_000_000
 if "--device=emulated" in sys.argv:
-    model.mnist_layers = minicnn.recipe.mnist_layers = small
+    model.mnist_layers = minicnn.recipe.mnist_layers = small_layers
     size = 50_000
 if moment != "never":
     files.open = opened
@@ -131,7 +121,7 @@ class Killer:
         given = f"--device={self.device}", f"--workers={workers}", f"--out={run}", "--resume"
         return subprocess.Popen(
             [sys.executable, self.folder / "victim.py", *ARGUMENTS, *given],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "KILL": kill},
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "KILL": kill},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

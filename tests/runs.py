@@ -7,13 +7,26 @@ import sys
 import time
 from pathlib import Path
 
-from minicnn import checkpoint
+from minicnn import BatchNormalization, Conv2D, Dense, Dropout, Flatten, checkpoint
 
 ROOT = Path(__file__).parent.parent
 TINY = (
     "--limit=150 --test-limit=40 --nets=2 --epochs=2 --batch-size=32 --quiet --no-figures "
     "--device=numpy"
 ).split()
+
+
+def small_layers(dropout, momentum):
+    """A network that the emulator trains in a moment, in place of the seed's; it can be fused."""
+    return [
+        Conv2D(4, 5, strides=3, activation="relu"),
+        BatchNormalization(momentum),
+        Dropout(dropout),
+        Conv2D(8, 3, strides=2, padding="same", activation="relu"),
+        BatchNormalization(momentum),
+        Flatten(),
+        Dense(10, activation="softmax"),
+    ]
 
 
 def command(module, *arguments, **options):

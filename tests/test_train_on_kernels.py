@@ -11,15 +11,10 @@ import weakref
 from dataclasses import replace
 
 import pytest
-from runs import ROOT, state
+from runs import ROOT, small_layers, state
 
 import minicnn.recipe
 from minicnn import (
-    BatchNormalization,
-    Conv2D,
-    Dense,
-    Dropout,
-    Flatten,
     devices,
     ensemble,
     model,
@@ -38,20 +33,8 @@ SMALL = (
 @pytest.fixture
 def small_network(monkeypatch):
     """A network that the emulator trains in a moment, in place of the seed's; it can be fused."""
-
-    def layers(dropout, momentum):
-        return [
-            Conv2D(4, 5, strides=3, activation="relu"),
-            BatchNormalization(momentum),
-            Dropout(dropout),
-            Conv2D(8, 3, strides=2, padding="same", activation="relu"),
-            BatchNormalization(momentum),
-            Flatten(),
-            Dense(10, activation="softmax"),
-        ]
-
     for module in (model, minicnn.recipe):
-        monkeypatch.setattr(module, "mnist_layers", layers)
+        monkeypatch.setattr(module, "mnist_layers", small_layers)
 
 
 def test_the_whole_command_takes_less_than_two_minutes(cuda_device, tmp_path):
