@@ -37,8 +37,9 @@ _EXPECTED = (
     f" (optional: {_IDX[2]} and {_IDX[3]}), each plain or .gz"
 )
 
+_PIXELS = [f"pixel{i}" for i in range(SIZE * SIZE)]
 _BLOCK = 1 << 20  # bytes of CSV parsed at a time, about 600 images
-_FEW_LINES = 16  # that are searched one by one for a fault
+_FEW_LINES = 64  # that are read one by one
 _LONGEST_LINE = 1 << 14  # bytes; 785 quoted names take 9 kB
 
 
@@ -199,7 +200,7 @@ def _read_csv(path, labelled=True):
     It goes block by block, so that 42,000 x 785 integers never exist as such, and fast: what looks
     regular is given to pandas, and only what fails is searched for its line and column.
     """
-    names = ["label"] * labelled + [f"pixel{i}" for i in range(SIZE * SIZE)]
+    names = ["label"] * labelled + _PIXELS
     pixels, labels = bytearray(), bytearray()
     with _opened(path) as stream:
         _check_header(path, stream.readline(_LONGEST_LINE + 1), names)
@@ -220,6 +221,8 @@ def _check_header(path, line, names):
     if not line:
         raise DataError(f"{path}: got an empty file, expected a header {names[0]}, {names[1]}, ...")
     fields = _fields(where, line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n"))
+    if fields == names:
+        return
     for column, (got, expected) in enumerate(zip(fields, names, strict=False), 1):
         if got != expected:
             raise DataError(f"{where}, column {column}: got {_brief(got)}, expected {expected!r}")
@@ -254,24 +257,44 @@ def _parse(path, first, block, names):
 
 def _table(block, names):
     """The values of a block of lines, or None where one of them is bad."""
-    import pandas  # noqa: PLC0415  half a second and 50 MB that only CSV needs
-
     lines = block.split(b"\n")
-    rows = sum(line not in (b"", b"\r") for line in lines)
+    rows = [line for line in lines if line not in (b"", b"\r")]
     if not rows:
         return np.empty((0, len(names)), np.uint8)
     if (
         _is_plain(block)
         and max(map(len, lines)) <= _LONGEST_LINE
-        and block.count(b",") == rows * (len(names) - 1)
+        and block.count(b",") == len(rows) * (len(names) - 1)
     ):
         with contextlib.suppress(ValueError, OverflowError):
-            table = pandas.read_csv(
-                io.BytesIO(block), header=None, dtype=np.int64, na_filter=False, low_memory=False
-            ).to_numpy()
-            if table.shape == (rows, len(names)) and (table <= _largest(names)).all():
+            table = _few(rows) if len(rows) <= _FEW_LINES else _many(block)
+            if table.shape == (len(rows), len(names)) and (table <= _largest(names)).all():
                 return table.astype(np.uint8)
     return None
+
+
+def _many(block):
+    """The integers of a block's lines, by pandas. Raises ValueError."""
+    import pandas  # noqa: PLC0415  half a second and 50 MB
+
+    options = {"header": None, "na_filter": False, "low_memory": False}
+    return pandas.read_csv(io.BytesIO(block), dtype=np.int64, **options).to_numpy()
+
+
+def _few(rows):
+    """The integers of some lines, which pandas would take longer to set out for. Raises ValueError.
+
+    What is around them is quotes only: a field has both or none, lest one go on in the next line.
+    """
+    table = []
+    for row in rows:
+        fields = row.removesuffix(b"\r").split(b",")
+        if b'"' in row:
+            if any(b'"' in f and not (len(f) > 2 and f[:1] == f[-1:] == b'"') for f in fields):
+                raise ValueError
+            fields = [field.strip(b'"') for field in fields]
+        table.append([int(field) for field in fields])
+    return np.array(table, np.int64)
 
 
 def _is_plain(block):
@@ -308,8 +331,8 @@ def _fault(path, first, lines, names):
         fields = _fields(where, line)
         _check_count(where, fields, names)
         for name, field, largest in zip(names, fields, _largest(names), strict=True):
-            digits = field.lstrip("0")
-            if not re.fullmatch("[0-9]+", field) or len(digits) > 3 or int(digits or 0) > largest:
+            digits = field.isascii() and field.isdigit() and (field.lstrip("0") or "0")
+            if not digits or len(digits) > 3 or int(digits) > largest:
                 return DataError(
                     f"{where}, {name}: got {_brief(field)}, expected an integer from 0 to {largest}"
                 )

@@ -261,6 +261,15 @@ def test_the_first_of_two_faults_among_many_rows_is_named(tmp_path, row):
     assert f"train.csv, line {2 * row + 1}: got 786 columns, expected 785" in fault(tmp_path)
 
 
+@pytest.mark.parametrize("count", [3, 100])
+def test_a_quoted_field_does_not_go_on_in_the_next_line(tmp_path, count):
+    """Each line has as many fields as it should, but the last of one and the first of the next."""
+    rows = csv_rows(*digits(count))
+    rows[2][-1], rows[3][0] = '"1', '2"'
+    (tmp_path / "train.csv").write_bytes(csv_bytes(rows))
+    assert "train.csv, line 3: got a stray quote" in fault(tmp_path)
+
+
 def test_zeros_before_a_number_change_nothing(tmp_path):
     rows = csv_rows(*digits(20))
     (tmp_path / "train.csv").write_bytes(csv_bytes(rows))
