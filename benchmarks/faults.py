@@ -17,21 +17,35 @@ from minicnn.machine import cores
 _TESTS = Path(__file__).parent.parent / "tests"
 KILLS = {"cpu": 30, "numpy": 30, "emulated": 10}  # of trainings on each device
 READERS = "csv", "checkpoint", "idx"
+PARTS = 4  # processes that share a reader's inputs, each with a seed of its own
 
 
 def measure(kills=None, inputs=1_000_000):
     """The result: a dict of what kills.py and fuzz.py tell. kills: {device: how many}."""
-    jobs = {reader: ["fuzz.py", reader, "--inputs", inputs] for reader in READERS}
+    jobs = {}
+    for reader in READERS:
+        for part in range(PARTS):
+            given = inputs * (part + 1) // PARTS - inputs * part // PARTS
+            jobs[reader, part] = ["fuzz.py", reader, "--inputs", given, "--seed", part + 1]
     for device, count in (kills or KILLS).items():
         jobs[device] = ["kills.py", "--device", device, "--kills", count]
     with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
         told = dict(zip(jobs, pool.map(_run, jobs.values()), strict=True))
     return {
         "kills": [told[device] for device in kills or KILLS],
-        "fuzzing": [told[reader] for reader in READERS],
+        "fuzzing": [joined([told[reader, part] for part in range(PARTS)]) for reader in READERS],
         "machine": timing.machine(),
         "versions": timing.versions("atheris"),
     }
+
+
+def joined(parts):
+    """What several processes tell of one reader, as if it were one."""
+    sums = {name: sum(part[name] for part in parts) for name in ("inputs", "accepted", "refused")}
+    most = {
+        name: max(part[name] for part in parts) for name in ("longest_seconds", "peak_memory_bytes")
+    }
+    return {"reader": parts[0]["reader"], **sums, **most, "processes": len(parts)}
 
 
 def _run(job):

@@ -223,7 +223,7 @@ def faults():
         lines.append(f"| `{row['device']}` | {' | '.join(f'{n:,}' for n in numbers)} |")
     lines += [
         "",
-        "| reader | inputs | accepted | refused | slowest | most memory of the process |",
+        "| reader | inputs | accepted | refused | slowest | most memory of a process |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["fuzzing"]:

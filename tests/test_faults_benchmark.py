@@ -22,11 +22,13 @@ def test_the_result_is_what_the_commands_tell_and_readme_shows_it(tmp_path, monk
                 "differing_bits": 0,
             }
         found = {"reader": job[1], "inputs": job[3], "accepted": 10, "refused": job[3] - 10}
-        return found | {"longest_seconds": 0.25, "peak_memory_bytes": 123_000_000}
+        slow = job[5] == 2  # the seed
+        return found | {"longest_seconds": 0.1 + 0.15 * slow, "peak_memory_bytes": 123_000_000}
 
     monkeypatch.setattr(faults, "_run", told)
-    result = faults.measure({"cpu": 3}, 2000)
-    assert sorted(job[0] for job in asked) == ["fuzz.py"] * 3 + ["kills.py"]
+    result = faults.measure({"cpu": 3}, 2002)
+    assert sorted(job[0] for job in asked) == ["fuzz.py"] * 12 + ["kills.py"]
+    assert len({job[5] for job in asked if job[1] == "csv"}) == 4
     assert [row["device"] for row in result["kills"]] == ["cpu"]
     assert [row["reader"] for row in result["fuzzing"]] == list(faults.READERS)
     monkeypatch.setattr(timing, "RESULTS", tmp_path)
@@ -34,7 +36,7 @@ def test_the_result_is_what_the_commands_tell_and_readme_shows_it(tmp_path, monk
     assert json.loads(path.read_text()) == result
     shown = readme.faults()
     assert "| `cpu` | 3 | 1 | 2 | 0 |" in shown
-    assert "| csv | 2,000 | 10 | 1,990 | 0.25 s | 123 MB |" in shown
+    assert "| csv | 2,002 | 40 | 1,962 | 0.25 s | 123 MB |" in shown
 
 
 def test_a_command_that_fails_is_told(tmp_path):
