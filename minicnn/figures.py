@@ -5,6 +5,7 @@ display is needed, and nothing of matplotlib's global state is left changed. Eac
 one function and written by another. train.py calls write_all, the last thing that a run does.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from .files import atomic_write
 
 DPI = 150
 WIDTH = 1440  # pixels of every figure
-_MARGIN = 52  # pixels, left and right
+PANEL = 720  # pixels of those that stand in narrow places, such as a phone's
+MARGIN = 52  # pixels, left and right
 _TILE = 112  # pixels, the side of an image: a multiple of 28, so that all of its pixels are alike
 _GAP = 24  # pixels between images, of which ten just fill the width
 _LABEL = 44  # pixels between rows of images, for the labels
@@ -21,23 +23,23 @@ _HEAD = 148  # pixels above the images, for the title and the labels
 _FOOT = 44  # pixels below them
 
 # Paul Tol's "vibrant" colours, which differ for colour-blind eyes too
-_TRAINING, _VALIDATION, _WRONG = "#EE7733", "#0077BB", "#CC3311"
-_TEXT, _QUIET, _FAINT = "#222222", "#666666", "#CCCCCC"
+TRAINING, VALIDATION, WRONG = "#EE7733", "#0077BB", "#CC3311"
+TEXT, QUIET, FAINT = "#222222", "#666666", "#CCCCCC"
 _STYLE = {
     "font.size": 10,
-    "text.color": _TEXT,
-    "axes.labelcolor": _TEXT,
-    "axes.edgecolor": _FAINT,
+    "text.color": TEXT,
+    "axes.labelcolor": TEXT,
+    "axes.edgecolor": FAINT,
     "axes.titlepad": 4,
     "axes.titlesize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#E6E6E6",
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "xtick.labelcolor": _QUIET,
-    "ytick.labelcolor": _QUIET,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": QUIET,
+    "ytick.labelcolor": QUIET,
     "legend.frameon": False,
     "legend.handlelength": 2.8,
 }
@@ -72,7 +74,7 @@ def write_all(
 
 def training_images(path, images, labels):
     """Write the first 30 of images (N, H, W) uint8, with their labels (N,), as a PNG."""
-    _save(path, _training_images, images, labels)
+    save(path, _training_images, images, labels)
 
 
 def augmented_images(path, images, labels, augment):
@@ -80,7 +82,7 @@ def augmented_images(path, images, labels, augment):
 
     They differ in their labels (N,) where those do. augment: a RandomAffine.
     """
-    _save(path, _augmented_images, images, labels, augment)
+    save(path, _augmented_images, images, labels, augment)
 
 
 def learning_curves(path, history):
@@ -89,7 +91,7 @@ def learning_curves(path, history):
     history: dicts with the keys net, epoch, train_loss, train_accuracy, validation_loss and
     validation_accuracy, the last two None or NaN without validation; or a pandas.DataFrame.
     """
-    _save(path, _learning_curves, history)
+    save(path, _learning_curves, history)
 
 
 def predictions(path, images, predicted, truth=None, probabilities=None):
@@ -98,18 +100,28 @@ def predictions(path, images, predicted, truth=None, probabilities=None):
     Where the truth (N,) is known, wrong predictions are marked, and counted over all N. With
     probabilities (N, classes), each prediction's own stands beside it.
     """
-    _save(path, _predictions, images, predicted, truth, probabilities)
+    save(path, _predictions, images, predicted, truth, probabilities)
 
 
-def _save(path, build, *arguments):
+def save(path, build, *arguments):
     """Write the Figure that build(*arguments) returns to `path`, whole or not at all."""
+    with atomic_write(path) as file:
+        _draw(file, build, *arguments)
+
+
+def png(build, *arguments):
+    """The Figure that build(*arguments) returns, as the bytes of a PNG."""
+    file = io.BytesIO()
+    _draw(file, build, *arguments)
+    return file.getvalue()
+
+
+def _draw(file, build, *arguments):
     import matplotlib.style  # noqa: PLC0415
 
     # The user's own matplotlib settings are for the user's own figures.
     with matplotlib.style.context(["default", _STYLE]):
-        figure = build(*arguments)
-        with atomic_write(path) as file:
-            figure.savefig(file, format="png", dpi=DPI)
+        build(*arguments).savefig(file, format="png", dpi=DPI)
 
 
 # ---- building ------------------------------------------------------------------------------------
@@ -118,7 +130,7 @@ def _save(path, build, *arguments):
 def _training_images(images, labels):
     shown = images[:30]
     notes = _which(shown, images, "image", "label")
-    figure = _gallery("Training images", notes, _tens(shown))
+    figure = gallery("Training images", notes, tens(shown))
     for axes, label in zip(figure.axes, labels, strict=False):
         axes.set_title(label)
     return figure
@@ -134,7 +146,7 @@ def _augmented_images(images, labels, augment):
 
     count = {1: "One image", 2: "Two images", 3: "Three images"}[len(chosen)]
     title = f"{count}, augmented ten times" + " each" * (len(chosen) > 1)
-    figure = _gallery(title, _ranges(augment), rows, across=_GAP // 3, down=_GAP // 3, aside=_GAP)
+    figure = gallery(title, _ranges(augment), rows, across=_GAP // 3, down=_GAP // 3, aside=_GAP)
     figure.axes[0].set_title("original")
     figure.axes[1].set_title("augmented", loc="left")
     return figure
@@ -143,10 +155,10 @@ def _augmented_images(images, labels, augment):
 def _ranges(augment):
     """The ranges of a RandomAffine in words."""
     across, down = augment.width_shift_range, augment.height_shift_range
-    shift = f"shift ±{_percent(across)}"
+    shift = f"shift ±{in_percent(across)}"
     if across != down:
-        shift += f" of the width and ±{_percent(down)} of the height"
-    return f"Rotation ±{augment.rotation_range:g}°, zoom ±{_percent(augment.zoom_range)}, {shift}"
+        shift += f" of the width and ±{in_percent(down)} of the height"
+    return f"Rotation ±{augment.rotation_range:g}°, zoom ±{in_percent(augment.zoom_range)}, {shift}"
 
 
 def _learning_curves(history):
@@ -159,25 +171,40 @@ def _learning_curves(history):
     notes = "Training is measured during the epoch, with augmentation and dropout"
     if rows["validation_loss"].notna().any():
         notes += "; validation after it, without"
-    figure = _page(780, title, f"{bold}{notes}.")
+    figure = page(780, title, f"{bold}{notes}.")
     for place, measure in enumerate(("accuracy", "loss")):
-        train, validation = (
-            rows.pivot(index="epoch", columns="net", values=f"{part}_{measure}").astype(float)
-            for part in ("train", "validation")
-        )  # epochs x nets
-        if measure == "accuracy":
-            train, validation = 1 - train, 1 - validation
         axes = figure.add_axes((0.072 + 0.486 * place, 0.12, 0.406, 0.66))
-        heading = ("Error rate", "Loss")[place]
-        if ((train == 0) | (validation == 0)).any(axis=None):
-            heading += " (zero lies on the axis)"
-        axes.set_title(heading, loc="left", pad=10, color=_TEXT)
-        _curves(axes, train, _TRAINING, (4, 1.5), "s", "training")
-        _curves(axes, validation, _VALIDATION, (None, None), "o", "validation")
-        _scales(axes, rows["epoch"], percent=measure == "accuracy")
-        if axes.lines:
-            axes.legend(loc="upper right")
+        _learning(axes, rows, measure)
     return figure
+
+
+def learning_panel(history, measure):
+    """A Figure for narrow places of one half of learning_curves: its "accuracy" or its "loss"."""
+    import pandas  # noqa: PLC0415
+
+    figure = page(560, "", "", width=PANEL)
+    axes = figure.add_axes((0.13, 0.15, 0.84, 0.75))
+    _learning(axes, pandas.DataFrame(history), measure)
+    return figure
+
+
+def _learning(axes, rows, measure):
+    """Draw the error rates or losses of a history's nets over the epochs."""
+    train, validation = (
+        rows.pivot(index="epoch", columns="net", values=f"{part}_{measure}").astype(float)
+        for part in ("train", "validation")
+    )  # epochs x nets
+    if measure == "accuracy":
+        train, validation = 1 - train, 1 - validation
+    heading = {"accuracy": "Error rate", "loss": "Loss"}[measure]
+    if ((train == 0) | (validation == 0)).any(axis=None):
+        heading += " (zero lies on the axis)"
+    axes.set_title(heading, loc="left", pad=10, color=TEXT)
+    _curves(axes, train, TRAINING, (4, 1.5), "s", "training")
+    _curves(axes, validation, VALIDATION, (None, None), "o", "validation")
+    _scales(axes, rows["epoch"], percent=measure == "accuracy")
+    if axes.lines:
+        axes.legend(loc="upper right")
 
 
 def _curves(axes, table, color, dashes, marker, label):
@@ -215,7 +242,9 @@ def _scales(axes, epochs, percent):
         line.set_ydata(np.maximum(line.get_ydata(), low / widen))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _percent(y) if percent else f"{y:g}"))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda y, _: in_percent(y) if percent else f"{y:g}")
+    )
 
 
 def _predictions(images, predicted, truth, probabilities):
@@ -225,44 +254,44 @@ def _predictions(images, predicted, truth, probabilities):
     if truth is not None:
         notes += f". Wrong (red): {wrong[: len(shown)].sum() or 'none'}"
         if len(shown) < len(images):
-            notes += f" of these, {wrong.sum():,} of all ({_percent(wrong.mean())})"
+            notes += f" of these, {wrong.sum():,} of all ({in_percent(wrong.mean())})"
     down = _LABEL if probabilities is None else 2 * _LABEL
-    figure = _gallery("Predictions", notes, _tens(shown), down=down)
+    figure = gallery("Predictions", notes, tens(shown), down=down)
     for i, axes in enumerate(figure.axes):
         if wrong[i]:
-            axes.set_title(f"{predicted[i]}, not {truth[i]}", color=_WRONG, weight="bold")
-            axes.spines[:].set(color=_WRONG, linewidth=2.5)
+            axes.set_title(f"{predicted[i]}, not {truth[i]}", color=WRONG, weight="bold")
+            axes.spines[:].set(color=WRONG, linewidth=2.5)
         else:
             axes.set_title(predicted[i])
         if probabilities is not None:
             sure = probabilities[i][predicted[i]]
-            axes.set_xlabel("> 99 %" if sure > 0.99 else _percent(sure, 2), color=_QUIET)
+            axes.set_xlabel("> 99 %" if sure > 0.99 else in_percent(sure, 2), color=QUIET)
     return figure
 
 
 # ---- the page ------------------------------------------------------------------------------------
 
 
-def _page(height, title, notes):
-    """A Figure `height` pixels high: what it shows, and below that what to know about it."""
+def page(height, title, notes, width=WIDTH):
+    """A Figure, its size in pixels: what it shows, and below that what to know about it."""
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI)
-    figure.text(_MARGIN / WIDTH, 1 - 54 / height, title, size=14, weight="bold")
-    figure.text(_MARGIN / WIDTH, 1 - 86 / height, notes, size=9, color=_QUIET)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    figure.text(MARGIN / width, 1 - 54 / height, title, size=14, weight="bold")
+    figure.text(MARGIN / width, 1 - 86 / height, notes, size=9, color=QUIET)
     return figure
 
 
-def _gallery(title, notes, rows, across=_GAP, down=_LABEL, aside=0):
+def gallery(title, notes, rows, across=_GAP, down=_LABEL, aside=0):
     """A page with rows of images (H, W), 0 to 255, as axes in reading order.
 
     across and down are the pixels between images, aside those that set off the first column.
     """
     height = _HEAD + len(rows) * _TILE + (len(rows) - 1) * down + _FOOT
-    figure = _page(height, title, notes)
+    figure = page(height, title, notes)
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
-            left = _MARGIN + j * (_TILE + across) + aside * (j > 0)
+            left = MARGIN + j * (_TILE + across) + aside * (j > 0)
             bottom = height - _HEAD - _TILE - i * (_TILE + down)
             # matplotlib before 3.11 rounds 112.00000001 pixels up to 113, of unlike squares.
             side = _TILE - 1e-6
@@ -274,7 +303,8 @@ def _gallery(title, notes, rows, across=_GAP, down=_LABEL, aside=0):
     return figure
 
 
-def _tens(images):
+def tens(images):
+    """Images in rows of ten."""
     return [images[i : i + 10] for i in range(0, len(images), 10)]
 
 
@@ -285,5 +315,6 @@ def _which(shown, images, kind, label):
     return f"{some} {len(images):,} {kind}s, each below its {label}"
 
 
-def _percent(fraction, digits=3):
+def in_percent(fraction, digits=3):
+    """A fraction as a text in percent."""
     return f"{100 * fraction:.{digits}g} %"

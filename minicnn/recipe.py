@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 from . import checks
 from .augment import RandomAffine
-from .model import MNIST_SHAPE, mnist_cnn, mnist_layers
+from .model import MNIST_SHAPE, Sequential, mnist_layers
 from .network import connect
 from .optim import ExponentialDecay
 
@@ -62,21 +62,26 @@ class Recipe:
         return ExponentialDecay(self.learning_rate, self.decay)
 
     @property
+    def layers(self):
+        """The network's layers."""
+        return mnist_layers(self.dropout, self.momentum)
+
+    @property
     def nodes(self):
         """The network's layers put in order: network.py's nodes."""
-        return connect(mnist_layers(self.dropout, self.momentum), MNIST_SHAPE)
+        return connect(self.layers, MNIST_SHAPE)
 
     def model(self, nets, device="auto", precision="float32"):
         """The network for a range of nets, before training."""
-        # Net n of the ensemble, from 1, draws its random numbers as n - 1.
-        return mnist_cnn(
+        return Sequential(
+            self.layers,
+            MNIST_SHAPE,
             nets=len(nets),
-            first_net=nets[0] - 1,
+            first_net=nets[0]
+            - 1,  # net n of the ensemble, from 1, draws its random numbers as that
             seed=self.seed,
             device=device,
             precision=precision,
-            dropout=self.dropout,
-            momentum=self.momentum,
         )
 
     def as_dict(self):

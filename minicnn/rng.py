@@ -17,7 +17,7 @@ import threading
 import numpy as np
 
 # Streams: what a random number is for. Each dropout layer has a stream of its own, from DROPOUT on.
-WEIGHTS, SPLIT, SHUFFLE, AUGMENTATION, DIGITS = range(5)
+WEIGHTS, SPLIT, SHUFFLE, AUGMENTATION, DIGITS, BOOTSTRAP = range(6)
 DROPOUT = 16
 
 _ROUNDS = 10

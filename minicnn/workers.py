@@ -61,7 +61,7 @@ def run_jobs(
     workers = min(workers, len(tasks))
     cores = max(1, machine.cores() // workers)
     job = pickle.dumps((function, shared), pickle.HIGHEST_PROTOCOL)
-    crew = _Crew(tasks, [_Worker(job, cores) for _ in range(workers)], on_death)
+    crew = _Crew(tasks, [Worker(job, cores) for _ in range(workers)], on_death)
     told = 0  # results handed to on_result so far
     try:
         while not crew.is_done():
@@ -158,7 +158,7 @@ class _Crew:
             self.stop()
 
 
-class _Worker:
+class Worker:
     """A process that runs one task at a time; begun with its first, and anew after its death."""
 
     def __init__(self, job, cores):
@@ -194,13 +194,19 @@ class _Worker:
             self.connection.send_bytes(self._job)
             self.connection.send(task)
 
+    @property
+    def done(self):
+        """How much it has done of its task, the last one if it has none."""
+        return self._words[_DONE]
+
     def progress(self):
         """How much of its task it has done since this was last called."""
-        done = self._words[_DONE]
+        done = self.done
         more, self._reported = done - self._reported, done
         return more
 
-    def stop(self, at_once):
+    def stop(self, at_once=False):
+        """Ask it to stop: after the step in hand, or `at_once`."""
         self._words[_TOLD] = max(self._words[_TOLD], _STOP_AT_ONCE if at_once else _STOP)
 
     def bury(self):
@@ -238,7 +244,7 @@ def _signals_held():
 # ---- in a worker process -------------------------------------------------------------------------
 
 
-_here = SimpleNamespace(busy=threading.Lock(), orphaned=threading.Event())
+_here = SimpleNamespace(busy=threading.Lock(), orphaned=threading.Event(), words=None)
 
 
 def _work(connection, words, cores):
@@ -269,7 +275,7 @@ def _work(connection, words, cores):
 def _answer(function, shared, task):
     """(result, None) or (None, error) of a task."""
     try:
-        return function(shared, task, _report, _should_stop), None
+        return function(shared, task, report, should_stop), None
     except (Interrupted, ValueError, OSError, MemoryError) as error:
         return None, error
     except Exception as error:  # a mistake of ours, which only its traceback explains
@@ -291,9 +297,12 @@ def _watch_parent():
         os._exit(1)
 
 
-def _should_stop():
-    return _here.words[_TOLD] != _GO_ON or _here.orphaned.is_set()
+def should_stop():
+    """Whether this process was asked to stop. Where it is none of these workers, nobody asks."""
+    return _here.words is not None and (_here.words[_TOLD] != _GO_ON or _here.orphaned.is_set())
 
 
-def _report(count):
-    _here.words[_DONE] += count
+def report(count):
+    """Tell the parent of so much more that is done. Where there is none, nobody listens."""
+    if _here.words is not None:
+        _here.words[_DONE] += count

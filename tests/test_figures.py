@@ -29,7 +29,7 @@ def digits():
 def build(monkeypatch, tmp_path):
     """build(write, *arguments): the Figure that figures.<write> saves, with its PNG's pixels."""
     made = []
-    save = figures._save
+    save = figures.save
 
     def save_and_keep(path, function, *arguments):
         def kept(*arguments):
@@ -43,7 +43,7 @@ def build(monkeypatch, tmp_path):
         made[-1].pixels = imread(tmp_path / "figure.png")[..., :3]  # (height, width, 3), 0 to 1
         return made[-1]
 
-    monkeypatch.setattr(figures, "_save", save_and_keep)
+    monkeypatch.setattr(figures, "save", save_and_keep)
     return build
 
 
@@ -80,7 +80,7 @@ def shown(axes):
 def framed(figure):
     """Which images have a red frame."""
     return [
-        all(same_color(spine.get_edgecolor(), figures._WRONG) for spine in axes.spines.values())
+        all(same_color(spine.get_edgecolor(), figures.WRONG) for spine in axes.spines.values())
         for axes in figure.axes
     ]
 
@@ -195,7 +195,7 @@ def test_pixels_are_squares_of_ink_on_white_paper(build, digits):
     side, across, down = figures._TILE, figures._GAP, figures._LABEL
     for i, image in enumerate(images[:30]):
         top = figures._HEAD + i // 10 * (side + down)
-        left = figures._MARGIN + i % 10 * (side + across)
+        left = figures.MARGIN + i % 10 * (side + across)
         drawn = figure.pixels[top : top + side, left : left + side, 0].reshape(28, 4, 28, 4)
         inner = drawn[1:-1, :, 1:-1]  # the frame covers half of a pixel at the edge
         assert np.ptp(inner, axis=(1, 3)).max() == 0
@@ -269,7 +269,7 @@ def test_wrong_predictions_are_marked_and_counted(build, digits):
         "The first 40 of 60 test images, each below its predicted label. "
         "Wrong (red): 3 of these, 5 of all (8.33 %)"
     )
-    red = abs(figure.pixels - to_rgb(figures._WRONG)).max(axis=2) < 0.02
+    red = abs(figure.pixels - to_rgb(figures.WRONG)).max(axis=2) < 0.02
     assert 3000 < red.sum() < 15000  # three frames of 4 x 112 x 5 pixels, and their labels
 
 

@@ -1,0 +1,149 @@
+"""Where a study's tasks are done: in processes of this machine, or by a cluster of Dask's.
+
+Both are executors as concurrent.futures has them, and so would any other be.
+"""
+
+import contextlib
+import functools
+import pickle
+import queue
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from .. import machine
+from ..workers import Interrupted, Worker, WorkerDiedError
+
+_PATIENCE = 10  # seconds until a cluster that does not answer counts as gone
+
+
+@dataclass(frozen=True)
+class Place:
+    """An executor; how many tasks it does at once, and in_hand(), the images trained on in the
+    tasks that it is at, as far as it can tell.
+    """
+
+    executor: Executor
+    count: int
+    in_hand: Callable = lambda: 0
+
+
+class Processes(Executor):
+    """An executor of `count` local processes, each with its share of the cores.
+
+    One that dies takes nothing along but the task in its hands: on_death() is called, and the task
+    is done once more, by another. If that dies, too, its future raises WorkerDiedError. (In a
+    ProcessPoolExecutor, one death is that of all.)
+    """
+
+    def __init__(self, count, on_death=lambda: None):
+        job = pickle.dumps((_call, None), pickle.HIGHEST_PROTOCOL)
+        cores = max(1, machine.cores() // count)
+        self._workers = [Worker(job, cores) for _ in range(count)]
+        self._idle = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(count)  # one waits for each process
+        self._busy = set()
+        self._on_death, self._stopping = on_death, False
+
+    def submit(self, function, /, *arguments, **named):
+        """A future of function(*arguments, **named): all of them importable or picklable."""
+        return self._threads.submit(self._run, functools.partial(function, *arguments, **named))
+
+    def in_hand(self):
+        """What the processes have reported of the tasks that they are at."""
+        return sum(worker.done for worker in list(self._busy))
+
+    def stop(self, at_once=False):
+        """Ask the processes to stop: after the step in hand, or `at_once`."""
+        self._stopping = True
+        for worker in self._workers:
+            worker.stop(at_once)
+
+    def shutdown(self, wait=True, *, cancel_futures=False):
+        """End the processes after the tasks that they are at, or all that were submitted."""
+        self._threads.shutdown(wait, cancel_futures=cancel_futures)
+        for worker in self._workers:
+            worker.close()
+
+    def _run(self, call):
+        worker = self._idle.get()
+        try:
+            for _ in range(2):
+                if self._stopping:
+                    break
+                worker.start(call)
+                self._busy.add(worker)
+                try:
+                    result, error = worker.connection.recv()
+                except (EOFError, OSError):  # the process is no more
+                    worker.bury()
+                    if not self._stopping:
+                        self._on_death()
+                    continue
+                finally:
+                    self._busy.discard(worker)
+                if error is not None:
+                    raise error
+                return result
+            if self._stopping:
+                raise Interrupted
+            raise WorkerDiedError("a worker process died, and so did the one in its place")
+        finally:
+            self._idle.put(worker)
+
+
+def _call(shared, call, report, should_stop):
+    """What a worker process does with a task."""
+    return call()
+
+
+@contextlib.contextmanager
+def local(count, on_death):
+    """As a context, the Place of `count` processes of this machine."""
+    executor = Processes(count, on_death)
+    try:
+        yield Place(executor, count, executor.in_hand)
+    except KeyboardInterrupt:
+        executor.stop(at_once=True)
+        raise
+    except BaseException:
+        executor.stop()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def cluster(address):
+    """As a context, the Place of a Dask cluster by the address of its scheduler.
+
+    Dask itself gives the task of a worker that died to another. Raises ValueError where there is
+    no such cluster, or it has no workers.
+    """
+    try:
+        from distributed import Client  # noqa: PLC0415
+    except ImportError:
+        raise ValueError(
+            'argument --dask: needs the package distributed: pip install "minicnn[dask]"'
+        ) from None
+    try:
+        client = Client(address, timeout=_PATIENCE, set_as_default=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"argument --dask: no scheduler answers at {address}: {reason}; expected the address "
+            "that `dask scheduler` has printed"
+        ) from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_PATIENCE)
+        except TimeoutError:
+            raise ValueError(
+                f"argument --dask: the scheduler at {address} has no workers; start some by "
+                f"`dask worker {address} --nthreads 1`"
+            ) from None
+        threads = client.nthreads()
+        # Two calls with the same arguments are two calls: `measure` is made several times.
+        yield Place(client.get_executor(pure=False), sum(threads.values()))

@@ -1,0 +1,155 @@
+"""grid: which augmentation helps? Every cell has rotation, zoom and shifts of its own."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from ..command import number
+from . import plots
+from .findings import Findings, Picture, Table
+from .statistics import mean_interval
+from .store import Cell
+
+NAME = "grid"
+HELP = "grid search over the augmentation: rotation with zoom, and shifts"
+FULL = {"trials": 6, "nets": 15, "epochs": 30}
+QUICK = {
+    "trials": 2,
+    "nets": 2,
+    "epochs": 1,
+    "limit": 1920,
+    "momentum": 0.9,
+    "rotation": [0, 10, 20, 30],
+    "shift": [0, 0.1],
+}
+
+# Test accuracies in percent of ensembles of 15 and of single nets, by shift, rotations 0 to 30.
+# Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018, "Data augmentation
+# hyper-parameters": means of 6 ensembles and of 30 nets.
+_ROTATIONS = range(0, 35, 5)
+NOTEBOOK = {
+    "ensembles": {
+        0.0: (99.70, 99.70, 99.70, 99.70, 99.69, 99.65, 99.62),
+        0.1: (99.73, 99.73, 99.75, 99.75, 99.72, 99.67, 99.64),
+        0.2: (None, None, 99.72, 99.72, None, None, None),
+    },
+    "single nets": {
+        0.0: (99.57, 99.58, 99.62, 99.62, 99.62, 99.57, 99.52),
+        0.1: (99.62, 99.63, 99.65, 99.65, 99.63, 99.58, 99.52),
+        0.2: (None, None, 99.62, 99.62, None, None, None),
+    },
+}
+
+
+def add_arguments(group):
+    """Options of this study alone."""
+    group.add_argument(
+        "--rotation",
+        type=number,
+        nargs="+",
+        metavar="X",
+        help="degrees; zoom is a hundredth of them (default: 0 to 30 by 5; --quick: 0 10 20 30)",
+    )
+    group.add_argument(
+        "--shift",
+        type=number,
+        nargs="+",
+        metavar="X",
+        help="fraction of width and height (default: 0 0.1, and 0.2 where the notebook has it; "
+        "--quick: 0 0.1)",
+    )
+
+
+def cells(recipe, arguments):
+    """What to train: the notebook's cells, or every rotation with every shift."""
+    if arguments.rotation is None and arguments.shift is None:
+        pairs = [
+            (rotation, shift)
+            for shift, row in NOTEBOOK["ensembles"].items()
+            for rotation, value in zip(_ROTATIONS, row, strict=True)
+            if value is not None
+        ]
+    else:
+        rotations = _ROTATIONS if arguments.rotation is None else arguments.rotation
+        shifts = list(NOTEBOOK["ensembles"]) if arguments.shift is None else arguments.shift
+        pairs = [(rotation, shift) for shift, rotation in itertools.product(shifts, rotations)]
+    found = {}
+    for rotation, shift in pairs:
+        name = f"rotation {rotation:g}, zoom {rotation / 100:g}, shift {shift:g}"
+        augment = {
+            "rotation": float(rotation),
+            "zoom": rotation / 100,
+            "width_shift": float(shift),
+            "height_shift": float(shift),
+        }
+        found[name] = Cell(name, replace(recipe, **augment), arguments.trials)
+    return list(found.values())
+
+
+def findings(results):
+    """The Findings in a study's Results."""
+    rows = []
+    for cell, recipe in results.cells.items():
+        ensembles = results.ensembles(cell)[:, -1]
+        for kind, values in (
+            ("ensembles", ensembles[~np.isnan(ensembles)]),
+            ("single nets", results.accuracies(cell)),
+        ):
+            low, high = mean_interval(values)
+            rotation, shift = recipe.rotation, recipe.width_shift
+            rows.append(
+                {
+                    "of": kind,
+                    "rotation": rotation,
+                    "zoom": recipe.zoom,
+                    "shift": shift,
+                    "n": len(values),
+                    "mean": values.mean() if len(values) else np.nan,
+                    "low": low,
+                    "high": high,
+                    "notebook": _notebook(kind, rotation, shift),
+                }
+            )
+    columns = ["of", "rotation", "zoom", "shift", "n", "mean", "low", "high", "notebook"]
+    table = pd.DataFrame(rows, columns=columns)
+    nets = max(results.ensemble.values(), default=0)
+    tables, pictures, lines = {}, {}, []
+    for kind in ("ensembles", "single nets"):
+        part = table[table["of"] == kind].drop(columns="of").reset_index(drop=True)
+        name = kind.replace(" ", "_")
+        what = f"ensembles of {nets}" if kind == "ensembles" else kind
+        tables[name] = Table(
+            f"Mean test accuracy of {what} by augmentation, with its 95 % interval, beside the "
+            "notebook's",
+            part,
+            ("mean", "low", "high", "notebook"),
+        )
+        if part["n"].any():
+            pictures[name] = Picture(
+                f"Mean test accuracy of {what} in percent, ± half of its 95 % interval; below, in "
+                "grey, the notebook's",
+                lambda part=part, what=what: plots.heat_map(part, what),
+            )
+            lines.append(_line(part, what))
+    return Findings("Grid search over augmentation", lines, tables, pictures)
+
+
+def _notebook(kind, rotation, shift):
+    row = dict(zip(_ROTATIONS, NOTEBOOK[kind].get(shift, ()), strict=False))
+    value = row.get(rotation)
+    return np.nan if value is None else value / 100
+
+
+def _line(part, what):
+    """Which cells could be the best ones: those whose interval overlaps with the best one's."""
+    best = part.loc[part["mean"].idxmax()]
+    text = (
+        f"{what}: highest mean {100 * best['mean']:.3f} % at rotation {best['rotation']:g}, shift "
+        f"{best['shift']:g}"
+    )
+    if np.isnan(best["low"]):
+        return text + "; of one trial a cell, which tells little"
+    others = (part["high"] >= best["low"]).sum() - 1
+    return text + f"; the 95 % intervals of {others} of {len(part) - 1} others overlap with its own"

@@ -1,0 +1,75 @@
+"""hardest: the test images that an ensemble is least sure of, as a quiz for people."""
+
+import numpy as np
+import pandas as pd
+
+from ..ensemble import vote
+from . import plots
+from .findings import Findings, Picture, Table
+from .store import Cell
+
+NAME = "hardest"
+HELP = "the 50 test images that are hardest for an ensemble: a figure, and a quiz"
+FULL = {"trials": 1, "nets": 15, "epochs": 30}
+QUICK = {"trials": 1, "nets": 3, "epochs": 2, "momentum": 0.9}
+COUNT = 50
+
+
+def cells(recipe, arguments):
+    """What to train."""
+    return [Cell("seed", recipe, arguments.trials)]
+
+
+def rank(probabilities, labels=None):
+    """The COUNT hardest of N images, a DataFrame, the hardest first: image (from 1), label,
+    predicted, accuracy of what was predicted, and their loss or entropy.
+
+    probabilities (nets, N, classes). With the labels (N,) of the images, the hardest are those with
+    the highest loss of the nets' mean, and else those with its highest entropy, in nats.
+    """
+    mean = probabilities.mean(axis=0, dtype=np.float64)  # (N, classes)
+    logs = np.log(np.maximum(mean, np.finfo(np.float32).tiny))
+    predicted = vote(probabilities)
+    table = pd.DataFrame(
+        {
+            "image": np.arange(1, len(mean) + 1),
+            "predicted": predicted,
+            "probability": mean[np.arange(len(mean)), predicted],
+        }
+    )
+    if labels is None:
+        measure = "entropy"
+        table[measure] = -(mean * logs).sum(axis=1)
+    else:
+        measure = "loss"
+        table.insert(1, "label", labels)
+        table[measure] = -logs[np.arange(len(mean)), labels]
+    return table.sort_values(measure, ascending=False, kind="stable")[:COUNT].reset_index(drop=True)
+
+
+def findings(results, images=None):
+    """The Findings in a study's Results; with the test images (N, 28, 28), a picture of them."""
+    (cell,) = results.cells
+    trials = results.trials(cell)
+    if not trials:
+        return Findings("The hardest images", ["no ensemble is trained yet"])
+    probabilities = np.concatenate([results.probabilities(cell, trial) for trial in trials])
+    if not len(probabilities):
+        return Findings("The hardest images", ["each net diverged"])
+    table = rank(probabilities, results.labels)
+    shown = f"The {len(table)} test images that {len(probabilities)} nets together "
+    if results.labels is None:
+        lines = [f"{shown}are least sure of: entropy up to {table['entropy'].max():.3f} nats"]
+    else:
+        wrong = (table["label"] != table["predicted"]).sum()
+        total = np.mean(vote(probabilities) != results.labels)
+        lines = [
+            f"{shown}find hardest: {wrong} of them are wrong, as are {100 * total:.2f} % of all"
+        ]
+    tables = {"hardest": Table("The hardest images, the hardest first", table, ("probability",))}
+    pictures = {}
+    if images is not None:
+        pictures["hardest"] = Picture(
+            "The hardest images, the hardest first", lambda: plots.hardest(images, table)
+        )
+    return Findings("The hardest images", lines, tables, pictures)

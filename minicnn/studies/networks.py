@@ -1,0 +1,70 @@
+"""The networks between LeNet-5 and the seed network, and the recipes for them.
+
+Source: LeNet-5, Y. LeCun and others, "Gradient-based learning applied to document recognition",
+Proc. IEEE, 1998, as it is usually built for 28x28 images: with max pooling and without padding. The
+changes are those that the notebook lists, and one without which they would not end at its network:
+that has no hidden dense layer.
+"""
+
+from dataclasses import dataclass
+
+from ..layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+from ..recipe import Recipe
+
+STEPS = (
+    "LeNet-5: sigmoid, max pooling",
+    "ReLU for sigmoid",
+    "two 3x3 convolutions for one 5x5",
+    "a convolution of stride 2 for pooling",
+    "batch normalisation",
+    "dropout",
+    "no hidden dense layer",
+    "more maps: the seed network",
+    "augmentation",
+)
+
+
+@dataclass(frozen=True)
+class Variant(Recipe):
+    """A recipe for the network that `changes` of the steps have led to."""
+
+    changes: int = 0
+
+    @property
+    def layers(self):
+        """The network's layers."""
+        return layers(self.changes, self.dropout, self.momentum)
+
+
+def layers(changes, dropout, momentum):
+    """The layers of the network that LeNet-5 is after so many of the STEPS behind it."""
+    relu, pairs, strides, normalized, dropped, direct, wide = (changes > i for i in range(7))
+    activation = "relu" if relu else "sigmoid"
+    stack = []
+
+    def add(layer):
+        stack.append(layer)
+        if normalized:
+            stack.append(BatchNormalization(momentum))
+
+    for maps in (32, 64) if wide else (6, 16):
+        for size in (3, 3) if pairs else (5,):
+            add(Conv2D(maps, size, activation=activation))
+        if strides:
+            add(Conv2D(maps, 5, strides=2, padding="same", activation=activation))
+        else:
+            stack.append(MaxPooling2D(2))
+        if dropped:
+            stack.append(Dropout(dropout))
+    add(Conv2D(128 if wide else 120, 4, activation=activation))
+    stack.append(Flatten())
+    if not direct:
+        add(Dense(84, activation=activation))
+    if dropped:
+        stack.append(Dropout(dropout))
+    return [*stack, Dense(10, activation="softmax")]
+
+
+def recipe_of(fields):
+    """The Recipe or Variant that has these fields, a dict. Raises ValueError, TypeError."""
+    return Variant(**fields) if "changes" in fields else Recipe(**fields)

@@ -1,0 +1,200 @@
+"""The pictures of the studies: matplotlib Figures, narrow enough for a phone."""
+
+import numpy as np
+
+from ..figures import FAINT, PANEL, QUIET, TEXT, TRAINING, VALIDATION, gallery, page, tens
+
+_HEIGHT = 560  # pixels
+_BOX = 0.13, 0.15, 0.83, 0.72  # of the only axes of a page: left, bottom, width, height
+
+
+def histograms(single, ensembles, nets, notebook):
+    """Accuracies of single nets (n,) and of ensembles (m,), each as shares of its own.
+
+    notebook: rows with mean and sd to mark, of single nets and of ensembles; may be empty.
+    """
+    figure, axes = _panel()
+    # Bins of whole images of the test set, and some twenty of them
+    values = np.concatenate([single, ensembles])
+    low, high = values.min(), values.max()
+    step = max((high - low) / 20, 1e-4)
+    edges = np.arange(low - step / 2, high + step, step)
+    for of, color, label in (
+        (single, TRAINING, f"{len(single):,} single nets"),
+        (ensembles, VALIDATION, f"{len(ensembles):,} ensembles of {nets}"),
+    ):
+        weights = np.full(len(of), 1 / max(len(of), 1))
+        axes.hist(100 * of, 100 * edges, weights=weights, color=color, alpha=0.6, label=label)
+    top = axes.get_ylim()[1]
+    for row, color, height in zip(notebook, (TRAINING, VALIDATION), (1.06, 1.14), strict=False):
+        spread = 100 * row["sd"]
+        axes.errorbar(
+            100 * row["mean"], height * top, xerr=spread, color=color, marker="o", capsize=4
+        )
+    if notebook:
+        axes.set_ylim(0, 1.45 * top)
+        axes.plot([], [], color=QUIET, marker="o", label="the notebook: mean ± sd")
+    axes.set_title("How test accuracy spreads", loc="left", pad=10)
+    axes.set_xlabel("test accuracy in percent")
+    axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")
+    axes.legend(loc="upper left")
+    return figure
+
+
+def by_size(table):
+    """Mean accuracy by the size of the ensemble, with interval and extremes."""
+    figure, axes = _panel()
+    size = table["size"]
+    if table["low"].notna().any():
+        label = "95 % interval of the mean"
+        axes.fill_between(
+            size, 100 * table["low"], 100 * table["high"], color=VALIDATION, alpha=0.25, label=label
+        )
+    axes.plot(size, 100 * table["mean"], color=VALIDATION, marker="o", label="mean")
+    for column in ("min", "max"):
+        axes.plot(size, 100 * table[column], color=QUIET, linewidth=0.8, dashes=(2, 2))
+    axes.plot([], [], color=QUIET, linewidth=0.8, dashes=(2, 2), label="lowest and highest")
+    axes.set_title("What each further net adds", loc="left", pad=10)
+    axes.set_xlabel("nets in the ensemble")
+    axes.set_ylabel("test accuracy in percent")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def heat_map(table, what):
+    """Mean accuracies by rotation and shift, each with half of its interval and the notebook's."""
+    rotations, shifts = sorted(set(table["rotation"])), sorted(set(table["shift"]))
+    values = np.full((len(shifts), len(rotations)), np.nan)
+    figure = page(150 + 110 * max(len(shifts), 2), "", "", width=PANEL)
+    axes = figure.add_axes((0.13, 0.2, 0.85, 0.66))
+    for row in table.itertuples():
+        values[shifts.index(row.shift), rotations.index(row.rotation)] = 100 * row.mean
+    axes.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
+    bright = values > (np.nanmin(values) + np.nanmax(values)) / 2
+    for row in table[table["n"] > 0].itertuples():
+        i, j = shifts.index(row.shift), rotations.index(row.rotation)
+        color = TEXT if bright[i, j] else "white"
+        half = "" if np.isnan(row.low) else f"\n±{_half(row)}"
+        axes.text(
+            j, i, f"{100 * row.mean:.2f}{half}", size=8, color=color, ha="center", va="center"
+        )
+        if not np.isnan(row.notebook):
+            told = f"{100 * row.notebook:.2f}"
+            axes.text(j, i + 0.38, told, size=6, color=color, alpha=0.8, ha="center", va="center")
+    axes.set_xticks(range(len(rotations)), [f"{r:g}°" for r in rotations])
+    axes.set_yticks(range(len(shifts)), [f"{s:g}" for s in shifts])
+    axes.grid(False)
+    axes.set_xlabel("rotation (zoom: a hundredth of it)")
+    axes.set_ylabel("shift")
+    axes.set_title(f"Mean test accuracy of {what}, in percent", loc="left", pad=10)
+    return figure
+
+
+def _half(row):
+    """Half of an interval, in percent."""
+    half = 50 * (row.high - row.low)
+    return f"{half:.2f}" if half < 10 else f"{half:.0f}"
+
+
+def distributions(away, columns, unit, table):
+    """Histograms of how far images are from the mean, one above the other, with what holds 95 %."""
+    figure = page(110 + 330 * len(columns), "", "", width=PANEL)
+    height = 330 / (110 + 330 * len(columns))
+    held = table.set_index("of")["holds_95_%"]
+    for place, column in enumerate(columns):
+        bottom = 1 - (place + 0.88) * height - 30 / (110 + 330 * len(columns))
+        axes = figure.add_axes((0.13, bottom, 0.83, 0.62 * height))
+        values = away[column]
+        reach = values.abs().max()
+        edges = 60
+        if unit == "pixels":  # centres lie on halves
+            first = np.floor(values.min() * 2) / 2
+            edges = np.arange(first, values.max() + 0.5, 0.5)
+        axes.hist(
+            values,
+            edges,
+            color=VALIDATION,
+            alpha=0.7,
+            weights=np.full(len(values), 1 / len(values)),
+        )
+        quantile = np.quantile(values.abs(), 0.95)
+        for side in (-quantile, quantile):
+            axes.axvline(side, color=TRAINING, dashes=(4, 2))
+        axes.set_xlim(-reach, reach)
+        shown = f"95 % within ±{quantile:.3g}"
+        if unit == "pixels":
+            shown += (
+                f" pixels, {held[column]:.2g} of the {'width' if 'col' in column else 'height'}"
+            )
+        elif unit == "degrees":
+            shown += "°"
+        axes.set_title(f"{column}: {shown}", loc="left", pad=8)
+        axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")
+    axes.set_xlabel({"fraction": "fraction of the class's mean"}.get(unit, unit))
+    return figure
+
+
+def steps(table):
+    """The error rate after each change, with its interval, from top to bottom."""
+    figure = page(130 + 52 * len(table), "", "", width=PANEL)
+    axes = figure.add_axes(
+        (0.5, 110 / (130 + 52 * len(table)), 0.47, 1 - 180 / (130 + 52 * len(table)))
+    )
+    shown = table[table["n"] > 0]
+    errors = 100 * (1 - shown["mean"].to_numpy())
+    low, high = (100 * (1 - shown[end].to_numpy()) for end in ("high", "low"))
+    places = shown.index.to_numpy()
+    floor = max(min(errors[errors > 0], default=1e-2) / 3, 1e-4)
+    known = ~np.isnan(low)
+    axes.hlines(
+        places[known],
+        np.maximum(low[known], floor),
+        np.minimum(high[known], 100),
+        color=VALIDATION,
+        linewidth=5,
+        alpha=0.35,
+    )
+    axes.plot(np.maximum(errors, floor), places, color=VALIDATION, marker="o")
+    for place, error in zip(places, errors, strict=True):
+        axes.annotate(
+            f"{error:.3g}",
+            (max(error, floor), place),
+            (0, 7),
+            textcoords="offset points",
+            size=8,
+            ha="center",
+            color=TEXT,
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.set_yticks(range(len(table)), table["step"])
+    axes.tick_params(axis="y", labelcolor=TEXT, labelsize=9)
+    axes.set_ylim(len(table) - 0.5, -0.7)
+    axes.set_xlabel("error rate on the test images in percent")
+    axes.spines["left"].set_color(FAINT)
+    axes.set_title("One change at a time", loc="left", pad=10)
+    return figure
+
+
+def hardest(images, table):
+    """The images (N, 28, 28) that the table of hardest.rank names, ten a row."""
+    shown = [images[number - 1] for number in table["image"]]
+    known = "label" in table
+    notes = "Above each its number among the test images"
+    notes += ", below it the label and what was predicted" if known else ", below it the guess"
+    figure = gallery("The hardest images", notes + ".", tens(shown), down=88)
+    for axes, row in zip(figure.axes, table.itertuples(), strict=True):
+        axes.set_title(f"{row.image:,}", size=8, color=QUIET)
+        guess = f"{row.predicted}"
+        if known:
+            guess = (
+                f"{row.label}, taken for {row.predicted}" if row.label != row.predicted else guess
+            )
+        axes.set_xlabel(guess, size=8, color=TEXT)
+    return figure
+
+
+def _panel():
+    figure = page(_HEIGHT, "", "", width=PANEL)
+    return figure, figure.add_axes(_BOX)

@@ -1,0 +1,335 @@
+"""The SQLite file of results: what was to be trained, and each net that is.
+
+    study   what a study, of one seed, is about: JSON, and the labels of its test images
+    cell    the recipe of each of its cells
+    net     a net: study, cell, trial and seed are its key, with its number within the ensemble
+    image   what the study of variance has measured of each training image
+
+A net that is told of twice counts once. Several studies may be in a file, and several processes
+may write to it. Files come from anywhere: one whose tables are not exactly these is refused.
+"""
+
+import contextlib
+import json
+import sqlite3
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ..checkpoint import HISTORY_COLUMNS
+from ..files import DataError, brief
+from ..recipe import Recipe
+from .networks import recipe_of
+
+FILE = "results.sqlite"
+
+_TABLES = {
+    "study": """CREATE TABLE study (
+    study TEXT NOT NULL, seed INTEGER NOT NULL,
+    settings TEXT NOT NULL, -- JSON: where the data are from, how many, and their fingerprints
+    labels BLOB, -- uint8, of the test images
+    PRIMARY KEY (study, seed))""",
+    "cell": """CREATE TABLE cell (
+    study TEXT NOT NULL, seed INTEGER NOT NULL, cell TEXT NOT NULL,
+    place INTEGER NOT NULL, -- in the order of the study
+    recipe TEXT NOT NULL, -- JSON
+    trials INTEGER NOT NULL, -- asked for
+    PRIMARY KEY (study, seed, cell))""",
+    "net": """CREATE TABLE net (
+    study TEXT NOT NULL, cell TEXT NOT NULL, trial INTEGER NOT NULL, seed INTEGER NOT NULL,
+    net INTEGER NOT NULL,
+    accuracy REAL, -- on the test images; NULL where it diverged or their labels are unknown
+    diverged TEXT, -- JSON: [epoch, step]
+    history TEXT NOT NULL, -- JSON: a list of rows as in history.csv
+    probabilities BLOB, -- float32, (test images, 10)
+    made_by TEXT NOT NULL, -- JSON: device, precision, versions
+    PRIMARY KEY (study, cell, trial, seed, net))""",
+    "image": """CREATE TABLE image (
+    study TEXT NOT NULL, seed INTEGER NOT NULL,
+    image INTEGER NOT NULL, label INTEGER NOT NULL, -- images count from 1
+    center_column REAL, center_row REAL, -- of its bounding box, counted from 1
+    angle REAL, slant REAL, size REAL, -- degrees, degrees, pixels
+    PRIMARY KEY (study, seed, image))""",
+}
+_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recipe that a study trains `trials` times."""
+
+    name: str
+    recipe: Recipe
+    trials: int
+
+
+class Store:
+    """The results in an SQLite file, which is made where there is none. A context, which closes it.
+
+    Raises DataError for a file that is none of ours, OSError where it cannot be read or written.
+    """
+
+    def __init__(self, path, create=True):
+        self.path = path
+        if not create and not path.is_file():
+            raise DataError(f"{path}: no such file, expected the results of minicnn.study")
+        if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+            raise DataError(f"{path}: not a file, expected the results of minicnn.study")
+        with self._faults():
+            mode = "rwc" if create else "rw"  # what a process that was killed left is rolled back
+            uri = f"{path.resolve().as_uri()}?mode={mode}"
+            self._connection = sqlite3.connect(uri, timeout=60, uri=True, isolation_level=None)
+            self._connection.execute("PRAGMA trusted_schema = OFF")
+            if create:
+                with self._transaction():
+                    if not self._tables():
+                        for statement in _TABLES.values():
+                            self._connection.execute(statement)
+            tables = self._tables()
+        if tables != set(_TABLES.values()):
+            self._connection.close()
+            raise DataError(f"{path}: has other tables, expected the results of minicnn.study")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._connection.close()
+
+    def claim(self, study, seed, settings, labels, cells):
+        """Note what is to be trained. Raises ValueError where the file has another such study."""
+        with self._transaction():
+            known = self._rows("SELECT settings FROM study WHERE study=? AND seed=?", study, seed)
+            if known:
+                self._compare(f"the study {study}", _json(known[0][0]), settings)
+            blob = None if labels is None else labels.astype(np.uint8).tobytes()
+            self._write("INSERT OR IGNORE INTO study", study, seed, json.dumps(settings), blob)
+            at = self._rows("SELECT count(*) FROM cell WHERE study=? AND seed=?", study, seed)[0][0]
+            for place, cell in enumerate(cells):
+                key, recipe = (study, seed, cell.name), cell.recipe.as_dict()
+                where = "study=? AND seed=? AND cell=?"
+                old = self._rows(f"SELECT recipe, trials FROM cell WHERE {where}", *key)
+                if not old:
+                    values = at + place, json.dumps(recipe), cell.trials
+                    self._write("INSERT INTO cell", *key, *values)
+                    continue
+                about = f"the study {study}" + f" ({cell.name})" * (len(cells) > 1)
+                self._compare(about, _json(old[0][0]), recipe)
+                if cell.trials > old[0][1]:
+                    self._connection.execute(
+                        f"UPDATE cell SET trials=? WHERE {where}", (cell.trials, *key)
+                    )
+
+    def _compare(self, what, old, new):
+        for name, value in new.items():
+            if not isinstance(old, dict) or old.get(name) != value:
+                theirs = brief(str(old.get(name))) if isinstance(old, dict) else "nothing"
+                raise ValueError(
+                    f"argument --out: {self.path} has {what} with {name} {theirs}, got {value}; "
+                    "choose another folder"
+                )
+
+    def trained(self, study, seed):
+        """{(cell, net)} of the nets that are there."""
+        with self._faults():
+            rows = self._rows("SELECT cell, net FROM net WHERE study=? AND seed=?", study, seed)
+            return set(rows)
+
+    def add(self, study, seed, cell, nets, labels):
+        """Keep nets, tasks.TrainedNet, of a Cell: all of them or none."""
+        with self._transaction():
+            for net in nets:
+                trial = (net.net - 1) // cell.recipe.nets + 1
+                accuracy = blob = None
+                if net.probabilities is not None:
+                    blob = net.probabilities.astype("<f4").tobytes()
+                    if labels is not None:
+                        accuracy = float(np.mean(net.probabilities.argmax(axis=1) == labels))
+                history = [[row[name] for name in HISTORY_COLUMNS] for row in net.history]
+                self._write(
+                    "INSERT OR IGNORE INTO net",
+                    *(study, cell.name, trial, seed, net.net),
+                    *(accuracy, net.diverged and json.dumps(net.diverged), json.dumps(history)),
+                    *(blob, json.dumps(net.made_by)),
+                )
+
+    def add_images(self, study, seed, measures):
+        """Keep what was measured of the images, a DataFrame with the columns of the table."""
+        with self._transaction():
+            self._connection.execute("DELETE FROM image WHERE study=? AND seed=?", (study, seed))
+            self._connection.executemany(
+                "INSERT INTO image VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                ((study, seed, *row) for row in measures.itertuples(index=False)),
+            )
+
+    def studies(self):
+        """[(study, seed)] in the order in which they were begun."""
+        with self._faults():
+            return self._rows("SELECT study, seed FROM study ORDER BY rowid")
+
+    def results(self, study, seed):
+        """The Results of a study."""
+        return Results(self, study, seed)
+
+    def _tables(self):
+        return {row[0] for row in self._rows("SELECT sql FROM sqlite_master WHERE sql NOT NULL")}
+
+    def _rows(self, statement, *values):
+        return self._connection.execute(statement, values).fetchall()
+
+    def _write(self, statement, *values):
+        marks = ", ".join("?" * len(values))
+        self._connection.execute(f"{statement} VALUES ({marks})", values)
+
+    @contextlib.contextmanager
+    def _transaction(self):
+        with self._faults():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # SQLite may have done so by itself
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _faults(self):
+        """Tell of what goes wrong with the file as the rest of the library does."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:  # the disk is full, it is locked, may not be read
+            raise OSError(f"{self.path}: {error}") from None
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{self.path}: {error}, expected the results of minicnn.study"
+            ) from None
+
+
+class Results:
+    """What is known of a study: its settings, labels (N,) or None, {name: recipe} of its cells, and
+    the nets, a DataFrame.
+
+    Raises DataError where the file holds what no study writes.
+    """
+
+    def __init__(self, store, study, seed):
+        self._store, self.study, self.seed = store, study, seed
+        with store._faults():
+            found = store._rows(
+                "SELECT settings, labels FROM study WHERE study=? AND seed=?", study, seed
+            )
+            cells = store._rows(
+                "SELECT cell, recipe, trials FROM cell WHERE study=? AND seed=? ORDER BY place",
+                *(study, seed),
+            )
+            rows = store._rows(
+                "SELECT cell, trial, net, accuracy, diverged, made_by FROM net "
+                "WHERE study=? AND seed=? ORDER BY cell, net",
+                *(study, seed),
+            )
+        with self._checked():
+            settings, labels = found[0]
+            self.settings = dict(_json(settings))
+            self.labels = None if labels is None else np.frombuffer(labels, np.uint8)
+            self.cells = {cell: recipe_of(_json(recipe)) for cell, recipe, _ in cells}
+            self.asked = {cell: int(trials) for cell, _, trials in cells}
+            self.ensemble = {cell: recipe.nets for cell, recipe in self.cells.items()}
+            columns = ["cell", "trial", "net", "accuracy", "diverged", "made_by"]
+            self.nets = pd.DataFrame(rows, columns=columns)
+            self.nets = self.nets.astype({"trial": int, "net": int, "accuracy": float})
+            self.nets["made_by"] = [dict(_json(text)) for text in self.nets["made_by"]]
+            self.nets["diverged"] = [_json(text) for text in self.nets["diverged"]]
+            _expect(set(self.nets["cell"]) <= set(self.cells))
+
+    @property
+    def is_mnist(self):
+        """Whether the split is MNIST's, with which the notebook's figures can be compared."""
+        sizes = self.settings.get("train_images"), self.settings.get("test_images")
+        return sizes == (60_000, 10_000)
+
+    def trials(self, cell):
+        """The numbers of a cell's trials of which all nets are there."""
+        counts = self.nets.loc[self.nets["cell"] == cell, "trial"].value_counts()
+        return sorted(counts.index[counts >= self.ensemble[cell]])
+
+    def accuracies(self, cell):
+        """The accuracies of a cell's single nets in all trials that are complete: (n,)."""
+        nets = self.nets[self.nets["cell"] == cell]
+        return nets.loc[nets["trial"].isin(self.trials(cell)), "accuracy"].dropna().to_numpy()
+
+    def probabilities(self, cell, trial):
+        """Those of the test images by a trial's nets that have not diverged: (nets, N, classes)."""
+        with self._store._faults():
+            rows = self._store._rows(
+                "SELECT probabilities FROM net WHERE study=? AND seed=? AND cell=? AND trial=? "
+                "AND probabilities NOT NULL ORDER BY net",
+                *(self.study, self.seed, cell, trial),
+            )
+        with self._checked():
+            arrays = [np.frombuffer(row[0], "<f4").reshape(-1, _CLASSES) for row in rows]
+            if not arrays:
+                return np.empty((0, 0, _CLASSES), np.float32)
+            images = len(arrays[0]) if self.labels is None else len(self.labels)
+            _expect(all(len(array) == images and np.isfinite(array).all() for array in arrays))
+            return np.stack(arrays)
+
+    def ensembles(self, cell):
+        """Test accuracies (trials, sizes) of the first 1, 2, ... nets of each complete trial.
+
+        Nets that diverged are none; where that leaves fewer, the last are NaN. Raises DataError
+        where the labels of the test images are unknown.
+        """
+        if self.labels is None:
+            raise DataError(f"{self._store.path}: has no labels of the test images, expected them")
+        trials = self.trials(cell)
+        accuracies = np.full((len(trials), self.ensemble[cell]), np.nan)
+        for row, trial in zip(accuracies, trials, strict=True):
+            sums = self.probabilities(cell, trial).cumsum(axis=0, dtype=np.float64)
+            for size, of_size in enumerate(sums[: len(row)]):
+                row[size] = np.mean(of_size.argmax(axis=1) == self.labels)
+        return accuracies
+
+    def history(self, cell=None):
+        """The histories of the nets, of one cell or all, a DataFrame as in history.csv."""
+        with self._store._faults():
+            rows = self._store._rows(
+                "SELECT cell, history FROM net WHERE study=? AND seed=? ORDER BY cell, net",
+                *(self.study, self.seed),
+            )
+        with self._checked():
+            lines = [line for name, text in rows if cell in (None, name) for line in _json(text)]
+            table = pd.DataFrame(lines, columns=list(HISTORY_COLUMNS)).astype(float)
+            return table.astype({"net": int, "epoch": int})
+
+    def images(self):
+        """What was measured of the training images, a DataFrame."""
+        columns = ["image", "label", "center_column", "center_row", "angle", "slant", "size"]
+        with self._store._faults():
+            rows = self._store._rows(
+                f"SELECT {', '.join(columns)} FROM image WHERE study=? AND seed=? ORDER BY image",
+                *(self.study, self.seed),
+            )
+        with self._checked():
+            table = pd.DataFrame(rows, columns=columns).astype(float)
+            return table.astype({"image": int, "label": int})
+
+    @contextlib.contextmanager
+    def _checked(self):
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+            raise DataError(
+                f"{self._store.path}: the study {self.study} of seed {self.seed} is damaged, "
+                "expected what minicnn.study has written"
+            ) from None
+
+
+def _expect(condition):
+    if not condition:
+        raise ValueError
+
+
+def _json(text):
+    return None if text is None else json.loads(text)

@@ -1,0 +1,102 @@
+"""trials: many independent ensembles. How much does a result owe to chance?"""
+
+import numpy as np
+import pandas as pd
+
+from . import plots
+from .findings import Findings, Picture, Table
+from .statistics import mean_interval, spread
+from .store import Cell
+
+NAME = "trials"
+HELP = "independent ensembles: how accuracy spreads, and how it grows with the ensemble"
+FULL = {"trials": 100, "nets": 15, "epochs": 30}
+QUICK = {"trials": 5, "nets": 3, "epochs": 2, "limit": 1920, "momentum": 0.9}
+
+# Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018, "CNN performance".
+NOTEBOOK = [
+    {"of": "single nets, the notebook", "n": 1500, "mean": 0.99641, "sd": 0.00047, "max": 0.9981},
+    {
+        "of": "ensembles of 15, the notebook",
+        "n": 100,
+        "mean": 0.99745,
+        "sd": 0.00020,
+        "max": 0.9979,
+    },
+]
+_FRACTIONS = "mean", "mean_low", "mean_high", "sd", "sd_low", "sd_high", "min", "max"
+
+
+def cells(recipe, arguments):
+    """What to train."""
+    return [Cell("seed", recipe, arguments.trials)]
+
+
+def findings(results):
+    """The Findings in a study's Results."""
+    (cell,) = results.cells
+    nets = results.ensemble[cell]
+    single, ensembles = results.accuracies(cell), results.ensembles(cell)
+    whole = ensembles[:, -1]
+    whole = whole[~np.isnan(whole)]
+    rows = [
+        {"of": "single nets", **spread(single)},
+        {"of": f"ensembles of {nets}", **spread(whole)},
+        *NOTEBOOK,
+    ]
+    table = pd.DataFrame(rows)
+    sizes = _by_size(ensembles)
+    lines = [_line(row) for row in rows[:2]]
+    pictures = {}
+    if len(single):
+        same = results.is_mnist
+        pictures = {
+            "histogram": Picture(
+                "Test accuracies of single nets and of ensembles"
+                + ", and the notebook's mean and standard deviation" * same,
+                lambda: plots.histograms(single, whole, nets, NOTEBOOK if same else []),
+            ),
+            "by_size": Picture(
+                "Test accuracy by the number of nets in the ensemble",
+                lambda: plots.by_size(sizes),
+            ),
+        }
+    tables = {
+        "summary": Table(
+            "Test accuracies, with bootstrap 95 % intervals of mean and standard deviation",
+            table,
+            _FRACTIONS,
+        ),
+        "by_size": Table(
+            "Test accuracy of ensembles of the first nets of each trial, with the 95 % interval of "
+            "the mean",
+            sizes,
+            ("mean", "low", "high", "min", "max"),
+        ),
+    }
+    return Findings("Trials", lines, tables, pictures)
+
+
+def _by_size(ensembles):
+    """Statistics of accuracies (trials, sizes) by size, a DataFrame."""
+    rows = []
+    for size, column in enumerate(ensembles.T, start=1):
+        values = column[~np.isnan(column)]
+        if not len(values):
+            continue
+        low, high = mean_interval(values)
+        about = {"n": len(values), "mean": values.mean(), "low": low, "high": high}
+        rows.append({"size": size, **about, "min": values.min(), "max": values.max()})
+    return pd.DataFrame(rows, columns=["size", "n", "mean", "low", "high", "min", "max"])
+
+
+def _line(row):
+    if not row["n"]:
+        return f"{row['of']}: none yet"
+    text = f"{row['n']:,} {row['of']}: mean {100 * row['mean']:.3f} %"
+    if row["n"] > 1:
+        text += (
+            f" ({100 * row['mean_low']:.3f} to {100 * row['mean_high']:.3f}), standard deviation "
+            f"{100 * row['sd']:.3f}"
+        )
+    return text + f", {100 * row['min']:.3f} to {100 * row['max']:.3f} %"

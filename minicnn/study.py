@@ -1,0 +1,400 @@
+"""python -m minicnn.study NAME: one of the notebook's studies, on this machine or on many.
+
+The front door of studies/. It reads the arguments, says what the study will cost, has the tasks
+done that are not yet, keeps each result as it comes, and writes what was found.
+"""
+
+import os
+import shlex
+import sys
+from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import tqdm
+
+from . import __version__, checks, devices, figures
+from .command import (
+    REFUSALS,
+    Parser,
+    StopOnSignal,
+    integer,
+    number,
+    one_line,
+    positive,
+    run,
+    warnings_in_one_line,
+)
+from .ensemble import cut
+from .files import DataError
+from .machine import cores
+from .recipe import Recipe
+from .resources import share
+from .studies import STUDIES, executors, findings, hardest, variance
+from .studies.store import FILE, Store
+from .studies.tasks import Source, Task, measure, train_nets
+from .training import steps_per_epoch
+from .workers import Interrupted
+
+
+def main(argv=None):
+    """Run the command; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    return run("minicnn.study", lambda: _main(argv))
+
+
+def _main(argv):
+    arguments = _parser().parse_args(argv)
+    folder = Path(arguments.out or Path("studies") / datetime.now().strftime("%Y%m%d-%H%M%S"))
+    stop = StopOnSignal("stopping after the step in hand; once more stops at once")
+    try:
+        with stop, warnings_in_one_line("minicnn.study"):
+            study(arguments, folder, stop)
+    except (Interrupted, KeyboardInterrupt):
+        again = list(argv) if arguments.out else [*argv, "--out", str(folder)]
+        print(
+            "stopped; each net that was trained is kept; go on with: python -m minicnn.study "
+            f"{shlex.join(again)}",
+            file=sys.stderr,
+        )
+        return stop.status
+    except REFUSALS as error:
+        print(f"minicnn.study: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def study(arguments, folder, should_stop=lambda: False):
+    """Do what the parsed arguments say: train what is missing, and write what was found."""
+    module = STUDIES[arguments.study]
+    _fill_in(arguments, module)
+    seed = checks.word("argument --seed", arguments.seed)
+    source = Source(arguments.data, arguments.limit, arguments.test_limit)
+    data, source = source.load(progress=not arguments.quiet)
+    settings = {
+        "source": source.name,
+        "train_images": len(data.train_images),
+        "test_images": None if data.test_images is None else len(data.test_images),
+        "data": source.train,
+        "test_data": source.test,
+    }
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"argument --out: {folder} is a file, expected a folder")
+    cells = [] if module is variance else _cells(arguments, module, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    images = ()
+    with Store(folder / FILE) as store:
+        store.claim(module.NAME, seed, settings, data.test_labels, cells)
+        if module is variance:
+            measures = variance.measure(data.train_images, data.train_labels)
+            store.add_images(module.NAME, seed, measures)
+        else:
+            _train(arguments, store, cells, data, source, should_stop)
+        if module is hardest:
+            images = (data.test_images,)
+        found = module.findings(store.results(module.NAME, seed), *images)
+        draw = not arguments.no_figures
+        if draw and not figures.available():
+            print("no figures without matplotlib: pip install matplotlib", file=sys.stderr)
+            draw = False
+        findings.write(found, folder / module.NAME, draw)
+    for line in found.lines:
+        print(line)
+    print(f"Study folder: {folder}{os.sep}; a page of it: python -m minicnn.report {folder}")
+
+
+def _fill_in(arguments, module):
+    """Give what was not said the value that it has in the notebook's study, or the quick one."""
+    size = module.QUICK if arguments.quick else module.FULL
+    for name, value in size.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    if arguments.data is None:
+        arguments.data = "digits" if arguments.quick else "mnist"
+
+
+def _cells(arguments, module, data):
+    """What the study trains. Raises ValueError that names the argument for what cannot be."""
+    given = {
+        name: getattr(arguments, name)
+        for name in ("nets", "epochs", "momentum", "seed")
+        if getattr(arguments, name) is not None
+    }
+    try:
+        # The split is that of the data: nothing is chosen by the test images, nor by others.
+        cells = module.cells(Recipe(validation_fraction=0.0, **given), arguments)
+        for cell in cells:
+            replace(cell.recipe, nets=cell.recipe.nets * cell.trials)  # there are numbers for all
+        steps_per_epoch(cells[0].recipe, len(data.train_images))  # there must be one
+    except DataError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"argument --{error}") from None
+    if data.test_images is None:
+        raise DataError(f"{arguments.data}: has no test images, expected some to be predicted")
+    if data.test_labels is None and module is not hardest:
+        raise DataError(f"{arguments.data}: has no labels of its test images, expected them")
+    return cells
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def _train(arguments, store, cells, data, source, should_stop):
+    """Train the nets that the store has not, and put them there."""
+    seed, name = arguments.seed, arguments.study
+    done = store.trained(name, seed)
+    common = {
+        "source": source,
+        "device": arguments.device,
+        "precision": arguments.precision,
+        "memory": arguments.memory,
+    }
+    whole = {
+        cell: Task(cell.name, cell.recipe, range(1, cell.recipe.nets * cell.trials + 1), **common)
+        for cell in cells
+    }
+    missing = {
+        cell: [net for net in task.nets if (cell.name, net) not in done]
+        for cell, task in whole.items()
+    }
+    images = {cell: task.images // len(task.nets) for cell, task in whole.items()}  # of a net
+    before = sum((len(whole[cell].nets) - len(missing[cell])) * images[cell] for cell in cells)
+    total = sum(len(task.nets) * images[cell] for cell, task in whole.items())
+    nets, left = sum(map(len, missing.values())), total - before
+    cost = f"{name}: {nets:,} nets to train, on {left:,} images"
+    if before:
+        cost += f"; {sum(len(task.nets) for task in whole.values()) - nets:,} are trained already"
+    print(cost, file=sys.stderr, flush=True)
+    if not nets:
+        return
+
+    with _bar(total, before, arguments.quiet) as bar:
+
+        def tell_death():
+            bar.write(
+                "minicnn.study: warning: a worker process died; another does its task once more",
+                file=sys.stderr,
+            )
+
+        with _place(arguments, cells, data, tell_death) as place:
+            rates, group = _measure(place, whole, should_stop)
+            # To predict an image is about a third of the work of training on it.
+            work = {cell: images[cell] + len(data.test_images) / 3 for cell in cells}
+            seconds = sum(len(missing[cell]) * work[cell] / rates[cell] for cell in cells)
+            bar.write(_estimate(seconds, place), file=sys.stderr)
+            group = max(1, min(group, arguments.group or group, -(-nets // place.count)))
+            tasks = [
+                (cell, replace(task, nets=part))
+                for cell, task in whole.items()
+                for part in cut(missing[cell], group)
+            ]
+            # The first trials come first, so that a study that is stopped has something to tell.
+            tasks.sort(key=lambda pair: (pair[1].nets[0] - 1) // pair[0].recipe.nets)
+            _do(place, tasks, store, (name, seed), data.test_labels, bar, should_stop)
+
+
+def _do(place, tasks, store, key, labels, bar, should_stop):
+    """Have the tasks, (cell, Task), done, and keep each one's nets as soon as it is."""
+    futures = {place.executor.submit(train_nets, task): (cell, task) for cell, task in tasks}
+    waiting, finished, start = set(futures), 0, bar.n
+    try:
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in done:
+                cell, task = futures.pop(future)
+                store.add(*key, cell, future.result(), labels)
+                finished += task.images
+            reached = min(start + finished + place.in_hand(), bar.total)
+            bar.update(max(reached - bar.n, 0))
+            if should_stop():
+                raise Interrupted
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _measure(place, whole, should_stop):
+    """({cell: images a second of the place}, how many nets a process trains together).
+
+    One net of each network is trained for a moment, by as many processes at once as there are.
+    """
+    networks = {}
+    for cell, task in whole.items():
+        networks.setdefault(str([(type(a).__name__, vars(a)) for a in cell.recipe.layers]), task)
+    of_network, groups = {}, []
+    for network, task in networks.items():
+        futures = [place.executor.submit(measure, task) for _ in range(place.count)]
+        waiting = set(futures)
+        try:
+            while waiting:
+                _, waiting = wait(waiting, timeout=0.2)
+                if should_stop():
+                    raise Interrupted
+        finally:
+            for future in waiting:
+                future.cancel()
+        found = [future.result() for future in futures]
+        groups += [measured.group for measured in found]
+        of_network[network] = sum(measured.images_per_second for measured in found)
+    rates = {
+        cell: of_network[str([(type(a).__name__, vars(a)) for a in cell.recipe.layers])]
+        for cell in whole
+    }
+    return rates, min(groups)
+
+
+def _estimate(seconds, place):
+    about = timedelta(seconds=round(seconds))
+    if seconds >= 3600:
+        about = timedelta(minutes=round(seconds / 60))
+    crew = "1 process" if place.count == 1 else f"{place.count} processes"
+    return f"this takes about {about} in {crew}"
+
+
+@contextmanager
+def _place(arguments, cells, data, on_death):
+    """Where the tasks are done, an executors.Place."""
+    if arguments.dask:
+        with executors.cluster(arguments.dask) as place:
+            yield place
+        return
+    _, ops, _ = devices.choose(arguments.device, arguments.precision)
+    nets = min(sum(cell.recipe.nets * cell.trials for cell in cells), arguments.workers or cores())
+    recipe = replace(cells[-1].recipe, nets=nets)
+    _, count = share(recipe, data, ops, arguments.memory, arguments.workers)
+    with executors.local(count, on_death) as place:
+        yield place
+
+
+def _bar(total, before, quiet):
+    return tqdm.tqdm(
+        total=total,
+        initial=before,
+        unit=" images",
+        unit_scale=True,
+        dynamic_ncols=True,
+        disable=quiet,
+        smoothing=0.05,
+    )
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def _parser():
+    parser = Parser(
+        prog="minicnn.study",
+        usage="python -m minicnn.study NAME [--quick] [--data DIR] [--out DIR] [options]",
+        description="Do one of the studies of the notebook: train many nets, and write tables and "
+        "figures. Without options it is the notebook's size, on MNIST: days on a CPU. --quick "
+        "takes the embedded digits and is done in two minutes.",
+        epilog="python -m minicnn.study NAME --help tells of a study's options. Results go into "
+        "results.sqlite in the study folder as they come: the same command goes on with a study "
+        "that was stopped, and several studies may share a folder. Exit status: 0; 2 for bad "
+        "arguments or input, or where the machine fails; 130 after Ctrl-C, 143 after SIGTERM.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"minicnn {__version__}")
+    studies = parser.add_subparsers(
+        dest="study", metavar="NAME", required=True, parser_class=Parser
+    )
+    for name, module in STUDIES.items():
+        _add_study(studies, name, module)
+    return parser
+
+
+def _add_study(studies, name, module):
+    trains = module is not variance
+    parser = studies.add_parser(
+        name,
+        help=module.HELP,
+        usage=f"python -m minicnn.study {name} [--quick] [--data DIR] [--out DIR] [options]",
+        description=f"{module.HELP[0].upper()}{module.HELP[1:]}.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a small size: two minutes at most on two cores"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="as for minicnn.train: a folder, 'mnist' or 'digits' (default: mnist; --quick: "
+        "digits)",
+    )
+    parser.add_argument("--out", metavar="DIR", help="study folder (default: studies/DATE-TIME)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N training images")
+    if not trains:
+        parser.set_defaults(test_limit=None, seed=0)
+    else:
+        parser.add_argument(
+            "--test-limit", type=positive, metavar="N", help="the first N test images"
+        )
+        _add_size(parser.add_argument_group("size"), module)
+        _add_machine(parser.add_argument_group("machine"))
+    parser.add_argument("--no-figures", action="store_true", help="draw no figures")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_size(group, module):
+    def default(name):
+        values = [
+            size.get(name, getattr(Recipe, name, None)) for size in (module.FULL, module.QUICK)
+        ]
+        return f"(default: {values[0]}; --quick: {values[1]})"
+
+    group.add_argument(
+        "--trials", type=positive, metavar="N", help=f"of each cell {default('trials')}"
+    )
+    group.add_argument(
+        "--nets", type=positive, metavar="N", help=f"in an ensemble {default('nets')}"
+    )
+    group.add_argument(
+        "--epochs", type=positive, metavar="N", help=f"of each net {default('epochs')}"
+    )
+    group.add_argument(
+        "--momentum",
+        type=number,
+        metavar="X",
+        help="of the moving statistics; 0.9 for nets that are trained for less than some 500 steps "
+        f"{default('momentum')}",
+    )
+    group.add_argument(
+        "--seed", type=integer, default=0, metavar="N", help="of all random numbers (0)"
+    )
+    if hasattr(module, "add_arguments"):
+        module.add_arguments(group)
+
+
+def _add_machine(group):
+    group.add_argument("--device", choices=devices.NAMES, default="auto", help="default: auto")
+    group.add_argument(
+        "--precision", choices=devices.PRECISIONS, help="of products, as for minicnn.train"
+    )
+    group.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="processes of this machine; they change the time, not a bit of the result (default: "
+        "as many as there are cores and memory for; 1 on a GPU)",
+    )
+    group.add_argument(
+        "--group",
+        type=positive,
+        metavar="N",
+        help="nets that a GPU trains together, at most (default: as many as memory allows)",
+    )
+    group.add_argument(
+        "--memory", type=positive, metavar="BYTES", help="how much to use, as for minicnn.train"
+    )
+    group.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="do the work on a Dask cluster, by the address of its scheduler: tcp://HOST:8786",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
