@@ -71,7 +71,10 @@ def study(arguments, folder, should_stop=lambda: False):
     module = STUDIES[arguments.study]
     _fill_in(arguments, module)
     seed = checks.word("argument --seed", arguments.seed)
-    source = Source(arguments.data, arguments.limit, arguments.test_limit)
+    name = arguments.data
+    if name not in ("digits", "mnist"):
+        name = str(Path(name).absolute())  # workers have folders of their own to be in
+    source = Source(name, arguments.limit, arguments.test_limit)
     data, source = source.load(progress=not arguments.quiet)
     settings = {
         "source": source.name,
@@ -257,7 +260,7 @@ def _estimate(seconds, place):
 @contextmanager
 def _place(arguments, cells, data, on_death):
     """Where the tasks are done, an executors.Place."""
-    if arguments.dask:
+    if arguments.dask is not None:
         with executors.cluster(arguments.dask) as place:
             yield place
         return

@@ -7,9 +7,11 @@ import contextlib
 import functools
 import pickle
 import queue
+import socket
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from .. import machine
 from ..workers import Interrupted, Worker, WorkerDiedError
@@ -115,6 +117,14 @@ def local(count, on_death):
         executor.shutdown(cancel_futures=True)
 
 
+def _knock(address):
+    """Raise OSError or ValueError unless somebody listens there, which a Client tells less well."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("tcp", "tls") or not parts.hostname or not parts.port:
+        raise ValueError("not of the form tcp://HOST:PORT")
+    socket.create_connection((parts.hostname, parts.port), _PATIENCE).close()
+
+
 @contextlib.contextmanager
 def cluster(address):
     """As a context, the Place of a Dask cluster by the address of its scheduler.
@@ -129,12 +139,13 @@ def cluster(address):
             'argument --dask: needs the package distributed: pip install "minicnn[dask]"'
         ) from None
     try:
+        _knock(address)
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"argument --dask: no scheduler answers at {address}: {reason}; expected the address "
-            "that `dask scheduler` has printed"
+            f"argument --dask: no scheduler answers at {address!r}: {reason}; expected the address "
+            "that `dask scheduler` prints, such as tcp://10.0.0.1:8786"
         ) from None
     with client:
         try:

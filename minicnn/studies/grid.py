@@ -21,7 +21,7 @@ QUICK = {
     "epochs": 1,
     "limit": 1920,
     "momentum": 0.9,
-    "rotation": [0, 10, 20, 30],
+    "rotation": [0, 10, 30],
     "shift": [0, 0.1],
 }
 
@@ -50,7 +50,7 @@ def add_arguments(group):
         type=number,
         nargs="+",
         metavar="X",
-        help="degrees; zoom is a hundredth of them (default: 0 to 30 by 5; --quick: 0 10 20 30)",
+        help="degrees; zoom is a hundredth of them (default: 0 to 30 by 5; --quick: 0 10 30)",
     )
     group.add_argument(
         "--shift",

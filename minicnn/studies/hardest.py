@@ -11,7 +11,7 @@ from .store import Cell
 NAME = "hardest"
 HELP = "the 50 test images that are hardest for an ensemble: a figure, and a quiz"
 FULL = {"trials": 1, "nets": 15, "epochs": 30}
-QUICK = {"trials": 1, "nets": 3, "epochs": 2, "momentum": 0.9}
+QUICK = {"trials": 1, "nets": 3, "epochs": 2, "limit": 3840, "momentum": 0.9}
 COUNT = 50
 
 

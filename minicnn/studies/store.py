@@ -102,7 +102,8 @@ class Store:
         with self._transaction():
             known = self._rows("SELECT settings FROM study WHERE study=? AND seed=?", study, seed)
             if known:
-                self._compare(f"the study {study}", _json(known[0][0]), settings)
+                same = {name: value for name, value in settings.items() if name != "source"}
+                self._compare(f"the study {study}", _json(known[0][0]), same)
             blob = None if labels is None else labels.astype(np.uint8).tobytes()
             self._write("INSERT OR IGNORE INTO study", study, seed, json.dumps(settings), blob)
             at = self._rows("SELECT count(*) FROM cell WHERE study=? AND seed=?", study, seed)[0][0]
