@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from .. import checks
 from ..command import number
 from . import plots
 from .findings import Findings, Picture, Table
@@ -77,6 +78,7 @@ def cells(recipe, arguments):
         pairs = [(rotation, shift) for shift, rotation in itertools.product(shifts, rotations)]
     found = {}
     for rotation, shift in pairs:
+        checks.number("rotation", rotation, 0, 100, "[)")  # for zoom is a hundredth of it
         name = f"rotation {rotation:g}, zoom {rotation / 100:g}, shift {shift:g}"
         augment = {
             "rotation": float(rotation),

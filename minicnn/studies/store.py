@@ -239,9 +239,10 @@ class Results:
             self.ensemble = {cell: recipe.nets for cell, recipe in self.cells.items()}
             columns = ["cell", "trial", "net", "accuracy", "diverged", "made_by"]
             self.nets = pd.DataFrame(rows, columns=columns)
-            self.nets = self.nets.astype({"trial": int, "net": int, "accuracy": float})
-            self.nets["made_by"] = [dict(_json(text)) for text in self.nets["made_by"]]
-            self.nets["diverged"] = [_json(text) for text in self.nets["diverged"]]
+            self.nets = self.nets.astype({"trial": int, "net": int})
+            self.nets["accuracy"] = [np.nan if row[3] is None else float(row[3]) for row in rows]
+            self.nets["diverged"] = pd.Series([_json(row[4]) for row in rows], dtype=object)
+            self.nets["made_by"] = [dict(_json(row[5])) for row in rows]
             _expect(set(self.nets["cell"]) <= set(self.cells))
 
     @property

@@ -1,0 +1,479 @@
+"""The parts of a study: networks, tasks, processes, statistics, and the file of results."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from runs import ROOT, command, small_layers
+from scipy import stats
+
+import minicnn.recipe
+from minicnn import __version__, ensemble, model
+from minicnn.files import DataError
+from minicnn.recipe import Recipe
+from minicnn.studies import STUDIES, ablation, grid, hardest, statistics, trials, variance
+from minicnn.studies.executors import Processes
+from minicnn.studies.networks import STEPS, Variant
+from minicnn.studies.store import FILE, Cell, Store
+from minicnn.studies.tasks import Source, Task, TrainedNet, measure, train_nets
+from minicnn.workers import WorkerDiedError
+
+# ---- networks ------------------------------------------------------------------------------------
+
+
+def described(layers):
+    return [(type(layer).__name__, vars(layer)) for layer in layers]
+
+
+def test_the_last_steps_are_the_seed_network():
+    for changes in (STEPS.index("more maps: the seed network"), len(STEPS) - 1):
+        found = Variant(changes=changes, dropout=0.3, momentum=0.8).layers
+        assert described(found) == described(model.mnist_layers(0.3, 0.8))
+
+
+def test_each_step_changes_one_thing():
+    """Beside what the step is named for, two networks in a row have the same layers."""
+
+    def without(layers, *kinds, **same):
+        kept = [(kind, dict(about)) for kind, about in layers if kind not in kinds]
+        for _, about in kept:
+            about.update({name: value for name, value in same.items() if name in about})
+        return kept
+
+    steps = [described(Variant(changes=changes).layers) for changes in range(len(STEPS))]
+    assert without(steps[0], activation="relu") == without(steps[1], activation="relu")
+    sizes = [[about["kernel_size"] for kind, about in s if kind == "Conv2D"] for s in steps]
+    assert sizes[1] == [(5, 5), (5, 5), (4, 4)]
+    assert sizes[2] == [(3, 3), (3, 3), (3, 3), (3, 3), (4, 4)]
+    assert sizes[3] == [(3, 3), (3, 3), (5, 5)] * 2 + [(4, 4)]
+    assert [about["strides"] for kind, about in steps[3] if kind == "Conv2D"][2] == (2, 2)
+    assert without(steps[2], "Conv2D", "MaxPooling2D") == without(steps[3], "Conv2D")
+    assert without(steps[4], "BatchNormalization") == steps[3]
+    assert without(steps[5], "Dropout") == steps[4]
+    hidden = [pair for pair in steps[5] if pair not in steps[6]]
+    assert [kind for kind, _ in hidden] == ["Dense"]
+    assert without(steps[6], filters=0) == without(steps[7], filters=0)
+    assert steps[7] == steps[8]
+
+
+@pytest.mark.parametrize("changes", range(len(STEPS)))
+def test_each_network_can_be_trained(changes):
+    images = np.random.default_rng(0).random((1, 8, 28, 28, 1), np.float32)
+    variant = Variant(changes=changes, nets=1)
+    net = variant.model(range(1, 2), device="numpy")
+    loss, _ = net.train_on_batch(images, np.arange(8)[None] % 3)
+    assert np.isfinite(loss).all()
+    assert net.count_params() == ablation._weights(variant)
+
+
+def test_the_grid_has_the_notebooks_cells():
+    class Arguments:
+        rotation = shift = None
+        trials = 6
+
+    cells = grid.cells(Recipe(), Arguments)
+    places = {(cell.recipe.rotation, cell.recipe.height_shift) for cell in cells}
+    assert len(cells) == len(places) == 16
+    assert {r for r, s in places if s == 0.2} == {10, 15}
+    assert {r for r, s in places if s == 0.1} == set(range(0, 31, 5))
+    assert all(cell.recipe.zoom == cell.recipe.rotation / 100 for cell in cells)
+    Arguments.rotation, Arguments.shift = [5.0, 7.5, 5.0], [0.3]
+    assert [cell.recipe.rotation for cell in grid.cells(Recipe(), Arguments)] == [5, 7.5]
+
+
+# ---- tasks ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def source():
+    return Source("digits", 80, 30).load()[1]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A network that the emulator, too, trains in a moment; and recipes of it."""
+    for module in (model, minicnn.recipe):
+        monkeypatch.setattr(module, "mnist_layers", small_layers)
+    return Recipe(nets=2, epochs=2, batch_size=16, momentum=0.9, validation_fraction=0.0, seed=3)
+
+
+def same(found, expected):
+    assert [net.net for net in found] == [net.net for net in expected]
+    for a, b in zip(found, expected, strict=True):
+        assert a.probabilities.tobytes() == b.probabilities.tobytes()
+        assert [{**row, "seconds": 0} for row in a.history] == [
+            {**row, "seconds": 0} for row in b.history
+        ]
+
+
+@pytest.mark.every_device
+def test_nets_of_several_trials_in_one_task(small, source, device):
+    """On a device that trains nets together, too, each is what it is alone."""
+    together = train_nets(Task("seed", small, range(2, 5), source, device))
+    alone = [
+        train_nets(Task("seed", small, range(net, net + 1), source, device))[0]
+        for net in range(2, 5)
+    ]
+    same(together, alone)
+    assert together[0].made_by["device"] == device
+    assert together[0].made_by["minicnn"] == __version__
+
+
+def test_a_task_that_does_not_fit_is_done_in_parts(small, source):
+    task = Task("seed", small, range(1, 4), source, "emulated")
+    whole = measure(task)
+    assert whole.group == 3
+    assert whole.images_per_second > 0
+    _, ops, _ = minicnn.devices.choose("emulated")
+    data, _ = source.load()
+    memory = minicnn.resources.arrays_bytes(small, ops, 2, data.train_images, data.test_images)
+    parts = replace(task, memory=memory)
+    assert measure(parts).group == 2
+    same(train_nets(parts), train_nets(task))
+
+
+def test_a_task_is_told_of_other_data_and_versions(small, source):
+    task = Task("seed", small, range(1, 2), source, "numpy")
+    with pytest.raises(DataError, match=r"worker on .*process \d+: has minicnn .* expected 0.0.9"):
+        train_nets(replace(task, version="0.0.9"))
+    other = replace(source, train="another")
+    with pytest.raises(DataError, match="digits: holds other images or labels"):
+        train_nets(replace(task, source=other))
+    with pytest.raises(DataError, match=r"worker on .*nowhere: No such file"):
+        measure(replace(task, source=replace(source, name="nowhere")))
+
+
+def test_a_task_knows_its_images(small, source):
+    assert Task("seed", small, range(1, 4), source).images == 3 * 2 * 80
+    assert Task("seed", small, range(1, 4), replace(source, images=95)).images == 3 * 2 * 80
+
+
+# ---- processes -----------------------------------------------------------------------------------
+
+
+def die_once(path):
+    """End the process; but not if that was done before."""
+    if not path.exists():
+        path.touch()
+        os._exit(7)
+    return "done"
+
+
+def die():
+    os._exit(7)
+
+
+def test_processes_are_an_executor():
+    with Processes(2) as executor:
+        assert list(executor.map(divmod, [7, 9], [2, 4])) == [(3, 1), (2, 1)]
+        with pytest.raises(ValueError, match="math domain error"):
+            executor.submit(__import__("math").sqrt, -1).result()
+        assert executor.submit(pow, 2, exp=5).result() == 32
+
+
+def test_a_process_that_dies_takes_only_its_task(tmp_path):
+    deaths = []
+    with Processes(2, lambda: deaths.append(1)) as executor:
+        futures = [executor.submit(die_once, tmp_path / "dead"), executor.submit(abs, -4)]
+        assert [future.result() for future in futures] == ["done", 4]
+        assert deaths == [1]
+        with pytest.raises(WorkerDiedError, match="and so did the one in its place"):
+            executor.submit(die).result()
+        assert executor.submit(abs, -5).result() == 5
+    assert len(deaths) == 3
+
+
+def test_any_executor_does_a_task(small, source):
+    task = Task("seed", small, range(1, 3), source, "numpy")
+    with ThreadPoolExecutor(2) as executor:
+        first, second = (executor.submit(train_nets, task) for _ in range(2))
+        same(first.result(), second.result())
+
+
+# ---- statistics ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 3, 17])
+def test_intervals_are_scipys(n):
+    random = np.random.default_rng(n)
+    a, b = random.normal(0.99, 0.01, n), random.normal(0.97, 0.03, n + 2)
+    expected = stats.t.interval(0.95, n - 1, a.mean(), stats.sem(a))
+    assert statistics.mean_interval(a) == pytest.approx(expected, rel=1e-12)
+    expected = stats.ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
+    assert statistics.difference_interval(a, b) == pytest.approx(tuple(expected), rel=1e-9)
+
+
+def test_a_bootstrap_interval_holds_what_it_should():
+    """In about 95 of 100 samples the interval of the mean holds the true mean."""
+    random = np.random.default_rng(5)
+    held = 0
+    for _ in range(300):
+        low, high = statistics.bootstrap_interval(random.normal(2, 1, 40), np.mean)
+        held += low <= 2 <= high
+    assert 0.90 <= held / 300 <= 0.98
+    values = random.random(9)
+    again = statistics.bootstrap_interval(values, np.mean)
+    assert statistics.bootstrap_interval(values, np.mean) == again
+
+
+def test_one_value_has_no_interval():
+    for found in (
+        statistics.mean_interval([0.5]),
+        statistics.difference_interval([0.5], [0.1, 0.2]),
+        statistics.bootstrap_interval([0.5], np.mean),
+    ):
+        assert np.isnan(found).all()
+    assert statistics.difference_interval([0.5, 0.5], [0.75, 0.75]) == (0.25, 0.25)
+    assert statistics.spread([]) == {"n": 0}
+
+
+# ---- the file of results -------------------------------------------------------------------------
+
+LABELS = np.array([3, 1, 4, 1, 5, 9], np.uint8)
+SETTINGS = {"source": "x", "train_images": 9, "test_images": 6, "data": "d", "test_data": "t"}
+MADE_BY = {"device": "numpy", "precision": "float32", "minicnn": "1", "numpy": "2", "python": "3"}
+
+
+def net(number, right=(), diverged=None):
+    """A net that predicts the images `right` rightly, and else the next digit."""
+    probabilities = np.full((6, 10), 0.01, np.float32)
+    guesses = [label if i in right else label + 1 for i, label in enumerate(LABELS)]
+    probabilities[np.arange(6), np.array(guesses) % 10] = 0.91 - 0.001 * number
+    row = dict.fromkeys(minicnn.checkpoint.HISTORY_COLUMNS, 0.5) | {"net": number, "epoch": 1}
+    return TrainedNet(number, [row], diverged, None if diverged else probabilities, MADE_BY)
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path / FILE) as store:
+        yield store
+
+
+def trained(store, study, cell, nets, seed=0):
+    store.claim(study, seed, SETTINGS, LABELS, [cell])
+    for each in nets:
+        store.add(study, seed, cell, [each], LABELS)
+    return store.results(study, seed)
+
+
+def test_a_net_counts_once(store):
+    cell = Cell("seed", Recipe(nets=2), 2)
+    results = trained(store, "trials", cell, [net(1, [0]), net(2, [0, 1]), net(1, [0]), net(3)])
+    assert list(results.nets["net"]) == [1, 2, 3]
+    assert list(results.nets["trial"]) == [1, 1, 2]
+    assert results.trials("seed") == [1]
+    assert results.accuracies("seed") == pytest.approx([1 / 6, 2 / 6])
+    store.add("trials", 0, cell, [net(4, range(6))], LABELS)
+    assert store.results("trials", 0).trials("seed") == [1, 2]
+    assert store.trained("trials", 0) == {("seed", n) for n in range(1, 5)}
+    assert store.trained("trials", 1) == set()
+
+
+def test_two_studies_and_two_seeds_share_a_file(store):
+    cell = Cell("seed", Recipe(nets=1), 2)
+    for study, seed in (("trials", 0), ("hardest", 0), ("trials", 9)):
+        trained(store, study, replace_seed(cell, seed), [net(1, [seed % 6])], seed)
+    assert store.studies() == [("trials", 0), ("hardest", 0), ("trials", 9)]
+    assert store.results("trials", 9).accuracies("seed") == pytest.approx([1 / 6])
+    assert not store.results("hardest", 0).probabilities("seed", 2).size
+
+
+def replace_seed(cell, seed):
+    return Cell(cell.name, replace(cell.recipe, seed=seed), cell.trials)
+
+
+def test_two_processes_write_to_one_file(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from test_studies import *
+cell = Cell("seed", Recipe(nets=40), 1)
+with Store(Path(sys.argv[1])) as store:
+    trained(store, "trials", cell, [net(n, [n % 6]) for n in range(1, 41)])
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path / FILE], cwd=ROOT) for _ in range(2)
+    ]
+    assert [process.wait() for process in processes] == [0, 0]
+    with Store(tmp_path / FILE, create=False) as store:
+        assert list(store.results("trials", 0).nets["net"]) == list(range(1, 41))
+
+
+def test_diverged_nets_have_no_vote(store):
+    cell = Cell("seed", Recipe(nets=3), 2)
+    nets = [net(1, [0, 1]), net(2, diverged=(1, 4)), net(3, [0]), *map(net, (4, 5, 6))]
+    results = trained(store, "trials", cell, nets)
+    assert results.nets["diverged"].to_list() == [None, [1, 4], None, None, None, None]
+    assert len(results.accuracies("seed")) == 5
+    first, second = results.ensembles("seed")
+    assert first[:2] == pytest.approx([2 / 6, 2 / 6])
+    assert np.isnan(first[2])
+    assert not second.any()
+    votes = ensemble.vote(results.probabilities("seed", 1))
+    assert np.mean(votes == LABELS) == first[1]
+    found = trials.findings(results)
+    assert found.tables["by_size"].data["n"].to_list() == [2, 2, 1]
+    assert "1 ensembles of 3" in found.lines[1]
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "variance"])
+def test_a_study_without_any_result_yet(store, name):
+    recipe = Variant(nets=3) if name == "ablation" else Recipe(nets=3)
+    found = STUDIES[name].findings(trained(store, name, Cell("seed", recipe, 2), [net(1)]))
+    assert not found.pictures
+    for table in found.tables.values():
+        table.readable()
+
+
+def test_another_study_in_the_file_is_refused(store):
+    cell = Cell("seed", Recipe(epochs=3), 1)
+    store.claim("trials", 0, SETTINGS, LABELS, [cell])
+    store.claim("trials", 0, {**SETTINGS, "source": "moved"}, LABELS, [cell])
+    with pytest.raises(ValueError, match=r"results.sqlite has the study trials with data d, got e"):
+        store.claim("trials", 0, {**SETTINGS, "data": "e"}, LABELS, [cell])
+    other = Cell("seed", Recipe(epochs=4), 5)
+    with pytest.raises(ValueError, match="with epochs 3, got 4; choose another folder"):
+        store.claim("trials", 0, SETTINGS, LABELS, [other])
+    assert store.results("trials", 0).asked == {"seed": 1}
+    store.claim("trials", 0, SETTINGS, LABELS, [replace(cell, trials=5)])
+    store.claim("trials", 0, SETTINGS, LABELS, [replace(cell, trials=2)])
+    assert store.results("trials", 0).asked == {"seed": 5}
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE net SET probabilities = X'00'",
+        "UPDATE net SET probabilities = zeroblob(4000)",
+        "UPDATE net SET probabilities = 'text'",
+        "UPDATE net SET history = '[[1, 2]]'",
+        "UPDATE net SET history = 'nothing'",
+        "UPDATE net SET made_by = '[1]'",
+        "UPDATE net SET cell = 'unknown'",
+        "UPDATE net SET accuracy = 'high'",
+        "UPDATE cell SET recipe = '{}, '",
+        "UPDATE cell SET recipe = '[]'",
+        "UPDATE cell SET recipe = '{\"nets\": -1}'",
+        "UPDATE cell SET recipe = '{\"nests\": 2}'",
+        "UPDATE study SET settings = '3'",
+        "UPDATE study SET labels = 'abc'",
+        "UPDATE study SET settings = '" + "[" * 100_000 + "'",
+    ],
+)
+def test_damaged_results_are_refused(tmp_path, harm):
+    path = tmp_path / FILE
+    with Store(path) as store:
+        trained(store, "trials", Cell("seed", Recipe(nets=1), 1), [net(1, [0])])
+    connection = sqlite3.connect(path)
+    connection.execute(harm)
+    connection.commit()
+    connection.close()
+    with (
+        Store(path, create=False) as store,
+        pytest.raises(DataError, match=r"results.sqlite: the study trials of seed 0 is damaged"),
+    ):
+        results = store.results("trials", 0)
+        trials.findings(results)
+        results.history()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", None),
+        (b"no database, however long it may be" * 100, "file is not a database"),
+        ("CREATE TABLE net (a)", "has other tables"),
+        ("CREATE VIEW v AS SELECT 1", "has other tables"),
+        (None, "no such file"),
+    ],
+)
+def test_a_file_that_is_no_results(tmp_path, content, named):
+    path = tmp_path / FILE
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content:
+        connection = sqlite3.connect(path)
+        connection.execute(content)
+        connection.close()
+    if named is None:  # an empty file is an empty database
+        with Store(path) as store:
+            assert store.studies() == []
+        return
+    with pytest.raises(DataError, match=named):
+        Store(path, create=False)
+    if content:
+        with pytest.raises(DataError, match=named):
+            Store(path)
+
+
+# ---- measures and ranks --------------------------------------------------------------------------
+
+
+def test_an_image_without_any_pixel_is_left_out():
+    images = np.zeros((4, 28, 28), np.uint8)
+    images[1, 3:9, 5] = images[2, 4, 5:20] = images[3, 9:12, 9:20] = 200
+    measures = variance.measure(images, np.array([1, 1, 1, 1]))
+    assert measures.iloc[0, 2:].isna().all()
+    assert measures.loc[1, ["center_column", "center_row"]].to_list() == [6, 6.5]
+    assert abs(measures.loc[1, "angle"]) == pytest.approx(90)
+    assert measures.loc[2, "angle"] == 0
+    assert len(variance.deviations(measures)) == 3
+
+
+def test_the_hardest_by_entropy():
+    probabilities = np.random.default_rng(3).dirichlet(np.ones(10), (4, 70)).astype(np.float32)
+    table = hardest.rank(probabilities)
+    entropies = [
+        -sum(p * np.log(p) for p in probabilities[:, i].mean(axis=0, dtype=float))
+        for i in range(70)
+    ]
+    order = sorted(range(70), key=lambda i: -entropies[i])[:50]
+    assert table["image"].to_list() == [i + 1 for i in order]
+    assert table["entropy"].to_list() == pytest.approx([entropies[i] for i in order])
+    assert "label" not in table
+    assert isinstance(table, pd.DataFrame)
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("", "the following arguments are required: NAME"),
+        ("nothing", "invalid choice: 'nothing'"),
+        ("trials --trials 0", "argument --trials: got 0, expected a positive integer"),
+        ("trials --quick --momentum 1.5", "argument --momentum: got 1.5"),
+        ("trials --quick --seed -1", "argument --seed: got -1"),
+        ("trials --quick --trials 4000000 --nets 9000", "argument --nets"),
+        ("trials --quick --limit 20", "expected at least one batch of 64"),
+        ("trials --quick --device cuda", "device: 'cuda' cannot be used"),
+        ("trials --quick --workers 3 --device emulated", "workers: got 3, expected 1"),
+        ("grid --quick --rotation 500", "argument --rotation: got 500"),
+        ("grid --quick --rotation x", "argument --rotation: got 'x', expected a number"),
+        ("variance --trials 3", "unrecognized arguments: --trials 3"),
+        ("variance --data nowhere", "nowhere: No such file or directory"),
+        ("variance --quick --out FILE", "FILE is a file, expected a folder"),
+    ],
+)
+def test_a_study_that_cannot_be(arguments, named, tmp_path):
+    (tmp_path / "FILE").touch()
+    done = command("minicnn.study", *arguments.split(), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert "error: " in line
+    assert named in line
+
+
+def test_help_tells_both_sizes(tmp_path):
+    done = command("minicnn.study", "trials", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "(default: 100; --quick: 4)" in " ".join(done.stdout.split())
