@@ -6,8 +6,11 @@ A table stands between two comments that name it. The newest result of its kind 
 import re
 from pathlib import Path
 
+import pandas as pd
+
 from benchmarks import frameworks, timing
 from benchmarks.kernel_tables import operations
+from minicnn.studies.findings import Table
 
 README = Path(__file__).parent.parent / "README.md"
 KERNELS_README = README.parent / "kernels" / "README.md"
@@ -233,8 +236,64 @@ def faults():
     return "\n".join([*lines, "", timing.in_words(result)])
 
 
+def studies():
+    """What the studies have found, in the sizes that were run."""
+    lines, measured = [], []
+    for study, name, title, columns in (
+        ("variance", "summary", "variance", None),
+        ("trials", "summary", "trials", ["of", "n", "mean", "mean_low", "mean_high", "sd", "max"]),
+        ("grid", "ensembles", "grid, ensembles", None),
+        ("grid", "single_nets", "grid, single nets", None),
+        ("ablation", "steps", "ablation", None),
+    ):
+        result = timing.newest(f"study-{study}")
+        measured.append(timing.in_words(result))
+        rows = result["tables"][name]
+        data = pd.DataFrame(rows["rows"])[columns or list(rows["rows"][0])]
+        data = data.apply(lambda column: column if column.dtype != object else column.map(_known))
+        shown = Table(rows["caption"], data, rows["fractions"]).readable()
+        lines += [
+            f"**{title}** ({_size(result)}). {rows['caption']}:",
+            "",
+            f"| {' | '.join(shown.columns)} |",
+            f"| {' | '.join(['---'] * shown.shape[1])} |",
+            *(f"| {' | '.join(row)} |" for row in shown.itertuples(index=False)),
+            "",
+        ]
+        if (study, name) in _PICTURES:
+            for picture, alt in _PICTURES[study, name].items():
+                lines += [f"![{alt}](benchmarks/results/study-{study}-{picture}.png)", ""]
+    return "\n".join([*lines, *dict.fromkeys(measured)])
+
+
+_PICTURES = {
+    ("trials", "summary"): {
+        "histogram": "How the test accuracies of single nets and ensembles spread",
+        "by_size": "Test accuracy by the size of the ensemble",
+    },
+    ("ablation", "steps"): {"steps": "The error rate after each change"},
+}
+
+
+def _known(value):
+    return float("nan") if value is None else value
+
+
+def _size(result):
+    """The size in which a study was run, in words."""
+    images = f"{result['settings']['train_images']:,} training images"
+    if not result["cells"]:
+        return f"MNIST's {images}" if result["settings"]["train_images"] == 60_000 else images
+    cell = list(result["cells"].values())[-1]
+    recipe = cell["recipe"]
+    return (
+        f"{images}, {recipe['epochs']} epochs, momentum {recipe['momentum']}, {cell['trials']} "
+        f"trials, ensembles of {recipe['nets']}, `{result['made_by'][0]['device']}`"
+    )
+
+
 TABLES = {
-    README: (speed, scaling, accuracy, faults),
+    README: (speed, scaling, accuracy, studies, faults),
     KERNELS_README: (ladder, tile_choices, operations),
 }
 

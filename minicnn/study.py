@@ -7,10 +7,9 @@ done that are not yet, keeps each result as it comes, and writes what was found.
 import os
 import shlex
 import sys
-from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import tqdm
@@ -27,14 +26,14 @@ from .command import (
     run,
     warnings_in_one_line,
 )
-from .ensemble import cut
 from .files import DataError
 from .machine import cores
 from .recipe import Recipe
 from .resources import share
 from .studies import STUDIES, executors, findings, hardest, variance
 from .studies.store import FILE, Store
-from .studies.tasks import Source, Task, measure, train_nets
+from .studies.tasks import Source
+from .studies.work import Work, in_words
 from .training import steps_per_epoch
 from .workers import Interrupted
 
@@ -147,118 +146,49 @@ def _cells(arguments, module, data):
 
 def _train(arguments, store, cells, data, source, should_stop):
     """Train the nets that the store has not, and put them there."""
-    seed, name = arguments.seed, arguments.study
-    done = store.trained(name, seed)
-    common = {
-        "source": source,
-        "device": arguments.device,
-        "precision": arguments.precision,
-        "memory": arguments.memory,
-    }
-    whole = {
-        cell: Task(cell.name, cell.recipe, range(1, cell.recipe.nets * cell.trials + 1), **common)
-        for cell in cells
-    }
-    missing = {
-        cell: [net for net in task.nets if (cell.name, net) not in done]
-        for cell, task in whole.items()
-    }
-    images = {cell: task.images // len(task.nets) for cell, task in whole.items()}  # of a net
-    before = sum((len(whole[cell].nets) - len(missing[cell])) * images[cell] for cell in cells)
-    total = sum(len(task.nets) * images[cell] for cell, task in whole.items())
-    nets, left = sum(map(len, missing.values())), total - before
-    cost = f"{name}: {nets:,} nets to train, on {left:,} images"
-    if before:
-        cost += f"; {sum(len(task.nets) for task in whole.values()) - nets:,} are trained already"
+    key = arguments.study, arguments.seed
+    work = Work(
+        cells,
+        store.trained(*key),
+        source=source,
+        device=arguments.device,
+        precision=arguments.precision,
+        memory=arguments.memory,
+    )
+    cost = f"{arguments.study}: {work.nets:,} nets to train, on {work.images:,} images"
+    if work.trained_nets:
+        cost += f"; {work.trained_nets:,} are trained already"
     print(cost, file=sys.stderr, flush=True)
-    if not nets:
+    if not work.nets:
         return
+    before = work.total_images - work.images
+    with tqdm.tqdm(
+        total=work.total_images,
+        initial=before,
+        unit=" images",
+        unit_scale=True,
+        dynamic_ncols=True,
+        disable=arguments.quiet,
+        smoothing=0.05,
+    ) as bar:
 
-    with _bar(total, before, arguments.quiet) as bar:
+        def report(images):
+            bar.update(max(min(before + images, bar.total) - bar.n, 0))
 
-        def tell_death():
-            bar.write(
-                "minicnn.study: warning: a worker process died; another does its task once more",
-                file=sys.stderr,
-            )
+        def keep(cell, nets):
+            store.add(*key, cell, nets, data.test_labels)
 
-        with _place(arguments, cells, data, tell_death) as place:
-            rates, group = _measure(place, whole, should_stop)
-            # To predict an image is about a third of the work of training on it.
-            work = {cell: images[cell] + len(data.test_images) / 3 for cell in cells}
-            seconds = sum(len(missing[cell]) * work[cell] / rates[cell] for cell in cells)
-            bar.write(_estimate(seconds, place), file=sys.stderr)
-            group = max(1, min(group, arguments.group or group, -(-nets // place.count)))
-            tasks = [
-                (cell, replace(task, nets=part))
-                for cell, task in whole.items()
-                for part in cut(missing[cell], group)
-            ]
-            # The first trials come first, so that a study that is stopped has something to tell.
-            tasks.sort(key=lambda pair: (pair[1].nets[0] - 1) // pair[0].recipe.nets)
-            _do(place, tasks, store, (name, seed), data.test_labels, bar, should_stop)
+        def tell(message):
+            bar.write(message, file=sys.stderr)
 
-
-def _do(place, tasks, store, key, labels, bar, should_stop):
-    """Have the tasks, (cell, Task), done, and keep each one's nets as soon as it is."""
-    futures = {place.executor.submit(train_nets, task): (cell, task) for cell, task in tasks}
-    waiting, finished, start = set(futures), 0, bar.n
-    try:
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            for future in done:
-                cell, task = futures.pop(future)
-                store.add(*key, cell, future.result(), labels)
-                finished += task.images
-            reached = min(start + finished + place.in_hand(), bar.total)
-            bar.update(max(reached - bar.n, 0))
-            if should_stop():
-                raise Interrupted
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _measure(place, whole, should_stop):
-    """({cell: images a second of the place}, how many nets a process trains together).
-
-    One net of each network is trained for a moment, by as many processes at once as there are.
-    """
-    networks = {}
-    for cell, task in whole.items():
-        networks.setdefault(str([(type(a).__name__, vars(a)) for a in cell.recipe.layers]), task)
-    of_network, groups = {}, []
-    for network, task in networks.items():
-        futures = [place.executor.submit(measure, task) for _ in range(place.count)]
-        waiting = set(futures)
-        try:
-            while waiting:
-                _, waiting = wait(waiting, timeout=0.2)
-                if should_stop():
-                    raise Interrupted
-        finally:
-            for future in waiting:
-                future.cancel()
-        found = [future.result() for future in futures]
-        groups += [measured.group for measured in found]
-        of_network[network] = sum(measured.images_per_second for measured in found)
-    rates = {
-        cell: of_network[str([(type(a).__name__, vars(a)) for a in cell.recipe.layers])]
-        for cell in whole
-    }
-    return rates, min(groups)
-
-
-def _estimate(seconds, place):
-    about = timedelta(seconds=round(seconds))
-    if seconds >= 3600:
-        about = timedelta(minutes=round(seconds / 60))
-    crew = "1 process" if place.count == 1 else f"{place.count} processes"
-    return f"this takes about {about} in {crew}"
+        with _place(arguments, cells, data, tell) as place:
+            seconds, group = work.measure(place, len(data.test_images), should_stop)
+            tell(f"this takes {in_words(seconds, place)}")
+            work.do(place, min(group, arguments.group or group), keep, report, should_stop)
 
 
 @contextmanager
-def _place(arguments, cells, data, on_death):
+def _place(arguments, cells, data, tell):
     """Where the tasks are done, an executors.Place."""
     if arguments.dask is not None:
         with executors.cluster(arguments.dask) as place:
@@ -268,20 +198,9 @@ def _place(arguments, cells, data, on_death):
     nets = min(sum(cell.recipe.nets * cell.trials for cell in cells), arguments.workers or cores())
     recipe = replace(cells[-1].recipe, nets=nets)
     _, count = share(recipe, data, ops, arguments.memory, arguments.workers)
-    with executors.local(count, on_death) as place:
+    message = "minicnn.study: warning: a worker process died; another does its task once more"
+    with executors.local(count, lambda: tell(message)) as place:
         yield place
-
-
-def _bar(total, before, quiet):
-    return tqdm.tqdm(
-        total=total,
-        initial=before,
-        unit=" images",
-        unit_scale=True,
-        dynamic_ncols=True,
-        disable=quiet,
-        smoothing=0.05,
-    )
 
 
 # ---- arguments -----------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def cluster(tmp_path):
 def test_a_cluster_gives_the_bits_of_this_machine(cluster, undisturbed, tmp_path):
     done = command("minicnn.study", *SMALL, "--dask", cluster.address, "--out", tmp_path / "study")
     assert done.returncode == 0, done.stderr
-    assert "in 2 processes" in done.stderr
+    assert ", in 2 processes" in done.stderr
     assert nets(tmp_path / "study") == undisturbed
 
 
@@ -243,6 +243,17 @@ def test_a_cluster_that_cannot_be_reached(address, named, tmp_path):
     line = refusal(done)
     assert named in line
     assert "expected the address that `dask scheduler` prints" in line
+
+
+def test_a_cluster_that_goes_away(cluster, tmp_path):
+    study = start("minicnn.study", *SMALL, "--dask", cluster.address, "--out", tmp_path / "study")
+    until(lambda: nets(tmp_path / "study"))
+    cluster.scheduler.kill()
+    _, errors = study.communicate(timeout=DEADLINE)
+    assert study.returncode == 2
+    told = f"error: the cluster at {cluster.address} is gone; what was trained is kept"
+    assert errors.splitlines()[-1] == f"minicnn.study: {told}"
+    assert "Traceback" not in errors
 
 
 def test_workers_of_another_version_or_without_the_data(cluster, tmp_path):

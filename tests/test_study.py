@@ -62,7 +62,7 @@ def test_trials(tmp_path):
     folder = tmp_path / "study"
     done, oracle = quick("trials", folder)
     assert "12 nets to train, on 46,080 images" in done.stderr
-    assert re.search(r"this takes about 0:\d\d:\d\d in \d process", done.stderr)
+    assert re.search(r"this takes about 0:\d\d:\d\d, in \d process", done.stderr)
 
     rows = table(folder, "trials", "summary")
     for row, values in zip(rows, (oracle.accuracy["seed"], oracle.whole("seed")), strict=False):

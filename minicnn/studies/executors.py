@@ -5,15 +5,16 @@ Both are executors as concurrent.futures has them, and so would any other be.
 
 import contextlib
 import functools
+import logging
 import pickle
 import queue
 import socket
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from .. import machine
+from .. import __version__, machine
 from ..workers import Interrupted, Worker, WorkerDiedError
 
 _PATIENCE = 10  # seconds until a cluster that does not answer counts as gone
@@ -133,11 +134,14 @@ def cluster(address):
     no such cluster, or it has no workers.
     """
     try:
-        from distributed import Client  # noqa: PLC0415
+        from distributed import Client, KilledWorker  # noqa: PLC0415
     except ImportError:
         raise ValueError(
             'argument --dask: needs the package distributed: pip install "minicnn[dask]"'
         ) from None
+    # Dask would log what goes wrong at length, which is told in one line here.
+    for logger in ("distributed", "distributed.client"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         _knock(address)
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
@@ -156,5 +160,18 @@ def cluster(address):
                 f"`dask worker {address} --nthreads 1`"
             ) from None
         threads = client.nthreads()
-        # Two calls with the same arguments are two calls: `measure` is made several times.
-        yield Place(client.get_executor(pure=False), sum(threads.values()))
+        try:
+            # Two calls with the same arguments are two calls: `measure` is made several times.
+            yield Place(client.get_executor(pure=False), sum(threads.values()))
+        except KilledWorker as error:
+            raise WorkerDiedError(
+                f"the workers of {address} died one after the other of the same task: "
+                f"{' '.join(str(error).split())}"
+            ) from None
+        except CancelledError:
+            raise OSError(f"the cluster at {address} is gone; what was trained is kept") from None
+        except ImportError as error:
+            raise ValueError(
+                f"argument --dask: the cluster at {address} cannot load the task: {error}; "
+                f"expected minicnn {__version__} with its scheduler and each worker"
+            ) from None
