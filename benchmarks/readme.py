@@ -6,11 +6,8 @@ A table stands between two comments that name it. The newest result of its kind 
 import re
 from pathlib import Path
 
-import pandas as pd
-
 from benchmarks import frameworks, timing
 from benchmarks.kernel_tables import operations
-from minicnn.studies.findings import Table
 
 README = Path(__file__).parent.parent / "README.md"
 KERNELS_README = README.parent / "kernels" / "README.md"
@@ -238,45 +235,78 @@ def faults():
 
 def studies():
     """What the studies have found, in the sizes that were run."""
-    lines, measured = [], []
-    for study, name, title, columns in (
-        ("variance", "summary", "variance", None),
-        ("trials", "summary", "trials", ["of", "n", "mean", "mean_low", "mean_high", "sd", "max"]),
-        ("grid", "ensembles", "grid, ensembles", None),
-        ("grid", "single_nets", "grid, single nets", None),
-        ("ablation", "steps", "ablation", None),
-    ):
-        result = timing.newest(f"study-{study}")
-        measured.append(timing.in_words(result))
-        rows = result["tables"][name]
-        data = pd.DataFrame(rows["rows"])[columns or list(rows["rows"][0])]
-        data = data.apply(lambda column: column if column.dtype != object else column.map(_known))
-        shown = Table(rows["caption"], data, rows["fractions"]).readable()
-        lines += [
-            f"**{title}** ({_size(result)}). {rows['caption']}:",
-            "",
-            f"| {' | '.join(shown.columns)} |",
-            f"| {' | '.join(['---'] * shown.shape[1])} |",
-            *(f"| {' | '.join(row)} |" for row in shown.itertuples(index=False)),
-            "",
-        ]
-        if (study, name) in _PICTURES:
-            for picture, alt in _PICTURES[study, name].items():
-                lines += [f"![{alt}](benchmarks/results/study-{study}-{picture}.png)", ""]
-    return "\n".join([*lines, *dict.fromkeys(measured)])
+    found = {name: timing.newest(f"study-{name}") for name in ("variance", *_STUDIES)}
+    rows = found["variance"]["tables"]["summary"]["rows"]
+    lines = [
+        f"**variance** ({_size(found['variance'])}): deviations from the mean, for angle, slant "
+        "and size that of the image's class, and the range that holds 95 % of the images",
+        "",
+        "| | unit | mean | standard deviation | holds 95 % | as a setting | the notebook's |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        numbers = [row[key] for key in ("mean", "sd", "holds_95_%", "setting", "notebook_setting")]
+        shown = ["" if n is None else f"{n:.2f}" for n in numbers]
+        lines.append(f"| {row['of']} | {row['unit']} | {' | '.join(shown)} |")
+    for name, table in _STUDIES.items():
+        lines += ["", f"**{name}** ({_size(found[name])})", "", *table(found[name]["tables"])]
+        for picture, alt in _PICTURES.get(name, {}).items():
+            lines += ["", f"![{alt}](benchmarks/results/study-{name}-{picture}.png)"]
+    return "\n".join([*lines, "", *dict.fromkeys(map(timing.in_words, found.values()))])
 
 
+def _trials(tables):
+    yield "| test accuracy | n | mean, 95 % interval | standard deviation | lowest | highest |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for row in tables["summary"]["rows"]:
+        mean = _interval(row, "mean", "mean_low", "mean_high", digits=3)
+        cells = [row["of"], f"{row['n']:,}", mean, _fraction(row["sd"], 3)]
+        cells += [_fraction(row[key]) for key in ("min", "max")]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _grid(tables):
+    kinds = [tables[name]["rows"] for name in ("ensembles", "single_nets")]
+    counts = [rows[0]["n"] for rows in kinds]
+    yield (
+        f"| rotation | zoom | shift | {counts[0]} ensembles | the notebook's 6 "
+        f"| {counts[1]} single nets | the notebook's 30 |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for pair in zip(*kinds, strict=True):
+        cells = [f"{pair[0][name]:g}" for name in ("rotation", "zoom", "shift")]
+        for row in pair:
+            cells += [_interval(row), _fraction(row["notebook"])]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _ablation(tables):
+    yield "| network | weights | n | mean test accuracy, 95 % interval | gain, 95 % interval |"
+    yield "| --- | --- | --- | --- | --- |"
+    for row in tables["steps"]["rows"]:
+        gain = _interval(row, "gain", "gain_low", "gain_high", sign="+")
+        yield f"| {row['step']} | {row['weights']:,} | {row['n']} | {_interval(row)} | {gain} |"
+
+
+def _interval(row, *names, digits=2, sign=""):
+    """A mean with its interval in percent."""
+    names = names or ("mean", "low", "high")
+    mean, low, high = (_fraction(row[name], digits, sign) for name in names)
+    return f"{mean} ({low[:-2]} to {high[:-2]})" if low else mean
+
+
+def _fraction(value, digits=2, sign=""):
+    return "" if value is None else f"{100 * value:{sign}.{digits}f} %"
+
+
+_STUDIES = {"trials": _trials, "grid": _grid, "ablation": _ablation}
 _PICTURES = {
-    ("trials", "summary"): {
+    "trials": {
         "histogram": "How the test accuracies of single nets and ensembles spread",
         "by_size": "Test accuracy by the size of the ensemble",
     },
-    ("ablation", "steps"): {"steps": "The error rate after each change"},
+    "ablation": {"steps": "The error rate after each change"},
 }
-
-
-def _known(value):
-    return float("nan") if value is None else value
 
 
 def _size(result):

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,27 +54,63 @@ def predict(arguments, should_stop=lambda: False):
         )
     if arguments.out.exists() and not arguments.out.is_file():
         raise ValueError(f"argument --out: {arguments.out} is no file, expected one or none")
-    arrays, about = checkpoint.load(arguments.checkpoint)
+    trained = load(arguments.checkpoint)
+    images, truth = load_test(arguments.data, progress=not arguments.quiet)
+    probabilities = probabilities_of(
+        trained, images, device, ops, arguments.workers, arguments.quiet, should_stop
+    )
+    labels = ensemble.vote(probabilities)
+    write_submission(arguments.out, labels)
+    if truth is not None:
+        print(f"Ensemble of {len(probabilities)}: Test accuracy={np.mean(labels == truth):.5f}")
+    print(f"{len(labels):,} predictions: {arguments.out}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained ensemble as a file has it: what checkpoint.load gives, and its Recipe."""
+
+    path: Path
+    recipe: Recipe
+    arrays: dict
+    about: dict
+
+    @property
+    def nets(self):
+        """The numbers of the nets that have a vote: those that did not diverge."""
+        diverged = {row["net"] for row in self.about["diverged"]}
+        return [net + 1 for net in self.about["nets"] if net + 1 not in diverged]
+
+
+def load(path):
+    """The Checkpoint in a file. Raises DataError for one that is none, or without a net to use."""
+    arrays, about = checkpoint.load(path)
     try:
         recipe = Recipe(**about["recipe"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{arguments.checkpoint}: not a trained ensemble: {brief(error, 200)}"
-        ) from None
-    checkpoint.check_shapes(arguments.checkpoint, arrays, recipe.nodes)
-    images, truth = load_test(arguments.data, progress=not arguments.quiet)
-    diverged = {row["net"] for row in about["diverged"]}
-    nets = [net + 1 for net in about["nets"] if net + 1 not in diverged]
-    if not nets:
-        raise DataError(f"{arguments.checkpoint}: every net of it diverged, expected one to use")
-    groups, workers = _share(recipe, ops, nets, images, arguments.workers)
-    shared = recipe, device, arguments.checkpoint, arrays, about, images
+        raise DataError(f"{path}: not a trained ensemble: {brief(error, 200)}") from None
+    checkpoint.check_shapes(path, arrays, recipe.nodes)
+    trained = Checkpoint(path, recipe, arrays, about)
+    if not trained.nets:
+        raise DataError(f"{path}: every net of it diverged, expected one to use")
+    return trained
+
+
+def probabilities_of(trained, images, device, ops, workers, quiet, should_stop):
+    """What a Checkpoint's nets say of images (N, H, W): (nets, N, classes), with a progress bar.
+
+    Nets that predict no finite numbers are left out, with a warning. Raises DataError where none is
+    left, and Interrupted.
+    """
+    nets, path = trained.nets, trained.path
+    groups, workers = _share(trained.recipe, ops, nets, images, workers)
+    shared = trained.recipe, device, path, trained.arrays, trained.about, images
     with tqdm.tqdm(
         total=len(nets) * len(images),
         unit=" images",
         unit_scale=True,
         dynamic_ncols=True,
-        disable=arguments.quiet,
+        disable=quiet,
     ) as bar:
         results = run_jobs(
             predict_group,
@@ -89,12 +126,8 @@ def predict(arguments, should_stop=lambda: False):
     for net in np.array(nets)[~finite]:
         warnings.warn(f"net {net} predicts no finite numbers, and has no vote", stacklevel=2)
     if not finite.any():
-        raise DataError(f"{arguments.checkpoint}: no net of it predicts finite numbers")
-    labels = ensemble.vote(probabilities[finite])
-    write_submission(arguments.out, labels)
-    if truth is not None:
-        print(f"Ensemble of {finite.sum()}: Test accuracy={np.mean(labels == truth):.5f}")
-    print(f"{len(labels):,} predictions: {arguments.out}")
+        raise DataError(f"{path}: no net of it predicts finite numbers")
+    return probabilities[finite]
 
 
 def _share(recipe, ops, nets, images, workers):

@@ -26,9 +26,10 @@ from .command import (
     run,
     warnings_in_one_line,
 )
-from .files import DataError
+from .files import DataError, atomic_write
 from .machine import cores
 from .recipe import Recipe
+from .reports import webpage
 from .resources import share
 from .studies import STUDIES, executors, findings, hardest, variance
 from .studies.store import FILE, Store
@@ -102,6 +103,10 @@ def study(arguments, folder, should_stop=lambda: False):
             print("no figures without matplotlib: pip install matplotlib", file=sys.stderr)
             draw = False
         findings.write(found, folder / module.NAME, draw)
+    if module is hardest and "hardest" in found.tables:
+        page = webpage.quiz_page(*images, found.tables["hardest"].data)
+        with atomic_write(folder / module.NAME / "quiz.html") as file:
+            file.write(page.encode())
     for line in found.lines:
         print(line)
     print(f"Study folder: {folder}{os.sep}; a page of it: python -m minicnn.report {folder}")

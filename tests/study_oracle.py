@@ -68,4 +68,5 @@ def deviation(values):
 
 def student(values):
     """The 95 % interval of the mean."""
-    return stats.t.interval(0.95, len(values) - 1, mean(values), stats.sem(values))
+    low, high = stats.t.interval(0.95, len(values) - 1, mean(values), stats.sem(values))
+    return max(low, 0), min(high, 1)

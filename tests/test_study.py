@@ -144,7 +144,8 @@ def test_ablation(tmp_path):
         if before is not None:
             close(row["gain"], mean(values) - mean(before))
             test = stats.ttest_ind(values, before, equal_var=False)
-            close([row["gain_low"], row["gain_high"]], test.confidence_interval(0.95))
+            low, high = test.confidence_interval(0.95)
+            close([row["gain_low"], row["gain_high"]], [max(low, -1), min(high, 1)])
         before = values
     # LeNet-5's weights, counted by hand: 5x5 kernels of 6 and 16 maps, 120, 84 and 10 units
     lenet = 26 * 6 + (150 + 1) * 16 + (256 + 1) * 120 + 121 * 84 + 85 * 10
@@ -166,6 +167,12 @@ def test_hardest(tmp_path):
     assert [row["label"] for row in rows] == [oracle.labels[i] for i in order]
     assert [row["predicted"] for row in rows] == [average[i].argmax() for i in order]
     close([row["probability"] for row in rows], [average[i].max() for i in order])
+    page = (folder / "hardest" / "quiz.html").read_text()
+    quiz, answers = page.split("<details")
+    assert quiz.count('<img class="digit"') == answers.count('<img class="digit"') == 50
+    assert "http" not in page
+    wrong = sum(average[i].argmax() != oracle.labels[i] for i in order)
+    assert f"The ensemble has {50 - wrong} of these 50 right" in answers
     figure = pictures(folder, "hardest")["hardest"]
     images = load_data("digits")[1][0]
     for axes, i in zip(figure.axes, order, strict=True):
@@ -194,7 +201,8 @@ def test_variance(tmp_path):
         away = sorted(abs(v - middle) for v in values)
         close(found[name]["mean"], middle)
         close(found[name]["sd"], np.std(values))
-        assert away[5690] / 28 <= found[name]["holds_95_%"] <= away[5710] / 28
+        assert away[5690] <= found[name]["holds_95_%"] <= away[5710]
+        close(found[name]["setting"], found[name]["holds_95_%"] / 28)
     for name, values in (("slant", slant), ("size", size)):
         away = np.empty(6000)
         for label in range(10):

@@ -77,11 +77,11 @@ def heat_map(table, what):
         color = TEXT if bright[i, j] else "white"
         half = "" if np.isnan(row.low) else f"\n±{_half(row)}"
         axes.text(
-            j, i, f"{100 * row.mean:.2f}{half}", size=8, color=color, ha="center", va="center"
+            j, i, f"{100 * row.mean:.2f}{half}", size=9, color=color, ha="center", va="center"
         )
         if not np.isnan(row.notebook):
             told = f"{100 * row.notebook:.2f}"
-            axes.text(j, i + 0.38, told, size=6, color=color, alpha=0.8, ha="center", va="center")
+            axes.text(j, i + 0.38, told, size=7.5, color=color, alpha=0.8, ha="center", va="center")
     axes.set_xticks(range(len(rotations)), [f"{r:g}°" for r in rotations])
     axes.set_yticks(range(len(shifts)), [f"{s:g}" for s in shifts])
     axes.grid(False)
@@ -98,12 +98,16 @@ def _half(row):
 
 
 def distributions(away, columns, unit, table):
-    """Histograms of how far images are from the mean, one above the other, with what holds 95 %."""
-    figure = page(110 + 330 * len(columns), "", "", width=PANEL)
-    height = 330 / (110 + 330 * len(columns))
-    held = table.set_index("of")["holds_95_%"]
+    """Histograms of how far images are from the mean, one above the other, with what holds 95 %.
+
+    table: variance.py's summary.
+    """
+    pixels = 40 + 330 * len(columns)
+    figure = page(pixels, "", "", width=PANEL)
+    height = 330 / pixels
+    summary = table.set_index("of")
     for place, column in enumerate(columns):
-        bottom = 1 - (place + 0.88) * height - 30 / (110 + 330 * len(columns))
+        bottom = 1 - (place + 0.8) * height - 10 / pixels
         axes = figure.add_axes((0.13, bottom, 0.83, 0.62 * height))
         values = away[column]
         reach = values.abs().max()
@@ -118,15 +122,13 @@ def distributions(away, columns, unit, table):
             alpha=0.7,
             weights=np.full(len(values), 1 / len(values)),
         )
-        quantile = np.quantile(values.abs(), 0.95)
-        for side in (-quantile, quantile):
+        held = summary.loc[column, "holds_95_%"]
+        for side in (-held, held):
             axes.axvline(side, color=TRAINING, dashes=(4, 2))
         axes.set_xlim(-reach, reach)
-        shown = f"95 % within ±{quantile:.3g}"
+        shown = f"95 % within ±{held:.3g}"
         if unit == "pixels":
-            shown += (
-                f" pixels, {held[column]:.2g} of the {'width' if 'col' in column else 'height'}"
-            )
+            shown += " pixels"
         elif unit == "degrees":
             shown += "°"
         axes.set_title(f"{column}: {shown}", loc="left", pad=8)
@@ -171,7 +173,7 @@ def steps(table):
     axes.set_yticks(range(len(table)), table["step"])
     axes.tick_params(axis="y", labelcolor=TEXT, labelsize=9)
     axes.set_ylim(len(table) - 0.5, -0.7)
-    axes.set_xlabel("error rate on the test images in percent")
+    axes.set_xlabel("test error rate in percent")
     axes.spines["left"].set_color(FAINT)
     axes.set_title("One change at a time", loc="left", pad=10)
     return figure

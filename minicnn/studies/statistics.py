@@ -14,20 +14,21 @@ _RESAMPLES = 4000
 
 
 def mean_interval(values):
-    """(low, high): Student's 95 % interval of the mean of values (n,); NaN for fewer than two.
+    """(low, high): Student's 95 % interval of the mean of accuracies (n,); NaN for fewer than two.
 
-    Of a handful of values it is wide, as it should be, where a bootstrap would be too sure.
+    Of a handful of values it is wide, as it should be, where a bootstrap would be too sure. It ends
+    where accuracies do, at 0 and 1.
     """
     values = np.asarray(values, float)
     if len(values) < 2:
         return np.nan, np.nan
     reach = stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)
     reach *= values.std(ddof=1) / np.sqrt(len(values))
-    return values.mean() - reach, values.mean() + reach
+    return max(values.mean() - reach, 0.0), min(values.mean() + reach, 1.0)
 
 
 def difference_interval(before, after):
-    """(low, high): Welch's 95 % interval of the difference of the means of two samples.
+    """(low, high): Welch's 95 % interval of the difference of the means of two sets of accuracies.
 
     NaN where either has fewer than two values. Source: B. L. Welch, Biometrika 34, 1947.
     """
@@ -41,7 +42,7 @@ def difference_interval(before, after):
         parts[0] ** 2 / (len(before) - 1) + parts[1] ** 2 / (len(after) - 1)
     )
     reach = stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(parts.sum())
-    return middle - reach, middle + reach
+    return max(middle - reach, -1.0), min(middle + reach, 1.0)
 
 
 def bootstrap_interval(values, statistic):

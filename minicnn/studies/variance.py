@@ -118,11 +118,11 @@ def findings(results):
                 "unit": unit,
                 "mean": means.get(name, np.nan),
                 "sd": values.std(ddof=0),
-                "holds_95_%": held / pixels if in_pixels else held,
-                "as": "of the width or height" if in_pixels else unit,
-                "mean_in_notebook": mean,
-                "sd_in_notebook": sd,
-                "holds_95_%_in_notebook": notebook,
+                "holds_95_%": held,
+                "setting": held / pixels if in_pixels else held,
+                "notebook_mean": mean,
+                "notebook_sd": sd,
+                "notebook_setting": notebook,
             }
         )
     table = pd.DataFrame(rows)
@@ -131,9 +131,9 @@ def findings(results):
     lines = [
         f"centre of the bounding box: mean ({column['mean']:.2f}, {row['mean']:.2f}), standard "
         f"deviation ({column['sd']:.2f}, {row['sd']:.2f}) pixels; 95 % within "
-        f"({column['holds_95_%']:.3f}, {row['holds_95_%']:.3f}) of width and height",
+        f"(±{column['setting']:.3f}, ±{row['setting']:.3f}) of width and height",
         *(
-            f"{r['of']}: standard deviation {r['sd']:.3g}, 95 % within {r['holds_95_%']:.3g} "
+            f"{r['of']}: standard deviation {r['sd']:.3g}, 95 % within ±{r['holds_95_%']:.3g} "
             f"{r['unit']}"
             for r in rows[2:]
         ),
@@ -141,7 +141,9 @@ def findings(results):
     tables = {
         "summary": Table(
             f"{len(away):,} training images: mean, standard deviation, and the range around the "
-            "mean (angle, slant and size: that of the image's class) that holds 95 % of them",
+            "mean (angle, slant and size: that of the image's class) that holds 95 % of them; that "
+            "range as a setting of augmentation (shifts are fractions of the image); and the "
+            "notebook's",
             table,
         ),
         "by_class": Table(

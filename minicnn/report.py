@@ -1,0 +1,124 @@
+"""python -m minicnn.report DIR: a run or study folder in, one HTML page out.
+
+The front door of reports/: it reads the arguments, and puts the page together of the parts that
+run.py and study.py make. Files may come from anywhere: reports/files.py reads those of a run, and
+all that a page says goes through reports/webpage.py, which escapes it.
+"""
+
+import sys
+from pathlib import Path
+
+from . import __version__, devices, figures
+from .command import REFUSALS, Parser, StopOnSignal, one_line, run, warnings_in_one_line
+from .files import DataError, atomic_write
+from .reports import run as run_page
+from .reports import study as study_page
+from .reports import webpage
+from .reports.files import CONFIG
+from .studies.store import FILE
+from .workers import Interrupted
+
+
+def main(argv=None):
+    """Run the command; returns its exit status."""
+    return run("minicnn.report", lambda: _main(argv))
+
+
+def _main(argv):
+    arguments = _parser().parse_args(argv)
+    stop = StopOnSignal("stopping")
+    try:
+        with stop, warnings_in_one_line("minicnn.report"):
+            report(arguments, stop)
+    except (Interrupted, KeyboardInterrupt):
+        return stop.status
+    except REFUSALS as error:
+        print(f"minicnn.report: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def report(arguments, should_stop=lambda: False):
+    """Write the page that the parsed arguments ask for."""
+    folder = arguments.folder
+    out = arguments.out or folder / "report.html"
+    if not figures.available():
+        raise ValueError('a report needs matplotlib: pip install "minicnn[figures]"')
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder, expected that of a run or study")
+    if not out.resolve().parent.is_dir():  # known before the work, not after it
+        raise ValueError(f"argument --out: got {out}, expected a file in a folder that is there")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"argument --out: {out} is no file, expected one or none")
+    kinds, parts = [], []
+    if (folder / CONFIG).exists():
+        kinds.append("Run")
+        parts += run_page.parts(arguments, should_stop)
+    if (folder / FILE).exists():
+        kinds.append("Studies")
+        parts += study_page.parts(arguments, should_stop)
+    if not kinds:
+        raise DataError(
+            f"{folder}: has neither {CONFIG} nor {FILE}, expected the folder of a run of "
+            "minicnn.train or of a study of minicnn.study"
+        )
+    title = f"{' and '.join(kinds)}: {folder.resolve().name}"
+    page = webpage.document(title, _body(title, parts))
+    if should_stop():
+        raise Interrupted
+    with atomic_write(out) as file:
+        file.write(page.encode())
+    print(f"Report: {out}")
+
+
+def _body(title, parts):
+    """The page of a list of (title, HTML, whether it begins on a sheet of its own)."""
+    places = {f"part-{number}": part[0] for number, part in enumerate(parts, start=1)}
+    sections = [
+        webpage.section(webpage.heading(2, heading, place) + html, "sheet" if sheet else "")
+        for place, (heading, html, sheet) in zip(places, parts, strict=True)
+    ]
+    footer = webpage.footer(f"Written by minicnn {__version__}, report.")
+    header = f"<header>{webpage.heading(1, title)}\n{webpage.contents(places)}</header>"
+    return "\n".join([header, "<main>", *sections, "</main>", footer])
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def _parser():
+    parser = Parser(
+        prog="minicnn.report",
+        usage="python -m minicnn.report DIR [--out FILE] [options]",
+        description="Write a page about a run or about studies: one HTML file with its pictures, "
+        "to be read in a browser or printed.",
+        epilog="Exit status: 0; 2 for bad arguments or input, or where the machine fails; 130 "
+        "after Ctrl-C, 143 after SIGTERM.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "folder",
+        type=Path,
+        metavar="DIR",
+        help="a run folder of minicnn.train, or a study folder of minicnn.study",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page (default: report.html in DIR)"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="where the test images are now: as for minicnn.predict (default: where they were)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=devices.NAMES,
+        default="auto",
+        help="where the nets of a run predict (default: auto)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The files of a run, and the test images, read with care: they may come from anywhere."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ..checkpoint import HISTORY_COLUMNS
+from ..data import fingerprint, load_test
+from ..files import DataError, brief
+from ..recipe import Recipe
+
+CONFIG, SUMMARY, HISTORY = "config.json", "summary.json", "history.csv"
+_MOST_JSON, _MOST_HISTORY = 1 << 24, 1 << 26  # bytes that are read
+
+
+@dataclass(frozen=True)
+class Number:
+    """What a number in a JSON file must be: of these types, in this range."""
+
+    kinds: tuple
+    low: float
+    high: float
+
+
+COUNT = Number((int,), 1, 2**32)
+_SHARE = Number((int, float, type(None)), 0, 1)
+_RATE = Number((int, float), 0, 1e30)
+_OF_CONFIG = {
+    "recipe": dict,
+    "source": str,
+    "train_images": COUNT,
+    "data": str,
+    "device": str,
+    "precision": str,
+    "versions": dict,
+}
+_OF_SUMMARY = {
+    "device": str,
+    "images_per_second": _RATE,
+    "seconds": _RATE,
+    "nets": list,
+    "ensemble_test_accuracy": _SHARE,
+}
+OF_NET = {
+    "net": COUNT,
+    "best_train_accuracy": _SHARE,
+    "best_validation_accuracy": _SHARE,
+    "test_accuracy": _SHARE,
+}
+OF_DIVERGED = dict.fromkeys(("net", "epoch", "step"), COUNT)
+
+
+def read_config(path):
+    """(config, its Recipe). Raises DataError."""
+    config = _read_json(path, _OF_CONFIG)
+    if config.get("test_images") is None:
+        config["test_images"] = config["test_data"] = None
+    else:
+        check(path, config, {"test_images": COUNT, "test_data": str})
+    try:
+        return config, Recipe(**config["recipe"])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: recipe: {brief(error, 200)}") from None
+
+
+def read_summary(path):
+    """The summary of a run. Raises DataError."""
+    summary = _read_json(path, _OF_SUMMARY)
+    for row in summary["nets"]:
+        check(path, row, OF_NET)
+    check(path, summary.setdefault("diverged", []), list)
+    for row in summary["diverged"]:
+        check(path, row, OF_DIVERGED)
+    return summary
+
+
+def _read_json(path, fields):
+    content = _read(path, _MOST_JSON)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        raise DataError(f"{path}: no JSON, expected what minicnn.train had written") from None
+    check(path, value, fields)
+    return value
+
+
+def _read(path, most):
+    if not path.is_file():  # to open a pipe would wait for ever
+        raise DataError(f"{path}: no such file, expected what minicnn.train had written")
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise DataError(f"{path}: got more than {most:,} bytes, expected a file of minicnn.train")
+    return content
+
+
+def check(path, value, expected, name="the file"):
+    """Raise DataError unless a value of a JSON file is of a type, a Number, or a dict of such."""
+    if isinstance(expected, dict):
+        check(path, value, dict, name)
+        for key, of_key in expected.items():
+            if key not in value:
+                raise DataError(f"{path}: {key}: got nothing, expected what minicnn.train writes")
+            check(path, value[key], of_key, key)
+        return
+    if isinstance(expected, Number):
+        fine = type(value) in expected.kinds
+        fine = fine and (value is None or expected.low <= value <= expected.high)
+        words = f"a number from {expected.low} to {expected.high:g}"
+    else:
+        fine = type(value) is expected
+        words = {dict: "an object", list: "a list", str: "a text"}[expected]
+    if not fine:
+        raise DataError(f"{path}: {name}: got {brief(value)}, expected {words}")
+
+
+def read_history(path):
+    """The history of a run, a DataFrame. Raises DataError."""
+    content = _read(path, _MOST_HISTORY)
+    lines = content.decode("utf-8", "replace").splitlines()
+    try:
+        if lines[:1] != [",".join(HISTORY_COLUMNS)]:
+            raise ValueError
+        rows = [[float(v) if v else np.nan for v in line.split(",")] for line in lines[1:]]
+        table = pd.DataFrame(rows, columns=list(HISTORY_COLUMNS))
+        return checked_history(path, table.astype({"net": int, "epoch": int}))
+    except DataError:
+        raise
+    except ValueError:
+        raise DataError(f"{path}: not a history, expected what minicnn.train had written") from None
+
+
+def checked_history(path, history):
+    """A history that can be drawn. Raises DataError for another."""
+    values = history[[c for c in HISTORY_COLUMNS if not c.startswith("validation")]].astype(float)
+    fine = np.isfinite(values).all(axis=None) and (history["epoch"] >= 1).all()
+    if not fine or history.duplicated(["net", "epoch"]).any():
+        raise DataError(f"{path}: history: expected one row of numbers for each net and epoch")
+    return history
+
+
+def test_images(settings, arguments):
+    """The test images and labels that settings, a run's or study's, name.
+
+    Raises DataError where they are not to be had, or others.
+    """
+    source = arguments.data or settings["source"]
+    hint = "; --data DIR says where they are"
+    try:
+        images, labels = load_test(source, progress=not arguments.quiet)
+    except DataError as error:
+        raise DataError(f"{error}{hint}") from None
+    count = settings["test_images"]
+    images, labels = images[:count], labels if labels is None else labels[:count]
+    if fingerprint(images, labels) != settings["test_data"]:
+        raise DataError(
+            f"{source}: has other test images or labels than {arguments.folder} was made with, "
+            f"expected the same{hint}"
+        )
+    return images, labels

@@ -1,0 +1,182 @@
+"""The page of a run: what came of it, how it learned, what it takes for what, and a quiz.
+
+A run keeps no probabilities: its nets predict the test images once more.
+"""
+
+import warnings
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+
+from .. import devices, ensemble, predict
+from ..command import one_line
+from ..files import DataError
+from ..studies import hardest
+from . import webpage
+from .files import (
+    CONFIG,
+    HISTORY,
+    OF_DIVERGED,
+    OF_NET,
+    SUMMARY,
+    read_config,
+    read_history,
+    read_summary,
+    test_images,
+)
+from .parts import MOST_ROWS, count_pairs, curves, diverged_nets, percent, recipe_facts
+
+_DRAWN = {
+    "training_images": "The first training images, with their labels.",
+    "augmented_images": "Three training images, and what augmentation makes of each.",
+    "predictions": "The first test images, with what the ensemble takes them for.",
+}
+_MOST_PICTURE = 1 << 23  # bytes
+
+
+def parts(arguments, should_stop):
+    """What the page of a run has: [(title, HTML, whether it begins on a sheet of its own)].
+
+    Raises DataError for files that are none of a run's, Interrupted.
+    """
+    folder = arguments.folder
+    config, recipe = read_config(folder / CONFIG)
+    if not (folder / SUMMARY).exists():
+        raise DataError(
+            f"{folder}: has no {SUMMARY}, expected a run that is finished; go on with it by "
+            "python -m minicnn.train --resume"
+        )
+    summary = read_summary(folder / SUMMARY)
+    history = read_history(folder / HISTORY)
+    seen, missing = None, "The run had no test images."
+    if config["test_images"] is not None:
+        try:
+            seen, missing = _predict_again(config, arguments, should_stop), None
+        except (DataError, OSError) as error:
+            missing = f"No confusion matrix and no quiz: {one_line(error)}"
+            warnings.warn(missing[0].lower() + missing[1:], stacklevel=2)
+
+    found = [
+        ("Result", _result(summary, config, seen, missing), False),
+        ("Settings", _settings_of_run(config, recipe, summary), False),
+    ]
+    if len(history):
+        found.append(("Learning curves", curves(history), False))
+    if seen and seen.labels is not None:
+        found.append(("Confusion matrix", _confusion_of_run(summary, seen), False))
+    if pictures := _drawn(folder / "figures"):
+        found.append(("Figures", pictures, False))
+    if seen:
+        table = hardest.rank(seen.probabilities, seen.labels)
+        found.append(("Quiz", webpage.quiz(seen.images, table), True))
+    return found
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Test images (N, 28, 28), labels (N,) or None, what nets say of them (nets, N, classes), and
+    the device that they ran on.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    probabilities: np.ndarray
+    device: str
+
+
+def _predict_again(config, arguments, should_stop):
+    """What the nets of a run say of its test images, a _Seen. Raises DataError, Interrupted."""
+    path = arguments.folder / ensemble.FINAL
+    trained = predict.load(path)
+    if trained.about["data"] != config["data"] or trained.about["recipe"] != config["recipe"]:
+        raise DataError(f"{path}: of another run than {CONFIG}, expected the same")
+    images, labels = test_images(config, arguments)
+    device, ops, _ = devices.choose(arguments.device)
+    probabilities = predict.probabilities_of(
+        trained, images, device, ops, None, arguments.quiet, should_stop
+    )
+    return _Seen(images, labels, probabilities, device)
+
+
+def _result(summary, config, seen, missing):
+    """What came of a run: a sentence, and the accuracy of each net and of the ensemble."""
+    nets, accuracy = summary["nets"], summary["ensemble_test_accuracy"]
+    count = config["test_images"]
+    if accuracy is None:
+        lead = "The labels of the test images are not known, and so no test accuracy is."
+    else:
+        lead = (
+            f"The ensemble of {len(nets)} has {percent(accuracy)} of {count or 0:,} test images "
+            "right."
+        )
+        alone = [net["test_accuracy"] for net in nets if net["test_accuracy"] is not None]
+        if alone:
+            lead += f" Its single nets: {percent(min(alone))} to {percent(max(alone))}."
+    html = webpage.paragraph(lead)
+    if missing:
+        html += webpage.paragraph(missing, "note")
+    rows = [
+        [net["net"], *(percent(net[name]) for name in list(OF_NET)[1:])] for net in nets[:MOST_ROWS]
+    ]
+    rows.append(["ensemble", "", "", percent(accuracy)])
+    columns = ["net", "best training", "best validation", "test"]
+    caption = (
+        "Accuracies. Training is measured during an epoch, with augmentation and dropout; "
+        "validation after it, without."
+    )
+    html += webpage.table(caption, pd.DataFrame(rows, columns=columns))
+    if summary["diverged"]:
+        html += diverged_nets(pd.DataFrame(summary["diverged"], columns=list(OF_DIVERGED)))
+    return html
+
+
+def _settings_of_run(config, recipe, summary):
+    known = config["test_images"] is not None
+    versions = [f"{name} {version}" for name, version in config["versions"].items()]
+    about = {
+        "data": config["source"],
+        "training images": f"{config['train_images']:,}",
+        "test images": f"{config['test_images']:,}" if known else "none",
+        "seed": recipe.seed,
+        "device": config["device"],
+        "precision": config["precision"],
+        "versions": ", ".join(versions),
+        "time": f"{summary['seconds']:,.0f} s",
+        "images a second": f"{summary['images_per_second']:,.0f}",
+        "fingerprint of the data": config["data"][:16],
+    }
+    html = webpage.facts(about) + webpage.heading(3, "Recipe")
+    return html + webpage.facts(recipe_facts(asdict(recipe)))
+
+
+def _confusion_of_run(summary, seen):
+    predicted = ensemble.vote(seen.probabilities)
+    right = float(np.mean(predicted == seen.labels))
+    html = ""
+    told = summary["ensemble_test_accuracy"]
+    if told is not None and abs(right - told) > 1e-9:
+        html = webpage.paragraph(
+            f"Predicted once more, on {seen.device}, the ensemble has {percent(right)} right; the "
+            f"run itself had {percent(told)}.",
+            "note",
+        )
+    counts = count_pairs(seen.labels, predicted)
+    caption = f"What the ensemble takes the {len(predicted):,} test images for."
+    return html + webpage.confusion(caption, counts)
+
+
+def _drawn(folder):
+    """The figures that the run has drawn."""
+    found = {}
+    for name, caption in _DRAWN.items():
+        path = folder / f"{name}.png"
+        if not path.is_file():
+            continue
+        with open(path, "rb") as file:
+            content = file.read(_MOST_PICTURE + 1)
+        if not content.startswith(webpage.PNG) or len(content) > _MOST_PICTURE:
+            warnings.warn(f"{path}: not a PNG of a run, and left out", stacklevel=2)
+            continue
+        found[caption] = content
+    return webpage.panels(found) if found else ""

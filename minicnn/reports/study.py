@@ -1,0 +1,238 @@
+"""The page of a study folder: what each study has found, and the nets that it rests on."""
+
+import warnings
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+
+from .. import __version__, ensemble, figures
+from ..command import one_line
+from ..files import DataError, brief
+from ..studies import STUDIES, hardest
+from ..studies.store import FILE, Store
+from ..workers import Interrupted
+from . import webpage
+from .files import COUNT, check, checked_history, test_images
+from .parts import (
+    MOST_ROWS,
+    count_pairs,
+    curves,
+    diverged_nets,
+    first_of,
+    percent,
+    recipe_facts,
+    shown_value,
+    spaced,
+    thousands,
+)
+
+_MOST_COLUMNS = 30  # of a table
+
+
+def parts(arguments, should_stop):
+    """What the page of a study folder has, each study's own, then the quizzes: as run.parts.
+
+    Raises DataError for a file that is none of a study's, Interrupted.
+    """
+    path = arguments.folder / FILE
+    found, quizzes = [], []
+    with Store(path, create=False) as store:
+        for name, seed in store.studies():
+            if should_stop():
+                raise Interrupted
+            if name not in STUDIES:
+                warnings.warn(
+                    f"{path}: has a study {brief(name)}, which minicnn {__version__} does not know",
+                    stacklevel=2,
+                )
+                continue
+            try:
+                title, html, quiz = _study(store, name, seed, arguments, should_stop)
+            except DataError:
+                raise
+            # A file may hold anything; what a study makes of that cannot be foreseen.
+            except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+                raise DataError(
+                    f"{path}: the study {name} of seed {brief(seed)} is damaged "
+                    f"({brief(one_line(error))}), expected what minicnn.study has written"
+                ) from None
+            found.append((title, html, False))
+            if quiz:
+                quizzes.append((f"Quiz: {title[0].lower()}{title[1:]}", quiz, True))
+    if not found:
+        raise DataError(f"{path}: has no study, expected one of {', '.join(STUDIES)}")
+    return found + quizzes
+
+
+def _study(store, name, seed, arguments, should_stop):
+    """(title, HTML, HTML of a quiz or "") of a study."""
+    module = STUDIES[name]
+    results = store.results(name, seed)
+    if results.labels is not None and len(results.labels) and results.labels.max() > 9:
+        raise DataError(f"{store.path}: the study {name} has labels above 9, expected 0 to 9")
+    quiz, missing = "", None
+    if module is hardest:
+        try:
+            images, _ = test_images(_test_settings(store.path, results), arguments)
+            quiz = _quiz_of_study(results, images)
+        except (DataError, OSError) as error:
+            missing = f"No quiz: {one_line(error)}"
+            warnings.warn(f"{name}: {missing[0].lower()}{missing[1:]}", stacklevel=2)
+    found = module.findings(results)
+    html = webpage.bullets(found.lines)
+    if missing:
+        html += webpage.paragraph(missing, "note")
+    pictures = {}
+    for picture in found.pictures.values():
+        if should_stop():
+            raise Interrupted
+        pictures[picture.caption] = figures.png(picture.build)
+    html += webpage.panels(pictures)
+    if not quiz:  # which has the same table, under the fold of its answers
+        for table in found.tables.values():
+            html += webpage.table(table.caption, table.readable()[:MOST_ROWS])
+    html += webpage.heading(3, "Settings") + _settings_of_study(results)
+    if results.cells:
+        html += _cells(results)
+        if len(results.nets):
+            html += _nets(store.path, results)
+    title = found.title if seed == 0 else f"{found.title}, seed {seed}"
+    return title, html, quiz
+
+
+def _test_settings(path, results):
+    """The settings of a study, checked where they say which its test images are."""
+    check(path, results.settings, {"source": str, "test_images": COUNT, "test_data": str})
+    return results.settings
+
+
+def _quiz_of_study(results, images):
+    """The quiz of all complete ensembles together, as hardest.findings ranks the images; or ""."""
+    (cell,) = results.cells
+    arrays = [results.probabilities(cell, trial) for trial in results.trials(cell)]
+    arrays = [array for array in arrays if len(array)]
+    if not arrays:
+        return ""
+    probabilities = np.concatenate(arrays)
+    if probabilities.shape[1] != len(images):
+        raise DataError(f"{probabilities.shape[1]:,} predictions of {len(images):,} test images")
+    return webpage.quiz(images, hardest.rank(probabilities, results.labels))
+
+
+def _settings_of_study(results):
+    settings = results.settings
+    about = {
+        "data": settings.get("source"),
+        "training images": thousands(settings.get("train_images")),
+        "test images": thousands(settings.get("test_images")),
+        "seed": results.seed,
+    }
+    makers = [{str(k): str(v) for k, v in maker.items()} for maker in results.nets["made_by"]]
+    for name in dict.fromkeys(name for maker in makers for name in maker):
+        counts = Counter(maker.get(name, "unknown") for maker in makers)
+        about[name] = ", ".join(
+            value if len(counts) == 1 else f"{value} ({count:,} nets)"
+            for value, count in counts.most_common()
+        )
+    about["fingerprint of the data"] = str(settings.get("data"))[:16]
+    html = webpage.facts({name: "unknown" if v is None else v for name, v in about.items()})
+    if any(maker != makers[0] for maker in makers):
+        html += webpage.paragraph(
+            "Not all nets were made by the same device and versions: their last bits may differ.",
+            "note",
+        )
+    return html
+
+
+def _cells(results):
+    """What was trained: what the recipes share, and a table of that in which they differ."""
+    recipes = {cell: recipe.as_dict() for cell, recipe in results.cells.items()}
+    names = dict.fromkeys(name for recipe in recipes.values() for name in recipe)
+    differ = [name for name in names if len({r.get(name) for r in recipes.values()}) > 1]
+    shared = {name: next(iter(recipes.values()))[name] for name in names if name not in differ}
+    html = webpage.heading(3, "Recipe") + webpage.facts(recipe_facts(shared))
+    done = {
+        cell: f"{len(results.trials(cell)):,} of {asked:,}" for cell, asked in results.asked.items()
+    }
+    if len(done) == 1:
+        return html + webpage.paragraph(f"Trials done: {''.join(done.values())}.")
+    rows = [
+        [cell, *(shown_value(recipe.get(name, "")) for name in differ), done[cell]]
+        for cell, recipe in recipes.items()
+    ]
+    frame = pd.DataFrame(rows, columns=["cell", *map(spaced, differ), "trials done"])
+    return html + webpage.table("What differs from cell to cell.", frame[:MOST_ROWS])
+
+
+def _nets(path, results):
+    """How the nets learned, what they take for what, and how good each is."""
+    html, cell = "", list(results.cells)[-1]
+    which = "" if len(results.cells) == 1 else f" of the cell “{cell}”, the last one"
+    history = checked_history(path, results.history(cell))
+    if len(history):
+        html += webpage.heading(3, "Learning curves") + curves(history, which)
+    if results.labels is not None:
+        html += _confusion_of_study(results, cell)
+        html += _accuracies(results)
+    diverged = results.nets[[value is not None for value in results.nets["diverged"]]]
+    if len(diverged):
+        html += diverged_nets(
+            pd.DataFrame(
+                [
+                    [row.cell, row.trial, row.net, *map(str, row.diverged)]
+                    for row in diverged.itertuples()
+                ],
+                columns=["cell", "trial", "net", "epoch", "step"],
+            )
+        )
+    return html
+
+
+def _confusion_of_study(results, cell):
+    """Of the ensembles of a cell, all complete trials together."""
+    counts, ensembles = np.zeros((10, 10), int), 0
+    for trial in results.trials(cell):
+        probabilities = results.probabilities(cell, trial)
+        if len(probabilities):
+            counts += count_pairs(results.labels, ensemble.vote(probabilities))
+            ensembles += 1
+    if not ensembles:
+        return ""
+    caption = f"What the ensemble takes the {len(results.labels):,} test images for"
+    if ensembles > 1:
+        caption = (
+            f"What {ensembles:,} ensembles take the {len(results.labels):,} test images for, all "
+            "together"
+        )
+    if len(results.cells) > 1:
+        caption += f"; the cell “{cell}”, the last one"
+    return webpage.heading(3, "Confusion matrix") + webpage.confusion(f"{caption}.", counts)
+
+
+def _accuracies(results):
+    """Each net's accuracy, by trial, and the ensemble's, under a fold."""
+    rows, most = [], min(max(results.ensemble.values()), _MOST_COLUMNS)
+    for cell, nets in results.ensemble.items():
+        whole = dict(zip(results.trials(cell), results.ensembles(cell), strict=True))
+        of_cell = results.nets[results.nets["cell"] == cell]
+        for trial, of_trial in of_cell.groupby("trial"):
+            shown = [""] * most
+            for net, accuracy in zip(of_trial["net"], of_trial["accuracy"], strict=True):
+                place = (net - 1) % nets
+                if place < most:
+                    shown[place] = "diverged" if np.isnan(accuracy) else percent(accuracy)
+            sizes = whole.get(trial, np.array([np.nan]))
+            sizes = sizes[~np.isnan(sizes)]
+            rows.append([cell, trial, *shown, percent(sizes[-1]) if len(sizes) else ""])
+    numbers = [f"net {number}" for number in range(1, most + 1)]
+    frame = pd.DataFrame(rows, columns=["cell", "trial", *numbers, "ensemble"])
+    caption = f"Test accuracies of single nets and of ensembles{first_of(len(frame), MOST_ROWS)}."
+    if most < max(results.ensemble.values()):
+        caption += f" Only the first {most} nets of each ensemble are shown."
+    if len(results.cells) == 1:
+        frame = frame.drop(columns="cell")
+    return webpage.fold(
+        f"Accuracies of all {len(results.nets):,} nets",
+        webpage.table(caption, frame[:MOST_ROWS]),
+    )

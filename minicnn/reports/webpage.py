@@ -1,0 +1,386 @@
+"""Pages for a browser and for paper: one HTML file that needs nothing else, and no script.
+
+What these functions return is HTML. What they take is plain text from anywhere, and is escaped, but
+for arguments called `html`, which are such functions' results. run.py and study.py put the pieces
+together; the command minicnn.study writes the quiz of its hardest images.
+"""
+
+import base64
+import html as escaping
+import re
+import struct
+import zlib
+
+import numpy as np
+
+from ..figures import PANEL
+from ..files import brief, printable
+
+PNG = b"\x89PNG\r\n\x1a\n"  # how each such file begins
+_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?( %)?")
+
+_STYLE = """
+:root { --ink: #222; --quiet: #666; --line: #ddd; --wrong: #cc3311;
+  --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem 1rem 3rem; max-width: 68rem; color: var(--ink);
+  background: #fff; font: 1.0625rem/1.55 Charter, "Bitstream Charter", Cambria, Georgia, serif;
+  overflow-wrap: break-word; -webkit-text-size-adjust: 100%; }
+h1, h2, h3 { line-height: 1.2; font-weight: 600; }
+h1 { margin: 1rem 0 .25rem; font-size: 1.9rem; }
+h2 { margin: 3rem 0 .75rem; padding-top: .75rem; border-top: 2px solid var(--ink);
+  font-size: 1.45rem; }
+h3 { margin: 2rem 0 .5rem; font-size: 1.15rem; }
+p, ul { max-width: 46rem; margin: .5rem 0; }
+ul { padding-left: 1.2rem; }
+a { color: #0062a3; }
+.quiet, footer { color: var(--quiet); }
+.note { padding: .4rem .8rem; border-left: 4px solid #ee7733; background: #fff6ef; }
+nav ul { padding: 0; list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; }
+footer { margin-top: 3rem; font: .85rem var(--sans); }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr));
+  gap: .6rem 1rem; margin: .75rem 0; font: .9rem/1.35 var(--sans); }
+dt { color: var(--quiet); font-size: .8rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+figure { margin: 1.25rem 0; }
+figure img { display: block; width: 100%; height: auto; }
+figcaption, caption { font: .85rem/1.4 var(--sans); color: var(--quiet); text-align: left; }
+figcaption { padding-top: .35rem; max-width: 46rem; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr));
+  gap: 0 2rem; align-items: start; }
+.panels > * { max-width: 45rem; }
+.panels > :only-child { max-width: 34rem; }
+.scroll { overflow-x: auto; margin: 1.25rem 0; }
+table { border-collapse: collapse; font: .85rem/1.35 var(--sans);
+  font-variant-numeric: tabular-nums; min-width: min(100%, 24rem); }
+caption { padding-bottom: .4rem; }
+caption span { display: block; position: sticky; left: 0;
+  max-width: min(46rem, calc(100vw - 2rem)); }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: baseline; }
+th:first-child, td:first-child { padding-left: 0; }
+thead th { border-bottom: 1px solid var(--ink); vertical-align: bottom; }
+th { font-weight: 600; }
+tbody th { font-weight: 400; }
+.long { min-width: 9rem; }
+.number { text-align: right; }
+td.number { white-space: nowrap; }
+.confusion table { min-width: 0; }
+.confusion tr > * { padding: .3rem .25rem; min-width: 1.85rem;
+  text-align: center; border: 1px solid #eee; print-color-adjust: exact;
+  -webkit-print-color-adjust: exact; }
+.confusion tbody th { font-weight: 600; }
+.confusion .right, .confusion .none { color: #888; }
+.confusion .right { background: #f6f6f6; }
+.confusion .none { color: #ccc; }
+details { margin: 1.25rem 0; }
+summary { cursor: pointer; font: 600 .95rem var(--sans); padding: .4rem 0; }
+.quiz { display: grid; grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr));
+  gap: 1rem .75rem; padding: 0; margin: 1.25rem 0; max-width: 60rem; list-style: none; }
+.quiz img { display: block; width: 100%; height: auto; }
+.quiz label { display: flex; align-items: center; gap: .35rem; margin-top: .25rem;
+  font: .85rem var(--sans); color: var(--quiet); }
+.quiz input { flex: 1; width: 1rem; min-width: 0; padding: .1rem; border: 0; border-radius: 0;
+  border-bottom: 1px solid #999; background: none; text-align: center;
+  font: 1rem var(--sans); color: var(--ink); }
+.digit { image-rendering: pixelated; border: 1px solid var(--line); }
+.answers .digit { width: 1.75rem; height: 1.75rem; margin-left: .4rem; vertical-align: middle; }
+.answers tbody th { white-space: nowrap; text-align: right; }
+.answers tr > * { vertical-align: middle; }
+.wrong { color: var(--wrong); font-weight: 600; }
+@media (max-width: 30rem) {
+  body { font-size: 1rem; }
+  h1 { font-size: 1.6rem; }
+  th, td { padding: .25rem .4rem; }
+  .confusion tr > * { padding: .25rem .1rem; min-width: 1.6rem;
+    font-size: .75rem; }
+  .answers tr > * { padding: .25rem .2rem; font-size: .75rem; }
+}
+@media print {
+  @page { size: A4; margin: 15mm; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  nav, footer { display: none; }
+  h1, h2, h3, summary { break-after: avoid; }
+  h2 { margin-top: 8mm; }
+  figure, tr, .scroll, dl, li, p { break-inside: avoid; }
+  .panels { grid-template-columns: 1fr 1fr; gap: 0 6mm; }
+  .scroll { overflow: visible; }
+  table { font-size: 8pt; }
+  th, td { padding: .6mm 1.5mm; }
+  td.number { white-space: normal; }
+  dl, figcaption, caption { font-size: 8.5pt; }
+  .long { min-width: 0; }
+  details:not([open], .answers) { display: none; }
+  .sheet { break-before: page; }
+  .sheet h2 { margin-top: 0; }
+  .quiz { grid-template-columns: repeat(8, 1fr); gap: 3mm; max-width: none; }
+  .quiz img { max-width: 20mm; }
+  .answers { break-before: page; } /* whoever prints the quiz lays this sheet aside */
+  .answers::details-content { content-visibility: visible; block-size: auto; }
+  .answers .digit { width: 3.6mm; height: 3.6mm; }
+  .answers tr > * { padding: .25mm 2mm; }
+}
+"""
+
+
+def text(value):
+    """A value as HTML. What does not print, or would turn the line around, is shown escaped."""
+    return escaping.escape(printable(value))
+
+
+def document(title, html):
+    """A whole page."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" \
+content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{text(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+{html}
+</body>
+</html>
+"""
+
+
+def heading(level, title, place=""):
+    """A heading, which may be a place to go to."""
+    mark = f' id="{text(place)}"' if place else ""
+    return f"<h{level}{mark}>{text(title)}</h{level}>"
+
+
+def section(html, kind=""):
+    """A part of the page."""
+    mark = f' class="{kind}"' if kind else ""
+    return f"<section{mark}>\n{html}\n</section>"
+
+
+def contents(places):
+    """Links to the places, {name: title}, of this page."""
+    links = (
+        f'<li><a href="#{text(name)}">{text(title)}</a></li>' for name, title in places.items()
+    )
+    return f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>'
+
+
+def paragraph(words, kind=""):
+    """A paragraph; its kind may be "quiet" or "note"."""
+    mark = f' class="{kind}"' if kind else ""
+    return f"<p{mark}>{text(words)}</p>"
+
+
+def bullets(lines):
+    """A list of lines."""
+    return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"
+
+
+def facts(values):
+    """Names and values, a dict."""
+    rows = (
+        f"<div><dt>{text(name)}</dt><dd>{text(brief(value, 300))}</dd></div>"
+        for name, value in values.items()
+    )
+    return f"<dl>{''.join(rows)}</dl>"
+
+
+def footer(words):
+    """The last line of a page."""
+    return f"<footer>{text(words)}</footer>"
+
+
+def table(caption, frame):
+    """A DataFrame of texts as a table, whose first column names its rows."""
+    marks = [_alignment(frame.iloc[:, place]) for place in range(frame.shape[1])]
+    head = "".join(
+        f'<th scope="col"{mark}>{text(name)}</th>'
+        for name, mark in zip(frame.columns, marks, strict=True)
+    )
+    rows = []
+    for first, *others in frame.itertuples(index=False):
+        cells = f'<th scope="row"{marks[0]}>{text(first)}</th>'
+        for value, mark in zip(others, marks[1:], strict=True):
+            cells += f"<td{mark}>{text(value)}</td>"
+        rows.append(f"<tr>{cells}</tr>")
+    return _scrolled(caption, f"<thead><tr>{head}</tr></thead>", rows)
+
+
+def _alignment(values):
+    """Columns of numbers stand on the right; those of long texts do not shrink to a word."""
+    shown = [str(value) for value in values if str(value)]
+    if shown and all(_NUMBER.fullmatch(value) for value in shown):
+        return ' class="number"'
+    return ' class="long"' if max(map(len, shown), default=0) > 18 else ""
+
+
+def _scrolled(caption, head, rows, kind=""):
+    """A table in a box of its own, which scrolls sideways where it is too wide for the page."""
+    body = "\n".join(rows)
+    return (
+        f'<div class="scroll{kind}" role="region" tabindex="0" aria-label="{text(caption)}">'
+        f"<table><caption><span>{text(caption)}</span></caption>\n{head}\n"
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def fold(title, html, kind=""):
+    """What shows when a reader asks for it."""
+    mark = f' class="{kind}"' if kind else ""
+    return f"<details{mark}><summary>{text(title)}</summary>\n{html}\n</details>"
+
+
+def figure(caption, *pictures):
+    """A caption under pictures, (bytes of a PNG, what it shows, for those who cannot see it)."""
+    images = "".join(_image(png, shows) for png, shows in pictures)
+    if len(pictures) > 1:
+        images = f'<div class="panels">{images}</div>'
+    return f"<figure>{images}<figcaption>{text(caption)}</figcaption></figure>"
+
+
+def panels(pictures):
+    """Figures of one picture each, {caption: PNG}: narrow ones side by side where there is room."""
+    narrow = [
+        figure(caption, (png, caption)) for caption, png in pictures.items() if _is_narrow(png)
+    ]
+    wide = [
+        figure(caption, (png, caption)) for caption, png in pictures.items() if not _is_narrow(png)
+    ]
+    together = f'<div class="panels">{"".join(narrow)}</div>' if narrow else ""
+    return together + "".join(wide)
+
+
+def _is_narrow(png):
+    return _size(png)[0] <= PANEL
+
+
+def _size(png):
+    """(width, height) as a PNG's header has them."""
+    return struct.unpack(">II", png[16:24].ljust(8, b"\0"))
+
+
+def _image(png, shows, more=""):
+    """An image within the page; its size lets a browser lay out the page before it is decoded."""
+    width, height = _size(png)
+    data = base64.b64encode(png).decode()
+    return (
+        f'<img{more} src="data:image/png;base64,{data}" width="{width}" height="{height}" '
+        f'alt="{text(shows)}">'
+    )
+
+
+def confusion(caption, counts):
+    """How often a digit (row) was taken for another (column), an array (10, 10) of numbers."""
+    digits = range(len(counts))
+    top = (
+        '<tr><th scope="col" rowspan="2">digit</th>'
+        f'<th scope="colgroup" colspan="{len(counts)}">taken for</th>'
+        '<th scope="col" rowspan="2">right, %</th></tr>'
+    )
+    columns = "".join(f'<th scope="col">{digit}</th>' for digit in digits)
+    most = max((counts[i, j] for i in digits for j in digits if i != j), default=0)
+    rows = []
+    for digit in digits:
+        cells = "".join(_count(counts[digit, j], digit == j, most) for j in digits)
+        total = counts[digit].sum()
+        right = f"{100 * counts[digit, digit] / total:.2f}" if total else ""
+        rows.append(f'<tr><th scope="row">{digit}</th>{cells}<td class="number">{right}</td></tr>')
+    head = f"<thead>{top}<tr>{columns}</tr></thead>"
+    return _scrolled(caption, head, rows, " confusion")
+
+
+def _count(count, right, most):
+    if right:
+        return f'<td class="right">{count:,}</td>'
+    if not count:
+        return '<td class="none">0</td>'
+    depth = 0.12 + 0.5 * (count / most) ** 0.5  # by its root, so that single mistakes show
+    return f'<td style="background: rgba(238, 119, 51, {depth:.2f})">{count:,}</td>'
+
+
+# ---- the quiz ------------------------------------------------------------------------------------
+
+
+def quiz(images, table):
+    """Pictures to guess, and the answers under a fold; on paper, both are sheets of their own.
+
+    images (N, H, W) uint8, of which table, a DataFrame of hardest.rank, names some, from 1.
+    """
+    known = "label" in table
+    shown = [_png(images[number - 1]) for number in table["image"]]
+    intro = "What digits are these? Write down your guess beside each number. "
+    if known:
+        intro += (
+            f"Of {len(images):,} test images these {len(table)} are the hardest ones for the "
+            "ensemble: those where it gave the right digit the lowest probability, the hardest "
+            "first."
+        )
+    else:
+        intro += (
+            f"Of {len(images):,} test images these {len(table)} are those that the ensemble is "
+            "least sure of, the hardest first. Nobody has told what they are: the answers are the "
+            "ensemble's guesses."
+        )
+    items = "\n".join(
+        f"<li>{_image(png, f'Picture {number}: a handwritten digit', _DIGIT)}<label>{number}"
+        f'<input type="text" inputmode="numeric" maxlength="1" autocomplete="off" '
+        f'aria-label="Your guess for picture {number}"></label></li>'
+        for number, png in enumerate(shown, start=1)
+    )
+    title = "The answers" if known else "The ensemble's guesses"
+    return f'{paragraph(intro)}\n<ol class="quiz">\n{items}\n</ol>\n' + fold(
+        title, _answers(shown, table), "answers"
+    )
+
+
+_DIGIT = ' class="digit"'
+
+
+def _answers(shown, table):
+    """A table of what the pictures, PNGs, are, and what the ensemble takes them for."""
+    known = "label" in table
+    measure = "loss" if known else "entropy"
+    names = ["picture", *["label"] * known, "ensemble", "probability", measure, "test image"]
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    rows = []
+    for number, (png, row) in enumerate(zip(shown, table.to_dict("records"), strict=True), 1):
+        wrong = known and row["label"] != row["predicted"]
+        cells = [f"<td>{row['label']}</td>"] if known else []
+        mark = ' class="wrong"' if wrong else ""
+        cells += [
+            f"<td{mark}>{row['predicted']}{', wrong' * wrong}</td>",
+            f'<td class="number">{100 * row["probability"]:.1f} %</td>',
+            f'<td class="number">{row[measure]:.3f}</td>',
+            f'<td class="number">{row["image"]:,}</td>',
+        ]
+        picture = f"{number} {_image(png, f'Picture {number}', _DIGIT)}"
+        rows.append(f'<tr><th scope="row">{picture}</th>{"".join(cells)}</tr>')
+    if known:
+        right = (table["label"] == table["predicted"]).sum()
+        caption = f"The ensemble has {right} of these {len(table)} right. And you?"
+    else:
+        caption = "What the ensemble takes them for."
+    caption += f" Probability: of what it says; {measure}: in nats."
+    return _scrolled(caption, f"<thead><tr>{head}</tr></thead>", rows)
+
+
+def quiz_page(images, table):
+    """The quiz alone, a whole page; its arguments as for quiz."""
+    title = f"Quiz: the {len(table)} hardest digits"
+    return document(title, f"<main>\n{heading(1, title)}\n{quiz(images, table)}\n</main>")
+
+
+def _png(image):
+    """An image (H, W) uint8, 255 for ink, as a PNG: dark ink on white paper.
+
+    Source: "Portable Network Graphics (PNG) Specification", 3rd edition, W3C.
+    """
+    rows = np.pad(255 - image, ((0, 0), (1, 0)))  # a row begins with its filter: 0, none
+    header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 8, 0, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b"")
+    return PNG + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
