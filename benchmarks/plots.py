@@ -8,12 +8,16 @@ import json
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+import pandas as pd
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.patches import Patch
 
 from benchmarks import frameworks, timing
+from minicnn import figures
+from minicnn.studies import plots
 
 COLORS = {"minicnn": "#0077BB", "frameworks": "#9AA5B1", "less precise than float32": "#D5DAE0"}
 
@@ -115,4 +119,26 @@ def _save(figure, folder, name, result):
     return path
 
 
-FIGURES = draw_frameworks, draw_scaling
+def draw_trials(folder):
+    """How the accuracies of single nets and of ensembles spread. Returns the file."""
+    result = timing.newest("study-trials")
+    (cell,) = result["cells"].values()
+    single, ensembles = np.array(cell["accuracies"]), np.array(cell["ensembles"])[:, -1]
+    nets = cell["recipe"]["nets"]
+    return _save_study(folder, result, plots.histograms, single, ensembles, nets, [])
+
+
+def draw_ablation(folder):
+    """The error rate after each change. Returns the file."""
+    result = timing.newest("study-ablation")
+    table = pd.DataFrame(result["tables"]["steps"]["rows"]).fillna({"low": np.nan, "high": np.nan})
+    return _save_study(folder, result, plots.steps, table)
+
+
+def _save_study(folder, result, *build):
+    path = Path(folder) / f"study-{result['study']}.png"
+    figures.save(path, *build, metadata={"Source": digest(result)})
+    return path
+
+
+FIGURES = draw_frameworks, draw_scaling, draw_trials, draw_ablation

@@ -250,8 +250,8 @@ def studies():
         lines.append(f"| {row['of']} | {row['unit']} | {' | '.join(shown)} |")
     for name, table in _STUDIES.items():
         lines += ["", f"**{name}** ({_size(found[name])})", "", *table(found[name]["tables"])]
-        for picture, alt in _PICTURES.get(name, {}).items():
-            lines += ["", f"![{alt}](benchmarks/results/study-{name}-{picture}.png)"]
+        if name in _PICTURES:
+            lines += ["", f"![{_PICTURES[name]}](benchmarks/results/study-{name}.png)"]
     return "\n".join([*lines, "", *dict.fromkeys(map(timing.in_words, found.values()))])
 
 
@@ -301,11 +301,8 @@ def _fraction(value, digits=2, sign=""):
 
 _STUDIES = {"trials": _trials, "grid": _grid, "ablation": _ablation}
 _PICTURES = {
-    "trials": {
-        "histogram": "How the test accuracies of single nets and ensembles spread",
-        "by_size": "Test accuracy by the size of the ensemble",
-    },
-    "ablation": {"steps": "The error rate after each change"},
+    "trials": "How the test accuracies of single nets and of ensembles spread",
+    "ablation": "The error rate after each change",
 }
 
 

@@ -1,20 +1,19 @@
 """python -m benchmarks.studies DIR ...: keep what studies have found, for README.
 
 DIR is a folder of minicnn.study. Each study in it becomes a result file, with every accuracy that
-it rests on, and its pictures.
+it rests on. Run it on the machine that did the study.
 """
 
 import argparse
 from pathlib import Path
 
 from benchmarks import timing
-from minicnn import figures
 from minicnn.studies import STUDIES
 from minicnn.studies.store import FILE, Store
 
 
 def kept(results):
-    """What to keep of a study's Results, a dict that JSON can hold; and its pictures."""
+    """What to keep of a study's Results, a dict that JSON can hold."""
     found = STUDIES[results.study].findings(results)
     cells = {
         name: {
@@ -39,8 +38,7 @@ def kept(results):
     for each in results.nets["made_by"]:
         if each not in made_by:
             made_by.append(each)
-    about |= {"made_by": made_by, "lines": found.lines, "tables": tables, "cells": cells}
-    return about, found.pictures
+    return about | {"made_by": made_by, "lines": found.lines, "tables": tables, "cells": cells}
 
 
 def main(argv=None):
@@ -49,12 +47,8 @@ def main(argv=None):
     for folder in parser.parse_args(argv).folders:
         with Store(folder / FILE, create=False) as store:
             for study, seed in store.studies():
-                result, pictures = kept(store.results(study, seed))
-                result |= {"machine": timing.machine(), "versions": timing.versions("scipy")}
-                timing.write(f"study-{study}", result)
-                for name, picture in pictures.items():
-                    path = timing.RESULTS / f"study-{study}-{name}.png"
-                    figures.save(path, picture.build)
+                about = {"machine": timing.machine(), "versions": timing.versions("scipy")}
+                timing.write(f"study-{study}", kept(store.results(study, seed)) | about)
 
 
 if __name__ == "__main__":

@@ -103,10 +103,13 @@ def predictions(path, images, predicted, truth=None, probabilities=None):
     save(path, _predictions, images, predicted, truth, probabilities)
 
 
-def save(path, build, *arguments):
-    """Write the Figure that build(*arguments) returns to `path`, whole or not at all."""
+def save(path, build, *arguments, metadata=None):
+    """Write the Figure that build(*arguments) returns to `path`, whole or not at all.
+
+    metadata: {key: text} to go into the file.
+    """
     with atomic_write(path) as file:
-        _draw(file, build, *arguments)
+        _draw(file, build, *arguments, metadata=metadata)
 
 
 def png(build, *arguments):
@@ -116,12 +119,12 @@ def png(build, *arguments):
     return file.getvalue()
 
 
-def _draw(file, build, *arguments):
+def _draw(file, build, *arguments, metadata=None):
     import matplotlib.style  # noqa: PLC0415
 
     # The user's own matplotlib settings are for the user's own figures.
     with matplotlib.style.context(["default", _STYLE]):
-        build(*arguments).savefig(file, format="png", dpi=DPI)
+        build(*arguments).savefig(file, format="png", dpi=DPI, metadata=metadata)
 
 
 # ---- building ------------------------------------------------------------------------------------

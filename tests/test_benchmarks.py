@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from test_studies import LABELS, MADE_BY, SETTINGS, net
 
-from benchmarks import plots, readme, timing
+from benchmarks import plots, readme, studies, timing
 from minicnn import cuda_blocks
-from minicnn.recipe import RECIPES
+from minicnn.recipe import RECIPES, Recipe
+from minicnn.studies.store import FILE, Cell, Store
 
 
 @pytest.mark.parametrize("path", readme.TABLES, ids=lambda path: path.parent.name)
@@ -21,6 +23,11 @@ def test_readme_agrees_with_the_results(path):
         (readme.README, "workers-cpu", ["processes", "1"]),
         (readme.README, "accuracy-numpy", ["runs", 0, "test_accuracy"]),
         (readme.README, "accuracy-cpu", ["runs", 0, "test_accuracy"]),
+        (readme.README, "study-variance", ["tables", "summary", "rows", 2]),
+        (readme.README, "study-trials", ["tables", "summary", "rows", 1]),
+        (readme.README, "study-grid", ["tables", "ensembles", "rows", 3]),
+        (readme.README, "study-grid", ["tables", "single_nets", "rows", 0]),
+        (readme.README, "study-ablation", ["tables", "steps", "rows", 1]),
         (readme.KERNELS_README, "kernels-cpu", ["operations", 0]),
         (readme.KERNELS_README, "kernels-cpu", ["limits", "numpy"]),
         (readme.KERNELS_README, "ladder-emulated", ["versions_counted", "im2col", "forward"]),
@@ -140,3 +147,27 @@ def test_the_machine_and_the_versions_are_named():
     assert timing.in_words({"machine": where, "versions": found}).endswith(
         f"numpy {found['numpy']}, pytest {pytest.__version__}."
     )
+
+
+def test_what_is_kept_of_a_study(tmp_path, monkeypatch):
+    """Each accuracy is in the result file, and README's tables are made of it."""
+    cell = Cell("seed", Recipe(nets=2, epochs=3), 2)
+    with Store(tmp_path / FILE) as store:
+        store.claim("trials", 0, SETTINGS, LABELS, [cell])
+        nets = [net(1, [0]), net(2, range(6)), net(3, [1, 2]), net(4, [5])]
+        store.add("trials", 0, cell, nets, LABELS)
+    monkeypatch.setattr(timing, "RESULTS", tmp_path)
+    studies.main([str(tmp_path)])
+    result = timing.newest("study-trials")
+    assert result["made_by"] == [MADE_BY]
+    assert result["cells"]["seed"]["accuracies"] == pytest.approx([1 / 6, 1, 2 / 6, 1 / 6])
+    with Store(tmp_path / FILE, create=False) as store:
+        expected = store.results("trials", 0).ensembles("seed").tolist()
+    assert result["cells"]["seed"]["ensembles"] == expected
+    shown = "\n".join(readme._trials(result["tables"]))
+    assert "| single nets | 4 | 41.667 % (" in shown
+    assert "| 39.675 % | 16.67 % | 100.00 % |" in shown
+    assert "| ensembles of 15, the notebook | 100 | 99.745 % | 0.020 % |  | 99.79 % |" in shown
+    sized = readme._size(result)
+    assert "9 training images, 3 epochs" in sized
+    assert sized.endswith("2 trials, ensembles of 2, `numpy`")
