@@ -71,6 +71,8 @@ def study(arguments, folder, should_stop=lambda: False):
     module = STUDIES[arguments.study]
     _fill_in(arguments, module)
     seed = checks.word("argument --seed", arguments.seed)
+    if module is not variance and arguments.dask is not None and arguments.workers is not None:
+        raise ValueError("argument --workers: is for this machine's processes, not for --dask")
     name = arguments.data
     if name not in ("digits", "mnist"):
         name = str(Path(name).absolute())  # workers have folders of their own to be in
@@ -252,7 +254,13 @@ def _add_study(studies, name, module):
         "digits)",
     )
     parser.add_argument("--out", metavar="DIR", help="study folder (default: studies/DATE-TIME)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="the first N training images")
+    limit = module.QUICK.get("limit", "all")
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help=f"the first N training images (default: all; --quick: {limit})",
+    )
     if not trains:
         parser.set_defaults(test_limit=None, seed=0)
     else:

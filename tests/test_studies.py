@@ -456,6 +456,7 @@ def test_the_hardest_by_entropy():
         ("trials --quick --seed -1", "argument --seed: got -1"),
         ("trials --quick --trials 4000000 --nets 9000", "argument --nets"),
         ("trials --quick --limit 20", "expected at least one batch of 64"),
+        ("trials --quick --dask tcp://x:1 --workers 2", "argument --workers: is for this"),
         ("trials --quick --device cuda", "device: 'cuda' cannot be used"),
         ("trials --quick --workers 3 --device emulated", "workers: got 3, expected 1"),
         ("grid --quick --rotation 500", "argument --rotation: got 500"),
