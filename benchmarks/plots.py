@@ -125,7 +125,8 @@ def draw_trials(folder):
     (cell,) = result["cells"].values()
     single, ensembles = np.array(cell["accuracies"]), np.array(cell["ensembles"])[:, -1]
     nets = cell["recipe"]["nets"]
-    return _save_study(folder, result, plots.histograms, single, ensembles, nets, [])
+    images = result["settings"]["test_images"]
+    return _save_study(folder, result, plots.histograms, single, ensembles, nets, images, [])
 
 
 def draw_ablation(folder):

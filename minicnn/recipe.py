@@ -73,12 +73,12 @@ class Recipe:
 
     def model(self, nets, device="auto", precision="float32"):
         """The network for a range of nets, before training."""
+        # Net n of the ensemble, from 1, draws its random numbers as n - 1.
         return Sequential(
             self.layers,
             MNIST_SHAPE,
             nets=len(nets),
-            first_net=nets[0]
-            - 1,  # net n of the ensemble, from 1, draws its random numbers as that
+            first_net=nets[0] - 1,
             seed=self.seed,
             device=device,
             precision=precision,

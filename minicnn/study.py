@@ -4,10 +4,10 @@ The front door of studies/. It reads the arguments, says what the study will cos
 done that are not yet, keeps each result as it comes, and writes what was found.
 """
 
+import contextlib
 import os
 import shlex
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from .command import (
     run,
     warnings_in_one_line,
 )
-from .files import DataError, atomic_write
+from .files import DataError, atomic_write, in_use
 from .machine import cores
 from .recipe import Recipe
 from .reports import webpage
@@ -35,8 +35,9 @@ from .studies import STUDIES, executors, findings, hardest, variance
 from .studies.store import FILE, Store
 from .studies.tasks import Source
 from .studies.work import Work, in_words
-from .training import steps_per_epoch
 from .workers import Interrupted
+
+_MOST_NETS = 1_000_000  # of a study; the notebook's largest has 1,500
 
 
 def main(argv=None):
@@ -55,8 +56,8 @@ def _main(argv):
     except (Interrupted, KeyboardInterrupt):
         again = list(argv) if arguments.out else [*argv, "--out", str(folder)]
         print(
-            "stopped; each net that was trained is kept; go on with: python -m minicnn.study "
-            f"{shlex.join(again)}",
+            "stopped; the nets of the tasks that had ended are kept; go on with: python -m "
+            f"minicnn.study {shlex.join(again)}",
             file=sys.stderr,
         )
         return stop.status
@@ -88,30 +89,42 @@ def study(arguments, folder, should_stop=lambda: False):
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"argument --out: {folder} is a file, expected a folder")
     cells = [] if module is variance else _cells(arguments, module, data)
-    folder.mkdir(parents=True, exist_ok=True)
-    images = ()
-    with Store(folder / FILE) as store:
+    with contextlib.ExitStack() as stack:
+        client = None
+        if module is not variance and arguments.dask is not None:
+            client = stack.enter_context(executors.connect(arguments.dask))
+        elif module is not variance:
+            devices.choose(arguments.device, arguments.precision)  # it is there
+        own = folder / (module.NAME if seed == 0 else f"{module.NAME}-seed-{seed}")
+        own.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(in_use(own, alone=True))
+        store = stack.enter_context(Store(folder / FILE))
         store.claim(module.NAME, seed, settings, data.test_labels, cells)
         if module is variance:
             measures = variance.measure(data.train_images, data.train_labels)
             store.add_images(module.NAME, seed, measures)
         else:
-            _train(arguments, store, cells, data, source, should_stop)
-        if module is hardest:
-            images = (data.test_images,)
-        found = module.findings(store.results(module.NAME, seed), *images)
-        draw = not arguments.no_figures
-        if draw and not figures.available():
-            print("no figures without matplotlib: pip install matplotlib", file=sys.stderr)
-            draw = False
-        findings.write(found, folder / module.NAME, draw)
-    if module is hardest and "hardest" in found.tables:
-        page = webpage.quiz_page(*images, found.tables["hardest"].data)
-        with atomic_write(folder / module.NAME / "quiz.html") as file:
-            file.write(page.encode())
+            _train(arguments, client, store, cells, data, source, should_stop)
+        found = _write(arguments, module, store.results(module.NAME, seed), data, own)
     for line in found.lines:
         print(line)
     print(f"Study folder: {folder}{os.sep}; a page of it: python -m minicnn.report {folder}")
+
+
+def _write(arguments, module, results, data, folder):
+    """Write what a study has found into its own folder: the Findings."""
+    images = (data.test_images,) if module is hardest else ()
+    found = module.findings(results, *images)
+    draw = not arguments.no_figures
+    if draw and not figures.available():
+        print("no figures without matplotlib: pip install matplotlib", file=sys.stderr)
+        draw = False
+    findings.write(found, folder, draw)
+    if images and "hardest" in found.tables:
+        page = webpage.quiz_page(*images, found.tables["hardest"].data)
+        with atomic_write(folder / "quiz.html") as file:
+            file.write(page.encode())
+    return found
 
 
 def _fill_in(arguments, module):
@@ -134,13 +147,20 @@ def _cells(arguments, module, data):
     try:
         # The split is that of the data: nothing is chosen by the test images, nor by others.
         cells = module.cells(Recipe(validation_fraction=0.0, **given), arguments)
-        for cell in cells:
-            replace(cell.recipe, nets=cell.recipe.nets * cell.trials)  # there are numbers for all
-        steps_per_epoch(cells[0].recipe, len(data.train_images))  # there must be one
-    except DataError:
-        raise
     except ValueError as error:
         raise ValueError(f"argument --{error}") from None
+    nets = sum(cell.recipe.nets * cell.trials for cell in cells)
+    if nets > _MOST_NETS:
+        raise ValueError(
+            f"argument --trials: {arguments.trials:,} trials are {nets:,} nets, expected at most "
+            f"{_MOST_NETS:,}"
+        )
+    batch = cells[0].recipe.batch_size
+    if len(data.train_images) < batch:
+        raise DataError(
+            f"{arguments.data}: got {len(data.train_images)} training images, expected at least "
+            f"one batch of {batch}"
+        )
     if data.test_images is None:
         raise DataError(f"{arguments.data}: has no test images, expected some to be predicted")
     if data.test_labels is None and module is not hardest:
@@ -151,8 +171,11 @@ def _cells(arguments, module, data):
 # ---- training ------------------------------------------------------------------------------------
 
 
-def _train(arguments, store, cells, data, source, should_stop):
-    """Train the nets that the store has not, and put them there."""
+def _train(arguments, client, store, cells, data, source, should_stop):
+    """Train the nets that the store has not, and put them there.
+
+    client: of a cluster, None for this machine.
+    """
     key = arguments.study, arguments.seed
     work = Work(
         cells,
@@ -188,26 +211,22 @@ def _train(arguments, store, cells, data, source, should_stop):
         def tell(message):
             bar.write(message, file=sys.stderr)
 
-        with _place(arguments, cells, data, tell) as place:
-            seconds, group = work.measure(place, len(data.test_images), should_stop)
+        with _place(arguments, client, cells, data, tell) as place:
+            seconds, groups = work.measure(place, len(data.test_images), should_stop)
             tell(f"this takes {in_words(seconds, place)}")
-            work.do(place, min(group, arguments.group or group), keep, report, should_stop)
+            work.do(place, groups, arguments.group, keep, report, should_stop)
 
 
-@contextmanager
-def _place(arguments, cells, data, tell):
-    """Where the tasks are done, an executors.Place."""
-    if arguments.dask is not None:
-        with executors.cluster(arguments.dask) as place:
-            yield place
-        return
+def _place(arguments, client, cells, data, tell):
+    """Where the tasks are done, an executors.Place, as a context."""
+    if client is not None:
+        return executors.cluster(client, arguments.dask, tell)
     _, ops, _ = devices.choose(arguments.device, arguments.precision)
     nets = min(sum(cell.recipe.nets * cell.trials for cell in cells), arguments.workers or cores())
     recipe = replace(cells[-1].recipe, nets=nets)
     _, count = share(recipe, data, ops, arguments.memory, arguments.workers)
     message = "minicnn.study: warning: a worker process died; another does its task once more"
-    with executors.local(count, lambda: tell(message)) as place:
-        yield place
+    return executors.local(count, lambda: tell(message))
 
 
 # ---- arguments -----------------------------------------------------------------------------------

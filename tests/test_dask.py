@@ -18,10 +18,8 @@ from runs import ROOT, command
 from minicnn import ensemble, load_data, train
 from minicnn.studies.store import FILE
 
-distributed = pytest.importorskip("distributed")
-
 SMALL = (
-    "trials --quick --quiet --no-figures --trials=3 --nets=2 --epochs=2 --limit=192 "
+    "trials --quick --quiet --no-figures --trials=3 --nets=2 --epochs=3 --limit=256 "
     "--test-limit=64 --device=numpy"
 ).split()
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -88,7 +86,9 @@ class Cluster:
             cwd=folder,
         )
         until(file.exists)
-        self.client = distributed.Client(scheduler_file=file, set_as_default=False)
+        from distributed import Client  # noqa: PLC0415
+
+        self.client = Client(scheduler_file=file, set_as_default=False)
         self.address = self.client.scheduler.address
         for _ in range(2):
             self.add_worker()
@@ -121,6 +121,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path):
+    pytest.importorskip("distributed")
     folder = tmp_path / "cluster"
     folder.mkdir()
     cluster = Cluster(folder)
@@ -141,6 +142,22 @@ def test_a_killed_worker_of_a_cluster_loses_nothing(cluster, undisturbed, tmp_pa
     victim = until(cluster.busy)
     cluster.workers[victim].send_signal(signal.SIGKILL)
     assert len(nets(tmp_path / "study")) < 6
+    _, errors = study.communicate(timeout=DEADLINE)
+    assert study.returncode == 0, errors
+    assert nets(tmp_path / "study") == undisturbed
+
+
+def test_a_cluster_without_workers_is_waited_for(cluster, undisturbed, tmp_path):
+    study = start("minicnn.study", *SMALL, "--dask", cluster.address, "--out", tmp_path / "study")
+    until(lambda: nets(tmp_path / "study"))
+    for worker in cluster.workers.values():
+        worker.kill()
+    line = study.stderr.readline()
+    while "warning" not in line:
+        line = study.stderr.readline()
+    told = f"warning: the cluster at {cluster.address} has no workers left; waiting for some"
+    assert line == f"minicnn.study: {told}\n"
+    cluster.add_worker()
     _, errors = study.communicate(timeout=DEADLINE)
     assert study.returncode == 0, errors
     assert nets(tmp_path / "study") == undisturbed
@@ -180,6 +197,17 @@ def test_a_killed_process_of_this_machine_loses_nothing(undisturbed, tmp_path):
     assert nets(tmp_path / "study") == undisturbed
 
 
+def test_a_study_that_is_at_work_is_left_alone(tmp_path):
+    again = "minicnn.study", *SMALL, "--workers=1", "--out", tmp_path / "study"
+    study = start(*again)
+    until(lambda: nets(tmp_path / "study"))
+    done = command(*again)
+    assert done.returncode == 2
+    assert "study/trials: in use by another process" in done.stderr
+    study.kill()
+    study.wait()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_study_that_was_stopped_goes_on(number, undisturbed, tmp_path):
     again = "minicnn.study", *SMALL, "--workers=2", "--out", tmp_path / "study"
@@ -204,7 +232,7 @@ def test_a_study_that_was_stopped_goes_on(number, undisturbed, tmp_path):
 def test_a_trial_is_a_run_of_train(undisturbed, tmp_path):
     """The second trial's nets are nets 3 and 4 of minicnn.train, to the bit."""
     arguments = train._parser().parse_args(
-        "--nets=2 --first-net=3 --epochs=2 --limit=192 --test-limit=64 --device=numpy "
+        "--nets=2 --first-net=3 --epochs=3 --limit=256 --test-limit=64 --device=numpy "
         "--validation-fraction=0 --recipe=demo --quiet --no-figures".split()
     )
     seen = []

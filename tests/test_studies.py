@@ -1,10 +1,14 @@
 """The parts of a study: networks, tasks, processes, statistics, and the file of results."""
 
 import os
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from argparse import Namespace
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -17,11 +21,21 @@ import minicnn.recipe
 from minicnn import __version__, ensemble, model
 from minicnn.files import DataError
 from minicnn.recipe import Recipe
-from minicnn.studies import STUDIES, ablation, grid, hardest, statistics, trials, variance
-from minicnn.studies.executors import Processes
+from minicnn.studies import (
+    STUDIES,
+    ablation,
+    executors,
+    grid,
+    hardest,
+    statistics,
+    trials,
+    variance,
+)
+from minicnn.studies.executors import Place, Processes, connect
 from minicnn.studies.networks import STEPS, Variant
 from minicnn.studies.store import FILE, Cell, Store
-from minicnn.studies.tasks import Source, Task, TrainedNet, measure, train_nets
+from minicnn.studies.tasks import Measured, Source, Task, TrainedNet, measure, train_nets
+from minicnn.studies.work import Work, in_words
 from minicnn.workers import WorkerDiedError
 
 # ---- networks ------------------------------------------------------------------------------------
@@ -73,18 +87,15 @@ def test_each_network_can_be_trained(changes):
 
 
 def test_the_grid_has_the_notebooks_cells():
-    class Arguments:
-        rotation = shift = None
-        trials = 6
-
-    cells = grid.cells(Recipe(), Arguments)
+    asked = Namespace(rotation=None, shift=None, trials=6)
+    cells = grid.cells(Recipe(), asked)
     places = {(cell.recipe.rotation, cell.recipe.height_shift) for cell in cells}
     assert len(cells) == len(places) == 16
     assert {r for r, s in places if s == 0.2} == {10, 15}
     assert {r for r, s in places if s == 0.1} == set(range(0, 31, 5))
     assert all(cell.recipe.zoom == cell.recipe.rotation / 100 for cell in cells)
-    Arguments.rotation, Arguments.shift = [5.0, 7.5, 5.0], [0.3]
-    assert [cell.recipe.rotation for cell in grid.cells(Recipe(), Arguments)] == [5, 7.5]
+    asked.rotation, asked.shift = [5.0, 7.5, 5.0, -0.0, 0.0, 5.0000001], [0.3]
+    assert [c.recipe.rotation for c in grid.cells(Recipe(), asked)] == [5, 7.5, 0, 5.0000001]
 
 
 # ---- tasks ---------------------------------------------------------------------------------------
@@ -154,6 +165,43 @@ def test_a_task_knows_its_images(small, source):
     assert Task("seed", small, range(1, 4), replace(source, images=95)).images == 3 * 2 * 80
 
 
+def test_each_network_has_a_group_of_its_own():
+    """Where nets are trained together, a cell of few is no reason to cut those of many."""
+    recipe = Recipe(nets=15, epochs=1, validation_fraction=0.0)
+    cells = ablation.cells(recipe, Namespace(trials=2))
+    work = Work(cells, set(), source=Source("digits", images=640))
+    asked = []
+
+    class Inline(Executor):
+        def submit(self, function, task):
+            future = Future()
+            asked.append((function, task))
+            future.set_result(
+                Measured({}, min(len(task.nets), 20), 100.0) if function is measure else []
+            )
+            return future
+
+    place = Place(Inline(), 1)
+    seconds, groups = work.measure(place, 100, lambda: False)
+    assert len(asked) == len(groups) == 8  # two cells have the seed network
+    assert seconds == pytest.approx((8 * 2 + 30) * (640 + 100 / 3) / 100)
+    del asked[:]
+    work.do(place, groups, None, lambda cell, nets: None, lambda images: None, lambda: False)
+    sizes = {}
+    for _, task in asked:
+        sizes.setdefault(task.cell, []).append(len(task.nets))
+    assert sizes == {**{name: [2] for name in STEPS[:-1]}, "augmentation": [15, 15]}
+    del asked[:]
+    work.do(place, groups, 4, lambda cell, nets: None, lambda images: None, lambda: False)
+    assert max(len(task.nets) for _, task in asked) == 4
+    assert sum(len(task.nets) for _, task in asked) == work.nets == 46
+
+
+def test_an_estimate_may_be_beyond_all_dates():
+    assert in_words(59.6, Place(None, 1)) == "about 0:01:00, in 1 process"
+    assert in_words(1e30, Place(None, 2)).startswith("about 115740740 days")
+
+
 # ---- processes -----------------------------------------------------------------------------------
 
 
@@ -187,6 +235,55 @@ def test_a_process_that_dies_takes_only_its_task(tmp_path):
             executor.submit(die).result()
         assert executor.submit(abs, -5).result() == 5
     assert len(deaths) == 3
+
+
+# A study that is told to stop while its task does not listen, then once more.
+_STUBBORN = """
+import signal, sys, time
+from minicnn.command import StopOnSignal
+from minicnn.studies.executors import local
+from minicnn.workers import Interrupted
+if __name__ == "__main__":
+    stop = StopOnSignal("stopping")
+    try:
+        with stop, local(1, lambda: None) as place:
+            future = place.executor.submit(time.sleep, 60)
+            print("begun", flush=True)
+            while not stop():
+                time.sleep(0.01)
+            raise Interrupted
+    except KeyboardInterrupt:
+        sys.exit(7)
+"""
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    (tmp_path / "stubborn.py").write_text(_STUBBORN)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "stubborn.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(2)  # the worker is asleep
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 7
+
+
+def test_what_is_no_scheduler_is_told_of(monkeypatch):
+    """One that says nothing, and one that closes the door."""
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(executors, "_PATIENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"no scheduler answers at '{address}': timed out"):
+            connect(address)
 
 
 def test_any_executor_does_a_task(small, source):
@@ -322,7 +419,11 @@ def test_diverged_nets_have_no_vote(store):
     assert np.mean(votes == LABELS) == first[1]
     found = trials.findings(results)
     assert found.tables["by_size"].data["n"].to_list() == [2, 2, 1]
-    assert "1 ensembles of 3" in found.lines[1]
+    summary = found.tables["summary"].data
+    assert summary["n"].to_list()[:2] == [5, 2]
+    assert summary["max"][1] == first[1]
+    noted = "1 of 6 nets diverged and count nowhere: 1 of the ensembles have fewer nets"
+    assert noted in found.lines[2]
 
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name != "variance"])
@@ -340,13 +441,19 @@ def test_another_study_in_the_file_is_refused(store):
     store.claim("trials", 0, {**SETTINGS, "source": "moved"}, LABELS, [cell])
     with pytest.raises(ValueError, match=r"results.sqlite has the study trials with data d, got e"):
         store.claim("trials", 0, {**SETTINGS, "data": "e"}, LABELS, [cell])
+    new = Cell("rotation 5", Recipe(epochs=3, rotation=5.0), 1)
+    store.claim("trials", 0, SETTINGS, LABELS, [new])
+    for changed in ({"epochs": 4}, {"nets": 2}, {"momentum": 0.5}):
+        unlike = Cell("rotation 7", Recipe(**{"epochs": 3, "rotation": 7.0} | changed), 1)
+        with pytest.raises(ValueError, match=rf"the study trials \(.*with {next(iter(changed))}"):
+            store.claim("trials", 0, SETTINGS, LABELS, [unlike])
     other = Cell("seed", Recipe(epochs=4), 5)
     with pytest.raises(ValueError, match="with epochs 3, got 4; choose another folder"):
         store.claim("trials", 0, SETTINGS, LABELS, [other])
-    assert store.results("trials", 0).asked == {"seed": 1}
+    assert store.results("trials", 0).asked == {"seed": 1, "rotation 5": 1}
     store.claim("trials", 0, SETTINGS, LABELS, [replace(cell, trials=5)])
     store.claim("trials", 0, SETTINGS, LABELS, [replace(cell, trials=2)])
-    assert store.results("trials", 0).asked == {"seed": 5}
+    assert store.results("trials", 0).asked == {"seed": 5, "rotation 5": 1}
 
 
 @pytest.mark.parametrize(
@@ -429,6 +536,22 @@ def test_an_image_without_any_pixel_is_left_out():
     assert len(variance.deviations(measures)) == 3
 
 
+@pytest.mark.parametrize("lit", [0, 1])
+def test_images_of_no_extent(tmp_path, lit):
+    images = np.zeros((70, 28, 28), np.uint8)
+    images[:, 5, 7] = lit
+    with Store(tmp_path / FILE) as store:
+        store.claim("variance", 0, SETTINGS, None, [])
+        measures = variance.measure(images, np.arange(70) % 10)
+        store.add_images("variance", 0, measures)
+        found = variance.findings(store.results("variance", 0))
+    if not lit:
+        assert found.lines == ["no image has a pixel that is not zero"]
+        return
+    assert found.lines[0].startswith("centre of the bounding box: mean (8.00, 6.00)")
+    assert all(picture.build().axes for picture in found.pictures.values())
+
+
 def test_the_hardest_by_entropy():
     probabilities = np.random.default_rng(3).dirichlet(np.ones(10), (4, 70)).astype(np.float32)
     table = hardest.rank(probabilities)
@@ -454,8 +577,10 @@ def test_the_hardest_by_entropy():
         ("trials --trials 0", "argument --trials: got 0, expected a positive integer"),
         ("trials --quick --momentum 1.5", "argument --momentum: got 1.5"),
         ("trials --quick --seed -1", "argument --seed: got -1"),
-        ("trials --quick --trials 4000000 --nets 9000", "argument --nets"),
-        ("trials --quick --limit 20", "expected at least one batch of 64"),
+        ("trials --quick --trials 400 --nets 9000", "argument --trials: 400 trials are 3,600,000"),
+        ("trials --quick --nets 20000", "argument --nets: got 20000"),
+        ("trials --quick --limit 20", "got 20 training images, expected at least one batch of 64"),
+        ("grid --quick --shift 5", "argument --shift: got 5.0, expected a number in [0, 1]"),
         ("trials --quick --dask tcp://x:1 --workers 2", "argument --workers: is for this"),
         ("trials --quick --device cuda", "device: 'cuda' cannot be used"),
         ("trials --quick --workers 3 --device emulated", "workers: got 3, expected 1"),

@@ -17,7 +17,8 @@ from ..figures import PANEL
 from ..files import brief, printable
 
 PNG = b"\x89PNG\r\n\x1a\n"  # how each such file begins
-_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?( %)?")
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( %)?")
+_MOST_CELL = 200  # characters of a cell of a table
 
 _STYLE = """
 :root { --ink: #222; --quiet: #666; --line: #ddd; --wrong: #cc3311;
@@ -194,6 +195,7 @@ def footer(words):
 
 def table(caption, frame):
     """A DataFrame of texts as a table, whose first column names its rows."""
+    frame = frame.map(lambda value: brief(value, _MOST_CELL))
     marks = [_alignment(frame.iloc[:, place]) for place in range(frame.shape[1])]
     head = "".join(
         f'<th scope="col"{mark}>{text(name)}</th>'

@@ -8,7 +8,7 @@ import pandas as pd
 from . import plots
 from .findings import Findings, Picture, Table
 from .networks import STEPS, Variant
-from .statistics import difference_interval, mean_interval
+from .statistics import difference_interval, gain_interval, mean_interval
 from .store import Cell
 
 NAME = "ablation"
@@ -41,11 +41,16 @@ def findings(results):
     last = list(results.cells)[-1]
     nets = results.ensemble[last]
     if nets > 1:
-        ensembles = results.ensembles(last)[:, -1]
-        ensembles = ensembles[~np.isnan(ensembles)]
-        rows.append(_row(f"an ensemble of {nets}", ensembles, before, nets * rows[-1]["weights"]))
+        whole = results.whole(last)
+        rows.append(_row(f"an ensemble of {nets}", whole, None, nets * rows[-1]["weights"]))
+        if len(whole):
+            # An ensemble is compared with the nets that it is made of.
+            alone = [values.mean() for values in results.by_trial(last).values() if len(values)]
+            gains = whole - np.array(alone)
+            rows[-1] |= {"gain": gains.mean()}
+            rows[-1]["gain_low"], rows[-1]["gain_high"] = gain_interval(gains)
     table = pd.DataFrame(rows)
-    lines = [_line(row) for row in rows if row["n"]]
+    lines = [*(_line(row) for row in rows if row["n"]), *results.notes()]
     pictures = {}
     if table["n"].any():
         pictures["steps"] = Picture(
@@ -54,7 +59,7 @@ def findings(results):
         )
     caption = (
         "Mean test accuracy after each change, with its 95 % interval; the gain over the step "
-        "before, and its interval (Welch)"
+        "before, and its interval: Welch's; of the ensembles, that of the gain over their own nets"
     )
     fractions = "mean", "low", "high", "gain", "gain_low", "gain_high"
     tables = {"steps": Table(caption, table, fractions)}

@@ -9,6 +9,7 @@ import logging
 import pickle
 import queue
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,17 +19,21 @@ from .. import __version__, machine
 from ..workers import Interrupted, Worker, WorkerDiedError
 
 _PATIENCE = 10  # seconds until a cluster that does not answer counts as gone
+_LOOK_SECONDS = 3  # between looks at whether it has workers
 
 
 @dataclass(frozen=True)
 class Place:
-    """An executor; how many tasks it does at once, and in_hand(), the images trained on in the
-    tasks that it is at, as far as it can tell.
+    """An executor, and how many tasks it does at once.
+
+    in_hand(): the images trained on in the tasks that it is at, as far as it can tell. look(), to
+    be called from time to time, tells of what keeps it from working.
     """
 
     executor: Executor
     count: int
     in_hand: Callable = lambda: 0
+    look: Callable = lambda: None
 
 
 class Processes(Executor):
@@ -115,26 +120,18 @@ def local(count, on_death):
         executor.stop()
         raise
     finally:
-        executor.shutdown(cancel_futures=True)
+        try:
+            executor.shutdown(cancel_futures=True)
+        except KeyboardInterrupt:  # the second one, while tasks did the step in hand
+            executor.stop(at_once=True)
+            executor.shutdown(cancel_futures=True)
+            raise
 
 
-def _knock(address):
-    """Raise OSError or ValueError unless somebody listens there, which a Client tells less well."""
-    parts = urlsplit(address)
-    if parts.scheme not in ("tcp", "tls") or not parts.hostname or not parts.port:
-        raise ValueError("not of the form tcp://HOST:PORT")
-    socket.create_connection((parts.hostname, parts.port), _PATIENCE).close()
-
-
-@contextlib.contextmanager
-def cluster(address):
-    """As a context, the Place of a Dask cluster by the address of its scheduler.
-
-    Dask itself gives the task of a worker that died to another. Raises ValueError where there is
-    no such cluster, or it has no workers.
-    """
+def connect(address):
+    """A Client of the Dask cluster by the address of its scheduler. Raises ValueError."""
     try:
-        from distributed import Client, KilledWorker  # noqa: PLC0415
+        from distributed import Client  # noqa: PLC0415
     except ImportError:
         raise ValueError(
             'argument --dask: needs the package distributed: pip install "minicnn[dask]"'
@@ -143,14 +140,40 @@ def cluster(address):
     for logger in ("distributed", "distributed.client"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
-        _knock(address)
-        client = Client(address, timeout=_PATIENCE, set_as_default=False)
-    except (OSError, ValueError, RuntimeError) as error:
+        parts = urlsplit(address)
+        if parts.scheme not in ("tcp", "tls") or not parts.hostname or not parts.port:
+            raise ValueError("not of the form tcp://HOST:PORT")
+        _knock(parts.hostname, parts.port, silent=parts.scheme == "tls")
+        return Client(address, timeout=_PATIENCE, set_as_default=False)
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:  # what no scheduler says
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"argument --dask: no scheduler answers at {address!r}: {reason}; expected the address "
             "that `dask scheduler` prints, such as tcp://10.0.0.1:8786"
         ) from None
+
+
+def _knock(host, port, silent):
+    """Raise OSError unless a scheduler is there: a Client would wait for ever for what is none.
+
+    One of Dask's says its part at once, and first, but one that expects TLS is `silent`.
+    """
+    with socket.create_connection((host, port), _PATIENCE) as connection:
+        if not silent:
+            connection.settimeout(_PATIENCE)
+            if not connection.recv(1):
+                raise OSError("the connection was closed")
+
+
+@contextlib.contextmanager
+def cluster(client, address, tell):
+    """As a context, the Place of a Dask cluster, by its Client.
+
+    Dask itself gives the task of a worker that died to another. tell(line) is called when no worker
+    is left. Raises ValueError where there is none to begin with.
+    """
+    from distributed import KilledWorker  # noqa: PLC0415
+
     with client:
         try:
             client.wait_for_workers(1, timeout=_PATIENCE)
@@ -159,10 +182,12 @@ def cluster(address):
                 f"argument --dask: the scheduler at {address} has no workers; start some by "
                 f"`dask worker {address} --nthreads 1`"
             ) from None
-        threads = client.nthreads()
+        # A worker does one task at a time, however many threads it has.
+        count = len(client.nthreads())
         try:
             # Two calls with the same arguments are two calls: `measure` is made several times.
-            yield Place(client.get_executor(pure=False), sum(threads.values()))
+            executor = client.get_executor(pure=False)
+            yield Place(executor, count, look=_Lookout(client, address, tell))
         except KilledWorker as error:
             raise WorkerDiedError(
                 f"the workers of {address} died one after the other of the same task: "
@@ -175,3 +200,26 @@ def cluster(address):
                 f"argument --dask: the cluster at {address} cannot load the task: {error}; "
                 f"expected minicnn {__version__} with its scheduler and each worker"
             ) from None
+
+
+class _Lookout:
+    """Looks every few seconds, if it is called as often, whether a cluster has workers; tells."""
+
+    def __init__(self, client, address, tell):
+        self._client, self._address, self._tell = client, address, tell
+        self._next, self._told = 0.0, False
+
+    def __call__(self):
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _LOOK_SECONDS
+        try:
+            workers = self._client.nthreads()
+        except OSError:  # if the scheduler is gone, the tasks will tell
+            return
+        if not workers and not self._told:
+            self._tell(
+                f"minicnn.study: warning: the cluster at {self._address} has no workers left; "
+                "waiting for some"
+            )
+        self._told = not workers

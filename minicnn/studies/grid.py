@@ -58,8 +58,8 @@ def add_arguments(group):
         type=number,
         nargs="+",
         metavar="X",
-        help="fraction of width and height (default: 0 0.1, and 0.2 where the notebook has it; "
-        "--quick: 0 0.1)",
+        help="fraction of width and height, each with each rotation (default: 0 0.1 0.2, or where "
+        "no --rotation is given the notebook's cells; --quick: 0 0.1)",
     )
 
 
@@ -79,12 +79,14 @@ def cells(recipe, arguments):
     found = {}
     for rotation, shift in pairs:
         checks.number("rotation", rotation, 0, 100, "[)")  # for zoom is a hundredth of it
-        name = f"rotation {rotation:g}, zoom {rotation / 100:g}, shift {shift:g}"
+        checks.number("shift", shift, 0, 1)
+        degrees, part = abs(float(rotation)), abs(float(shift))  # there is a zero below zero
+        name = f"rotation {degrees:.12g}, zoom {degrees / 100:.12g}, shift {part:.12g}"
         augment = {
-            "rotation": float(rotation),
-            "zoom": rotation / 100,
-            "width_shift": float(shift),
-            "height_shift": float(shift),
+            "rotation": degrees,
+            "zoom": degrees / 100,
+            "width_shift": part,
+            "height_shift": part,
         }
         found[name] = Cell(name, replace(recipe, **augment), arguments.trials)
     return list(found.values())
@@ -94,9 +96,8 @@ def findings(results):
     """The Findings in a study's Results."""
     rows = []
     for cell, recipe in results.cells.items():
-        ensembles = results.ensembles(cell)[:, -1]
         for kind, values in (
-            ("ensembles", ensembles[~np.isnan(ensembles)]),
+            ("ensembles", results.whole(cell)),
             ("single nets", results.accuracies(cell)),
         ):
             low, high = mean_interval(values)
@@ -117,7 +118,7 @@ def findings(results):
     columns = ["of", "rotation", "zoom", "shift", "n", "mean", "low", "high", "notebook"]
     table = pd.DataFrame(rows, columns=columns)
     nets = max(results.ensemble.values(), default=0)
-    tables, pictures, lines = {}, {}, []
+    tables, pictures, lines = {}, {}, results.notes()
     for kind in ("ensembles", "single nets"):
         part = table[table["of"] == kind].drop(columns="of").reset_index(drop=True)
         name = kind.replace(" ", "_")

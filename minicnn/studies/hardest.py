@@ -66,6 +66,7 @@ def findings(results, images=None):
         lines = [
             f"{shown}find hardest: {wrong} of them are wrong, as are {100 * total:.2f} % of all"
         ]
+    lines += results.notes()
     tables = {"hardest": Table("The hardest images, the hardest first", table, ("probability",))}
     pictures = {}
     if images is not None:

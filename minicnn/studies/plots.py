@@ -8,17 +8,17 @@ _HEIGHT = 560  # pixels
 _BOX = 0.13, 0.15, 0.83, 0.72  # of the only axes of a page: left, bottom, width, height
 
 
-def histograms(single, ensembles, nets, notebook):
+def histograms(single, ensembles, nets, images, notebook):
     """Accuracies of single nets (n,) and of ensembles (m,), each as shares of its own.
 
-    notebook: rows with mean and sd to mark, of single nets and of ensembles; may be empty.
+    images: in the test set; notebook: rows with mean and sd to mark, of single nets and of
+    ensembles, may be empty.
     """
     figure, axes = _panel()
-    # Bins of whole images of the test set, and some twenty of them
-    values = np.concatenate([single, ensembles])
-    low, high = values.min(), values.max()
-    step = max((high - low) / 20, 1e-4)
-    edges = np.arange(low - step / 2, high + step, step)
+    # Some twenty bins, each of as many images of the test set as any other
+    right = np.round(np.concatenate([single, ensembles]) * images)
+    step = max(int(np.ceil(np.ptp(right) / 20)), 1)
+    edges = np.arange(right.min() - 0.5, right.max() + step, step) / images
     for of, color, label in (
         (single, TRAINING, f"{len(single):,} single nets"),
         (ensembles, VALIDATION, f"{len(ensembles):,} ensembles of {nets}"),
@@ -110,7 +110,7 @@ def distributions(away, columns, unit, table):
         bottom = 1 - (place + 0.8) * height - 10 / pixels
         axes = figure.add_axes((0.13, bottom, 0.83, 0.62 * height))
         values = away[column]
-        reach = values.abs().max()
+        reach = values.abs().max() or 1
         edges = 60
         if unit == "pixels":  # centres lie on halves
             first = np.floor(values.min() * 2) / 2

@@ -19,12 +19,18 @@ def mean_interval(values):
     Of a handful of values it is wide, as it should be, where a bootstrap would be too sure. It ends
     where accuracies do, at 0 and 1.
     """
-    values = np.asarray(values, float)
-    if len(values) < 2:
+    low, high = gain_interval(values)
+    return np.clip(low, 0, 1), np.clip(high, 0, 1)
+
+
+def gain_interval(gains):
+    """(low, high): Student's 95 % interval of the mean of gains (n,), each that of a pair."""
+    gains = np.asarray(gains, float)
+    if len(gains) < 2:
         return np.nan, np.nan
-    reach = stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)
-    reach *= values.std(ddof=1) / np.sqrt(len(values))
-    return max(values.mean() - reach, 0.0), min(values.mean() + reach, 1.0)
+    reach = stdtrit(len(gains) - 1, (1 + CONFIDENCE) / 2)
+    reach *= gains.std(ddof=1) / np.sqrt(len(gains))
+    return gains.mean() - reach, gains.mean() + reach
 
 
 def difference_interval(before, after):

@@ -53,6 +53,7 @@ _TABLES = {
     PRIMARY KEY (study, seed, image))""",
 }
 _CLASSES = 10
+_VARIED = "rotation", "zoom", "width_shift", "height_shift"  # from cell to cell of a grid
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,18 @@ class Store:
                     self._connection.execute(
                         f"UPDATE cell SET trials=? WHERE {where}", (cell.trials, *key)
                     )
+            self._compare_cells(study, seed, cells)
+
+    def _compare_cells(self, study, seed, cells):
+        """All cells of a study are trained alike, in all but what it varies."""
+        names = {cell.name for cell in cells}
+        rows = self._rows("SELECT cell, recipe FROM cell WHERE study=? AND seed=?", study, seed)
+        for name, recipe in rows:
+            if name not in names:  # a cell of a grid, which this command does not name
+                new = cells[0].recipe.as_dict()
+                for varied in _VARIED:
+                    del new[varied]
+                self._compare(f"the study {study} ({name})", _json(recipe), new)
 
     def _compare(self, what, old, new):
         for name, value in new.items():
@@ -258,8 +271,15 @@ class Results:
 
     def accuracies(self, cell):
         """The accuracies of a cell's single nets in all trials that are complete: (n,)."""
+        return np.concatenate([[], *self.by_trial(cell).values()])
+
+    def by_trial(self, cell):
+        """{trial: accuracies (nets,) of its single nets} of a cell's complete trials."""
         nets = self.nets[self.nets["cell"] == cell]
-        return nets.loc[nets["trial"].isin(self.trials(cell)), "accuracy"].dropna().to_numpy()
+        found = {}
+        for trial in self.trials(cell):
+            found[trial] = nets.loc[nets["trial"] == trial, "accuracy"].dropna().to_numpy()
+        return found
 
     def probabilities(self, cell, trial):
         """Those of the test images by a trial's nets that have not diverged: (nets, N, classes)."""
@@ -292,6 +312,24 @@ class Results:
             for size, of_size in enumerate(sums[: len(row)]):
                 row[size] = np.mean(of_size.argmax(axis=1) == self.labels)
         return accuracies
+
+    def whole(self, cell):
+        """Test accuracies (n,) of the ensembles of complete trials: of those of their nets that are
+        left, as minicnn.train has it.
+        """
+        rows = (row[~np.isnan(row)] for row in self.ensembles(cell))
+        return np.array([row[-1] for row in rows if len(row)])
+
+    def notes(self):
+        """What must be known of the nets beside their accuracies: a list of lines."""
+        diverged = self.nets[self.nets["diverged"].notna()]
+        if not len(diverged):
+            return []
+        ensembles = len(diverged.groupby(["cell", "trial"]))
+        return [
+            f"{len(diverged):,} of {len(self.nets):,} nets diverged and count nowhere: "
+            f"{ensembles:,} of the ensembles have fewer nets than the others"
+        ]
 
     def history(self, cell=None):
         """The histories of the nets, of one cell or all, a DataFrame as in history.csv."""

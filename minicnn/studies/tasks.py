@@ -23,7 +23,7 @@ from ..data import fingerprint, load_data
 from ..ensemble import cut
 from ..files import DataError
 from ..recipe import Recipe
-from ..resources import share
+from ..resources import arrays_bytes, group_size
 from ..training import Data, Job, Repeat, Trainer, steps_per_epoch
 
 _MEASURED_SECONDS = 0.6
@@ -147,10 +147,13 @@ def _prepare(task):
             "was begun, expected the same"
         )
     device, ops, _ = devices.choose(task.device, task.precision)
-    group = 1
-    if ops.lockstep:
-        recipe = replace(task.recipe, nets=len(task.nets), first_net=task.nets[0])
-        group, _ = share(recipe, data, ops, task.memory)
+    if not ops.lockstep:
+        return data, device, ops, 1
+
+    def needed(nets):
+        return arrays_bytes(task.recipe, ops, nets, data.train_images, data.test_images)
+
+    group = group_size(len(task.nets), task.memory or ops.free_memory(), needed)
     return data, device, ops, group
 
 

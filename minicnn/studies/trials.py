@@ -37,8 +37,7 @@ def findings(results):
     (cell,) = results.cells
     nets = results.ensemble[cell]
     single, ensembles = results.accuracies(cell), results.ensembles(cell)
-    whole = ensembles[:, -1]
-    whole = whole[~np.isnan(whole)]
+    whole = results.whole(cell)
     rows = [
         {"of": "single nets", **spread(single)},
         {"of": f"ensembles of {nets}", **spread(whole)},
@@ -46,7 +45,7 @@ def findings(results):
     ]
     table = pd.DataFrame(rows)
     sizes = _by_size(ensembles)
-    lines = [_line(row) for row in rows[:2]]
+    lines = [*(_line(row) for row in rows[:2]), *results.notes()]
     pictures = {}
     if len(single):
         same = results.is_mnist
@@ -54,7 +53,9 @@ def findings(results):
             "histogram": Picture(
                 "Test accuracies of single nets and of ensembles"
                 + ", and the notebook's mean and standard deviation" * same,
-                lambda: plots.histograms(single, whole, nets, NOTEBOOK if same else []),
+                lambda: plots.histograms(
+                    single, whole, nets, len(results.labels), NOTEBOOK if same else []
+                ),
             ),
             "by_size": Picture(
                 "Test accuracy by the number of nets in the ensemble",
@@ -93,10 +94,10 @@ def _by_size(ensembles):
 def _line(row):
     if not row["n"]:
         return f"{row['of']}: none yet"
-    text = f"{row['n']:,} {row['of']}: mean {100 * row['mean']:.3f} %"
-    if row["n"] > 1:
-        text += (
-            f" ({100 * row['mean_low']:.3f} to {100 * row['mean_high']:.3f}), standard deviation "
-            f"{100 * row['sd']:.3f}"
-        )
-    return text + f", {100 * row['min']:.3f} to {100 * row['max']:.3f} %"
+    if row["n"] == 1:
+        return f"{row['of']}: {100 * row['mean']:.3f} %, the only one"
+    return (
+        f"{row['n']:,} {row['of']}: mean {100 * row['mean']:.3f} % ({100 * row['mean_low']:.3f} to "
+        f"{100 * row['mean_high']:.3f}), standard deviation {100 * row['sd']:.3f}, "
+        f"{100 * row['min']:.3f} to {100 * row['max']:.3f} %"
+    )

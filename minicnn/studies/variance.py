@@ -21,6 +21,7 @@ say how it found its own for rotation and zoom.
 import numpy as np
 import pandas as pd
 
+from ..model import MNIST_SHAPE
 from . import plots
 from .findings import Findings, Picture, Table
 
@@ -89,7 +90,8 @@ def deviations(images):
             "centre, row": images["center_row"] - images["center_row"].mean(),
             "angle": np.degrees(np.angle(doubled * np.conj(mean)) / 2),
             "slant": images["slant"] - by_class["slant"].transform("mean"),
-            "size": images["size"] / by_class["size"].transform("mean") - 1,
+            # Where each image of a class is one pixel, none is larger than the others.
+            "size": (images["size"] / by_class["size"].transform("mean")).fillna(1) - 1,
         }
     )
 
@@ -99,8 +101,9 @@ def findings(results):
     images = results.images()
     if not len(images):
         return Findings("Variance of the images", ["nothing is measured yet"])
-    pixels = results.settings.get("pixels", 28)
     away = deviations(images)
+    if not len(away):
+        return Findings("Variance of the images", ["no image has a pixel that is not zero"])
     means = {
         "centre, column": images["center_column"].mean(),
         "centre, row": images["center_row"].mean(),
@@ -119,7 +122,7 @@ def findings(results):
                 "mean": means.get(name, np.nan),
                 "sd": values.std(ddof=0),
                 "holds_95_%": held,
-                "setting": held / pixels if in_pixels else held,
+                "setting": held / MNIST_SHAPE[0] if in_pixels else held,
                 "notebook_mean": mean,
                 "notebook_sd": sd,
                 "notebook_setting": notebook,

@@ -33,36 +33,38 @@ class Work:
         )
 
     def measure(self, place, test_images, should_stop):
-        """(seconds that all will take at a Place, nets that a process trains together).
+        """(seconds that all will take at a Place, {network: nets that a process trains together}).
 
-        A net of each network is trained for a moment, by as many processes at once as there are.
+        Nets of each network are trained for a moment, by as many processes at once as there are.
         Raises what a task raises, Interrupted where should_stop() turns true.
         """
-        rates, groups = {}, []
-        for task in self._tasks:
+        rates, groups = {}, {}
+        # That with the most nets tells how many can be trained together.
+        for task in sorted(self._tasks, key=lambda task: len(task.nets), reverse=True):
             if _network(task) not in rates:
                 found = _all(place, measure, [task] * place.count, should_stop)
                 rates[_network(task)] = sum(measured.images_per_second for measured in found)
-                groups += [measured.group for measured in found]
+                groups[_network(task)] = min(measured.group for measured in found)
         seconds = sum(
             # To predict an image is about a third of the work of training on it.
             len(missing) * (_images_of_a_net(task) + test_images / 3) / rates[_network(task)]
             for task, missing in zip(self._tasks, self._missing, strict=True)
         )
-        return seconds, min(groups)
+        return seconds, groups
 
-    def do(self, place, group, keep, report, should_stop):
-        """Have all trained at a Place, in tasks of up to `group` nets.
+    def do(self, place, groups, most, keep, report, should_stop):
+        """Have all trained at a Place, in tasks of as many nets as `groups`, which measure found,
+        has of their network, and of `most` at most, if that is not None.
 
         keep(cell, nets) is called for the TrainedNets of each task as it ends, and report(n) from
         time to time, after n images so far. Raises what a task raises, Interrupted where
         should_stop() turns true.
         """
-        group = max(1, min(group, -(-self.nets // place.count)))  # there is one for each process
+        fair = -(-self.nets // place.count)  # with more, some process would have none
         parts = [
             (cell, replace(task, nets=nets))
             for cell, task, missing in zip(self.cells, self._tasks, self._missing, strict=True)
-            for nets in cut(missing, group)
+            for nets in cut(missing, min(groups[_network(task)], fair, most or fair))
         ]
         # The first trials come first, so that a study that is stopped has something to tell.
         parts.sort(key=lambda part: (part[1].nets[0] - 1) // part[1].recipe.nets)
@@ -73,13 +75,13 @@ class Work:
                 keep(cell, nets)
                 finished += task.images
             report(finished + place.in_hand())
+            place.look()
 
 
 def in_words(seconds, place):
     """What a Work's measure has found."""
-    about = timedelta(seconds=round(seconds))
-    if seconds >= 3600:
-        about = timedelta(minutes=round(seconds / 60))
+    seconds = round(min(seconds, 1e13))  # a timedelta ends at some time
+    about = timedelta(seconds=seconds if seconds < 3600 else round(seconds, -2) // 60 * 60)
     return f"about {about}, in {place.count} process{'es' * (place.count > 1)}"
 
 
