@@ -139,6 +139,8 @@ def distributions(away, columns, unit, table):
 
 def steps(table):
     """The error rate after each change, with its interval, from top to bottom."""
+    from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415
+
     figure = page(130 + 52 * len(table), "", "", width=PANEL)
     axes = figure.add_axes(
         (0.5, 110 / (130 + 52 * len(table)), 0.47, 1 - 180 / (130 + 52 * len(table)))
@@ -169,6 +171,8 @@ def steps(table):
             color=TEXT,
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.set_yticks(range(len(table)), table["step"])
     axes.tick_params(axis="y", labelcolor=TEXT, labelsize=9)
