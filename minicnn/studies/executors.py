@@ -174,36 +174,35 @@ def cluster(client, address, tell):
     """
     from distributed import KilledWorker  # noqa: PLC0415
 
-    with client:
-        try:
-            client.wait_for_workers(1, timeout=_PATIENCE)
-        except TimeoutError:
-            raise ValueError(
-                f"argument --dask: the scheduler at {address} has no workers; start some by "
-                f"`dask worker {address} --nthreads 1`"
-            ) from None
-        # A worker does one task at a time, however many threads it has.
-        count = len(client.nthreads())
-        try:
-            # Two calls with the same arguments are two calls: `measure` is made several times.
-            executor = client.get_executor(pure=False)
-            yield Place(executor, count, look=_Lookout(client, address, tell))
-        except KilledWorker as error:
-            raise WorkerDiedError(
-                f"the workers of {address} died one after the other of the same task: "
-                f"{' '.join(str(error).split())}"
-            ) from None
-        except CancelledError:
-            raise OSError(f"the cluster at {address} is gone; what was trained is kept") from None
-        except ImportError as error:
-            raise ValueError(
-                f"argument --dask: the cluster at {address} cannot load the task: {error}; "
-                f"expected minicnn {__version__} with its scheduler and each worker"
-            ) from None
+    try:
+        client.wait_for_workers(1, timeout=_PATIENCE)
+    except TimeoutError:
+        raise ValueError(
+            f"argument --dask: the scheduler at {address} has no workers; start some by "
+            f"`dask worker {address} --nthreads 1`"
+        ) from None
+    # A worker does one task at a time, however many threads it has.
+    count = len(client.nthreads())
+    try:
+        # Two calls with the same arguments are two calls: `measure` is made several times.
+        executor = client.get_executor(pure=False)
+        yield Place(executor, count, look=_Lookout(client, address, tell))
+    except KilledWorker as error:
+        raise WorkerDiedError(
+            f"the workers of {address} died one after the other of the same task: "
+            f"{' '.join(str(error).split())}"
+        ) from None
+    except CancelledError:
+        raise OSError(f"the cluster at {address} is gone; what was trained is kept") from None
+    except ImportError as error:
+        raise ValueError(
+            f"argument --dask: the cluster at {address} cannot load the task: {error}; "
+            f"expected minicnn {__version__} with its scheduler and each worker"
+        ) from None
 
 
 class _Lookout:
-    """Looks every few seconds, if it is called as often, whether a cluster has workers; tells."""
+    """Tells when a cluster has no workers; however often it is called, it looks now and then."""
 
     def __init__(self, client, address, tell):
         self._client, self._address, self._tell = client, address, tell

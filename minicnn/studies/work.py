@@ -75,7 +75,6 @@ class Work:
                 keep(cell, nets)
                 finished += task.images
             report(finished + place.in_hand())
-            place.look()
 
 
 def in_words(seconds, place):
@@ -118,6 +117,7 @@ def _rounds(place, function, tasks, should_stop):
                 except Exception as error:  # the others' results come first
                     fault = error
             yield ended
+            place.look()
             if fault is not None:
                 raise fault
             if should_stop():
