@@ -80,7 +80,7 @@ class Work:
 def in_words(seconds, place):
     """What a Work's measure has found."""
     seconds = round(min(seconds, 1e13))  # a timedelta ends at some time
-    about = timedelta(seconds=seconds if seconds < 3600 else round(seconds, -2) // 60 * 60)
+    about = timedelta(seconds=seconds if seconds < 3600 else seconds // 60 * 60)
     return f"about {about}, in {place.count} process{'es' * (place.count > 1)}"
 
 
