@@ -176,7 +176,8 @@ def test_hardest(tmp_path):
     page = (folder / "hardest" / "quiz.html").read_text()
     quiz, answers = page.split("<details")
     assert quiz.count('<img class="digit"') == answers.count('<img class="digit"') == 50
-    assert "http" not in page
+    assert "http:" not in page
+    assert "https:" not in page
     wrong = sum(average[i].argmax() != oracle.labels[i] for i in order)
     assert f"The ensemble has {50 - wrong} of these 50 right" in answers
     figure = pictures(folder, "hardest")["hardest"]
