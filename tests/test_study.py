@@ -208,7 +208,8 @@ def test_variance(tmp_path):
         away = sorted(abs(v - middle) for v in values)
         close(found[name]["mean"], middle)
         close(found[name]["sd"], np.std(values))
-        assert away[5690] <= found[name]["holds_95_%"] <= away[5710]
+        low, high = away[5690] - 1e-6, away[5710] + 1e-6  # the file has ten digits
+        assert low <= found[name]["holds_95_%"] <= high
         close(found[name]["setting"], found[name]["holds_95_%"] / 28)
     for name, values in (("slant", slant), ("size", size)):
         away = np.empty(6000)
