@@ -8,6 +8,8 @@ import signal
 import sys
 import warnings
 
+import tqdm
+
 from .files import printable
 from .workers import WorkerDiedError
 
@@ -132,6 +134,19 @@ def warnings_in_one_line(prog):
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
+
+
+def images_bar(total, quiet, initial=0):
+    """A progress bar on stderr for so many images, of which `initial` are done; none if `quiet`."""
+    return tqdm.tqdm(
+        total=total,
+        initial=initial,
+        unit=" images",
+        unit_scale=True,
+        dynamic_ncols=True,
+        disable=quiet,
+        smoothing=0.05,
+    )
 
 
 class StopOnSignal:

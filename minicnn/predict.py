@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tqdm
 
 from . import checkpoint, devices, ensemble, training
 from .command import (
     REFUSALS,
     Parser,
     StopOnSignal,
+    images_bar,
     one_line,
     positive,
     run,
@@ -105,13 +105,7 @@ def probabilities_of(trained, images, device, ops, workers, quiet, should_stop):
     nets, path = trained.nets, trained.path
     groups, workers = _share(trained.recipe, ops, nets, images, workers)
     shared = trained.recipe, device, path, trained.arrays, trained.about, images
-    with tqdm.tqdm(
-        total=len(nets) * len(images),
-        unit=" images",
-        unit_scale=True,
-        dynamic_ncols=True,
-        disable=quiet,
-    ) as bar:
+    with images_bar(len(nets) * len(images), quiet) as bar:
         results = run_jobs(
             predict_group,
             shared,

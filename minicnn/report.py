@@ -14,7 +14,7 @@ from .files import DataError, atomic_write
 from .reports import run as run_page
 from .reports import study as study_page
 from .reports import webpage
-from .reports.files import CONFIG
+from .run_folder import CONFIG
 from .studies.store import FILE
 from .workers import Interrupted
 

@@ -16,9 +16,9 @@ from .checkpoint import HISTORY_COLUMNS
 from .data import fingerprint, write_submission
 from .files import DataError, atomic_write, brief, remove_unfinished
 
-_CONFIG = "config.json"
-_HISTORY, _SUBMISSION, _SUMMARY = "history.csv", "submission.csv", "summary.json"
-_OUTPUTS = _HISTORY, _SUBMISSION, _SUMMARY, "checkpoint*.npz"
+CONFIG, HISTORY = "config.json", "history.csv"
+SUBMISSION, SUMMARY = "submission.csv", "summary.json"
+_OUTPUTS = HISTORY, SUBMISSION, SUMMARY, "checkpoint*.npz"
 
 
 def claim(job, source, resume):
@@ -45,17 +45,17 @@ def claim(job, source, resume):
             "python": platform.python_version(),
         },
     }
-    if (folder / _CONFIG).exists():
+    if (folder / CONFIG).exists():
         if not resume:
             raise ValueError(f"{folder}: holds a run; go on with it by --resume, or choose another")
-        _check_config(folder / _CONFIG, config)
+        _check_config(folder / CONFIG, config)
     elif taken := [path.name for name in _OUTPUTS for path in folder.glob(name)]:
         raise ValueError(f"{folder}: holds a {taken[0]} of something else; choose another folder")
     elif resume:
         warnings.warn(f"{folder} holds no run to go on with: it begins here", stacklevel=2)
     remove_unfinished(folder)
     remove_unfinished(folder / "figures")
-    _write_json(folder / _CONFIG, config)
+    _write_json(folder / CONFIG, config)
 
 
 def _check_config(path, config):
@@ -105,7 +105,7 @@ def _makers(config):
 def write_outputs(job, trained, draw=True):
     """Write what came of a run: history, submission and, with `draw`, figures. Raises OSError."""
     folder, data = job.folder, job.data
-    with atomic_write(folder / _HISTORY) as file:
+    with atomic_write(folder / HISTORY) as file:
         lines = [",".join(HISTORY_COLUMNS)]
         for row in trained.history:
             values = (row[column] for column in HISTORY_COLUMNS)
@@ -114,7 +114,7 @@ def write_outputs(job, trained, draw=True):
     predicted = None
     if trained.probabilities is not None:
         predicted = ensemble.vote(trained.probabilities)
-        write_submission(folder / _SUBMISSION, predicted)
+        write_submission(folder / SUBMISSION, predicted)
     if not draw:
         return
     if not figures.available():
@@ -164,7 +164,7 @@ def write_summary(job, trained, images, seconds):
             {"net": net, "epoch": epoch, "step": step}
             for net, (epoch, step) in trained.diverged.items()
         ]
-    _write_json(job.folder / _SUMMARY, summary)
+    _write_json(job.folder / SUMMARY, summary)
     return summary
 
 

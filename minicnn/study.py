@@ -12,13 +12,12 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-import tqdm
-
 from . import __version__, checks, devices, figures
 from .command import (
     REFUSALS,
     Parser,
     StopOnSignal,
+    images_bar,
     integer,
     number,
     one_line,
@@ -192,15 +191,7 @@ def _train(arguments, client, store, cells, data, source, should_stop):
     if not work.nets:
         return
     before = work.total_images - work.images
-    with tqdm.tqdm(
-        total=work.total_images,
-        initial=before,
-        unit=" images",
-        unit_scale=True,
-        dynamic_ncols=True,
-        disable=arguments.quiet,
-        smoothing=0.05,
-    ) as bar:
+    with images_bar(work.total_images, arguments.quiet, before) as bar:
 
         def report(images):
             bar.update(max(min(before + images, bar.total) - bar.n, 0))

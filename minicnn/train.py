@@ -13,13 +13,12 @@ from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 
-import tqdm
-
 from . import __version__, devices, ensemble, run_folder, training
 from .command import (
     REFUSALS,
     Parser,
     StopOnSignal,
+    images_bar,
     integer,
     number,
     one_line,
@@ -118,15 +117,7 @@ def _train(job, arguments, workers, should_stop):
     steps = training.steps_per_epoch(recipe, len(job.data.train_images))
     total = recipe.nets * recipe.epochs * steps * recipe.batch_size
     done, images = ensemble.images_done(job), 0
-    with tqdm.tqdm(
-        total=total,
-        initial=done,
-        unit=" images",
-        unit_scale=True,
-        dynamic_ncols=True,
-        disable=arguments.quiet,
-        smoothing=0.05,
-    ) as bar:
+    with images_bar(total, arguments.quiet, done) as bar:
 
         def report(count):
             nonlocal images

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_studies import LABELS, MADE_BY, SETTINGS, net
+from test_study_store import LABELS, MADE_BY, SETTINGS, net
 
 from benchmarks import plots, readme, studies, timing
 from minicnn import cuda_blocks

@@ -19,7 +19,7 @@ from minicnn import ensemble, load_data, train
 from minicnn.studies.store import FILE
 
 SMALL = (
-    "trials --quick --quiet --no-figures --trials=3 --nets=2 --epochs=3 --limit=256 "
+    "trials --quick --quiet --no-figures --trials=3 --nets=2 --epochs=3 --limit=192 "
     "--test-limit=64 --device=numpy"
 ).split()
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -61,6 +61,17 @@ def nets(folder):
         return []
     finally:
         connection.close()
+
+
+def goes_on(again, folder, undisturbed):
+    """Go on with a study that was stopped before its end: nothing is missing or done twice."""
+    before = len(nets(folder))
+    assert 0 < before < 6
+    done = command(*again)
+    assert done.returncode == 0, done.stderr
+    assert f"{before} are trained already" in done.stderr
+    assert nets(folder) == undisturbed
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -169,12 +180,7 @@ def test_a_killed_study_on_a_cluster_goes_on(cluster, undisturbed, tmp_path):
     until(lambda: nets(tmp_path / "study"))
     study.kill()
     study.wait()
-    before = len(nets(tmp_path / "study"))
-    assert 0 < before < 6
-    done = command(*again)
-    assert done.returncode == 0, done.stderr
-    assert f"{before} are trained already" in done.stderr
-    assert nets(tmp_path / "study") == undisturbed
+    done = goes_on(again, tmp_path / "study", undisturbed)
     once_more = command(*again)
     assert "0 nets to train" in once_more.stderr
     assert once_more.stdout == done.stdout
@@ -221,18 +227,13 @@ def test_a_study_that_was_stopped_goes_on(number, undisturbed, tmp_path):
         assert f"go on with: python -m minicnn.study {' '.join(SMALL)}" in errors
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
-    before = len(nets(tmp_path / "study"))
-    assert 0 < before < 6
-    done = command(*again)
-    assert done.returncode == 0, done.stderr
-    assert f"{before} are trained already" in done.stderr
-    assert nets(tmp_path / "study") == undisturbed
+    goes_on(again, tmp_path / "study", undisturbed)
 
 
 def test_a_trial_is_a_run_of_train(undisturbed, tmp_path):
     """The second trial's nets are nets 3 and 4 of minicnn.train, to the bit."""
     arguments = train._parser().parse_args(
-        "--nets=2 --first-net=3 --epochs=3 --limit=256 --test-limit=64 --device=numpy "
+        "--nets=2 --first-net=3 --epochs=3 --limit=192 --test-limit=64 --device=numpy "
         "--validation-fraction=0 --recipe=demo --quiet --no-figures".split()
     )
     seen = []

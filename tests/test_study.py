@@ -61,7 +61,7 @@ def close(found, expected):
 def test_trials(tmp_path):
     folder = tmp_path / "study"
     done, oracle = quick("trials", folder)
-    assert "12 nets to train, on 46,080 images" in done.stderr
+    assert "12 nets to train, on 30,720 images" in done.stderr
     assert re.search(r"this takes about 0:\d\d:\d\d, in \d process", done.stderr)
 
     rows = table(folder, "trials", "summary")

@@ -11,7 +11,6 @@ from ..data import fingerprint, load_test
 from ..files import DataError, brief
 from ..recipe import Recipe
 
-CONFIG, SUMMARY, HISTORY = "config.json", "summary.json", "history.csv"
 _MOST_JSON, _MOST_HISTORY = 1 << 24, 1 << 26  # bytes that are read
 
 

@@ -12,14 +12,12 @@ import pandas as pd
 from .. import devices, ensemble, predict
 from ..command import one_line
 from ..files import DataError
+from ..run_folder import CONFIG, HISTORY, SUMMARY
 from ..studies import hardest
 from . import webpage
 from .files import (
-    CONFIG,
-    HISTORY,
     OF_DIVERGED,
     OF_NET,
-    SUMMARY,
     read_config,
     read_history,
     read_summary,

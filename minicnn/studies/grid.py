@@ -20,7 +20,7 @@ QUICK = {
     "trials": 2,
     "nets": 2,
     "epochs": 1,
-    "limit": 1920,
+    "limit": 1280,
     "momentum": 0.9,
     "rotation": [0, 10, 30],
     "shift": [0, 0.1],

@@ -26,7 +26,7 @@ from ..recipe import Recipe
 from ..resources import arrays_bytes, group_size
 from ..training import Data, Job, Repeat, Trainer, steps_per_epoch
 
-_MEASURED_SECONDS = 0.6
+_MEASURED_SECONDS = 0.4
 _one_at_a_time = threading.Lock()  # a process that has several threads has one set of kernels
 
 
