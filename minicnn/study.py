@@ -275,7 +275,11 @@ def _add_study(studies, name, module):
         parser.set_defaults(test_limit=None, seed=0)
     else:
         parser.add_argument(
-            "--test-limit", type=positive, metavar="N", help="the first N test images"
+            "--test-limit",
+            type=positive,
+            metavar="N",
+            help="the first N test images (default: all; --quick: "
+            f"{module.QUICK.get('test_limit', 'all')})",
         )
         _add_size(parser.add_argument_group("size"), module)
         _add_machine(parser.add_argument_group("machine"))

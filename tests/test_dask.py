@@ -131,20 +131,43 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path):
+def cluster(tmp_path_factory):
+    """A cluster to do harm to."""
+    yield from _cluster(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def sound_cluster(tmp_path_factory):
+    """A cluster for tests that leave it as it is."""
+    yield from _cluster(tmp_path_factory)
+
+
+def _cluster(tmp_path_factory):
     pytest.importorskip("distributed")
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    cluster = Cluster(folder)
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     yield cluster
     cluster.close()
 
 
-def test_a_cluster_gives_the_bits_of_this_machine(cluster, undisturbed, tmp_path):
-    done = command("minicnn.study", *SMALL, "--dask", cluster.address, "--out", tmp_path / "study")
+def test_a_cluster_gives_the_bits_of_this_machine(sound_cluster, undisturbed, tmp_path):
+    done = command(
+        "minicnn.study", *SMALL, "--dask", sound_cluster.address, "--out", tmp_path / "study"
+    )
     assert done.returncode == 0, done.stderr
     assert ", in 2 processes" in done.stderr
     assert nets(tmp_path / "study") == undisturbed
+
+
+def test_a_killed_study_on_a_cluster_goes_on(sound_cluster, undisturbed, tmp_path):
+    again = "minicnn.study", *SMALL, "--dask", sound_cluster.address, "--out", tmp_path / "study"
+    study = start(*again)
+    until(lambda: nets(tmp_path / "study"))
+    study.kill()
+    study.wait()
+    done = goes_on(again, tmp_path / "study", undisturbed)
+    once_more = command(*again)
+    assert "0 nets to train" in once_more.stderr
+    assert once_more.stdout == done.stdout
 
 
 def test_a_killed_worker_of_a_cluster_loses_nothing(cluster, undisturbed, tmp_path):
@@ -172,18 +195,6 @@ def test_a_cluster_without_workers_is_waited_for(cluster, undisturbed, tmp_path)
     _, errors = study.communicate(timeout=DEADLINE)
     assert study.returncode == 0, errors
     assert nets(tmp_path / "study") == undisturbed
-
-
-def test_a_killed_study_on_a_cluster_goes_on(cluster, undisturbed, tmp_path):
-    again = "minicnn.study", *SMALL, "--dask", cluster.address, "--out", tmp_path / "study"
-    study = start(*again)
-    until(lambda: nets(tmp_path / "study"))
-    study.kill()
-    study.wait()
-    done = goes_on(again, tmp_path / "study", undisturbed)
-    once_more = command(*again)
-    assert "0 nets to train" in once_more.stderr
-    assert once_more.stdout == done.stdout
 
 
 def test_a_killed_process_of_this_machine_loses_nothing(undisturbed, tmp_path):

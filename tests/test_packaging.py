@@ -56,7 +56,8 @@ def succeed(*command, cwd, **variables):
 
 def install(python, *what, cwd):
     """pip install, or a visible skip where there is no registry to install from."""
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # Python compiles what a run imports; all of the dependencies would take a quarter of a minute.
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     try:
         succeed(*pip, *what, cwd=cwd)
     except AssertionError as error:

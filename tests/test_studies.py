@@ -425,4 +425,4 @@ def test_a_study_that_cannot_be(arguments, named, tmp_path):
 def test_help_tells_both_sizes(tmp_path):
     done = command("minicnn.study", "trials", "--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert "(default: 100; --quick: 4)" in " ".join(done.stdout.split())
+    assert "(default: 100; --quick: 3)" in " ".join(done.stdout.split())

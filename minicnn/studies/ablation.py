@@ -14,7 +14,7 @@ from .store import Cell
 NAME = "ablation"
 HELP = "from LeNet-5 to the seed network, one change at a time"
 FULL = {"trials": 10, "nets": 15, "epochs": 30}
-QUICK = {"trials": 2, "nets": 3, "epochs": 2, "limit": 1920, "momentum": 0.9}
+QUICK = {"trials": 2, "nets": 3, "epochs": 3, "limit": 1280, "test_limit": 1000, "momentum": 0.9}
 
 _AUGMENTED = STEPS.index("augmentation")
 

@@ -20,9 +20,10 @@ QUICK = {
     "trials": 2,
     "nets": 2,
     "epochs": 1,
-    "limit": 1280,
+    "limit": 2560,
+    "test_limit": 1000,
     "momentum": 0.9,
-    "rotation": [0, 10, 30],
+    "rotation": [0, 15],
     "shift": [0, 0.1],
 }
 
@@ -51,7 +52,7 @@ def add_arguments(group):
         type=number,
         nargs="+",
         metavar="X",
-        help="degrees; zoom is a hundredth of them (default: 0 to 30 by 5; --quick: 0 10 30)",
+        help="degrees; zoom is a hundredth of them (default: 0 to 30 by 5; --quick: 0 15)",
     )
     group.add_argument(
         "--shift",

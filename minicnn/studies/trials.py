@@ -11,7 +11,7 @@ from .store import Cell
 NAME = "trials"
 HELP = "independent ensembles: how accuracy spreads, and how it grows with the ensemble"
 FULL = {"trials": 100, "nets": 15, "epochs": 30}
-QUICK = {"trials": 4, "nets": 3, "epochs": 2, "limit": 1280, "momentum": 0.9}
+QUICK = {"trials": 3, "nets": 3, "epochs": 2, "limit": 1920, "test_limit": 1000, "momentum": 0.9}
 
 # Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018, "CNN performance".
 NOTEBOOK = [
