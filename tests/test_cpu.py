@@ -536,7 +536,9 @@ def test_what_is_damaged_in_the_cache_is_made_anew(tmp_path):
 def test_a_library_that_cannot_be_loaded_is_no_cpu(nothing_known, monkeypatch, tmp_path):
     monkeypatch.setattr("minicnn.cuda.problem", lambda: "there is no GPU")
     compiler = tmp_path / "compiler"
-    compiler.write_text('#!/bin/sh\nfor last; do :; done\n: > "$last"\n')  # an empty file
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit\nfor last; do :; done\n: > "$last"\n'
+    )  # an empty file
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
     monkeypatch.setenv("MINICNN_CACHE", str(tmp_path / "cache"))
