@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
-from minicnn import ensemble, load_data, training
+from minicnn import load_data
 from minicnn.machine import cores, use_cores
 from minicnn.recipe import RECIPES
+from minicnn.training import ensemble
+from minicnn.training.trainer import Data, Job, Trainer
 
 SHORT = [
     (replace(RECIPES["seed"], nets=1, epochs=5, momentum=0.9, seed=seed), 6_400)
@@ -37,11 +39,11 @@ def accuracies(folder, runs, device):
 
 def _accuracy(folder, device, recipe, limit):
     (x, y), (x_test, y_test) = load_data(folder)
-    data = training.Data(x[:limit], y[:limit], x_test, y_test)
+    data = Data(x[:limit], y[:limit], x_test, y_test)
     with tempfile.TemporaryDirectory() as checkpoints:
-        job = training.Job(recipe, data, device, "float32", Path(checkpoints))
+        job = Job(recipe, data, device, "float32", Path(checkpoints))
         probabilities = ensemble.train_ensemble(job).probabilities
-        trainer = training.Trainer(job, recipe.all_nets)
+        trainer = Trainer(job, recipe.all_nets)
         trainer.load(Path(checkpoints) / ensemble.FINAL)
     distorted = np.concatenate(
         [

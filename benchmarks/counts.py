@@ -14,14 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from minicnn import training
+from minicnn.backends.cuda_convolution import VERSIONS
+from minicnn.backends.ops_cuda import Operations
 from minicnn.command import Parser, positive
-from minicnn.cuda_convolution import VERSIONS
-from minicnn.digits import draw_digits
+from minicnn.data.digits import draw_digits
 from minicnn.emulator import SECTOR_BYTES, Counts, Emulator
-from minicnn.layers import Conv2D
-from minicnn.ops_cuda import Operations
+from minicnn.network.layers import Conv2D
 from minicnn.recipe import RECIPES
+from minicnn.training.trainer import Data, Job, Trainer
 
 # Of a step: the three ways to convolve in float32, layer by layer; and fused blocks in TF32.
 STEPS = *VERSIONS, "fused"
@@ -116,8 +116,8 @@ def run_step(driver, launches, nets, batch, version):
     recipe = replace(RECIPES["seed"], nets=nets, batch_size=batch, validation_fraction=0)
     fused = version == "fused"
     device = Operations(driver, precision="tf32") if fused else Operations(driver, version)
-    job = training.Job(recipe, training.Data(*draw_digits(batch)), device, "float32", None)
-    trainer = training.Trainer(job, recipe.all_nets)
+    job = Job(recipe, Data(*draw_digits(batch)), device, "float32", None)
+    trainer = Trainer(job, recipe.all_nets)
     trainer.begin_epoch(0)
     marks = _Marks(launches)
     if fused:

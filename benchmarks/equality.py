@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from minicnn import load_data, mnist_cnn
-from minicnn.affine import affine_parameters
 from minicnn.augment import affine_transform
+from minicnn.backends.affine import affine_parameters
 from minicnn.recipe import RECIPES
 
 # Without dropout. The learning rate keeps the noise that Adam makes of a rounding, where a gradient

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from benchmarks import contenders, equality, timing
 from benchmarks.crew import JOBS, Crew, NotRunningError
-from minicnn import cuda, machine
+from minicnn import machine
+from minicnn.backends import cuda
 from minicnn.command import Parser, positive, positive_number
 
 PROCESS_BYTES = 700 << 20  # that a process of a framework takes, about

@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
-from minicnn import cuda, training
+from minicnn.backends import cuda
 from minicnn.command import one_line
+from minicnn.data.digits import draw_digits
 from minicnn.devices import choose
-from minicnn.digits import draw_digits
 from minicnn.recipe import Recipe
+from minicnn.training.trainer import CapturedStep, Data, Job, Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -133,8 +134,8 @@ def _require_success(status, what, detail=""):
 def make_trainer(device, precision, nets, batch, images):
     """A Trainer of the seed network on so many drawn digits, at the start of an epoch."""
     recipe = Recipe(nets=nets, batch_size=batch, validation_fraction=0)
-    job = training.Job(recipe, training.Data(*some_digits(images)), device, precision, None)
-    trainer = training.Trainer(job, recipe.all_nets)
+    job = Job(recipe, Data(*some_digits(images)), device, precision, None)
+    trainer = Trainer(job, recipe.all_nets)
     trainer.begin_epoch(0)
     return trainer
 
@@ -147,7 +148,7 @@ def some_digits(count):
 
 def repeated(trainer, graph=True):
     """A function that does one step of the trainer's, captured or launch by launch."""
-    again = training.Repeat(trainer.ops, graph)
+    again = CapturedStep(trainer.ops, graph)
     return lambda: again(trainer.step)
 
 

@@ -34,7 +34,7 @@ from benchmarks.gpu_parts import (
 )
 from benchmarks.gpu_plots import plots
 from benchmarks.gpu_times import kernels, limits, step
-from minicnn import cuda
+from minicnn.backends import cuda
 from minicnn.command import Parser, one_line, positive
 from minicnn.files import atomic_write
 

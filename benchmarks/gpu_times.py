@@ -9,7 +9,7 @@ from benchmarks import timing
 from benchmarks.gpu_parts import LeftOut, make_trainer, repeated
 from benchmarks.launches import STEP_LAUNCHES, run_often, time_launches, use_of_limits
 from benchmarks.limits import gpu_copy_seconds, gpu_gemm
-from minicnn import cuda
+from minicnn.backends import cuda
 from minicnn.emulator import Emulator
 
 # ---- limits --------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from benchmarks.gpu_parts import EMULATED, FULL, QUICK, make_trainer
 from benchmarks.kernel_tables import cell, limits_in_words
 from benchmarks.launches import time_launches, use_of_limits
 from benchmarks.operations import operations_of
-from minicnn import cuda, native
+from minicnn.backends import cuda, native
 from minicnn.command import Parser, positive
 from minicnn.devices import cpu_problem
 from minicnn.emulator import Emulator

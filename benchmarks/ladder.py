@@ -12,10 +12,10 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.counts import H200, STEPS, activations_bytes, count_step
-from minicnn import cuda, tiles
+from minicnn.backends import cuda, cuda_tiles
+from minicnn.backends.kernel import SOURCES, Program
 from minicnn.command import Parser, positive
 from minicnn.emulator import SECTOR_BYTES, Counts
-from minicnn.kernel import SOURCES, Program
 
 PASSES = "forward", "input gradient", "weight gradient"
 ARCHITECTURE = "sm_90"
@@ -67,7 +67,7 @@ def registers():
     """{kernel: registers of a thread}, as NVRTC compiles them; the most of those of all forms."""
     programs = [Program(path) for path in (*SOURCES.glob("conv_*.cu"), SOURCES / "gemm.cu")]
     programs += [Program(SOURCES / "block_first.cu")]
-    programs += [Program(SOURCES / file, defines) for file, defines in tiles.programs()]
+    programs += [Program(SOURCES / file, defines) for file, defines in cuda_tiles.programs()]
     found = {}
     for program in programs:
         _, log = cuda.compile_program(program, ARCHITECTURE, "--ptxas-options=-v")

@@ -11,7 +11,7 @@ from math import prod
 from benchmarks import timing
 from benchmarks.counts import run_step
 from benchmarks.operations import convolution_flops
-from minicnn.layers import Conv2D
+from minicnn.network.layers import Conv2D
 from minicnn.recipe import RECIPES
 
 STEP_LAUNCHES = 28  # of a fused step

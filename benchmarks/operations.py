@@ -12,7 +12,7 @@ from math import prod
 from typing import NamedTuple
 
 from minicnn import Conv2D, Dense
-from minicnn.layers import BatchNormalization
+from minicnn.network.layers import BatchNormalization
 
 
 class Operation(NamedTuple):

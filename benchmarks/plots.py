@@ -16,7 +16,7 @@ from matplotlib import pyplot
 from matplotlib.patches import Patch
 
 from benchmarks import frameworks, timing
-from minicnn import figures
+from minicnn import drawing
 from minicnn.studies import plots
 
 COLORS = {"minicnn": "#0077BB", "frameworks": "#9AA5B1", "less precise than float32": "#D5DAE0"}
@@ -138,7 +138,7 @@ def draw_ablation(folder):
 
 def _save_study(folder, result, *build):
     path = Path(folder) / f"study-{result['study']}.png"
-    figures.save(path, *build, metadata={"Source": digest(result)})
+    drawing.save(path, *build, metadata={"Source": digest(result)})
     return path
 
 

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from benchmarks import timing
 from benchmarks.contenders import Contender
 from benchmarks.crew import RECIPE, Crew, NotRunningError
-from minicnn import cuda, machine
+from minicnn import machine
+from minicnn.backends import cuda
 from minicnn.command import Parser, positive, positive_number
 
 BATCHES = [2**k for k in range(10)]

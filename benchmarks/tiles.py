@@ -7,9 +7,9 @@ kernels/README.md shows the result.
 import pandas as pd
 
 from benchmarks import timing
-from minicnn import cuda, cuda_blocks
+from minicnn.backends import cuda, cuda_blocks
+from minicnn.backends.kernel import SOURCES, Program
 from minicnn.command import Parser, positive
-from minicnn.kernel import SOURCES, Program
 from minicnn.recipe import RECIPES
 
 ARCHITECTURES = "sm_80", "sm_90"

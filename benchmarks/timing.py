@@ -12,7 +12,8 @@ import time
 from datetime import date
 from pathlib import Path
 
-from minicnn import __version__, cuda
+from minicnn import __version__
+from minicnn.backends import cuda
 from minicnn.machine import cores
 
 RESULTS = Path(__file__).parent / "results"

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
-from minicnn import checkpoint, ensemble, load_data, training
+from minicnn import load_data
 from minicnn.machine import cores
 from minicnn.recipe import RECIPES
+from minicnn.training import checkpoint, ensemble
+from minicnn.training.trainer import Data, Job, steps_per_epoch
 
 
 def main():
@@ -26,15 +28,15 @@ def main():
     arguments = parser.parse_args()
     (images, labels), _ = load_data("digits")
     recipe = replace(RECIPES["seed"], nets=cores(), epochs=3)
-    data = training.Data(images, labels)
-    steps = recipe.nets * recipe.epochs * training.steps_per_epoch(recipe, len(images))
+    data = Data(images, labels)
+    steps = recipe.nets * recipe.epochs * steps_per_epoch(recipe, len(images))
     trained = steps * recipe.batch_size
     seconds = {workers: [] for workers in range(1, cores() + 1)}
     weights = []
     for _ in range(arguments.rounds):
         for workers, measured in seconds.items():
             with tempfile.TemporaryDirectory() as folder:
-                job = training.Job(recipe, data, arguments.device, "float32", Path(folder))
+                job = Job(recipe, data, arguments.device, "float32", Path(folder))
                 start = time.perf_counter()
                 ensemble.train_ensemble(job, workers)
                 measured.append(time.perf_counter() - start)

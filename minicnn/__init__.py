@@ -5,8 +5,9 @@ Start with train.py, the command; then ensemble.py, model.py, layers.py and ops_
 
 from . import augment, rng
 from .augment import RandomAffine
-from .data import load_data
-from .layers import (
+from .data.load import load_data
+from .model import Sequential, mnist_cnn
+from .network.layers import (
     Activation,
     BatchNormalization,
     Conv2D,
@@ -15,8 +16,7 @@ from .layers import (
     Flatten,
     MaxPooling2D,
 )
-from .model import Sequential, mnist_cnn
-from .optim import Adam, ExponentialDecay
+from .network.optim import Adam, ExponentialDecay
 
 __version__ = "0.1.0"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import checks
-from .affine import affine, affine_parameters
+from .backends.affine import affine, affine_parameters
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import warnings
 import tqdm
 
 from .files import printable
-from .workers import WorkerDiedError
+from .training.workers import WorkerDiedError
 
 # What ends a command with one line and status 2: bad arguments, bad input, a machine too small.
 REFUSALS = ValueError, OSError, MemoryError, WorkerDiedError

@@ -3,7 +3,8 @@
 import warnings
 from functools import lru_cache
 
-from . import checks, cuda, native, ops_cpu, ops_cuda, ops_numpy
+from . import checks
+from .backends import cuda, native, ops_cpu, ops_cuda, ops_numpy
 from .emulator import Emulator
 
 NAMES = "auto", "numpy", "cpu", "cuda", "emulated"

@@ -1,7 +1,7 @@
 """Files: the error for a bad one, writing one whole or not at all, folders in use, caches.
 
 Everything that is read from outside goes wrong with a DataError, everything that is written goes
-through `atomic_write`. Read data.py next.
+through `atomic_write`. Read data/load.py next.
 """
 
 import contextlib

@@ -12,10 +12,10 @@ from math import prod
 import numpy as np
 
 from . import checks, devices, rng
-from .layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten
-from .network import connect, views, weights_layout
-from .optim import Adam
-from .plan import make_plan
+from .network.layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten
+from .network.optim import Adam
+from .network.plan import make_plan
+from .network.stack import connect, views, weights_layout
 
 MNIST_SHAPE = 28, 28, 1
 PREDICT_BATCH = 64

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from . import checks
 from .augment import RandomAffine
 from .model import MNIST_SHAPE, Sequential, mnist_layers
-from .network import connect
-from .optim import ExponentialDecay
+from .network.optim import ExponentialDecay
+from .network.stack import connect
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Recipe:
 
     @property
     def nodes(self):
-        """The network's layers put in order: network.py's nodes."""
+        """The network's layers put in order: stack.py's nodes."""
         return connect(self.layers, MNIST_SHAPE)
 
     def model(self, nets, device="auto", precision="float32"):

@@ -8,15 +8,15 @@ all that a page says goes through reports/webpage.py, which escapes it.
 import sys
 from pathlib import Path
 
-from . import __version__, devices, figures
+from . import __version__, devices, drawing
 from .command import REFUSALS, Parser, StopOnSignal, one_line, run, warnings_in_one_line
 from .files import DataError, atomic_write
 from .reports import run as run_page
 from .reports import study as study_page
 from .reports import webpage
-from .run_folder import CONFIG
 from .studies.store import FILE
-from .workers import Interrupted
+from .training.run_folder import CONFIG
+from .training.workers import Interrupted
 
 
 def main(argv=None):
@@ -42,7 +42,7 @@ def report(arguments, should_stop=lambda: False):
     """Write the page that the parsed arguments ask for."""
     folder = arguments.folder
     out = arguments.out or folder / "report.html"
-    if not figures.available():
+    if not drawing.available():
         raise ValueError('a report needs matplotlib: pip install "minicnn[figures]"')
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder, expected that of a run or study")

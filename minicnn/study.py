@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from . import __version__, checks, devices, figures
+from . import __version__, checks, devices, drawing
 from .command import (
     REFUSALS,
     Parser,
@@ -29,12 +29,12 @@ from .files import DataError, atomic_write, in_use
 from .machine import cores
 from .recipe import Recipe
 from .reports import webpage
-from .resources import share
 from .studies import STUDIES, executors, findings, hardest, variance
 from .studies.store import FILE, Store
 from .studies.tasks import Source
 from .studies.work import Work, in_words
-from .workers import Interrupted
+from .training.resources import share
+from .training.workers import Interrupted
 
 _MOST_NETS = 1_000_000  # of a study; the notebook's largest has 1,500
 
@@ -115,7 +115,7 @@ def _write(arguments, module, results, data, folder):
     images = (data.test_images,) if module is hardest else ()
     found = module.findings(results, *images)
     draw = not arguments.no_figures
-    if draw and not figures.available():
+    if draw and not drawing.available():
         print("no figures without matplotlib: pip install matplotlib", file=sys.stderr)
         draw = False
     findings.write(found, folder, draw)

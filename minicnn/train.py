@@ -1,7 +1,7 @@
 """python -m minicnn.train: data in, a trained ensemble, its submission and its figures out.
 
 This is the front door. It reads the arguments and writes the run folder; the work is done by
-ensemble.py (nets and processes), training.py (epochs), model.py and layers.py (one step) and
+ensemble.py (nets and processes), trainer.py (epochs), model.py and layers.py (one step) and
 ops_numpy.py (the arithmetic).
 """
 
@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 
-from . import __version__, devices, ensemble, run_folder, training
+from . import __version__, devices
 from .command import (
     REFUSALS,
     Parser,
@@ -26,11 +26,13 @@ from .command import (
     run,
     warnings_in_one_line,
 )
-from .data import fingerprint, load_data
+from .data.load import fingerprint, load_data
 from .files import in_use, remove_unfinished
 from .recipe import RECIPES, Recipe
-from .resources import share
-from .workers import Interrupted, WorkerDiedError
+from .training import ensemble, run_folder
+from .training.resources import share
+from .training.trainer import Data, Job, steps_per_epoch
+from .training.workers import Interrupted, WorkerDiedError
 
 
 class RunStoppedError(Exception):
@@ -79,21 +81,20 @@ def train(arguments, folder, should_stop=lambda: False):
     if arguments.resume and not arguments.out:
         raise ValueError("argument --resume: expected --out, the folder of the run to go on with")
     data = _load(arguments)
-    training.steps_per_epoch(recipe, len(data.train_images))  # there must be one
+    steps_per_epoch(recipe, len(data.train_images))  # there must be one
     together, workers = share(recipe, data, ops, arguments.memory, arguments.workers)
-    job = training.Job(
-        recipe, data, device, ops.precision, folder, together, not arguments.no_graph
-    )
+    job = Job(recipe, data, device, ops.precision, folder, together, not arguments.no_graph)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"argument --out: {folder} is a file, expected a folder")
     folder.mkdir(parents=True, exist_ok=True)
     with in_use(folder, alone=True):
         run_folder.claim(job, arguments.data, arguments.resume)
         try:
-            company = _company(job, ops, workers)
+            grouping = _grouping(job, ops, workers)
             print(
                 f"Training images: {len(data.train_images):,}. Nets: {recipe.nets}. "
-                f"Epochs: {recipe.epochs}. Device: {device} ({reason}){_precision(ops)}. {company}",
+                f"Epochs: {recipe.epochs}. Device: {device} ({reason}){_precision(ops)}. "
+                f"{grouping}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -114,7 +115,7 @@ def train(arguments, folder, should_stop=lambda: False):
 def _train(job, arguments, workers, should_stop):
     """(what comes of training, images trained on), with a progress bar and a line a net."""
     recipe = job.recipe
-    steps = training.steps_per_epoch(recipe, len(job.data.train_images))
+    steps = steps_per_epoch(recipe, len(job.data.train_images))
     total = recipe.nets * recipe.epochs * steps * recipe.batch_size
     done, images = ensemble.images_done(job), 0
     with images_bar(total, arguments.quiet, done) as bar:
@@ -263,7 +264,7 @@ def _load(arguments):
     (x, y), (x_test, y_test) = load_data(arguments.data, progress=not arguments.quiet)
     x, y = x[: arguments.limit], y[: arguments.limit]
     x_test, y_test = (a if a is None else a[: arguments.test_limit] for a in (x_test, y_test))
-    return training.Data(x, y, x_test, y_test, fingerprint(x, y))
+    return Data(x, y, x_test, y_test, fingerprint(x, y))
 
 
 # ---- what a person reads -------------------------------------------------------------------------
@@ -273,7 +274,7 @@ def _precision(ops):
     return "" if ops.precision == "float32" else f", in {ops.precision.upper()}"
 
 
-def _company(job, ops, workers):
+def _grouping(job, ops, workers):
     """How the nets are trained: in how many processes, or in which groups."""
     if not ops.lockstep:
         return f"Processes: {workers}."

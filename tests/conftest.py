@@ -7,10 +7,11 @@ on `cpu` and `emulated`; those of kernels on these two. With `--device cuda` all
 import pytest
 from runs import TINY, command
 
-from minicnn import cpu, cuda, devices, native, ops_cpu
-from minicnn.cpu import Cpu
+from minicnn import devices
+from minicnn.backends import cpu, cuda, native, ops_cpu
+from minicnn.backends.cpu import Cpu
+from minicnn.backends.ops_cuda import Operations
 from minicnn.emulator import Emulator
-from minicnn.ops_cuda import Operations
 
 
 def pytest_addoption(parser):

@@ -114,11 +114,11 @@ def mutate_file(content, zipped, edit, random):
 class Csv:
     """Kaggle's CSV: a byte that says how it is read, 1 for gzip plus LABELLED; then the file."""
 
-    modules = "minicnn.data", "minicnn.files"  # where branches are counted
+    modules = "minicnn.data.formats", "minicnn.files"  # where branches are counted
 
     def __init__(self, folder):
         # Not at the top: the command has them instrumented as they are imported.
-        self._read_csv = importlib.import_module("minicnn.data")._read_csv
+        self._read_csv = importlib.import_module("minicnn.data.formats").read_csv
         self.paths = [folder / "any.csv", folder / "any.csv.gz"]
         self._texts = self._make_texts(0) + self._make_texts(1)
 
@@ -194,7 +194,7 @@ class Idx:
     modules = Csv.modules
 
     def __init__(self, folder):
-        self._read_pair = importlib.import_module("minicnn.data")._read_idx_pair
+        self._read_pair = importlib.import_module("minicnn.data.formats").read_idx_pair
         self.paths = [folder / name for name in ("images", "images.gz", "labels", "labels.gz")]
 
     def seeds(self):
@@ -268,10 +268,10 @@ class Checkpoint:
     Most are signed after they were changed, so that reading goes on behind the checksum.
     """
 
-    modules = "minicnn.archive", "minicnn.checkpoint", "minicnn.files"
+    modules = "minicnn.training.archive", "minicnn.training.checkpoint", "minicnn.files"
 
     def __init__(self, folder):
-        self._checkpoint = importlib.import_module("minicnn.checkpoint")
+        self._checkpoint = importlib.import_module("minicnn.training.checkpoint")
         self.paths = [folder / "any.npz"]
 
     def seeds(self):

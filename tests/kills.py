@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from runs import ROOT, state
 
-from minicnn import checkpoint
+from minicnn.training import checkpoint
 
 ARGUMENTS = (
     "--limit=300 --test-limit=40 --nets=2 --epochs=4 --batch-size=32 --quiet --no-figures"

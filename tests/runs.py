@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from minicnn import BatchNormalization, Conv2D, Dense, Dropout, Flatten, checkpoint
+from minicnn import BatchNormalization, Conv2D, Dense, Dropout, Flatten
+from minicnn.training import checkpoint
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -61,13 +62,14 @@ def state(folder):
 SLOW = """
 import sys, time
 from pathlib import Path
-from minicnn import train, training
-quick = training.Trainer.step
+from minicnn import train
+from minicnn.training.trainer import Trainer
+quick = Trainer.step
 def slow(self):
     quick(self)
     Path(__file__).with_name("stepped").touch()
     time.sleep({seconds})
-training.Trainer.step = slow
+Trainer.step = slow
 if __name__ == "__main__":
     sys.exit(train.main())
 """

@@ -9,9 +9,10 @@ import threadpoolctl
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minicnn import RandomAffine, ops_numpy, rng
-from minicnn.affine import affine_parameters
+from minicnn import RandomAffine, rng
 from minicnn.augment import affine_transform
+from minicnn.backends import ops_numpy
+from minicnn.backends.affine import affine_parameters
 
 pytestmark = pytest.mark.every_device
 
@@ -90,7 +91,9 @@ def test_affine_transform_of_digits_sized_images(H, W):
 def test_affine_transform_in_chunks(monkeypatch):
     images = images_of(11, 9, 7, 2)
     parameters = np.random.default_rng(0).uniform(0.5, 2, (5, 11))
-    monkeypatch.setattr("minicnn.scratch._CACHE_BYTES", 4 * 8 * 9 * 7 * 8)  # 4, 4 and 3 images
+    monkeypatch.setattr(
+        "minicnn.backends.scratch._CACHE_BYTES", 4 * 8 * 9 * 7 * 8
+    )  # 4, 4 and 3 images
     assert_scipys(affine_transform(images, *parameters), images, parameters)
 
 

@@ -6,7 +6,7 @@ import pytest
 from test_study_store import LABELS, MADE_BY, SETTINGS, net
 
 from benchmarks import plots, readme, studies, timing
-from minicnn import cuda_blocks
+from minicnn.backends import cuda_blocks
 from minicnn.recipe import RECIPES, Recipe
 from minicnn.studies.store import FILE, Cell, Store
 

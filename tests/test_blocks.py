@@ -1,7 +1,7 @@
 """Kernels of fused blocks, one by one: against oracles of their own, and to the bit.
 
-How a launch cuts its work is tiles.py's to choose. Here other ways are forced on it, too: all that
-tiles.py chooses from, and fewer blocks of threads than it would take.
+How a launch cuts its work is cuda_tiles.py's to choose. Here other ways are forced on it, too:
+all that cuda_tiles.py chooses from, and fewer blocks of threads than it would take.
 """
 
 import shutil
@@ -26,14 +26,14 @@ from minicnn import (
     Sequential,
     model,
     rng,
-    tiles,
 )
-from minicnn.cuda_blocks import fusion
+from minicnn.backends import cuda_tiles
+from minicnn.backends.cuda_blocks import fusion
+from minicnn.backends.kernel import SOURCES
+from minicnn.backends.ops_cuda import Operations
 from minicnn.emulator import Emulator, KernelFault
-from minicnn.geometry import Window
-from minicnn.kernel import SOURCES
-from minicnn.network import connect
-from minicnn.ops_cuda import Operations
+from minicnn.network.geometry import Window
+from minicnn.network.stack import connect
 
 EXACT = 1e-5  # of float32
 FREE = 2e-3  # of TF32, against exact products
@@ -41,16 +41,24 @@ RATE = 0.3
 KEPT_SCALE = float(np.float32(1 / (1 - RATE)))
 EPSILON, EPSILON_BELOW = (float(np.float32(epsilon)) for epsilon in (1e-3, 2e-3))
 
-# Of products in TF32 / in float32: (what tiles.py chooses, the kernel's file, its name)
+# Of products in TF32 / in float32: (what cuda_tiles.py chooses, the kernel's file, its name)
 TENSOR = {
-    "forward": (tiles.forward, "block_forward.cu", "block_forward"),
-    "input gradient": (tiles.input_gradient, "block_input_gradient.cu", "block_input_gradient"),
-    "weight gradient": (tiles.weight_gradient, "block_weight_gradient.cu", "block_weight_gradient"),
+    "forward": (cuda_tiles.forward, "block_forward.cu", "block_forward"),
+    "input gradient": (
+        cuda_tiles.input_gradient,
+        "block_input_gradient.cu",
+        "block_input_gradient",
+    ),
+    "weight gradient": (
+        cuda_tiles.weight_gradient,
+        "block_weight_gradient.cu",
+        "block_weight_gradient",
+    ),
 }
 FIRST = {
-    "forward": (tiles.first_forward, "block_first.cu", "block_first_forward"),
+    "forward": (cuda_tiles.first_forward, "block_first.cu", "block_first_forward"),
     "weight gradient": (
-        tiles.first_weight_gradient,
+        cuda_tiles.first_weight_gradient,
         "block_first.cu",
         "block_first_weight_gradient",
     ),
@@ -128,20 +136,20 @@ class Block:
     # ---- launches ----------------------------------------------------------------------------
 
     def window_of(self, what):
-        return tiles.gradient_window(self.window) if what == "input gradient" else self.window
+        return cuda_tiles.gradient_window(self.window) if what == "input gradient" else self.window
 
     def launches(self, what):
-        """All that tiles.py chooses from for one of the passes."""
+        """All that cuda_tiles.py chooses from for one of the passes."""
         return self.passes[what][0](self.window_of(what), self.C, self.N, self.B)
 
     def launch(self, what):
         """What it chooses."""
-        return tiles.best(self.launches(what))
+        return cuda_tiles.best(self.launches(what))
 
     def run(self, driver, what, launch=None, nets=slice(None), place=None, folder=SOURCES):
         """{name: array on the host} of a pass on the nets chosen; poisoned beforehand.
 
-        launch: tiles.py's choice, unless another one is given; folder: where the kernels are.
+        launch: cuda_tiles.py's choice, unless another one is given; folder: where the kernels are.
         """
         launch = launch or self.launch(what)
         put = place or driver.to_device
@@ -404,8 +412,8 @@ KINDS = {
 
 
 def test_the_forms_are_all_of_those_that_are_compiled():
-    assert len(defines_of("forward")) == len(tiles.FORWARD_FORMS)
-    assert len(defines_of("input gradient")) == len(tiles.GRADIENT_FORMS)
+    assert len(defines_of("forward")) == len(cuda_tiles.FORWARD_FORMS)
+    assert len(defines_of("input gradient")) == len(cuda_tiles.GRADIENT_FORMS)
 
 
 @pytest.mark.parametrize(
@@ -586,7 +594,7 @@ class Head:
 
     def run(self, driver, nets=slice(None), place=None, images=None):
         """{name: array on the host}; poisoned beforehand. images: how many at a time."""
-        images, shared_bytes = tiles.head(self.inputs, self.C, self.units, images or self.B)
+        images, shared_bytes = cuda_tiles.head(self.inputs, self.C, self.units, images or self.B)
         put = place or driver.to_device
         names = "y_below gamma_below beta_below parts_below kept kernel bias labels".split()
         arrays = [self.arrays[name] for name in names]
@@ -603,7 +611,7 @@ class Head:
         }
         with driver.session():
             driver.launch(
-                "head.cu", "head", (1,), (tiles.HEAD_THREADS,), *arrays[:4], 3, EPSILON_BELOW,
+                "head.cu", "head", (1,), (cuda_tiles.HEAD_THREADS,), *arrays[:4], 3, EPSILON_BELOW,
                 self.kept_scale, *arrays[4:], self.B, self.inputs, self.C, self.units, images,
                 *results.values(), shared_bytes=shared_bytes,
             )  # fmt: skip
@@ -799,8 +807,8 @@ def test_a_large_batch_is_fused_and_its_end_made_a_few_images_at_a_time():
     layers = [Conv2D(4, 2), BatchNormalization(), Flatten(), Dense(2, activation="softmax")]
     network = fusion(connect(layers, SHAPE), 1000)
     assert 1 < network.head_images < 1000
-    assert network.head_bytes <= tiles.SHARED_BYTES
-    assert tiles.head(80, 4, 2, network.head_images) == tiles.head(80, 4, 2, 1000)
+    assert network.head_bytes <= cuda_tiles.SHARED_BYTES
+    assert cuda_tiles.head(80, 4, 2, network.head_images) == cuda_tiles.head(80, 4, 2, 1000)
 
 
 def test_a_network_of_blocks_is_not_float32_to_the_bit(driver):

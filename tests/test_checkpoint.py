@@ -15,10 +15,12 @@ import zipfile
 import numpy as np
 import pytest
 
-from minicnn import archive, checkpoint, predict, train, training
-from minicnn.digits import draw_digits
+from minicnn import predict, train
+from minicnn.data.digits import draw_digits
 from minicnn.files import DataError
 from minicnn.recipe import Recipe
+from minicnn.training import archive, checkpoint
+from minicnn.training.trainer import Data, Job, Trainer
 
 TINY = Recipe(nets=2, epochs=3, batch_size=16, seed=5)
 NAMES = "params", "moving", "moment_1", "moment_2", "sums", "history"
@@ -30,8 +32,8 @@ ROW |= {"validation_loss": None, "validation_accuracy": 0.125, "seconds": 2.5}
 def saved(tmp_path_factory):
     """The file of two nets, one of which has diverged, and its bytes."""
     folder = tmp_path_factory.mktemp("saved")
-    job = training.Job(TINY, training.Data(*draw_digits(40)), "numpy", "float32", folder)
-    trainer = training.Trainer(job, range(1, 3))
+    job = Job(TINY, Data(*draw_digits(40)), "numpy", "float32", folder)
+    trainer = Trainer(job, range(1, 3))
     trainer.history = [{"net": 1, **ROW}]
     trainer.diverged = {2: (1, 2)}
     trainer.model.step[...] = trainer.steps

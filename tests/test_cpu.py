@@ -24,25 +24,16 @@ from runs import ROOT, TINY, state
 from test_kernel_convolution import PASSES, RAGGED, SEED_NETWORK, Sizes, dense_case
 from test_kernel_ops import OPERATIONS, SHAPES, make_case
 
-from minicnn import (
-    checkpoint,
-    cpu,
-    devices,
-    machine,
-    mnist_cnn,
-    native,
-    ops_numpy,
-    rng,
-    train,
-    training,
-    workers,
-)
-from minicnn.cpu import Cpu
-from minicnn.digits import draw_digits
-from minicnn.geometry import Window
-from minicnn.kernel import SOURCES, Program
-from minicnn.ops_cpu import Operations
+from minicnn import devices, machine, mnist_cnn, rng, train
+from minicnn.backends import cpu, native, ops_numpy
+from minicnn.backends.cpu import Cpu
+from minicnn.backends.kernel import SOURCES, Program
+from minicnn.backends.ops_cpu import Operations
+from minicnn.data.digits import draw_digits
+from minicnn.network.geometry import Window
 from minicnn.recipe import Recipe
+from minicnn.training import checkpoint, workers
+from minicnn.training.trainer import CapturedStep, Data, Job, Trainer
 
 SANITIZED = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 TASKS = Path("/proc/self/task")
@@ -104,7 +95,7 @@ def test_no_kernel_reaches_beyond_its_arrays_or_does_what_is_undefined(sanitizer
 BEYOND = """
 import sys
 import numpy as np
-from minicnn.cpu import Cpu
+from minicnn.backends.cpu import Cpu
 kernels, y = Cpu(sys.argv[1].split()), np.ones((1, 500), np.float32)
 for count in (500, 501):
     kernels.call("relu_forward", count, y)
@@ -381,9 +372,9 @@ def test_after_an_error_in_a_recording_calls_are_done_at_once(cpu_ops):
 
 def test_a_repeated_step_of_the_seed_network_makes_no_arrays(cpu_ops, tmp_path):
     recipe = Recipe(nets=2, epochs=1, batch_size=16)
-    data = training.Data(*draw_digits(100))
-    trainer = training.Trainer(training.Job(recipe, data, "cpu", "float32", tmp_path), range(1, 3))
-    repeat = training.Repeat(trainer.ops, graph=True)
+    data = Data(*draw_digits(100))
+    trainer = Trainer(Job(recipe, data, "cpu", "float32", tmp_path), range(1, 3))
+    repeat = CapturedStep(trainer.ops, graph=True)
     trainer.begin_epoch(0)
     with trainer.ops.session():
         for _ in range(3):
@@ -504,7 +495,7 @@ def test_numpy_takes_the_place_of_cpu_where_nothing_compiles(without_kernels):
 
 
 def test_auto_says_why_it_is_numpy(without_kernels, monkeypatch):
-    monkeypatch.setattr("minicnn.cuda.problem", lambda: "there is no GPU")
+    monkeypatch.setattr("minicnn.backends.cuda.problem", lambda: "there is no GPU")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = mnist_cnn(nets=1)
@@ -515,7 +506,7 @@ def test_auto_says_why_it_is_numpy(without_kernels, monkeypatch):
 
 @with_kernels
 def test_auto_is_cpu_without_a_gpu(monkeypatch):
-    monkeypatch.setattr("minicnn.cuda.problem", lambda: "there is no GPU")
+    monkeypatch.setattr("minicnn.backends.cuda.problem", lambda: "there is no GPU")
     model = mnist_cnn(nets=1)
     assert model.device == "cpu" and model.device_reason == "auto: no CUDA, there is no GPU"
 
@@ -523,7 +514,7 @@ def test_auto_is_cpu_without_a_gpu(monkeypatch):
 @with_kernels
 def test_what_is_damaged_in_the_cache_is_made_anew(tmp_path):
     cache = {"MINICNN_CACHE": str(tmp_path), native._INHERITED: None}
-    make = "-c", "from minicnn.cpu import Cpu; Cpu()"
+    make = "-c", "from minicnn.backends.cpu import Cpu; Cpu()"
     assert python(*make, **cache).returncode == 0
     [library] = (tmp_path / "native").glob("cpu-*.so")
     library.write_bytes(b"")
@@ -534,7 +525,7 @@ def test_what_is_damaged_in_the_cache_is_made_anew(tmp_path):
 
 @with_kernels
 def test_a_library_that_cannot_be_loaded_is_no_cpu(nothing_known, monkeypatch, tmp_path):
-    monkeypatch.setattr("minicnn.cuda.problem", lambda: "there is no GPU")
+    monkeypatch.setattr("minicnn.backends.cuda.problem", lambda: "there is no GPU")
     compiler = tmp_path / "compiler"
     compiler.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && exit\nfor last; do :; done\n: > "$last"\n'
@@ -550,7 +541,7 @@ def test_a_library_that_cannot_be_loaded_is_no_cpu(nothing_known, monkeypatch, t
 
 @with_kernels
 def test_float64_is_numpys(monkeypatch):
-    monkeypatch.setattr("minicnn.cuda.problem", lambda: "there is no GPU")
+    monkeypatch.setattr("minicnn.backends.cuda.problem", lambda: "there is no GPU")
     model = mnist_cnn(nets=1, dtype="float64")
     assert model.device == "numpy" and model.device_reason == "auto: float64"
     with pytest.raises(ValueError, match="dtype: got 'float64', the device 'cpu' computes in floa"):
@@ -617,7 +608,7 @@ def test_net_2_alone_is_net_2_of_three(run, tmp_path):
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_stopped_run_resumes_to_the_bit(run, tmp_path, monkeypatch, capsys, steps):
     """Stopped after a step that was called, recorded, or replayed."""
-    repeat, calls = training.Repeat.__call__, []
+    repeat, calls = CapturedStep.__call__, []
 
     def stopping(self, function):
         repeat(self, function)
@@ -627,7 +618,7 @@ def test_a_stopped_run_resumes_to_the_bit(run, tmp_path, monkeypatch, capsys, st
 
     folder = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(training.Repeat, "__call__", stopping)
+        patch.setattr(CapturedStep, "__call__", stopping)
         arguments = [*TINY, "--nets=3", "--device=cpu", "--workers=1", "--out", str(folder)]
         assert train.main(arguments) == 130
     assert "--resume" in capsys.readouterr().err

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from planted import MISTAKEN, TENSOR_CORE, TOY
 
-from minicnn import cuda, devices, kernel, tiles
+from minicnn import devices
+from minicnn.backends import cuda, cuda_tiles, kernel
+from minicnn.backends.kernel import Program
 from minicnn.emulator import Emulator
-from minicnn.kernel import Program
 
 PROGRAMS = [Program(path) for path in sorted(kernel.SOURCES.glob("*.cu"))]
-PROGRAMS += [Program(kernel.SOURCES / file, defines) for file, defines in tiles.programs()]
+PROGRAMS += [Program(kernel.SOURCES / file, defines) for file, defines in cuda_tiles.programs()]
 FOR_TENSOR_CORES = 80, 90, "newest"  # which older ones do not have
 
 

@@ -15,8 +15,9 @@ import psutil
 import pytest
 from runs import ROOT, command
 
-from minicnn import ensemble, load_data, train
+from minicnn import load_data, train
 from minicnn.studies.store import FILE
+from minicnn.training import ensemble
 
 SMALL = (
     "trials --quick --quiet --no-figures --trials=3 --nets=2 --epochs=3 --limit=192 "

@@ -12,9 +12,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from minicnn import data, rng
-from minicnn.data import DataError, fingerprint, load_data, split, write_submission
-from minicnn.files import atomic_write
+from minicnn import load_data, rng
+from minicnn.data import formats
+from minicnn.data.formats import write_submission
+from minicnn.data.load import fingerprint
+from minicnn.data.split import split
+from minicnn.files import DataError, atomic_write
 
 PIXELS = [f"pixel{i}" for i in range(784)]
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -99,7 +102,7 @@ def quoted(data):
 )
 @pytest.mark.parametrize("block", [1000, 1 << 20])
 def test_csv_variants(tmp_path, monkeypatch, variant, block):
-    monkeypatch.setattr(data, "_BLOCK", block)
+    monkeypatch.setattr(formats, "_BLOCK", block)
     images, labels = digits(5)
     content = variant(csv_bytes(csv_rows(images, labels)))
     for name, written in ("train.csv", content), ("train.csv.gz", gzip.compress(content)):
@@ -126,8 +129,8 @@ def test_csv_round_trip(tmp_path, count, seed, end, bom, labelled, block):
     path = tmp_path / "any.csv"
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "_BLOCK", block)
-        x, y = data._read_csv(path, labelled)
+        patch.setattr(formats, "_BLOCK", block)
+        x, y = formats.read_csv(path, labelled)
     np.testing.assert_array_equal(x, images)
     if labelled:
         np.testing.assert_array_equal(y, labels)
@@ -226,7 +229,7 @@ def drop_everywhere(column):
 )
 @pytest.mark.parametrize("block", [1000, 1 << 20])
 def test_csv_fault(tmp_path, monkeypatch, edit, expected, block):
-    monkeypatch.setattr(data, "_BLOCK", block)
+    monkeypatch.setattr(formats, "_BLOCK", block)
     rows = csv_rows(*digits(6))
     edit(rows)
     path = tmp_path / "train.csv"
@@ -296,7 +299,7 @@ def test_not_a_csv(tmp_path, content):
 
 
 def test_too_many_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "MAX_IMAGES", 3)
+    monkeypatch.setattr(formats, "MAX_IMAGES", 3)
     (tmp_path / "train.csv").write_bytes(csv_bytes(csv_rows(*digits(3))))
     assert len(load_data(tmp_path)[0][0]) == 3
     (tmp_path / "train.csv").write_bytes(csv_bytes(csv_rows(*digits(4))))
@@ -352,7 +355,7 @@ def test_csv_survives_anything(tmp_path, noise, position, length):
 def test_csv_means_what_the_csv_module_says(text):
     """Whatever the fast path accepts is what a strict parser reads, line by line."""
     try:
-        table = data._parse(Path("file"), 2, text.encode(), ["label", "pixel0"])
+        table = formats._parse(Path("file"), 2, text.encode(), ["label", "pixel0"])
     except DataError:
         return
     lines = [line for line in text.split("\n") if line not in ("", "\r")]
@@ -600,7 +603,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
     def fail(*_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(data, "open", fail, raising=False)
+    monkeypatch.setattr(formats, "open", fail, raising=False)
     assert fault(tmp_path) == f"{path}: cannot be read: Permission denied"
 
 
@@ -734,5 +737,5 @@ def test_atomic_write_names_the_file_that_was_asked_for(tmp_path):
 
 def test_no_pandas_without_a_csv():
     """Importing pandas takes longer than drawing the digits."""
-    source = Path(data.__file__).read_text(encoding="utf-8")
+    source = Path(formats.__file__).read_text(encoding="utf-8")
     assert "\nimport pandas" not in source

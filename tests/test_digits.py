@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from minicnn import digits
-from minicnn.digits import GLYPHS, draw_digits
+from minicnn.data import digits
+from minicnn.data.digits import GLYPHS, draw_digits
 
 MIDDLE = 13.5
 RANGES = dict(digits._RANGES)

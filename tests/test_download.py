@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from test_data import MNIST, digits, idx_bytes, needs_mnist
 
-from minicnn import download, files
-from minicnn.data import DataError, load_data
-from minicnn.download import fetch_mnist
+from minicnn import files
+from minicnn.data import download
+from minicnn.data.download import fetch_mnist
+from minicnn.data.load import DataError, load_data
 
 TRAIN, TEST = digits(4, seed=1), digits(2, seed=2)
 CONTENT = dict(zip(download.FILES, map(idx_bytes, (*TRAIN, *TEST)), strict=True))

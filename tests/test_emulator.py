@@ -25,7 +25,7 @@ from planted import (
     matrices,
 )
 
-from minicnn import native
+from minicnn.backends import native
 from minicnn.emulator import Emulator, KernelFault
 
 # ---------------------------------------------------------------------------------------------

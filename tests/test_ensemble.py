@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import runs
 
-from minicnn import ensemble, ops_numpy, resources, training, workers
-from minicnn.digits import draw_digits
+from minicnn.backends import ops_numpy
+from minicnn.data.digits import draw_digits
 from minicnn.files import DataError
 from minicnn.recipe import RECIPES, Recipe
+from minicnn.training import resources, workers
+from minicnn.training.trainer import Data, Job, Trainer
 
 TINY = Recipe(nets=2, epochs=2, batch_size=16, momentum=0.9, seed=5)
 
@@ -25,12 +27,12 @@ TINY = Recipe(nets=2, epochs=2, batch_size=16, momentum=0.9, seed=5)
 def data():
     images, labels = draw_digits(120)
     test_images, test_labels = draw_digits(30, first=120)
-    return training.Data(images, labels, test_images, test_labels, "digest")
+    return Data(images, labels, test_images, test_labels, "digest")
 
 
 @pytest.fixture
 def job(data, device, tmp_path):
-    return training.Job(TINY, data, device, "float32", tmp_path)
+    return Job(TINY, data, device, "float32", tmp_path)
 
 
 def nothing(images):
@@ -42,7 +44,7 @@ def never():
 
 
 def test_an_epoch_takes_each_training_image_at_most_once_in_a_fresh_order(job):
-    trainer = training.Trainer(job, range(1, 3))
+    trainer = Trainer(job, range(1, 3))
     assert trainer.steps == (120 - 12) // 16
     orders = []
     for epoch in range(2):
@@ -60,8 +62,8 @@ def test_an_epoch_takes_each_training_image_at_most_once_in_a_fresh_order(job):
 
 
 def test_nets_in_lockstep_equal_nets_alone_to_the_bit(job):
-    together = training.Trainer(job, range(1, 3))
-    alone = [training.Trainer(job, range(net, net + 1)) for net in (1, 2)]
+    together = Trainer(job, range(1, 3))
+    alone = [Trainer(job, range(net, net + 1)) for net in (1, 2)]
     for trainer in (together, *alone):
         for _ in range(TINY.epochs):
             trainer.train_epoch(nothing, never)
@@ -77,7 +79,7 @@ def test_nets_in_lockstep_equal_nets_alone_to_the_bit(job):
 
 def test_history_is_what_the_steps_gave(job):
     """Loss and accuracy summed over the steps here, batch by batch, as train_on_batch sees them."""
-    trainer, twin = (training.Trainer(job, range(1, 3)) for _ in range(2))
+    trainer, twin = (Trainer(job, range(1, 3)) for _ in range(2))
     trainer.train_epoch(nothing, never)
     twin.begin_epoch(0)
     losses, accuracies = [], []
@@ -103,7 +105,7 @@ def test_history_is_what_the_steps_gave(job):
 
 
 def test_a_checkpoint_in_mid_epoch_goes_on_to_the_bit(job, tmp_path):
-    whole, first, second = (training.Trainer(job, range(1, 3)) for _ in range(3))
+    whole, first, second = (Trainer(job, range(1, 3)) for _ in range(3))
     whole.train_epoch(nothing, never)
     stops = iter([False, False, False, True])
     with pytest.raises(workers.Interrupted):
@@ -118,7 +120,7 @@ def test_a_checkpoint_in_mid_epoch_goes_on_to_the_bit(job, tmp_path):
 
 
 def test_an_interrupted_validation_is_made_up_for(job, tmp_path):
-    whole, first, second = (training.Trainer(job, range(1, 3)) for _ in range(3))
+    whole, first, second = (Trainer(job, range(1, 3)) for _ in range(3))
     whole.train_epoch(nothing, never)
     stops = iter([False] * whole.steps + [True])
     with pytest.raises(workers.Interrupted):
@@ -136,7 +138,7 @@ def test_an_interrupted_validation_is_made_up_for(job, tmp_path):
 
 def test_a_step_allocates_nothing(job):
     """NumPy's own buffers for casting take 80 to 160 KB; the smallest activation takes more."""
-    trainer = training.Trainer(replace_recipe(job, batch_size=100), range(1, 2))
+    trainer = Trainer(replace_recipe(job, batch_size=100), range(1, 2))
     trainer.begin_epoch(0)
     with trainer.ops.session():
         trainer.step()
@@ -160,20 +162,20 @@ def replace_recipe(job, **changes):
 
 def test_fewer_images_than_a_batch_are_refused(job):
     with pytest.raises(DataError, match=r"got 108 training images .* one batch of 109"):
-        training.Trainer(replace_recipe(job, batch_size=109), range(1, 2))
-    assert training.Trainer(replace_recipe(job, batch_size=108), range(1, 2)).steps == 1
+        Trainer(replace_recipe(job, batch_size=109), range(1, 2))
+    assert Trainer(replace_recipe(job, batch_size=108), range(1, 2)).steps == 1
 
 
 def test_a_checkpoint_of_another_training_is_refused(job, tmp_path):
     path = tmp_path / "state.npz"
-    training.Trainer(job, range(1, 2)).save(path)
+    Trainer(job, range(1, 2)).save(path)
     with pytest.raises(DataError, match="data: got 'digest', expected 'other'"):
         other = replace(job, data=replace(job.data, fingerprint="other"))
-        training.Trainer(other, range(1, 2)).load(path)
+        Trainer(other, range(1, 2)).load(path)
     with pytest.raises(DataError, match=r"recipe: got decay 0\.95, expected 0\.9"):
-        training.Trainer(replace_recipe(job, decay=0.9), range(1, 2)).load(path)
+        Trainer(replace_recipe(job, decay=0.9), range(1, 2)).load(path)
     with pytest.raises(DataError, match="does not hold net 2"):
-        training.Trainer(job, range(2, 3)).load(path)
+        Trainer(job, range(2, 3)).load(path)
 
 
 def fail_late(shared, task, report, should_stop):
@@ -323,9 +325,9 @@ def test_a_group_of_one_net_must_fit():
 
 
 def test_nets_are_cut_into_consecutive_ranges():
-    assert ensemble.cut(range(3, 10), 3) == [range(3, 6), range(6, 9), range(9, 10)]
-    assert ensemble.cut([1, 2, 3, 4], 3) == [range(1, 3), range(3, 5)]
-    assert ensemble.cut([1, 2, 7, 8, 9], 2) == [range(1, 3), range(7, 9), range(9, 10)]
+    assert resources.split_nets(range(3, 10), 3) == [range(3, 6), range(6, 9), range(9, 10)]
+    assert resources.split_nets([1, 2, 3, 4], 3) == [range(1, 3), range(3, 5)]
+    assert resources.split_nets([1, 2, 7, 8, 9], 2) == [range(1, 3), range(7, 9), range(9, 10)]
 
 
 def test_the_recipes_are_the_notebooks_and_the_demo():

@@ -33,8 +33,9 @@ from test_data import (
     with_field,
 )
 
-from minicnn import devices, native, predict, train
-from minicnn.digits import draw_digits
+from minicnn import devices, predict, train
+from minicnn.backends import native
+from minicnn.data.digits import draw_digits
 
 SMALL = (
     "--data=data --limit=40 --nets=1 --epochs=1 --batch-size=16 --device=numpy --workers=1 "

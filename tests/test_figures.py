@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicnn import RandomAffine, figures
-from minicnn.digits import draw_digits
+from minicnn import RandomAffine, drawing
+from minicnn.data.digits import draw_digits
+from minicnn.training import figures
 
 pytest.importorskip("matplotlib")
 from matplotlib import rcParams, style
@@ -80,7 +81,7 @@ def shown(axes):
 def framed(figure):
     """Which images have a red frame."""
     return [
-        all(same_color(spine.get_edgecolor(), figures.WRONG) for spine in axes.spines.values())
+        all(same_color(spine.get_edgecolor(), drawing.WRONG) for spine in axes.spines.values())
         for axes in figure.axes
     ]
 
@@ -97,7 +98,7 @@ def test_write_all_writes_png_files_of_one_width(tmp_path, digits):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
         pixels = imread(folder / name)
         height, width, _ = pixels.shape
-        assert width == figures.WIDTH
+        assert width == drawing.WIDTH
         assert 400 < height < 900
         assert pixels.std() > 0.05  # not a blank page
     figures.write_all(str(folder), images, labels, AUGMENT, history(4, 3))  # again, over the old
@@ -142,8 +143,9 @@ def test_a_failure_while_saving_leaves_no_file(tmp_path, digits, monkeypatch):
 def test_matplotlib_is_imported_late_and_without_pyplot(tmp_path):
     code = f"""
 import sys
-from minicnn import RandomAffine, figures
-from minicnn.digits import draw_digits
+from minicnn import RandomAffine
+from minicnn.training import figures
+from minicnn.data.digits import draw_digits
 assert "matplotlib" not in sys.modules
 x, y = draw_digits(5)
 rows = [{{"net": 1, "epoch": 1, "train_loss": 1, "train_accuracy": 0.5,
@@ -151,16 +153,16 @@ rows = [{{"net": 1, "epoch": 1, "train_loss": 1, "train_accuracy": 0.5,
 figures.write_all({str(tmp_path)!r}, x, y, RandomAffine(), rows, x, y, y)
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
-    root = Path(figures.__file__).parents[1]  # so that a bare checkout is found
+    root = Path(figures.__file__).parents[2]  # so that a bare checkout is found
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
 def test_matplotlib_can_be_absent(monkeypatch):
-    assert figures.available()
+    assert drawing.available()
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # import matplotlib: ImportError
-    assert not figures.available()
+    assert not drawing.available()
 
 
 def test_the_users_settings_neither_show_nor_change(tmp_path, digits):
@@ -192,10 +194,10 @@ def test_pixels_are_squares_of_ink_on_white_paper(build, digits):
     images, labels = digits
     figure = build("training_images", images, labels)
     # Every image stands at whole pixels, each of its own drawn as 4 x 4: (28, 4, 28, 4).
-    side, across, down = figures._TILE, figures._GAP, figures._LABEL
+    side, across, down = drawing.TILE, drawing.GAP, drawing.LABEL
     for i, image in enumerate(images[:30]):
-        top = figures._HEAD + i // 10 * (side + down)
-        left = figures.MARGIN + i % 10 * (side + across)
+        top = drawing.HEAD + i // 10 * (side + down)
+        left = drawing.MARGIN + i % 10 * (side + across)
         drawn = figure.pixels[top : top + side, left : left + side, 0].reshape(28, 4, 28, 4)
         inner = drawn[1:-1, :, 1:-1]  # the frame covers half of a pixel at the edge
         assert np.ptp(inner, axis=(1, 3)).max() == 0
@@ -269,7 +271,7 @@ def test_wrong_predictions_are_marked_and_counted(build, digits):
         "The first 40 of 60 test images, each below its predicted label. "
         "Wrong (red): 3 of these, 5 of all (8.33 %)"
     )
-    red = abs(figure.pixels - to_rgb(figures.WRONG)).max(axis=2) < 0.02
+    red = abs(figure.pixels - to_rgb(drawing.WRONG)).max(axis=2) < 0.02
     assert 3000 < red.sum() < 15000  # three frames of 4 x 112 x 5 pixels, and their labels
 
 

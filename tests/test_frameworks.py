@@ -10,7 +10,8 @@ import pytest
 from benchmarks import contenders, crew, equality, frameworks, scaling
 from benchmarks.contenders import Contender
 from benchmarks.crew import Crew, NotRunningError
-from minicnn import geometry, load_data
+from minicnn import load_data
+from minicnn.network import geometry
 
 NUMPY = Contender("minicnn numpy", "minicnn_net", "numpy")
 INSTALLED = [c for c in contenders.on_cpu(2) if not c.missing and not c.compiled]

@@ -13,7 +13,7 @@ from benchmarks import equality, gpu_frameworks, gpu_parts, gpu_report, launches
 from benchmarks.contenders import Contender
 from benchmarks.gpu_parts import Failed, LeftOut
 from benchmarks.gpu_report import Part
-from minicnn import cuda, native
+from minicnn.backends import cuda, native
 from minicnn.emulator import Emulator
 
 NAMES = "machine", "check", "step", "plots"

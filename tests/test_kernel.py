@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from planted import TOY
 
-from minicnn import kernel
-from minicnn.kernel import Driver, Program
+from minicnn.backends import kernel
+from minicnn.backends.kernel import Driver, Program
 
 E = 2
 

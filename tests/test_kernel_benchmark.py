@@ -21,9 +21,9 @@ from minicnn import (
     RandomAffine,
     Sequential,
     devices,
-    native,
 )
-from minicnn.layers import Activation
+from minicnn.backends import native
+from minicnn.network.layers import Activation
 
 E, B, H, W = 2, 3, 7, 5
 TINY = limits.Work(side=8, numbers=1000, rounds=2, seconds=0)
@@ -284,7 +284,7 @@ def test_what_runs_on_a_gpu_runs_on_the_emulator(quickly, monkeypatch, capsys):
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("minicnn.cuda.problem", lambda: "there is no GPU")
+    monkeypatch.setattr("minicnn.backends.cuda.problem", lambda: "there is no GPU")
     with pytest.raises(SystemExit) as stopped:
         kernels.main(["--device", "numpy", "cuda"])
     assert stopped.value.code == 2

@@ -12,10 +12,10 @@ from cases import Apart, Case, as_float32, assert_same_bits, few, relative
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minicnn import cpu_convolution, ops_cpu, ops_numpy
-from minicnn.cuda_convolution import VERSIONS
-from minicnn.geometry import Window
-from minicnn.ops_cuda import Operations
+from minicnn.backends import cpu_convolution, ops_cpu, ops_numpy
+from minicnn.backends.cuda_convolution import VERSIONS
+from minicnn.backends.ops_cuda import Operations
+from minicnn.network.geometry import Window
 
 PASSES = "forward", "input gradient", "weight gradient"
 ACTIVATIONS = "linear", "relu", "tanh", "softmax"
@@ -205,8 +205,8 @@ def test_what_is_not_a_number_stays_visible(any_ops, what):
 
 
 def test_a_large_layers_weight_gradient_is_made_of_few_parts(driver, monkeypatch):
-    monkeypatch.setattr("minicnn.cuda_convolution._SPLIT_PIXELS", 16)
-    monkeypatch.setattr("minicnn.cuda_convolution._MOST_SPLITS", 3)
+    monkeypatch.setattr("minicnn.backends.cuda_convolution._SPLIT_PIXELS", 16)
+    monkeypatch.setattr("minicnn.backends.cuda_convolution._MOST_SPLITS", 3)
     ops = Operations(driver)
     case = RAGGED[5].case("weight gradient", np.random.default_rng(6))
     assert case.workspace(ops, 1) == 3 * 4 * (5 * 3 * 2 + 1) * 4

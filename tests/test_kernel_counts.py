@@ -12,9 +12,9 @@ import pytest
 
 from benchmarks import counts
 from benchmarks.counts import Limits
-from minicnn.cuda_blocks import fusion
+from minicnn.backends.cuda_blocks import fusion
 from minicnn.emulator import Counts, Emulator
-from minicnn.layers import Conv2D
+from minicnn.network.layers import Conv2D
 from minicnn.recipe import RECIPES
 
 BATCH = 3

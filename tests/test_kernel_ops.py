@@ -10,10 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_rng import KNOWN_ANSWERS
 
-from minicnn import ops_numpy, rng
-from minicnn.affine import affine_parameters
-from minicnn.geometry import Window
-from minicnn.ops_cuda import Operations
+from minicnn import rng
+from minicnn.backends import ops_numpy
+from minicnn.backends.affine import affine_parameters
+from minicnn.backends.ops_cuda import Operations
+from minicnn.network.geometry import Window
 
 DRAWING = Path(__file__).parent / "kernels" / "random.cu"
 RANGES = np.array([[-20, -2, -3, 0.8, 0.9], [20, 2, 3, 1.2, 1.1]], np.float32)

@@ -5,7 +5,7 @@ import random
 import pytest
 from kills import Killer, kill
 
-from minicnn import archive
+from minicnn.training import archive
 
 
 @pytest.mark.every_device

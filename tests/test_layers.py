@@ -22,7 +22,7 @@ from minicnn import (
     MaxPooling2D,
     rng,
 )
-from minicnn.plan import Frame
+from minicnn.network.plan import Frame
 
 ACTIVATIONS = "linear", "relu", "sigmoid", "tanh", "softmax"
 FLOAT64 = pytest.param("float64", marks=pytest.mark.float64)
@@ -271,7 +271,9 @@ def test_conv2d_applies_its_activation_after_the_bias(ops, activation, dtype):
 )
 def test_conv2d_in_chunks(ops, monkeypatch, size, strides, padding, image, activation, dtype):
     # 11 images, 2 or 4 at a time: the last chunk is a ragged one in each of the three passes.
-    monkeypatch.setattr("minicnn.scratch._CACHE_BYTES", 17_000 if dtype == "float64" else 8_500)
+    monkeypatch.setattr(
+        "minicnn.backends.scratch._CACHE_BYTES", 17_000 if dtype == "float64" else 8_500
+    )
     random = np.random.default_rng(1)
     x = random.normal(size=(2, 11, *image, 3)).astype(dtype)
     layer = Conv2D(2, size, strides, padding, activation)
@@ -295,9 +297,9 @@ def test_conv2d_in_chunks(ops, monkeypatch, size, strides, padding, image, activ
 
 def test_chunks_are_ragged_where_these_tests_say_so(monkeypatch):
     """The tests of chunk boundaries above and below would else pass without a boundary."""
-    from minicnn.scratch import chunks  # noqa: PLC0415
+    from minicnn.backends.scratch import chunks  # noqa: PLC0415
 
-    monkeypatch.setattr("minicnn.scratch._CACHE_BYTES", 8_500)
+    monkeypatch.setattr("minicnn.backends.scratch._CACHE_BYTES", 8_500)
     numbers = [6 * 5 * 6 * 3, 3 * 4 * 25 * 3]  # im2col's numbers an image, forward
     lengths = [[s.stop - s.start for s in chunks(11, n, np.float32)] for n in numbers]
     assert lengths == [[3, 3, 3, 2], [2, 2, 2, 2, 2, 1]]
@@ -388,7 +390,7 @@ def test_activation_gradients_in_chunks(ops, monkeypatch, name):
         return backward(ops, layer, f, dy)["x"]
 
     whole = gradient()
-    monkeypatch.setattr("minicnn.scratch._CACHE_BYTES", 3 * 18 * 8)
+    monkeypatch.setattr("minicnn.backends.scratch._CACHE_BYTES", 3 * 18 * 8)
     np.testing.assert_array_equal(gradient(), whole)
 
 
@@ -486,7 +488,7 @@ def test_batch_norm_in_chunks(ops, monkeypatch, dtype):
         return {**gradients, **saved, "inference": forward(ops, layer, f, training=False)}
 
     whole = run()
-    monkeypatch.setattr("minicnn.scratch._CACHE_BYTES", 4 * 60 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr("minicnn.backends.scratch._CACHE_BYTES", 4 * 60 * np.dtype(dtype).itemsize)
     parts = run()
     for name in whole:
         assert_close(parts[name], whole[name])
@@ -773,7 +775,7 @@ def test_accumulate_counts_steps_until_a_loss_is_not_finite(ops, wrong):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cache", [1 << 20, 5 * 8 * 4])
 def test_adam_is_kerass(ops, monkeypatch, dtype, cache):
-    monkeypatch.setattr("minicnn.scratch._CACHE_BYTES", cache)
+    monkeypatch.setattr("minicnn.backends.scratch._CACHE_BYTES", cache)
     random = np.random.default_rng(0)
     E, P = 3, 37
     w = random.normal(size=(E, P)).astype(dtype)

@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 from runs import ROOT, TINY, command, start_slowly, state
 
-from minicnn import checkpoint, files, predict, train, training
+from minicnn import files, predict, train
+from minicnn.training import checkpoint
+from minicnn.training.trainer import Trainer
 
 SAVED = "; the last checkpoints are intact, --resume goes on from them\n"
 
@@ -273,7 +275,7 @@ def test_too_little_memory_is_one_line(tmp_path):
 
 
 def test_memory_that_runs_out_in_training_loses_nothing(run, tmp_path, monkeypatch, capsys):
-    step = training.Trainer.step
+    step = Trainer.step
 
     def hungry(trainer):
         if trainer.steps_done == 6:
@@ -281,7 +283,7 @@ def test_memory_that_runs_out_in_training_loses_nothing(run, tmp_path, monkeypat
         step(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Trainer, "step", hungry)
+        patch.setattr(Trainer, "step", hungry)
         assert training_in(tmp_path) == 2
     assert capsys.readouterr().err.endswith(f"or fewer --workers{SAVED}")
     assert checkpoint.load(tmp_path / "checkpoint-net-001.npz")[1]["step"] == 4
@@ -296,14 +298,15 @@ def test_memory_that_runs_out_in_training_loses_nothing(run, tmp_path, monkeypat
 DEADLY = """
 import os, signal, sys
 from pathlib import Path
-from minicnn import train, training
-step, mark = training.Trainer.step, Path(__file__).with_name("died")
+from minicnn import train
+from minicnn.training.trainer import Trainer
+step, mark = Trainer.step, Path(__file__).with_name("died")
 def deadly(self):
     step(self)
     if 2 in self.nets and self.steps_done == 6 and len(os.listdir(mark)) < {times}:
         (mark / str(os.getpid())).touch()
         os.kill(os.getpid(), signal.SIGKILL)
-training.Trainer.step = deadly
+Trainer.step = deadly
 if __name__ == "__main__":
     sys.exit(train.main())
 """
@@ -410,14 +413,14 @@ def test_a_second_signal_stops_at_once(run, tmp_path, workers):
 
 def poisoned(monkeypatch, net, step, value=np.nan):
     """From now on a net's weights turn to `value` before a step, counted from 0."""
-    healthy = training.Trainer.step
+    healthy = Trainer.step
 
     def sick(trainer):
         if net in trainer.nets and trainer.steps_done == step:
             trainer.model.params[trainer.nets.index(net)] = value
         healthy(trainer)
 
-    monkeypatch.setattr(training.Trainer, "step", sick)
+    monkeypatch.setattr(Trainer, "step", sick)
 
 
 @pytest.mark.parametrize(("step", "epoch", "of_epoch"), [(0, 1, 1), (5, 2, 2), (7, 2, 4)])
@@ -466,14 +469,14 @@ def test_no_net_is_left(tmp_path, capsys):
 
 def test_a_net_whose_last_update_is_too_much_has_no_vote(tmp_path, capsys, monkeypatch):
     """Its losses are all finite, and it has no validation; its predictions are no numbers."""
-    update = training.Trainer.step
+    update = Trainer.step
 
     def step(trainer):
         update(trainer)
         if trainer.nets[0] == 1 and trainer.steps_done == 4:
             trainer.model.params[...] = 1e30
 
-    monkeypatch.setattr(training.Trainer, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     assert training_in(tmp_path, "--validation-fraction=0", "--epochs=1") == 0
     stdout, stderr = capsys.readouterr()
     assert "net 1 stopped" in stderr and "epoch 1, step 4 of 4" in stderr

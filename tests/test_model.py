@@ -25,7 +25,7 @@ from minicnn import (
     mnist_cnn,
     rng,
 )
-from minicnn.plan import plan_layout
+from minicnn.network.plan import plan_layout
 
 pytestmark = pytest.mark.every_device
 DTYPES = "float32", pytest.param("float64", marks=pytest.mark.float64)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minicnn import native
+from minicnn.backends import native
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))

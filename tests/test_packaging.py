@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import minicnn
-from minicnn import native
+from minicnn.backends import native
 
 ROOT = Path(__file__).parent.parent
 RUN = ["--limit=100", "--test-limit=10", "--nets=2", "--epochs=1", "--batch-size=16", "--out=run"]

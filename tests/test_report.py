@@ -15,15 +15,15 @@ from runs import TINY, command
 from study_oracle import Oracle
 from test_data import csv_bytes, csv_rows
 
-from minicnn import figures, files, load_data, predict, report, train
-from minicnn.checkpoint import HISTORY_COLUMNS
-from minicnn.data import fingerprint
+from minicnn import drawing, files, load_data, predict, report, train
+from minicnn.data.load import fingerprint
 from minicnn.recipe import Recipe
 from minicnn.reports import webpage
 from minicnn.studies import STUDIES, hardest, variance
 from minicnn.studies.store import FILE, Cell, Store
 from minicnn.studies.tasks import TrainedNet
-from minicnn.workers import Interrupted
+from minicnn.training.checkpoint import HISTORY_COLUMNS
+from minicnn.training.workers import Interrupted
 
 HOSTILE = """<script>alert("x")</script> & 'q' <img src=http://x.example/>"""
 (TRAIN, TRAIN_LABELS), (TEST, TEST_LABELS) = load_data("digits")
@@ -238,7 +238,7 @@ def test_a_run(capsys, folder, tmp_path):
 
 def test_the_figures_of_a_run(capsys, folder):
     (folder / "figures").mkdir(exist_ok=True)
-    figures.save(folder / "figures/predictions.png", lambda: figures.page(300, "x", "y"))
+    drawing.save(folder / "figures/predictions.png", lambda: drawing.page(300, "x", "y"))
     (folder / "figures/training_images.png").write_bytes(b"<script>")
     page, told = made(capsys, folder)
     assert "training_images.png: not a PNG of a run, and left out" in told
@@ -547,7 +547,7 @@ def test_what_is_no_folder(capsys, folder, tmp_path):
 
 
 def test_without_matplotlib(capsys, folder, monkeypatch):
-    monkeypatch.setattr(figures, "available", lambda: False)
+    monkeypatch.setattr(drawing, "available", lambda: False)
     assert 'needs matplotlib: pip install "minicnn[figures]"' in refused(capsys, folder)
 
 

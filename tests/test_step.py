@@ -20,14 +20,14 @@ from minicnn import (
     Dropout,
     Flatten,
     MaxPooling2D,
-    ensemble,
     model,
-    ops_numpy,
-    training,
 )
-from minicnn.cuda_blocks import fusion
-from minicnn.digits import draw_digits
+from minicnn.backends import ops_numpy
+from minicnn.backends.cuda_blocks import fusion
+from minicnn.data.digits import draw_digits
 from minicnn.recipe import Recipe
+from minicnn.training import ensemble
+from minicnn.training.trainer import Data, Job, Trainer
 
 E, B = 2, 3
 SEED_NETWORK = Recipe(nets=E, epochs=1, batch_size=B, seed=7)
@@ -38,7 +38,7 @@ STATE = "params", "moving", "moment_1", "moment_2", "step", "learning_rate"
 def data():
     images, labels = draw_digits(12)
     test_images, test_labels = draw_digits(5, first=12)
-    return training.Data(images, labels, test_images, test_labels, "digest")
+    return Data(images, labels, test_images, test_labels, "digest")
 
 
 def relative(found, expected):
@@ -57,7 +57,7 @@ def saved(trainer, name):
 
 def test_three_steps_of_the_seed_network_are_numpys(kernel_device, data, tmp_path):
     ours, reference = (
-        training.Trainer(training.Job(SEED_NETWORK, data, d, "float32", tmp_path), range(1, E + 1))
+        Trainer(Job(SEED_NETWORK, data, d, "float32", tmp_path), range(1, E + 1))
         for d in (kernel_device, "numpy")
     )
     to_host = ours.ops.to_host
@@ -91,7 +91,7 @@ def test_three_steps_of_the_seed_network_are_numpys(kernel_device, data, tmp_pat
 def test_a_step_of_blocks_is_numpys_but_for_what_tf32_rounds(block_job):
     """From one state: loss, gradients, moving statistics, predictions; each bit of randomness."""
     ours, reference = (
-        training.Trainer(replace(block_job, device=device, precision=precision), range(1, 4))
+        Trainer(replace(block_job, device=device, precision=precision), range(1, 4))
         for device, precision in ((block_job.device, "tf32"), ("numpy", "float32"))
     )
     to_host = ours.ops.to_host
@@ -135,7 +135,7 @@ def job_of(layers, data, device, precision, folder, monkeypatch):
     for module in (model, minicnn.recipe):
         monkeypatch.setattr(module, "mnist_layers", layers)
     recipe = Recipe(nets=3, epochs=2, batch_size=4, momentum=0.9, seed=5)
-    return training.Job(recipe, data, device, precision, folder)
+    return Job(recipe, data, device, precision, folder)
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def block_job(cuda_device, data, tmp_path, monkeypatch):
 
 def train(job, nets=None):
     """Everything that training makes of a model, on the host, and its history without seconds."""
-    trainer = training.Trainer(job, nets or job.recipe.all_nets)
+    trainer = Trainer(job, nets or job.recipe.all_nets)
     while trainer.epochs_done < job.recipe.epochs:
         trainer.train_epoch(lambda images: None, lambda: False)
     history = [{**row, "seconds": 0} for row in trainer.history]

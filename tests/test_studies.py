@@ -22,20 +22,13 @@ import minicnn.recipe
 from minicnn import __version__, model
 from minicnn.files import DataError
 from minicnn.recipe import Recipe
-from minicnn.studies import (
-    ablation,
-    executors,
-    grid,
-    hardest,
-    statistics,
-    variance,
-)
+from minicnn.studies import ablation, executors, grid, hardest, statistics, variance
 from minicnn.studies.executors import Place, Processes, connect
 from minicnn.studies.networks import STEPS, Variant
 from minicnn.studies.store import FILE, Store
 from minicnn.studies.tasks import Measured, Source, Task, measure, train_nets
 from minicnn.studies.work import Work, in_words
-from minicnn.workers import WorkerDiedError
+from minicnn.training.workers import WorkerDiedError
 
 # ---- networks ------------------------------------------------------------------------------------
 
@@ -142,7 +135,9 @@ def test_a_task_that_does_not_fit_is_done_in_parts(small, source):
     assert whole.images_per_second > 0
     _, ops, _ = minicnn.devices.choose("emulated")
     data, _ = source.load()
-    memory = minicnn.resources.arrays_bytes(small, ops, 2, data.train_images, data.test_images)
+    memory = minicnn.training.resources.arrays_bytes(
+        small, ops, 2, data.train_images, data.test_images
+    )
     parts = replace(task, memory=memory)
     assert measure(parts).group == 2
     same(train_nets(parts), train_nets(task))
@@ -241,7 +236,7 @@ _STUBBORN = """
 import signal, sys, time
 from minicnn.command import StopOnSignal
 from minicnn.studies.executors import local
-from minicnn.workers import Interrupted
+from minicnn.training.workers import Interrupted
 if __name__ == "__main__":
     stop = StopOnSignal("stopping")
     try:

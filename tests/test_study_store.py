@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from runs import ROOT
 
-import minicnn.checkpoint
-from minicnn import ensemble
+import minicnn.training.checkpoint
 from minicnn.files import DataError
 from minicnn.recipe import Recipe
 from minicnn.studies import STUDIES, trials
 from minicnn.studies.networks import Variant
 from minicnn.studies.store import FILE, Cell, Store
 from minicnn.studies.tasks import TrainedNet
+from minicnn.training import ensemble
 
 LABELS = np.array([3, 1, 4, 1, 5, 9], np.uint8)
 SETTINGS = {"source": "x", "train_images": 9, "test_images": 6, "data": "d", "test_data": "t"}
@@ -28,7 +28,10 @@ def net(number, right=(), diverged=None):
     probabilities = np.full((6, 10), 0.01, np.float32)
     guesses = [label if i in right else label + 1 for i, label in enumerate(LABELS)]
     probabilities[np.arange(6), np.array(guesses) % 10] = 0.91 - 0.001 * number
-    row = dict.fromkeys(minicnn.checkpoint.HISTORY_COLUMNS, 0.5) | {"net": number, "epoch": 1}
+    row = dict.fromkeys(minicnn.training.checkpoint.HISTORY_COLUMNS, 0.5) | {
+        "net": number,
+        "epoch": 1,
+    }
     return TrainedNet(number, [row], diverged, None if diverged else probabilities, MADE_BY)
 
 

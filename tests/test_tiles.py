@@ -5,10 +5,10 @@ from math import ceil, prod
 
 import pytest
 
-from minicnn import tiles
-from minicnn.geometry import Window
-from minicnn.kernel import SOURCES
-from minicnn.layers import Conv2D
+from minicnn.backends import cuda_tiles
+from minicnn.backends.kernel import SOURCES
+from minicnn.network.geometry import Window
+from minicnn.network.layers import Conv2D
 from minicnn.recipe import RECIPES
 
 BATCH = 64
@@ -20,9 +20,9 @@ def launch_of(node, what, batch=BATCH):
     """(geometry.Window, Launch) of a layer's pass."""
     window = node.layer.window(node.input_shape)
     if what == "input_gradient":
-        window = tiles.gradient_window(window)
+        window = cuda_tiles.gradient_window(window)
     channels, filters = node.input_shape[-1], node.layer.filters
-    return window, tiles.best(getattr(tiles, what)(window, channels, filters, batch))
+    return window, cuda_tiles.best(getattr(cuda_tiles, what)(window, channels, filters, batch))
 
 
 def define(launch, name):
@@ -78,20 +78,20 @@ def test_pixels_that_follow_one_another_lie_in_different_banks():
 
 def test_what_a_whole_window_meets_once_has_phases_of_one_tap():
     window = Window.fit((4, 4), (1, 1), "valid", (4, 4))
-    assert tiles.gradient_window(window).phases != window.phases
-    assert all(p.taps == 1 for of in tiles.gradient_window(window).phases for p in of)
+    assert cuda_tiles.gradient_window(window).phases != window.phases
+    assert all(p.taps == 1 for of in cuda_tiles.gradient_window(window).phases for p in of)
     padded = Window.fit((3, 3), (1, 1), "same", (1, 1))
-    assert tiles.gradient_window(padded) is padded
+    assert cuda_tiles.gradient_window(padded) is padded
 
 
 def test_a_layer_for_which_nothing_fits_has_no_launch():
     wide = Window.fit((1, 200), (1, 1), "valid", (3, 3000))
-    assert not tiles.forward(wide, 32, 32, 1)
-    assert not tiles.weight_gradient(wide, 32, 32, 1)
-    assert not tiles.first_forward(Window.fit((9, 9), (1, 1), "valid", (9, 999)), 7, 512, 1)
-    assert tiles.best([]) is None
-    assert tiles.head(1 << 20, 32, 10, 4) is None
-    images, size = tiles.head(128, 128, 10, 10_000)
+    assert not cuda_tiles.forward(wide, 32, 32, 1)
+    assert not cuda_tiles.weight_gradient(wide, 32, 32, 1)
+    assert not cuda_tiles.first_forward(Window.fit((9, 9), (1, 1), "valid", (9, 999)), 7, 512, 1)
+    assert cuda_tiles.best([]) is None
+    assert cuda_tiles.head(1 << 20, 32, 10, 4) is None
+    images, size = cuda_tiles.head(128, 128, 10, 10_000)
     assert 64 < images < 10_000 and size <= 99 << 10
 
 
@@ -99,9 +99,11 @@ def test_python_and_the_kernels_have_the_same_numbers():
     names = "CHUNK STATISTICS SUMS PIVOTED".split()
     text = (SOURCES / "block.cuh").read_text()
     for name in names:
-        assert int(re.search(rf"constexpr int {name} = (\d+);", text)[1]) == getattr(tiles, name)
+        assert int(re.search(rf"constexpr int {name} = (\d+);", text)[1]) == getattr(
+            cuda_tiles, name
+        )
     first, head = ((SOURCES / f).read_text() for f in ("block_first.cu", "head.cu"))
-    assert f"constexpr int THREADS = {tiles.FIRST_THREADS};" in first
-    assert f"constexpr int ROWS = {tiles.FIRST_ROWS};" in first
-    assert f"constexpr int THREADS = {tiles.HEAD_THREADS};" in head
-    assert tiles.PITCH == tiles.CHUNK + 8 and prod((tiles.WARP, 1)) == 32
+    assert f"constexpr int THREADS = {cuda_tiles.FIRST_THREADS};" in first
+    assert f"constexpr int ROWS = {cuda_tiles.FIRST_ROWS};" in first
+    assert f"constexpr int THREADS = {cuda_tiles.HEAD_THREADS};" in head
+    assert cuda_tiles.PITCH == cuda_tiles.CHUNK + 8 and prod((cuda_tiles.WARP, 1)) == 32

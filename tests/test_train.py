@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from runs import TINY, command, start_slowly, state
 
-from minicnn import checkpoint, ensemble, train
-from minicnn.data import load_data
+from minicnn import train
+from minicnn.data.load import load_data
+from minicnn.training import checkpoint, ensemble
 
 
 def test_the_run_folder_holds_what_is_promised(run):
@@ -206,7 +207,7 @@ def test_a_bad_argument_is_one_line_and_status_2(
     arguments, named, no_compiler, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("minicnn.cuda.problem", lambda: "there is no GPU")
+    monkeypatch.setattr("minicnn.backends.cuda.problem", lambda: "there is no GPU")
     try:
         status = train.main(arguments)
     except SystemExit as stopped:

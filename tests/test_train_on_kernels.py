@@ -14,16 +14,11 @@ import pytest
 from runs import ROOT, small_layers, state
 
 import minicnn.recipe
-from minicnn import (
-    devices,
-    ensemble,
-    model,
-    resources,
-    train,
-    training,
-)
-from minicnn.digits import draw_digits
+from minicnn import devices, model, train
+from minicnn.data.digits import draw_digits
 from minicnn.recipe import RECIPES
+from minicnn.training import ensemble, resources
+from minicnn.training.trainer import Data, Job, Trainer
 
 SMALL = (
     "--nets=3 --epochs=2 --limit=40 --test-limit=9 --batch-size=16 --no-figures --quiet"
@@ -111,7 +106,7 @@ def test_launches_one_by_one_give_the_same_bits(whole, tmp_path):
 
 def test_a_stopped_run_resumes_to_the_bit(whole, tmp_path, monkeypatch, capsys):
     expected, arguments = whole
-    step, steps = training.Trainer.step, []
+    step, steps = Trainer.step, []
 
     def stopping(trainer):
         steps.append(step(trainer))
@@ -120,7 +115,7 @@ def test_a_stopped_run_resumes_to_the_bit(whole, tmp_path, monkeypatch, capsys):
 
     arguments = [*arguments, "--no-graph", "--out", str(tmp_path / "stopped")]
     with monkeypatch.context() as patch:
-        patch.setattr(training.Trainer, "step", stopping)
+        patch.setattr(Trainer, "step", stopping)
         assert train.main(arguments) == 130
     assert "--resume" in capsys.readouterr().err
     saved = [path.name for path in (tmp_path / "stopped").glob("checkpoint*")]
@@ -133,14 +128,14 @@ def test_a_net_that_diverges_in_lockstep_is_nothing_to_the_others(
     whole, tmp_path, monkeypatch, capsys
 ):
     (expected, _, rows), arguments = whole
-    step = training.Trainer.step
+    step = Trainer.step
 
     def sick(trainer):
         if trainer.steps_done == 2:  # an epoch has two
             trainer.model.params[1] = float("inf")
         step(trainer)
 
-    monkeypatch.setattr(training.Trainer, "step", sick)
+    monkeypatch.setattr(Trainer, "step", sick)
     assert train.main([*arguments, "--no-graph", "--out", str(tmp_path / "sick")]) == 0
     stdout, stderr = capsys.readouterr()
     assert "net 2 stopped, for its loss or weights were no longer finite in epoch 2, st" in stderr
@@ -196,9 +191,9 @@ def test_the_memory_of_a_training_is_known_beforehand(
             return counted
 
     recipe = replace(RECIPES["demo"], nets=nets, epochs=1, batch_size=32)
-    data = training.Data(*draw_digits(200), *draw_digits(70))
+    data = Data(*draw_digits(200), *draw_digits(70))
     planned = resources.arrays_bytes(recipe, ops, together, data.train_images, data.test_images)
-    job = training.Job(recipe, data, cuda_device, precision, tmp_path, together)
+    job = Job(recipe, data, cuda_device, precision, tmp_path, together)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "_operations", lambda *names: Counting())
         ensemble.train_ensemble(job)

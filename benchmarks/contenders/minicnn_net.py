@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.timing import clock_of
-from minicnn import training
+from minicnn.training.trainer import CapturedStep, Data, Job, Trainer
 
 
 class Training:
@@ -17,17 +17,17 @@ class Training:
 
     def __init__(self, contender, images, labels, recipe):
         recipe = replace(recipe, nets=contender.nets, validation_fraction=0)
-        data = training.Data(images, labels)
-        job = training.Job(recipe, data, contender.device, contender.precision, None)
-        self.trainer = training.Trainer(job, recipe.all_nets)
+        data = Data(images, labels)
+        job = Job(recipe, data, contender.device, contender.precision, None)
+        self.trainer = Trainer(job, recipe.all_nets)
         self.trainer.begin_epoch(0)
         self.model, self.ops = self.trainer.model, self.trainer.ops
         self.device, self.clock = contender.device, clock_of(contender.device)
         self._plan = self.model.plan(recipe.batch_size, training=False)
         batch = (images[: recipe.batch_size, ..., None] / 255).astype(self.model.dtype)
         self._plan.x[...] = self.ops.to_device(batch)
-        self._train = training.Repeat(self.ops, graph=True)
-        self._infer = training.Repeat(self.ops, graph=True)
+        self._train = CapturedStep(self.ops, graph=True)
+        self._infer = CapturedStep(self.ops, graph=True)
 
     def take_weights(self, weights):
         """Give one net's weights to all."""

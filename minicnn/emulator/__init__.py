@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import checks, machine, native
-from ..kernel import SOURCES, Driver, pointers
+from .. import checks, machine
+from ..backends import native
+from ..backends.kernel import SOURCES, Driver, pointers
 
 _HERE = Path(__file__).parent
 # The version of DWARF is one that addr2line and gdb have long read without mistakes.

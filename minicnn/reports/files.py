@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..checkpoint import HISTORY_COLUMNS
-from ..data import fingerprint, load_test
+from ..data.load import fingerprint, load_test
 from ..files import DataError, brief
 from ..recipe import Recipe
+from ..training.checkpoint import HISTORY_COLUMNS
 
 _MOST_JSON, _MOST_HISTORY = 1 << 24, 1 << 26  # bytes that are read
 

@@ -4,8 +4,9 @@ from dataclasses import fields
 
 import numpy as np
 
-from .. import figures
+from .. import drawing
 from ..recipe import Recipe
+from ..training.figures import learning_panel
 from . import webpage
 
 MOST_ROWS = 1_000  # of a table
@@ -33,7 +34,7 @@ def curves(history, which=""):
                 value = percent(1 - mean) if measure == "accuracy" else f"{mean:.3g}"
                 ends.append(f"{value} ({part})")
         shows = f"{of} by epoch; the mean of the nets ends at {', '.join(ends)}"
-        pictures.append((figures.png(figures.learning_panel, shown, measure), shows))
+        pictures.append((drawing.png(learning_panel, shown, measure), shows))
     return webpage.figure(f"{caption}.", *pictures)
 
 

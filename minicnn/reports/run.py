@@ -9,20 +9,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from .. import devices, ensemble, predict
-from ..command import one_line
+from .. import devices
+from ..command import images_bar, one_line
 from ..files import DataError
-from ..run_folder import CONFIG, HISTORY, SUMMARY
 from ..studies import hardest
+from ..training import ensemble, prediction
+from ..training.run_folder import CONFIG, HISTORY, SUMMARY
 from . import webpage
-from .files import (
-    OF_DIVERGED,
-    OF_NET,
-    read_config,
-    read_history,
-    read_summary,
-    test_images,
-)
+from .files import OF_DIVERGED, OF_NET, read_config, read_history, read_summary, test_images
 from .parts import MOST_ROWS, count_pairs, curves, diverged_nets, percent, recipe_facts
 
 _DRAWN = {
@@ -86,14 +80,15 @@ class _Seen:
 def _predict_again(config, arguments, should_stop):
     """What the nets of a run say of its test images, a _Seen. Raises DataError, Interrupted."""
     path = arguments.folder / ensemble.FINAL
-    trained = predict.load(path)
+    trained = prediction.load(path)
     if trained.about["data"] != config["data"] or trained.about["recipe"] != config["recipe"]:
         raise DataError(f"{path}: of another run than {CONFIG}, expected the same")
     images, labels = test_images(config, arguments)
     device, ops, _ = devices.choose(arguments.device)
-    probabilities = predict.probabilities_of(
-        trained, images, device, ops, None, arguments.quiet, should_stop
-    )
+    with images_bar(len(trained.nets) * len(images), arguments.quiet) as bar:
+        probabilities = prediction.probabilities_of(
+            trained, images, device, ops, None, bar.update, should_stop
+        )
     return _Seen(images, labels, probabilities, device)
 
 

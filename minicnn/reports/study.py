@@ -6,12 +6,13 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from .. import __version__, ensemble, figures
+from .. import __version__, drawing
 from ..command import one_line
 from ..files import DataError, brief
 from ..studies import STUDIES, hardest
 from ..studies.store import FILE, Store
-from ..workers import Interrupted
+from ..training import ensemble
+from ..training.workers import Interrupted
 from . import webpage
 from .files import COUNT, check, checked_history, test_images
 from .parts import (
@@ -87,7 +88,7 @@ def _study(store, name, seed, arguments, should_stop):
     for picture in found.pictures.values():
         if should_stop():
             raise Interrupted
-        pictures[picture.caption] = figures.png(picture.build)
+        pictures[picture.caption] = drawing.png(picture.build)
     html += webpage.panels(pictures)
     if not quiz:  # which has the same table, under the fold of its answers
         for table in found.tables.values():

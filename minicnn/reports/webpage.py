@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 
-from ..figures import PANEL
+from ..drawing import PANEL
 from ..files import brief, printable
 
 PNG = b"\x89PNG\r\n\x1a\n"  # how each such file begins

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from .. import __version__, machine
-from ..workers import Interrupted, Worker, WorkerDiedError
+from ..training.workers import Interrupted, Worker, WorkerDiedError
 
 _PATIENCE = 10  # seconds until a cluster that does not answer counts as gone
 _LOOK_SECONDS = 3  # between looks at whether it has workers

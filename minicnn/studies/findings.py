@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .. import figures
+from .. import drawing
 from ..files import atomic_write
 
 
@@ -53,7 +53,7 @@ def write(findings, folder, draw=True):
             file.write(text.encode())
     if draw:
         for name, picture in findings.pictures.items():
-            figures.save(folder / f"{name}.png", picture.build)
+            drawing.save(folder / f"{name}.png", picture.build)
 
 
 def _text(value, kind, fraction):

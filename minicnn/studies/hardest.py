@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from ..ensemble import vote
+from ..training.ensemble import vote
 from . import plots
 from .findings import Findings, Picture, Table
 from .store import Cell

@@ -8,7 +8,7 @@ that has no hidden dense layer.
 
 from dataclasses import dataclass
 
-from ..layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+from ..network.layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 from ..recipe import Recipe
 
 STEPS = (

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..figures import FAINT, PANEL, QUIET, TEXT, TRAINING, VALIDATION, gallery, page, tens
+from ..drawing import FAINT, PANEL, QUIET, TEXT, TRAINING, VALIDATION, gallery, page, tens
 
 _HEIGHT = 560  # pixels
 _BOX = 0.13, 0.15, 0.83, 0.72  # of the only axes of a page: left, bottom, width, height

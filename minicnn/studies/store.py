@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..checkpoint import HISTORY_COLUMNS
 from ..files import DataError, brief
 from ..recipe import Recipe
+from ..training.checkpoint import HISTORY_COLUMNS
 from .networks import recipe_of
 
 FILE = "results.sqlite"

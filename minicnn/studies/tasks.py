@@ -18,13 +18,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from .. import __version__, devices, workers
-from ..data import fingerprint, load_data
-from ..ensemble import cut
+from .. import __version__, devices
+from ..data.load import fingerprint, load_data
 from ..files import DataError
 from ..recipe import Recipe
-from ..resources import arrays_bytes, group_size
-from ..training import Data, Job, Repeat, Trainer, steps_per_epoch
+from ..training import workers
+from ..training.resources import arrays_bytes, group_size, split_nets
+from ..training.trainer import CapturedStep, Data, Job, Trainer, steps_per_epoch
 
 _MEASURED_SECONDS = 0.4
 _one_at_a_time = threading.Lock()  # a process that has several threads has one set of kernels
@@ -100,7 +100,7 @@ def train_nets(task):
     with _one_at_a_time:
         data, device, ops, group = _prepare(task)
         results = []
-        for nets in cut(task.nets, group):
+        for nets in split_nets(task.nets, group):
             trainer = _trainer(task, data, device, ops, nets)
             while not trainer.is_done:
                 trainer.train_epoch(workers.report, workers.should_stop)
@@ -119,7 +119,7 @@ def measure(task):
     with _one_at_a_time:
         data, device, ops, group = _prepare(task)
         trainer = _trainer(task, data, device, ops, task.nets[:group])
-        again = Repeat(ops, graph=True)
+        again = CapturedStep(ops, graph=True)
         with ops.session():
             trainer.begin_epoch(0)
             for _ in range(3):  # compiles, captures, and runs it once

@@ -4,8 +4,8 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import replace
 from datetime import timedelta
 
-from ..ensemble import cut
-from ..workers import Interrupted
+from ..training.resources import split_nets
+from ..training.workers import Interrupted
 from .tasks import Task, measure, train_nets
 
 
@@ -64,7 +64,7 @@ class Work:
         parts = [
             (cell, replace(task, nets=nets))
             for cell, task, missing in zip(self.cells, self._tasks, self._missing, strict=True)
-            for nets in cut(missing, min(groups[_network(task)], fair, most or fair))
+            for nets in split_nets(missing, min(groups[_network(task)], fair, most or fair))
         ]
         # The first trials come first, so that a study that is stopped has something to tell.
         parts.sort(key=lambda part: (part[1].nets[0] - 1) // part[1].recipe.nets)

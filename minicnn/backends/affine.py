@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import rng
+from .. import rng
 from .scratch import chunks, scratch
 
 

@@ -1,57 +1,27 @@
 """The figures of a run: what went in, how it was augmented, how the nets learned, what they say.
 
-matplotlib is optional (`pip install "minicnn[figures]"`), so it is imported where it is used. No
-display is needed, and nothing of matplotlib's global state is left changed. Each figure is built by
-one function and written by another. train.py calls write_all, the last thing that a run does.
+train.py calls write_all, the last thing that a run does.
 """
 
-import io
 from pathlib import Path
 
 import numpy as np
 
-from .files import atomic_write
-
-DPI = 150
-WIDTH = 1440  # pixels of every figure
-PANEL = 720  # pixels of those that stand in narrow places, such as a phone's
-MARGIN = 52  # pixels, left and right
-_TILE = 112  # pixels, the side of an image: a multiple of 28, so that all of its pixels are alike
-_GAP = 24  # pixels between images, of which ten just fill the width
-_LABEL = 44  # pixels between rows of images, for the labels
-_HEAD = 148  # pixels above the images, for the title and the labels
-_FOOT = 44  # pixels below them
-
-# Paul Tol's "vibrant" colours, which differ for colour-blind eyes too
-TRAINING, VALIDATION, WRONG = "#EE7733", "#0077BB", "#CC3311"
-TEXT, QUIET, FAINT = "#222222", "#666666", "#CCCCCC"
-_STYLE = {
-    "font.size": 10,
-    "text.color": TEXT,
-    "axes.labelcolor": TEXT,
-    "axes.edgecolor": FAINT,
-    "axes.titlepad": 4,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E6E6E6",
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": QUIET,
-    "ytick.labelcolor": QUIET,
-    "legend.frameon": False,
-    "legend.handlelength": 2.8,
-}
-
-
-def available():
-    """Whether matplotlib can be imported."""
-    try:
-        import matplotlib.figure  # noqa: F401, PLC0415
-    except ImportError:
-        return False
-    return True
+from ..drawing import (
+    GAP,
+    LABEL,
+    PANEL,
+    QUIET,
+    TEXT,
+    TRAINING,
+    VALIDATION,
+    WRONG,
+    gallery,
+    in_percent,
+    page,
+    save,
+    tens,
+)
 
 
 def write_all(
@@ -103,30 +73,6 @@ def predictions(path, images, predicted, truth=None, probabilities=None):
     save(path, _predictions, images, predicted, truth, probabilities)
 
 
-def save(path, build, *arguments, metadata=None):
-    """Write the Figure that build(*arguments) returns to `path`, whole or not at all.
-
-    metadata: {key: text} to go into the file.
-    """
-    with atomic_write(path) as file:
-        _draw(file, build, *arguments, metadata=metadata)
-
-
-def png(build, *arguments):
-    """The Figure that build(*arguments) returns, as the bytes of a PNG."""
-    file = io.BytesIO()
-    _draw(file, build, *arguments)
-    return file.getvalue()
-
-
-def _draw(file, build, *arguments, metadata=None):
-    import matplotlib.style  # noqa: PLC0415
-
-    # The user's own matplotlib settings are for the user's own figures.
-    with matplotlib.style.context(["default", _STYLE]):
-        build(*arguments).savefig(file, format="png", dpi=DPI, metadata=metadata)
-
-
 # ---- building ------------------------------------------------------------------------------------
 
 
@@ -149,7 +95,7 @@ def _augmented_images(images, labels, augment):
 
     count = {1: "One image", 2: "Two images", 3: "Three images"}[len(chosen)]
     title = f"{count}, augmented ten times" + " each" * (len(chosen) > 1)
-    figure = gallery(title, _ranges(augment), rows, across=_GAP // 3, down=_GAP // 3, aside=_GAP)
+    figure = gallery(title, _ranges(augment), rows, across=GAP // 3, down=GAP // 3, aside=GAP)
     figure.axes[0].set_title("original")
     figure.axes[1].set_title("augmented", loc="left")
     return figure
@@ -258,7 +204,7 @@ def _predictions(images, predicted, truth, probabilities):
         notes += f". Wrong (red): {wrong[: len(shown)].sum() or 'none'}"
         if len(shown) < len(images):
             notes += f" of these, {wrong.sum():,} of all ({in_percent(wrong.mean())})"
-    down = _LABEL if probabilities is None else 2 * _LABEL
+    down = LABEL if probabilities is None else 2 * LABEL
     figure = gallery("Predictions", notes, tens(shown), down=down)
     for i, axes in enumerate(figure.axes):
         if wrong[i]:
@@ -272,52 +218,8 @@ def _predictions(images, predicted, truth, probabilities):
     return figure
 
 
-# ---- the page ------------------------------------------------------------------------------------
-
-
-def page(height, title, notes, width=WIDTH):
-    """A Figure, its size in pixels: what it shows, and below that what to know about it."""
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    figure.text(MARGIN / width, 1 - 54 / height, title, size=14, weight="bold")
-    figure.text(MARGIN / width, 1 - 86 / height, notes, size=9, color=QUIET)
-    return figure
-
-
-def gallery(title, notes, rows, across=_GAP, down=_LABEL, aside=0):
-    """A page with rows of images (H, W), 0 to 255, as axes in reading order.
-
-    across and down are the pixels between images, aside those that set off the first column.
-    """
-    height = _HEAD + len(rows) * _TILE + (len(rows) - 1) * down + _FOOT
-    figure = page(height, title, notes)
-    for i, row in enumerate(rows):
-        for j, image in enumerate(row):
-            left = MARGIN + j * (_TILE + across) + aside * (j > 0)
-            bottom = height - _HEAD - _TILE - i * (_TILE + down)
-            # matplotlib before 3.11 rounds 112.00000001 pixels up to 113, of unlike squares.
-            side = _TILE - 1e-6
-            box = (left / WIDTH, bottom / height, side / WIDTH, side / height)
-            axes = figure.add_axes(box, xticks=[], yticks=[])
-            axes.spines[:].set_visible(True)
-            # Dark ink on white paper, as it was written
-            axes.imshow(image, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
-    return figure
-
-
-def tens(images):
-    """Images in rows of ten."""
-    return [images[i : i + 10] for i in range(0, len(images), 10)]
-
-
 def _which(shown, images, kind, label):
     if len(images) == 1:
         return f"The only {kind}, below its {label}"
     some = f"The first {len(shown)} of" if len(shown) < len(images) else "All"
     return f"{some} {len(images):,} {kind}s, each below its {label}"
-
-
-def in_percent(fraction, digits=3):
-    """A fraction as a text in percent."""
-    return f"{100 * fraction:.{digits}g} %"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .files import DataError, atomic_write, cache_folder
+from ..files import DataError, atomic_write, cache_folder
 
 MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",

@@ -17,7 +17,7 @@ import traceback
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
-from . import machine
+from .. import machine
 
 _POLL_SECONDS = 0.1
 _GO_ON, _STOP, _STOP_AT_ONCE = range(3)  # what a worker is told

@@ -2,7 +2,7 @@
 
 A digit is made as a person makes it. One of several shapes is chosen, its strokes are bent,
 slanted, scaled and moved, and a round pen is put down along them. `GLYPHS` is the alphabet, the
-rest of the module is the hand. The images are made to look like MNIST's, which `data.py` reads.
+rest of the module is the hand. The images are made to look like MNIST's, which formats.py reads.
 
 Image i of a seed is a function of (seed, i) alone. Its pixels are computed without a library's
 sine or a BLAS sum, whose last bits differ from machine to machine.
@@ -10,7 +10,7 @@ sine or a BLAS sum, whose last bits differ from machine to machine.
 
 import numpy as np
 
-from . import checks, rng
+from .. import checks, rng
 
 SIZE = 28  # pixels, the side of an image
 

@@ -147,16 +147,6 @@ class Plan:
             gradient = frame.dx
 
 
-def cut(workspace, layouts):
-    """Arrays of these (shape, dtype), one behind the other in a workspace of bytes."""
-    arrays, at = [], 0
-    for shape, dtype in layouts:
-        stop = at + np.dtype(dtype).itemsize * prod(shape)
-        arrays.append(workspace[at:stop].view(dtype).reshape(shape))
-        at = stop
-    return arrays
-
-
 def batch_layout(nodes, nets, batch, dtype):
     """The part of a plan_layout that is the batch itself, and what is told of it."""
     return {

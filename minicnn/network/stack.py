@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from . import rng
+from .. import rng
 from .layers import Dropout, Layer
 
 _ALIGNMENT = 16  # numbers: a weight starts at a multiple of 64 bytes, for wide loads

@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import checks
+from .. import checks
 
-SOURCES = Path(__file__).parent / "kernels"  # of an installed package
+SOURCES = Path(__file__).parent.parent / "kernels"  # of an installed package
 if not SOURCES.is_dir():  # in a checkout they stand beside it
-    SOURCES = Path(__file__).parent.parent / "kernels"
+    SOURCES = Path(__file__).parent.parent.parent / "kernels"
 
 _NUMBERS = {
     "float": np.float32,

@@ -1,120 +1,30 @@
-"""Digits to learn from: Kaggle's CSV, MNIST's IDX files, a download, or the embedded ones.
-
-    (x_train, y_train), (x_test, y_test) = load_data("digits")
+"""The file formats: MNIST's IDX, Kaggle's CSV, and Kaggle's submission.
 
 Files come from anywhere. Sizes in headers are checked before anything is allocated, compressed
 streams are read no further than they should go, and a fault is a DataError that names the file and
-the line or field. Then: the split of a net, a fingerprint of a data set, and Kaggle's submission.
-Read ensemble.py next, for what is done with them.
+the line or field.
 """
 
 import codecs
 import contextlib
 import csv
 import gzip
-import hashlib
 import io
-import math
-import os
 import re
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 
-from . import checks, rng
-from .download import FILES, fetch_mnist
-from .files import DataError, atomic_write
+from ..files import DataError, atomic_write
 
 SIZE = 28  # rows and columns of an image
 MAX_IMAGES = 500_000  # in one file: seven times MNIST, and what a hostile one can make us hold
-
-_CSV = "train.csv", "test.csv"
-_IDX = tuple(name.removesuffix(".gz") for name in FILES)
-_EXPECTED = (
-    f"Kaggle's train.csv (optional: test.csv), or MNIST's {_IDX[0]} and {_IDX[1]}"
-    f" (optional: {_IDX[2]} and {_IDX[3]}), each plain or .gz"
-)
 
 _PIXELS = [f"pixel{i}" for i in range(SIZE * SIZE)]
 _BLOCK = 1 << 20  # bytes of CSV parsed at a time, about 600 images
 _FEW_LINES = 64  # that are read one by one
 _LONGEST_LINE = 1 << 14  # bytes; 785 quoted names take 9 kB
-
-
-def load_data(source, progress=True):
-    """Images and labels, ((x_train, y_train), (x_test, y_test)).
-
-    source: "digits", embedded, 6,000 and 2,000 images; "mnist", downloaded once; or the path of a
-    folder with Kaggle's CSV files or MNIST's IDX files. progress: bars on stderr when downloading.
-    Images are uint8 (N, 28, 28), labels uint8 (N,) from 0 to 9. Labels are None where a file
-    has none (Kaggle's test.csv), the test pair is (None, None) where there is no test file.
-    Raises DataError.
-    """
-    if source == "digits":
-        from .digits import draw_digits  # noqa: PLC0415
-
-        return draw_digits(6_000), draw_digits(2_000, first=6_000)
-    if source == "mnist":
-        folder = fetch_mnist(progress=progress)
-        paths = [folder / name for name in FILES]
-        return _read_idx_pair(*paths[:2]), _read_idx_pair(*paths[2:])
-    return _read_folder(_folder(source))
-
-
-def load_test(source, progress=True):
-    """The test pair (x_test, y_test) of load_data, from a folder that need hold no other.
-
-    Raises DataError, also where there are no test images.
-    """
-    if source in ("digits", "mnist"):
-        return load_data(source, progress)[1]
-    test = _read_folder(_folder(source), need_train=False)[1]
-    if test[0] is None:
-        raise DataError(f"{source}: found no test images, expected {_CSV[1]} or {_IDX[2]}")
-    return test
-
-
-def _folder(source):
-    if not isinstance(source, (str, os.PathLike)):
-        raise DataError(f"source: got {source!r}, expected 'digits', 'mnist' or a folder")
-    return Path(source)
-
-
-def _read_folder(folder, need_train=True):
-    try:
-        content = sorted(os.listdir(folder))
-        train_csv, test_csv = (_find(folder, name) for name in _CSV)
-        idx = [_find(folder, name) for name in _IDX]
-    except OSError as error:
-        raise DataError(
-            f"{folder}: {error.strerror or error}; expected a folder with {_EXPECTED}"
-        ) from None
-    found = [path.name for path in (train_csv, test_csv, *idx) if path]
-    if any(idx) and (train_csv or test_csv):
-        raise DataError(f"{folder}: found both kinds, {', '.join(found)}; expected {_EXPECTED}")
-    if train_csv or (test_csv and not need_train):
-        train = _read_csv(train_csv) if need_train else (None, None)
-        return train, _read_csv(test_csv, labelled=False) if test_csv else (None, None)
-    whole = [any(pair) == all(pair) for pair in (idx[:2], idx[2:])]
-    if all(whole) and (all(idx[:2]) or (all(idx[2:]) and not need_train)):
-        train = _read_idx_pair(*idx[:2]) if need_train else (None, None)
-        return train, _read_idx_pair(*idx[2:]) if idx[2] else (None, None)
-    found = found or content
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-    raise DataError(
-        f"{folder}: found {', '.join(found[:5]) or 'nothing'}{more}; expected {_EXPECTED}"
-    )
-
-
-def _find(folder, name):
-    """The file of that name, plain or .gz, or None. Some archives have a dot before "idx"."""
-    for variant in (name, name.replace("-idx", ".idx")):
-        for suffix in ("", ".gz"):
-            if (path := folder / f"{variant}{suffix}").is_file():
-                return path
-    return None
 
 
 @contextlib.contextmanager
@@ -132,7 +42,8 @@ def _opened(path):
 # --- IDX ------------------------------------------------------------------------------------------
 
 
-def _read_idx_pair(images_path, labels_path):
+def read_idx_pair(images_path, labels_path):
+    """Images (N, 28, 28) and labels (N,), both uint8, of two IDX files. Raises DataError."""
     images = _read_idx(images_path, "images", (SIZE, SIZE))
     labels = _read_idx(labels_path, "labels", ())
     if len(images) != len(labels):
@@ -194,7 +105,7 @@ def _read_idx(path, what, shape):
 # --- CSV ------------------------------------------------------------------------------------------
 
 
-def _read_csv(path, labelled=True):
+def read_csv(path, labelled=True):
     """Images (N, 28, 28) and labels (N,), or None, of a file in Kaggle's form.
 
     It goes block by block, so that 42,000 x 785 integers never exist as such, and fast: what looks
@@ -367,42 +278,7 @@ def _brief(field):
     return repr(field if len(field) <= 40 else field[:40] + "...")
 
 
-# --- What is done with them -----------------------------------------------------------------------
-
-
-def validation_count(count, fraction):
-    """How many of `count` images are for validation: ceil(fraction * count)."""
-    if not 0 <= fraction < 1:
-        raise ValueError(f"fraction: got {fraction!r}, expected 0 <= fraction < 1")
-    # 0.07 * 100 is 7.000000000000001: what rounding added must not count as one image more.
-    return math.ceil(fraction * count * (1 - 1e-12))
-
-
-def split(count, fraction, seed, net):
-    """The images that a net trains on and those it is validated on, two int32 arrays of indices.
-
-    ceil(fraction * count) images, drawn for this net alone, are for validation, the others, in
-    random order, for training. Raises ValueError for a fraction outside [0, 1), or if no image is
-    left to train on.
-    """
-    held_out = validation_count(count, fraction)
-    if held_out >= count:
-        raise ValueError(
-            f"count: got {count} images, expected at least one to train on beside"
-            f" {held_out} for validation"
-        )
-    seed, net = checks.word("seed", seed), checks.word("net", net)
-    order = rng.permutation(seed, net, rng.SPLIT, 0, count)  # (count,)
-    return order[held_out:], order[:held_out]
-
-
-def fingerprint(images, labels=None):
-    """SHA-256, in hexadecimal, of both arrays' types, shapes and values."""
-    digest = hashlib.sha256()
-    for array in (images, np.empty(0) if labels is None else labels):
-        digest.update(f"{array.dtype.str} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
+# --- Kaggle's submission -------------------------------------------------------------------------
 
 
 def write_submission(path, labels):

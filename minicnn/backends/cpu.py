@@ -17,7 +17,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import machine, native
+from .. import machine
+from . import native
 from .kernel import SOURCES, Program, bind_arguments, pointers
 
 _FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math"]

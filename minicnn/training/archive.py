@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import DataError, atomic_write
-from .machine import free_memory
+from ..files import DataError, atomic_write
+from ..machine import free_memory
 
 FORMAT = 2
 MAX_TEXT = 1 << 20  # bytes; that of 10,000 nets takes half of it at most

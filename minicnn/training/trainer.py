@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from . import checkpoint, rng
-from .data import split, validation_count
-from .files import DataError, brief
-from .model import PREDICT_BATCH
-from .recipe import Recipe
+from .. import rng
+from ..data.split import split, validation_count
+from ..files import DataError, brief
+from ..model import PREDICT_BATCH
+from ..recipe import Recipe
+from . import checkpoint
 from .workers import Interrupted
 
 
@@ -76,7 +77,7 @@ class Trainer:
         self.history = []
         self.diverged = {}  # {net: (epoch, step)} after which its loss or weights were not finite
         self.graph = job.graph
-        self._repeat = Repeat(self.ops, job.graph)
+        self._repeat = CapturedStep(self.ops, job.graph)
 
     @property
     def steps_done(self):
@@ -295,7 +296,7 @@ def predict(
         ops.collect(model.infer(plan), done, outputs)
 
     with ops.session():
-        again = Repeat(ops, graph)
+        again = CapturedStep(ops, graph)
         for batch in range(batches):
             if should_stop():
                 raise Interrupted
@@ -304,7 +305,7 @@ def predict(
         return ops.to_host(outputs).reshape(E, -1, *model.output_shape)[:, :n]
 
 
-class Repeat:
+class CapturedStep:
     """Called with the same function time after time, does what that does: soon by its capture.
 
     The first call is the function's own, which compiles what it launches. The function itself is

@@ -15,9 +15,10 @@ from itertools import product
 import numpy as np
 import threadpoolctl
 
-from . import im2col, rng
+from .. import rng
+from ..machine import free_memory  # noqa: F401  one of the functions of a backend
+from . import im2col
 from .affine import affine, affine_parameters
-from .machine import free_memory  # noqa: F401  one of the functions of a backend
 from .scratch import chunks, scratch
 
 dtypes = "float32", "float64"  # what a model may be made of

@@ -64,7 +64,7 @@ def _taps(taps, warps):
     return _defines(FORM_TAPS=taps, FORM_THREADS=warps * WARP, FORM_BLOCKS=blocks)
 
 
-class Launch(NamedTuple):
+class TiledLaunch(NamedTuple):
     """How a kernel is launched: what it is compiled for, and how the work is cut."""
 
     defines: tuple
@@ -130,19 +130,19 @@ class _Work(NamedTuple):
 
 
 def best(launches):
-    """The Launch that the model likes best; None of none."""
+    """The TiledLaunch that the model likes best; None of none."""
     return min(launches, key=lambda launch: launch.clocks, default=None)
 
 
 def forward(window, channels, filters, batch):
-    """Every Launch of block_forward that fits; geometry.Window says the shapes."""
+    """Every TiledLaunch of block_forward that fits; geometry.Window says the shapes."""
     fixed = 2 * _padded(channels)
     size = _Correlation(channels, filters, batch, fixed, PIVOTED, 1)
     return _correlations(FORWARD_FORMS, _axes(window), window.input, size)
 
 
 def input_gradient(window, channels, filters, batch):
-    """Every Launch of block_input_gradient, for a gradient_window."""
+    """Every TiledLaunch of block_input_gradient, for a gradient_window."""
     axes = [
         [
             Axis(p.first, p.count, 1, p.start, p.taps, p.tap + (p.taps - 1) * stride, -stride)
@@ -217,7 +217,7 @@ class _Correlation(NamedTuple):
 
 
 def _correlations(forms, axes, image, size):
-    """Every Launch of a correlation that fits; image: (rows, columns) of its source."""
+    """Every TiledLaunch of a correlation that fits; image: (rows, columns) of its source."""
     widths = range(1, min(2, ceil(size.filters / WARP)) + 1)
     launches = [
         _correlation(form, tile, wide, axes, image, size)
@@ -266,7 +266,7 @@ def _correlation(form, tile, wide, axes, image, size):
     )
     tables = (*_staged_table(axes, tile, image), *_taps_tables(axes, tile.staging))
     grid, parts = (blocks, blocks_y), blocks * phase_groups
-    return Launch(_form(*form), tiling, tables, grid, warps * WARP, shared, parts, clocks)
+    return TiledLaunch(_form(*form), tiling, tables, grid, warps * WARP, shared, parts, clocks)
 
 
 def _staged_table(axes, tile, image):
@@ -303,7 +303,7 @@ def _taps_tables(axes, staging):
 
 
 def weight_gradient(window, channels, filters, batch):
-    """Every Launch of block_weight_gradient that fits."""
+    """Every TiledLaunch of block_weight_gradient that fits."""
     return [
         launch
         for form in WEIGHT_FORMS
@@ -351,7 +351,7 @@ def _weight_gradient(form, tile, window, channels, filters, batch):
         places.append((which * t["image_pitch"] + row * step + column) * PITCH)
     table = *_staged_table(axes, tile, window.input), *places
     grid = blocks, blocks_y
-    return Launch(_taps(*form), tiling, table, grid, warps * WARP, shared, blocks, clocks)
+    return TiledLaunch(_taps(*form), tiling, table, grid, warps * WARP, shared, blocks, clocks)
 
 
 def _share(tiles, blocks_y, warps, shared, work):
@@ -377,12 +377,12 @@ def _share(tiles, blocks_y, warps, shared, work):
 
 
 def first_forward(window, channels, filters, batch):
-    """Every Launch of block_first_forward that fits."""
+    """Every TiledLaunch of block_first_forward that fits."""
     return _first(window, channels, filters, batch, 1, PIVOTED * filters, at_once=3)
 
 
 def first_weight_gradient(window, channels, filters, batch):
-    """Every Launch of block_first_weight_gradient that fits."""
+    """Every TiledLaunch of block_first_weight_gradient that fits."""
     rows = ceil(prod(window.size) * channels / FIRST_ROWS)
     return _first(window, channels, filters, batch, rows, filters, at_once=2)
 
@@ -404,7 +404,9 @@ def _first(window, channels, filters, batch, blocks_y, sums, at_once):
             blocks = min(MULTIPROCESSORS * at_once // NETS, tile.count(batch))
             tiling = tile.tiling(pixel_warps=1, channel_warps=1, groups=1, area=area)
             grid, clocks = (blocks, blocks_y), float(tile.bands)
-            launches.append(Launch((), tiling, (), grid, FIRST_THREADS, shared, blocks, clocks))
+            launches.append(
+                TiledLaunch((), tiling, (), grid, FIRST_THREADS, shared, blocks, clocks)
+            )
     return launches
 
 

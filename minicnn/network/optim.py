@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from . import checks
+from .. import checks
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ conventions are Keras's.
 from math import prod, sqrt
 from typing import NamedTuple
 
-from . import checks
+from .. import checks
 from .geometry import Window
 
 ACTIVATIONS = "linear", "relu", "sigmoid", "tanh", "softmax"

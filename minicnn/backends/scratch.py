@@ -1,4 +1,4 @@
-"""Working memory of the NumPy backend: buffers that are kept, and pieces that fit the cache."""
+"""Working memory: kept buffers, chunks that fit the cache, and a workspace as arrays."""
 
 import threading
 from math import prod
@@ -27,3 +27,13 @@ def chunks(count, numbers, dtype):
     length = max(1, _CACHE_BYTES // (numbers * np.dtype(dtype).itemsize))
     for first in range(0, count, length):
         yield slice(first, min(first + length, count))
+
+
+def slice_workspace(workspace, layouts):
+    """Arrays of these (shape, dtype), one behind the other in a workspace of bytes."""
+    arrays, at = [], 0
+    for shape, dtype in layouts:
+        stop = at + np.dtype(dtype).itemsize * prod(shape)
+        arrays.append(workspace[at:stop].view(dtype).reshape(shape))
+        at = stop
+    return arrays

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import checks, cuda_blocks, rng
+from .. import checks, rng
+from . import cuda_blocks
 from .cuda_convolution import VERSIONS, Dense
-from .plan import cut
+from .scratch import slice_workspace
 
 _ACTIVATIONS = "linear", "relu", "sigmoid", "tanh"  # in activation.cuh's order
 _THREADS = 256  # of a block, where nothing speaks for another number
@@ -117,7 +118,7 @@ class Operations:
 
     def batch_norm(self, x, gamma, beta, epsilon, mean, variance, y, workspace):
         t = _Tiles.of(x.shape)
-        chunks, terms = cut(workspace, t.workspace_layout(len(x)))
+        chunks, terms = slice_workspace(workspace, t.workspace_layout(len(x)))
         rest = terms[:, 0]  # (E, C)
         file, size = "batch_norm.cu", (t.rows, t.channels)
         self.launch(file, "batch_norm_chunks", t.grid, t.block, x, *size, chunks)
@@ -138,7 +139,7 @@ class Operations:
         self, x, dy, gamma, epsilon, mean, variance, dx, dgamma, dbeta, workspace, activation
     ):
         t = _Tiles.of(x.shape)
-        chunks, terms = cut(workspace, t.workspace_layout(len(x)))
+        chunks, terms = slice_workspace(workspace, t.workspace_layout(len(x)))
         file, given = "batch_norm.cu", (x, dy, t.rows, t.channels, mean)
         self.launch(file, "batch_norm_gradient_chunks", t.grid, t.block, *given, chunks)
         sums = chunks, t.chunks, t.rows, t.channels, gamma, epsilon, variance

@@ -16,7 +16,7 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
-from .files import DataError, cache_folder
+from ..files import DataError, cache_folder
 
 _COMPILERS = {"c++": ("CXX", ("c++", "g++", "clang++")), "c": ("CC", ("cc", "gcc", "clang"))}
 _SHOWN_LINES = 30

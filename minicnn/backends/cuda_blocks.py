@@ -6,8 +6,8 @@ is written once in a step, and read by no more than five launches, of 28 for all
 `fusion` is the one place that decides whether a stack of layers is such a network; others run layer
 by layer (plan.py), and so does the same network in float32.
 
-Read kernels/block.cuh next, then correlation.cuh and the kernels. tiles.py chooses how they cut
-their work.
+Read kernels/block.cuh next, then correlation.cuh and the kernels. cuda_tiles.py chooses
+how they cut their work.
 """
 
 from itertools import pairwise
@@ -17,12 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import rng, tiles
+from .. import rng
+from ..network.geometry import Window
+from ..network.layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten
+from ..network.plan import batch_layout
+from ..network.stack import Node, views, weights_layout
+from . import cuda_tiles
 from .cuda_convolution import sizes
-from .geometry import Window
-from .layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten
-from .network import Node, views, weights_layout
-from .plan import batch_layout
 
 _FLOORS = {"linear": -inf, "relu": 0.0}  # what an activation is the larger one of, beside its input
 _FEW_CHANNELS = 8  # fewer of them do not fill tensor cores
@@ -56,9 +57,9 @@ class Block(NamedTuple):
     window: Window
     channels: int
     filters: int
-    forward: tiles.Launch
-    weight_gradient: tiles.Launch
-    input_gradient: tiles.Launch | None = None  # of the first block nobody needs it
+    forward: cuda_tiles.TiledLaunch
+    weight_gradient: cuda_tiles.TiledLaunch
+    input_gradient: cuda_tiles.TiledLaunch | None = None  # of the first block nobody needs it
 
     @property
     def first(self):
@@ -123,7 +124,9 @@ def fusion(nodes, batch):
         return None
     if drop.rate:
         found[-1] = last = last._replace(drop=drop)
-    launch = tiles.head(prod(last.convolution.output_shape), last.filters, dense.layer.units, batch)
+    launch = cuda_tiles.head(
+        prod(last.convolution.output_shape), last.filters, dense.layer.units, batch
+    )
     return Network(found, dense, *launch) if launch else None
 
 
@@ -149,14 +152,14 @@ def _block(convolution, normalization, drop, batch, first):
         return None
     shape = window, channels, filters, batch
     if few:
-        ways = tiles.first_forward(*shape), tiles.first_weight_gradient(*shape)
+        ways = cuda_tiles.first_forward(*shape), cuda_tiles.first_weight_gradient(*shape)
     else:
-        ways = tiles.forward(*shape), tiles.weight_gradient(*shape)
+        ways = cuda_tiles.forward(*shape), cuda_tiles.weight_gradient(*shape)
     if not first:
-        ways = *ways, tiles.input_gradient(tiles.gradient_window(window), *shape[1:])
+        ways = *ways, cuda_tiles.input_gradient(cuda_tiles.gradient_window(window), *shape[1:])
     if not all(ways):
         return None
-    launches = map(tiles.best, ways)
+    launches = map(cuda_tiles.best, ways)
     return Block(convolution, normalization, drop, window, channels, filters, *launches)
 
 
@@ -203,8 +206,8 @@ def _parts(network):
         above = network.blocks[i + 1] if i + 1 < len(network.blocks) else None
         sums = above.input_gradient.parts if above else 1
         kinds = {
-            "moments": (block.forward.parts, tiles.STATISTICS * block.filters),
-            "sums": (sums, tiles.SUMS * block.filters),
+            "moments": (block.forward.parts, cuda_tiles.STATISTICS * block.filters),
+            "sums": (sums, cuda_tiles.SUMS * block.filters),
             "weights": (block.weight_gradient.parts, block.weights),
         }
         begins = {}
@@ -406,7 +409,7 @@ class BlockPlan:
         n, parts, moments = block.normalization, self._parts[-1], self._moments[-1]
         w, g = dense.weights, dense.gradients
         self._launch(
-            "head.cu", "head", (1,), (tiles.HEAD_THREADS,),
+            "head.cu", "head", (1,), (cuda_tiles.HEAD_THREADS,),
             self._y[-1], n.weights.gamma, n.weights.beta, parts.moments, parts.moments.shape[1],
             n.layer.epsilon, block.drop.scale, self._kept[-1], w.kernel, w.bias, self.labels,
             batch, prod(self._y[-1].shape[2:]), block.filters, dense.layer.units,
@@ -447,7 +450,7 @@ class BlockPlan:
     def input_gradient(self, i):
         block, under = self.network.blocks[i], self.network.blocks[i - 1]
         launch, moments = block.input_gradient, self._moments[i - 1]
-        window = tiles.gradient_window(block.window)
+        window = cuda_tiles.gradient_window(block.window)
         shape = sizes(window, self.batch, block.channels, block.filters)
         self._run(
             "block_input_gradient.cu", "block_input_gradient", launch, *self._gradient(i),

@@ -1,6 +1,6 @@
 """Training an ensemble: each net on a split of its own, then all of their predictions summed.
 
-A Trainer (training.py) takes a group of nets through the epochs. train_ensemble hands the groups
+A Trainer (trainer.py) takes a group of nets through the epochs. train_ensemble hands the groups
 out to processes (workers.py), and puts together what they bring back.
 """
 
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..files import in_use
 from . import checkpoint
-from .files import in_use
-from .training import Trainer
+from .resources import split_nets
+from .trainer import Trainer
 from .workers import Interrupted, run_jobs
 
 FINAL = "checkpoint.npz"  # the state of all nets, once they are trained
@@ -102,18 +103,7 @@ def groups(job):
     """
     saved = _saved(job.folder, job.recipe.all_nets)
     together = itertools.groupby(job.recipe.all_nets, lambda net: saved[net])
-    return [part for _, nets in together for part in cut(nets, job.group_size)]
-
-
-def cut(nets, size):
-    """Net numbers as ranges of consecutive ones, as equal as can be, none longer than `size`."""
-    parts = []
-    for _, pairs in itertools.groupby(enumerate(nets), lambda pair: pair[1] - pair[0]):
-        run = [net for _, net in pairs]
-        count = -(-len(run) // size)
-        step = -(-len(run) // count)
-        parts += [range(n, min(n + step, run[-1] + 1)) for n in range(run[0], run[-1] + 1, step)]
-    return parts
+    return [part for _, nets in together for part in split_nets(nets, job.group_size)]
 
 
 def _nothing(_):

@@ -1,13 +1,14 @@
 """How nets share a machine: which are trained together, and in how many processes."""
 
+import itertools
 from bisect import bisect_right
 
 import numpy as np
 
-from .machine import cores, free_memory
-from .model import PREDICT_BATCH
-from .network import layout_bytes, weights_layout
-from .plan import plan_layout
+from ..machine import cores, free_memory
+from ..model import PREDICT_BATCH
+from ..network.plan import plan_layout
+from ..network.stack import layout_bytes, weights_layout
 
 _PROCESS_BYTES = 150 << 20  # Python, NumPy and their working memory
 
@@ -61,6 +62,17 @@ def group_size(nets, memory, needed):
         raise ValueError(f"memory: one net takes {needed(1):,} bytes, expected at most {memory:,}")
     groups = -(-nets // most)
     return -(-nets // groups)
+
+
+def split_nets(nets, size):
+    """Net numbers as ranges of consecutive ones, as equal as can be, none longer than `size`."""
+    parts = []
+    for _, pairs in itertools.groupby(enumerate(nets), lambda pair: pair[1] - pair[0]):
+        run = [net for _, net in pairs]
+        count = -(-len(run) // size)
+        step = -(-len(run) // count)
+        parts += [range(n, min(n + step, run[-1] + 1)) for n in range(run[0], run[-1] + 1, step)]
+    return parts
 
 
 def share(recipe, data, ops, memory=None, workers=None):

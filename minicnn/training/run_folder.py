@@ -11,10 +11,12 @@ import warnings
 
 import numpy as np
 
-from . import __version__, ensemble, figures
+from .. import __version__, drawing
+from ..data.formats import write_submission
+from ..data.load import fingerprint
+from ..files import DataError, atomic_write, brief, remove_unfinished
+from . import ensemble, figures
 from .checkpoint import HISTORY_COLUMNS
-from .data import fingerprint, write_submission
-from .files import DataError, atomic_write, brief, remove_unfinished
 
 CONFIG, HISTORY = "config.json", "history.csv"
 SUBMISSION, SUMMARY = "submission.csv", "summary.json"
@@ -117,7 +119,7 @@ def write_outputs(job, trained, draw=True):
         write_submission(folder / SUBMISSION, predicted)
     if not draw:
         return
-    if not figures.available():
+    if not drawing.available():
         print("no figures without matplotlib: pip install matplotlib", file=sys.stderr)
         return
     figures.write_all(

@@ -10,9 +10,9 @@ from math import isfinite, isnan, nan
 
 import numpy as np
 
+from ..files import DataError, brief
+from ..network.stack import weights_layout
 from . import archive
-from .files import DataError, brief
-from .network import weights_layout
 
 HISTORY_COLUMNS = (
     "net",

@@ -12,8 +12,8 @@ from math import prod
 
 import numpy as np
 
-from .geometry import Window
-from .plan import cut
+from ..network.geometry import Window
+from .scratch import slice_workspace
 
 
 class Direct:
@@ -73,7 +73,7 @@ class Direct:
         wide = self._whole_panels(N)
         if wide != N:
             rows = prod(dz.shape[1:-1])
-            [widened] = cut(workspace, [((E, rows, wide), np.float32)])
+            [widened] = slice_workspace(workspace, [((E, rows, wide), np.float32)])
             self._call("widen", dz, rows, N, widened)
             dz = widened
         B, window, C = _flat(B, window, C)
@@ -81,7 +81,9 @@ class Direct:
         self._call("conv_weight_gradient", x, dz, wide, s, dkernel, dbias)
 
     def _packed(self, workspace, nets, numbers, channels):
-        [packed] = cut(workspace, [((nets, numbers * self._whole_panels(channels)), np.float32)])
+        [packed] = slice_workspace(
+            workspace, [((nets, numbers * self._whole_panels(channels)), np.float32)]
+        )
         return packed
 
     def _whole_panels(self, channels):
@@ -135,7 +137,7 @@ class Winograd:
 
     def _correlate(self, x, kernel, turned, bias, before, relu, y, workspace):
         E, C, N = len(x), x.shape[-1], y.shape[-1]
-        [transformed] = cut(workspace, [((E, _PLACES * C * N), np.float32)])
+        [transformed] = slice_workspace(workspace, [((E, _PLACES * C * N), np.float32)])
         self._call("winograd_kernel", kernel, turned, C, N, transformed)
         s = _squares(x, y, before)
         self._call("winograd_correlate", x, s, transformed, bias, relu, y)
@@ -146,7 +148,7 @@ class Winograd:
         if not self._fits(window, C, N):
             self._direct.weight_gradient(x, dz, window, dkernel, dbias, workspace)
             return
-        [scratch] = cut(workspace, [((len(x), self._scratch(C, N)), np.float32)])
+        [scratch] = slice_workspace(workspace, [((len(x), self._scratch(C, N)), np.float32)])
         s = _squares(x, dz, window.before)
         self._call("winograd_weight_gradient", x, dz, s, scratch, dkernel, dbias)
 

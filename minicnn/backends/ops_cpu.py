@@ -9,11 +9,12 @@ from math import prod
 
 import numpy as np
 
-from . import checks, machine, ops_numpy, rng
+from .. import checks, machine, rng
+from ..network.geometry import Window
+from . import ops_numpy
 from .cpu import Cpu
 from .cpu_convolution import VERSIONS
-from .geometry import Window
-from .plan import cut
+from .scratch import slice_workspace
 
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 _CHUNK_NUMBERS = 4096  # of batch normalisation's rows: as many as the first cache holds twice
@@ -120,7 +121,7 @@ class Operations:
         )
 
     def batch_norm(self, x, gamma, beta, epsilon, mean, variance, y, workspace):
-        chunks, terms = cut(workspace, _batch_norm_layout(x.shape))
+        chunks, terms = slice_workspace(workspace, _batch_norm_layout(x.shape))
         rest = terms[:, 0]  # (E, C)
         results = mean, variance, rest
         self._call("batch_norm_statistics", x, *_rows(x.shape), chunks, *results)
@@ -133,7 +134,7 @@ class Operations:
     def batch_norm_backward(
         self, x, dy, gamma, epsilon, mean, variance, dx, dgamma, dbeta, workspace, activation
     ):
-        chunks, terms = cut(workspace, _batch_norm_layout(x.shape))
+        chunks, terms = slice_workspace(workspace, _batch_norm_layout(x.shape))
         given = gamma, epsilon, mean, variance, chunks
         self._call("batch_norm_gradient_sums", x, dy, *_rows(x.shape), *given, dgamma, dbeta, terms)
         relu = activation == "relu"

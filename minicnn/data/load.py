@@ -1,0 +1,106 @@
+"""Digits to learn from: Kaggle's CSV, MNIST's IDX files, a download, or the embedded ones.
+
+    (x_train, y_train), (x_test, y_test) = load_data("digits")
+
+formats.py reads the files. split.py divides a training set for each net.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..files import DataError
+from .download import FILES, fetch_mnist
+from .formats import read_csv, read_idx_pair
+
+_CSV = "train.csv", "test.csv"
+_IDX = tuple(name.removesuffix(".gz") for name in FILES)
+_EXPECTED = (
+    f"Kaggle's train.csv (optional: test.csv), or MNIST's {_IDX[0]} and {_IDX[1]}"
+    f" (optional: {_IDX[2]} and {_IDX[3]}), each plain or .gz"
+)
+
+
+def load_data(source, progress=True):
+    """Images and labels, ((x_train, y_train), (x_test, y_test)).
+
+    source: "digits", embedded, 6,000 and 2,000 images; "mnist", downloaded once; or the path of a
+    folder with Kaggle's CSV files or MNIST's IDX files. progress: bars on stderr when downloading.
+    Images are uint8 (N, 28, 28), labels uint8 (N,) from 0 to 9. Labels are None where a file
+    has none (Kaggle's test.csv), the test pair is (None, None) where there is no test file.
+    Raises DataError.
+    """
+    if source == "digits":
+        from .digits import draw_digits  # noqa: PLC0415
+
+        return draw_digits(6_000), draw_digits(2_000, first=6_000)
+    if source == "mnist":
+        folder = fetch_mnist(progress=progress)
+        paths = [folder / name for name in FILES]
+        return read_idx_pair(*paths[:2]), read_idx_pair(*paths[2:])
+    return _read_folder(_folder(source))
+
+
+def load_test(source, progress=True):
+    """The test pair (x_test, y_test) of load_data, from a folder that need hold no other.
+
+    Raises DataError, also where there are no test images.
+    """
+    if source in ("digits", "mnist"):
+        return load_data(source, progress)[1]
+    test = _read_folder(_folder(source), need_train=False)[1]
+    if test[0] is None:
+        raise DataError(f"{source}: found no test images, expected {_CSV[1]} or {_IDX[2]}")
+    return test
+
+
+def _folder(source):
+    if not isinstance(source, (str, os.PathLike)):
+        raise DataError(f"source: got {source!r}, expected 'digits', 'mnist' or a folder")
+    return Path(source)
+
+
+def _read_folder(folder, need_train=True):
+    try:
+        content = sorted(os.listdir(folder))
+        train_csv, test_csv = (_find(folder, name) for name in _CSV)
+        idx = [_find(folder, name) for name in _IDX]
+    except OSError as error:
+        raise DataError(
+            f"{folder}: {error.strerror or error}; expected a folder with {_EXPECTED}"
+        ) from None
+    found = [path.name for path in (train_csv, test_csv, *idx) if path]
+    if any(idx) and (train_csv or test_csv):
+        raise DataError(f"{folder}: found both kinds, {', '.join(found)}; expected {_EXPECTED}")
+    if train_csv or (test_csv and not need_train):
+        train = read_csv(train_csv) if need_train else (None, None)
+        return train, read_csv(test_csv, labelled=False) if test_csv else (None, None)
+    whole = [any(pair) == all(pair) for pair in (idx[:2], idx[2:])]
+    if all(whole) and (all(idx[:2]) or (all(idx[2:]) and not need_train)):
+        train = read_idx_pair(*idx[:2]) if need_train else (None, None)
+        return train, read_idx_pair(*idx[2:]) if idx[2] else (None, None)
+    found = found or content
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    raise DataError(
+        f"{folder}: found {', '.join(found[:5]) or 'nothing'}{more}; expected {_EXPECTED}"
+    )
+
+
+def _find(folder, name):
+    """The file of that name, plain or .gz, or None. Some archives have a dot before "idx"."""
+    for variant in (name, name.replace("-idx", ".idx")):
+        for suffix in ("", ".gz"):
+            if (path := folder / f"{variant}{suffix}").is_file():
+                return path
+    return None
+
+
+def fingerprint(images, labels=None):
+    """SHA-256, in hexadecimal, of both arrays' types, shapes and values."""
+    digest = hashlib.sha256()
+    for array in (images, np.empty(0) if labels is None else labels):
+        digest.update(f"{array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()

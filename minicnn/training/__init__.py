@@ -1,0 +1,1 @@
+"""Runs: nets through their epochs, in processes, into checkpoints and a run folder."""

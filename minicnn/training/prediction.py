@@ -1,0 +1,91 @@
+"""The predictions of a trained ensemble: its checkpoint and images in, probabilities out."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..files import DataError, brief
+from ..machine import cores
+from ..recipe import Recipe
+from . import checkpoint
+from .resources import arrays_bytes, group_size, split_nets
+from .trainer import predict
+from .workers import run_jobs
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained ensemble as a file has it: what checkpoint.load gives, and its Recipe."""
+
+    path: Path
+    recipe: Recipe
+    arrays: dict
+    about: dict
+
+    @property
+    def nets(self):
+        """The numbers of the nets that have a vote: those that did not diverge."""
+        diverged = {row["net"] for row in self.about["diverged"]}
+        return [net + 1 for net in self.about["nets"] if net + 1 not in diverged]
+
+
+def load(path):
+    """The Checkpoint in a file. Raises DataError for one that is none, or without a net to use."""
+    arrays, about = checkpoint.load(path)
+    try:
+        recipe = Recipe(**about["recipe"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not a trained ensemble: {brief(error, 200)}") from None
+    checkpoint.check_shapes(path, arrays, recipe.nodes)
+    trained = Checkpoint(path, recipe, arrays, about)
+    if not trained.nets:
+        raise DataError(f"{path}: every net of it diverged, expected one to use")
+    return trained
+
+
+def probabilities_of(trained, images, device, ops, workers, report, should_stop):
+    """What a Checkpoint's nets say of images (N, H, W): (nets, N, classes).
+
+    report(n): n more images were predicted, by one net.
+    Nets that predict no finite numbers are left out, with a warning. Raises DataError where none is
+    left, and Interrupted.
+    """
+    nets, path = trained.nets, trained.path
+    groups, workers = _share(trained.recipe, ops, nets, images, workers)
+    shared = trained.recipe, device, path, trained.arrays, trained.about, images
+    results = run_jobs(
+        predict_group, shared, groups, workers, report, lambda probabilities: None, should_stop
+    )
+    probabilities = np.concatenate(results)
+    finite = np.isfinite(probabilities).all(axis=(1, 2))
+    for net in np.array(nets)[~finite]:
+        warnings.warn(f"net {net} predicts no finite numbers, and has no vote", stacklevel=2)
+    if not finite.any():
+        raise DataError(f"{path}: no net of it predicts finite numbers")
+    return probabilities[finite]
+
+
+def _share(recipe, ops, nets, images, workers):
+    """(groups of nets that predict together, processes) for a device."""
+    size = 1
+    if ops.lockstep:
+        size = group_size(
+            len(nets),
+            ops.free_memory(),
+            lambda count: arrays_bytes(recipe, ops, count, test_images=images),
+        )
+        workers = 1
+    groups = split_nets(nets, size)
+    return groups, min(workers or cores(), len(groups))
+
+
+def predict_group(shared, nets, report, should_stop):
+    """The probabilities (E, N, classes) of the images by some nets of the checkpoint."""
+    recipe, device, path, arrays, about, images = shared
+    model = recipe.model(nets, device)
+    chosen = checkpoint.select(arrays, about, model.nets, path)
+    checkpoint.restore_model(model, *chosen, path)
+    everything = np.broadcast_to(np.arange(len(images)), (len(nets), len(images)))
+    return predict(model, model.ops.to_device(images), everything, report, should_stop)
