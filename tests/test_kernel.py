@@ -70,6 +70,45 @@ def test_sources_are_one_text_that_names_its_files():
     assert '"toy.cu"' in lines[marks[-1]]
 
 
+def by_name(**changed):
+    return dict(
+        zip("x add factor shape offset negate y".split(), arguments(**changed), strict=True)
+    )
+
+
+@pytest.mark.parametrize("positional", range(8))
+def test_arguments_are_given_by_place_or_by_name(paper, positional):
+    named = by_name(y=np.ones((E, 12), np.float32))
+    given = list(named.values())
+    rest = dict(reversed(list(named.items())[positional:]))  # their order means nothing
+    paper.launch(TOY, "scale", (2,), (64,), *given[:positional], **rest)
+    paper.launch(TOY, "scale", (2,), (64,), *given)
+    ours, theirs = paper.ran
+    assert [v.tobytes() for v in ours.values] == [v.tobytes() for v in theirs.values]
+    assert [id(a) for _, a in ours.arrays] == [id(a) for _, a in theirs.arrays]
+
+
+def test_names_are_held_against_the_declaration(paper):
+    def refused(*given, **named):
+        with pytest.raises(TypeError) as caught:
+            paper.launch(TOY, "scale", (2,), (64,), *given, **named)
+        return str(caught.value)
+
+    named = by_name()
+    takes = "takes x, add, factor, shape, offset, negate, y"
+    assert refused(**named, gain=1) == f"toy.cu: scale: got 'gain', {takes}"
+    twice = "toy.cu: scale: got 'x' by its place and by its name, expected one"
+    assert refused(named["x"], **named) == twice
+    offset, y = named.pop("offset"), named.pop("y")
+    assert refused(**named) == "toy.cu: scale: offset, y: got nothing, expected a value"
+    many = "toy.cu: scale: got 8 arguments, takes 7"
+    assert refused(*arguments(), None) == many and refused(*arguments(), None, y=y) == many
+    assert paper.ran == []
+    with pytest.raises(TypeError, match=r"^toy\.cu: scale: offset: got "):
+        paper.launch(TOY, "scale", (2,), (64,), **named, offset=None, y=y)
+    assert isinstance(offset, int)
+
+
 def test_every_kernel_in_the_tree_has_parameters_that_are_understood():
     found = [name for path in kernel.SOURCES.glob("*.cu") for name in Program(path).kernels]
     assert len(found) == len(set(found)) > 20

@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import machine
 from . import native
-from .kernel import SOURCES, Program, bind_arguments, pointers
+from .kernel import SOURCES, Program, bind_arguments, in_order, pointers
 
 _FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math"]
 _OWN_CPU = ("-march=native",), ("-mcpu=native",), ()  # the first that the compiler knows
@@ -65,9 +65,13 @@ class Cpu:
         """Let as many threads share the work as this process has cores."""
         self._library.use_threads(machine.cores())
 
-    def call(self, name, *arguments):
-        """Call a kernel for each net of its arrays. Raises TypeError or ValueError as they say."""
+    def call(self, name, /, *arguments, **by_name):
+        """Call a kernel for each net of its arrays. Raises TypeError or ValueError as they say.
+
+        Its arguments are given in the order of the declaration, by their names there, or both.
+        """
         where, parameters, entry = self._kernels[name]
+        arguments = in_order(where, parameters, arguments, by_name)
         nets, values, arrays = bind_arguments(
             where, parameters, arguments, lambda array: array.ctypes.data
         )

@@ -163,9 +163,12 @@ class Driver:
     def __init__(self):
         self._programs = {}
 
-    def launch(self, file, name, grid, block, *arguments, shared_bytes=0, defines=()):
-        """Run a kernel of kernels/`file`, or of a file anywhere where that is a path."""
-        self.run(self.bind(file, name, grid, block, arguments, shared_bytes, defines))
+    def launch(self, file, name, grid, block, /, *arguments, shared_bytes=0, defines=(), **by_name):
+        """Run a kernel of kernels/`file`, or of a file anywhere where that is a path.
+
+        Its arguments are given in the order of the declaration, by their names there, or both.
+        """
+        self.run(self.bind(file, name, grid, block, arguments, by_name, shared_bytes, defines))
 
     def program(self, file, defines=()):
         """The (Program, what `compile` made of it) of a file, compiled on first use."""
@@ -175,7 +178,7 @@ class Driver:
             self._programs[key] = program, self.compile(program)
         return self._programs[key]
 
-    def bind(self, file, name, grid, block, arguments, shared_bytes=0, defines=()):
+    def bind(self, file, name, grid, block, arguments=(), by_name=None, shared_bytes=0, defines=()):
         """Check a launch and freeze it, a Launch.
 
         grid: up to two numbers of blocks; the third axis is the nets'. block: up to three numbers
@@ -186,7 +189,9 @@ class Driver:
         where = f"{program.path.name}: {name}"
         if name not in program.kernels:
             raise ValueError(f"{where}: no such kernel")
-        nets, values, arrays = bind_arguments(where, program.kernels[name], arguments, self.address)
+        parameters = program.kernels[name]
+        arguments = in_order(where, parameters, arguments, by_name or {})
+        nets, values, arrays = bind_arguments(where, parameters, arguments, self.address)
         grid = (*_check_axes(where, "grid", grid, 2), nets or 1)
         grid = _check_sizes(where, "grid", grid, _GRID_LIMITS)
         block = _check_axes(where, "block", block, 3)
@@ -197,14 +202,30 @@ class Driver:
         return Launch(program, code, name, grid, block, shared_bytes, values, arrays)
 
 
+def in_order(where, parameters, arguments, by_name):
+    """A kernel's arguments in the order of its parameters: the positional ones come first.
+
+    Raises TypeError that names the argument which is missing, unknown, or given twice.
+    """
+    count = len(arguments)
+    if count > len(parameters) or (count < len(parameters) and not by_name):
+        raise TypeError(f"{where}: got {count} arguments, takes {len(parameters)}")
+    names = [parameter.name for parameter in parameters]
+    if unknown := [name for name in by_name if name not in names]:
+        raise TypeError(f"{where}: got {unknown[0]!r}, takes {', '.join(names)}")
+    if twice := [name for name in names[:count] if name in by_name]:
+        raise TypeError(f"{where}: got {twice[0]!r} by its place and by its name, expected one")
+    if missing := [name for name in names[count:] if name not in by_name]:
+        raise TypeError(f"{where}: {', '.join(missing)}: got nothing, expected a value")
+    return *arguments, *(by_name[name] for name in names[count:])
+
+
 def bind_arguments(where, parameters, arguments, address):
-    """Check a kernel's arguments: (nets or None, values, arrays), the latter as in Launch.
+    """Check a kernel's arguments, one a parameter: (nets or None, values, arrays as in Launch).
 
     address(array) is where its numbers are. `where` begins the message of an error, TypeError or
     ValueError.
     """
-    if len(arguments) != len(parameters):
-        raise TypeError(f"{where}: got {len(arguments)} arguments, takes {len(parameters)}")
     nets, values, arrays = None, [], []
     for parameter, argument in zip(parameters, arguments, strict=True):
         at = f"{where}: {parameter.name}"
