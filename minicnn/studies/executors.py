@@ -86,7 +86,7 @@ class Processes(Executor):
                 try:
                     result, error = worker.connection.recv()
                 except (EOFError, OSError):  # the process is no more
-                    worker.bury()
+                    worker.reap()
                     if not self._stopping:
                         self._on_death()
                     continue

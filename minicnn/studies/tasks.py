@@ -119,15 +119,15 @@ def measure(task):
     with _one_at_a_time:
         data, device, ops, group = _prepare(task)
         trainer = _trainer(task, data, device, ops, task.nets[:group])
-        again = CapturedStep(ops, graph=True)
+        run_step = CapturedStep(ops, graph=True)
         with ops.session():
             trainer.begin_epoch(0)
             for _ in range(3):  # compiles, captures, and runs it once
-                again(trainer.step)
+                run_step(trainer.step)
             first = last = trainer.steps_done  # to read it waits for the device
             start = now = time.monotonic()
             while now - start < _MEASURED_SECONDS:
-                again(trainer.step)
+                run_step(trainer.step)
                 last, now = trainer.steps_done, time.monotonic()
         images = (last - first) * task.recipe.batch_size * min(group, len(task.nets))
         return Measured(_made_by(device, ops), group, images / (now - start))

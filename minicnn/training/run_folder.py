@@ -1,7 +1,8 @@
-"""The run folder: whose it is, and what a run leaves in it.
+"""The run folder: check that it belongs to this run, and write its files.
 
-config.json says what is trained, and comes first; the checkpoints follow (ensemble.py), then the
-history, the submission, the figures and summary.json. Each file is whole or not there.
+A run writes config.json first: what is trained, and with which versions. The checkpoints follow
+(ensemble.py), then the history, the submission, the figures and summary.json. Every file is written
+atomically.
 """
 
 import json
@@ -24,10 +25,10 @@ _OUTPUTS = HISTORY, SUBMISSION, SUMMARY, "checkpoint*.npz"
 
 
 def claim(job, source, resume):
-    """Write the config.json of a job's folder, or check that the run in it is this one.
+    """Write config.json into a job's folder, or check that the folder holds this very run.
 
-    source: where its data are from; resume: a run may be there. Raises ValueError, DataError where
-    the folder is not for this run, and OSError.
+    source: where the data come from. resume: whether the folder may hold a run already. Raises
+    ValueError or DataError if the folder holds anything else, and OSError.
     """
     folder, data = job.folder, job.data
     config = {
@@ -61,12 +62,15 @@ def claim(job, source, resume):
 
 
 def _check_config(path, config):
-    """The config of a run to go on with must be this one's, in all that decides the result."""
+    """Raise unless the config of the run to resume agrees in everything that affects results.
+
+    Other versions or another device change only rounding: for them it warns.
+    """
     try:
-        if not path.is_file():  # to open a pipe would wait for ever
+        if not path.is_file():  # opening a pipe would block
             raise ValueError
         with open(path, "rb") as file:
-            old = json.loads(file.read(1 << 20))  # it has a kilobyte
+            old = json.loads(file.read(1 << 20))  # a config has about 1 kB
         old_recipe, old_data = dict(old["recipe"]), old["data"]
         old_makers = _makers(old)
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -96,7 +100,7 @@ def _check_config(path, config):
 
 
 def _makers(config):
-    """What a run's last bits depend on beside recipe and data, in words."""
+    """What affects only the rounding of a run's results, as text: device, precision, versions."""
     versions = config["versions"]
     return brief(
         f"{config['device']} in {config['precision']}, minicnn {versions['minicnn']}, "
@@ -105,7 +109,7 @@ def _makers(config):
 
 
 def write_outputs(job, trained, draw=True):
-    """Write what came of a run: history, submission and, with `draw`, figures. Raises OSError."""
+    """Write a run's results: history, submission and, with `draw`, figures. Raises OSError."""
     folder, data = job.folder, job.data
     with atomic_write(folder / HISTORY) as file:
         lines = [",".join(HISTORY_COLUMNS)]
@@ -135,9 +139,9 @@ def write_outputs(job, trained, draw=True):
 
 
 def write_summary(job, trained, images, seconds):
-    """Write summary.json, and return its dict: rates, and accuracies where labels are known.
+    """Write summary.json and return its content: speed, and accuracies where labels are known.
 
-    images: trained on in so many seconds of the run. Raises OSError.
+    images: how many images this process trained on. seconds: its time. Raises OSError.
     """
     truth, probabilities = job.data.test_labels, trained.probabilities
     known = probabilities is not None and truth is not None
@@ -171,7 +175,7 @@ def write_summary(job, trained, images, seconds):
 
 
 def best(rows, column):
-    """The highest value of a column of a history, None without any."""
+    """The highest value of a column of a history; None if the column has no value."""
     return max((row[column] for row in rows if row[column] is not None), default=None)
 
 
