@@ -1,6 +1,6 @@
-"""The page of a run: what came of it, how it learned, what it takes for what, and a quiz.
+"""The page of a run: results, settings, learning curves, confusion matrix, figures and a quiz.
 
-A run keeps no probabilities: its nets predict the test images once more.
+A run does not save its probabilities, so its nets predict the test images again.
 """
 
 import warnings
@@ -28,9 +28,9 @@ _MOST_PICTURE = 1 << 23  # bytes
 
 
 def parts(arguments, should_stop):
-    """What the page of a run has: [(title, HTML, whether it begins on a sheet of its own)].
+    """The sections of a run's page: [(title, HTML, whether it starts a new sheet when printed)].
 
-    Raises DataError for files that are none of a run's, Interrupted.
+    Raises DataError if files of the run are missing or invalid, and Interrupted.
     """
     folder = arguments.folder
     config, recipe = read_config(folder / CONFIG)
@@ -67,8 +67,8 @@ def parts(arguments, should_stop):
 
 @dataclass(frozen=True)
 class _Seen:
-    """Test images (N, 28, 28), labels (N,) or None, what nets say of them (nets, N, classes), and
-    the device that they ran on.
+    """Test images (N, 28, 28), labels (N,) or None, probabilities (nets, N, classes), and the
+    device that computed them.
     """
 
     images: np.ndarray
@@ -78,7 +78,7 @@ class _Seen:
 
 
 def _predict_again(config, arguments, should_stop):
-    """What the nets of a run say of its test images, a _Seen. Raises DataError, Interrupted."""
+    """Predict the test images of a run with its nets: a _Seen. Raises DataError, Interrupted."""
     path = arguments.folder / ensemble.FINAL
     trained = prediction.load(path)
     if trained.about["data"] != config["data"] or trained.about["recipe"] != config["recipe"]:
@@ -93,7 +93,7 @@ def _predict_again(config, arguments, should_stop):
 
 
 def _result(summary, config, seen, missing):
-    """What came of a run: a sentence, and the accuracy of each net and of the ensemble."""
+    """The results of a run: a sentence, and a table of accuracies of the nets and the ensemble."""
     nets, accuracy = summary["nets"], summary["ensemble_test_accuracy"]
     count = config["test_images"]
     if accuracy is None:
@@ -160,7 +160,7 @@ def _confusion_of_run(summary, seen):
 
 
 def _drawn(folder):
-    """The figures that the run has drawn."""
+    """The figures in the run folder, as HTML; "" without any."""
     found = {}
     for name, caption in _DRAWN.items():
         path = folder / f"{name}.png"

@@ -1,4 +1,4 @@
-"""ablation: from LeNet-5 to the seed network, one change at a time. Which of them helps?"""
+"""ablation: from LeNet-5 to the seed network, one change at a time. Which changes help?"""
 
 from math import prod
 
@@ -20,7 +20,7 @@ _AUGMENTED = STEPS.index("augmentation")
 
 
 def cells(recipe, arguments):
-    """What to train: one net a trial of each step, and an ensemble a trial of the last."""
+    """The Cells to train: one net per trial of each step, but an ensemble per trial of the last."""
     plain = {"rotation": 0.0, "zoom": 0.0, "width_shift": 0.0, "height_shift": 0.0}
     found = []
     for changes, name in enumerate(STEPS):
@@ -32,7 +32,7 @@ def cells(recipe, arguments):
 
 
 def findings(results):
-    """The Findings in a study's Results."""
+    """Evaluate a study's Results. Returns Findings."""
     rows, before = [], None
     for cell in results.cells:
         values = results.accuracies(cell)
@@ -44,7 +44,7 @@ def findings(results):
         whole = results.whole(last)
         rows.append(_row(f"an ensemble of {nets}", whole, None, nets * rows[-1]["weights"]))
         if len(whole):
-            # An ensemble is compared with the nets that it is made of.
+            # Compare each ensemble with the mean of its own nets.
             alone = [values.mean() for values in results.by_trial(last).values() if len(values)]
             gains = whole - np.array(alone)
             rows[-1] |= {"gain": gains.mean()}
@@ -67,7 +67,7 @@ def findings(results):
 
 
 def _weights(recipe):
-    """How many weights a recipe's network has, moving statistics included."""
+    """The number of weights in a recipe's network, moving statistics included."""
     nodes = recipe.nodes
     specs = (
         spec

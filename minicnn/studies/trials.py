@@ -1,4 +1,4 @@
-"""trials: many independent ensembles. How much does a result owe to chance?"""
+"""trials: many independent ensembles. How much does the accuracy vary between trainings?"""
 
 import numpy as np
 import pandas as pd
@@ -28,12 +28,12 @@ _FRACTIONS = "mean", "mean_low", "mean_high", "sd", "sd_low", "sd_high", "min", 
 
 
 def cells(recipe, arguments):
-    """What to train."""
+    """The Cells to train: the seed network."""
     return [Cell("seed", recipe, arguments.trials)]
 
 
 def findings(results):
-    """The Findings in a study's Results."""
+    """Evaluate a study's Results. Returns Findings."""
     (cell,) = results.cells
     nets = results.ensemble[cell]
     single, ensembles = results.accuracies(cell), results.ensembles(cell)
@@ -79,7 +79,10 @@ def findings(results):
 
 
 def _by_size(ensembles):
-    """Statistics of accuracies (trials, sizes) by size, a DataFrame."""
+    """A DataFrame with statistics over the trials for each ensemble size.
+
+    ensembles: accuracies (trials, sizes), NaN where a size is missing.
+    """
     rows = []
     for size, column in enumerate(ensembles.T, start=1):
         values = column[~np.isnan(column)]
