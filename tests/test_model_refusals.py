@@ -1,4 +1,7 @@
-"""Sequential and mnist_cnn: what each refuses."""
+"""Sequential and mnist_cnn: what each refuses.
+
+Each message names the argument, what it got, and what it takes.
+"""
 
 import re
 
@@ -20,9 +23,6 @@ from minicnn import (
 )
 
 pytestmark = pytest.mark.every_device
-
-
-# Each message names the argument, what it got, and what it takes.
 
 FLAT = [Flatten(), Dense(3, activation="softmax")]
 

@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 
-from minicnn import predict
+from minicnn.training import prediction
 
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
     """More of them would take longer to start than all these predictions."""
-    monkeypatch.setattr(predict, "cores", lambda: 1)
+    monkeypatch.setattr(prediction, "cores", lambda: 1)
 
 
 @pytest.fixture
