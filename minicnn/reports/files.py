@@ -83,14 +83,14 @@ def _read_json(path, fields):
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
-        raise DataError(f"{path}: no JSON, expected what minicnn.train had written") from None
+        raise DataError(f"{path}: not JSON, expected what minicnn.train writes") from None
     check(path, value, fields)
     return value
 
 
 def _read(path, most):
     if not path.is_file():  # opening a pipe would block
-        raise DataError(f"{path}: no such file, expected what minicnn.train had written")
+        raise DataError(f"{path}: no such file, expected what minicnn.train writes")
     with open(path, "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -134,7 +134,7 @@ def read_history(path):
     except DataError:
         raise
     except ValueError:
-        raise DataError(f"{path}: not a history, expected what minicnn.train had written") from None
+        raise DataError(f"{path}: not a history, expected what minicnn.train writes") from None
 
 
 def checked_history(path, history):
@@ -152,7 +152,7 @@ def test_images(settings, arguments):
     Raises DataError if they cannot be loaded or differ from those of the run or study.
     """
     source = arguments.data or settings["source"]
-    hint = "; --data DIR says where they are"
+    hint = "; use --data DIR to say where they are"
     try:
         images, labels = load_test(source, progress=not arguments.quiet)
     except DataError as error:

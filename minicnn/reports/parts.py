@@ -40,9 +40,7 @@ def curves(history, which=""):
 
 def diverged_nets(frame):
     """A table of the diverged nets."""
-    caption = (
-        "Nets that diverged, for their loss or weights were no longer finite: they have no vote"
-    )
+    caption = "Diverged nets: their loss or weights are not finite, so they do not vote"
     caption = f"{caption}{first_of(len(frame), MOST_ROWS)}."
     return webpage.table(caption, frame[:MOST_ROWS])
 

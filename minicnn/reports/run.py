@@ -21,8 +21,8 @@ from .parts import MOST_ROWS, count_pairs, curves, diverged_nets, percent, recip
 
 _DRAWN = {
     "training_images": "The first training images, with their labels.",
-    "augmented_images": "Three training images, and what augmentation makes of each.",
-    "predictions": "The first test images, with what the ensemble takes them for.",
+    "augmented_images": "Three training images, each augmented ten times.",
+    "predictions": "The first test images, with the ensemble's predictions.",
 }
 _MOST_PICTURE = 1 << 23  # bytes
 
@@ -36,7 +36,7 @@ def parts(arguments, should_stop):
     config, recipe = read_config(folder / CONFIG)
     if not (folder / SUMMARY).exists():
         raise DataError(
-            f"{folder}: has no {SUMMARY}, expected a run that is finished; go on with it by "
+            f"{folder}: has no {SUMMARY}, expected a finished run; continue it with "
             "python -m minicnn.train --resume"
         )
     summary = read_summary(folder / SUMMARY)
@@ -82,7 +82,7 @@ def _predict_again(config, arguments, should_stop):
     path = arguments.folder / ensemble.FINAL
     trained = prediction.load(path)
     if trained.about["data"] != config["data"] or trained.about["recipe"] != config["recipe"]:
-        raise DataError(f"{path}: of another run than {CONFIG}, expected the same")
+        raise DataError(f"{path}: belongs to another run than {CONFIG}, expected the same")
     images, labels = test_images(config, arguments)
     device, ops, _ = devices.choose(arguments.device)
     with images_bar(len(trained.nets) * len(images), arguments.quiet) as bar:
@@ -97,11 +97,11 @@ def _result(summary, config, seen, missing):
     nets, accuracy = summary["nets"], summary["ensemble_test_accuracy"]
     count = config["test_images"]
     if accuracy is None:
-        lead = "The labels of the test images are not known, and so no test accuracy is."
+        lead = "The labels of the test images are unknown, so there is no test accuracy."
     else:
         lead = (
-            f"The ensemble of {len(nets)} has {percent(accuracy)} of {count or 0:,} test images "
-            "right."
+            f"The ensemble of {len(nets)} predicts {percent(accuracy)} of {count or 0:,} test "
+            "images correctly."
         )
         alone = [net["test_accuracy"] for net in nets if net["test_accuracy"] is not None]
         if alone:
@@ -150,12 +150,12 @@ def _confusion_of_run(summary, seen):
     told = summary["ensemble_test_accuracy"]
     if told is not None and abs(right - told) > 1e-9:
         html = webpage.paragraph(
-            f"Predicted once more, on {seen.device}, the ensemble has {percent(right)} right; the "
-            f"run itself had {percent(told)}.",
+            f"Predicted again, on {seen.device}, the ensemble has a test accuracy of "
+            f"{percent(right)}; in the run it was {percent(told)}.",
             "note",
         )
     counts = count_pairs(seen.labels, predicted)
-    caption = f"What the ensemble takes the {len(predicted):,} test images for."
+    caption = f"Predictions of the {len(predicted):,} test images by the ensemble."
     return html + webpage.confusion(caption, counts)
 
 
@@ -169,7 +169,7 @@ def _drawn(folder):
         with open(path, "rb") as file:
             content = file.read(_MOST_PICTURE + 1)
         if not content.startswith(webpage.PNG) or len(content) > _MOST_PICTURE:
-            warnings.warn(f"{path}: not a PNG of a run, and left out", stacklevel=2)
+            warnings.warn(f"{path}: not a PNG of a run; left out", stacklevel=2)
             continue
         found[caption] = content
     return webpage.panels(found) if found else ""

@@ -56,7 +56,7 @@ def parts(arguments, should_stop):
             except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
                 raise DataError(
                     f"{path}: the study {name} of seed {brief(seed)} is damaged "
-                    f"({brief(one_line(error))}), expected what minicnn.study has written"
+                    f"({brief(one_line(error))}), expected what minicnn.study writes"
                 ) from None
             found.append((title, html, False))
             if quiz:
@@ -140,7 +140,7 @@ def _settings_of_study(results):
     html = webpage.facts({name: "unknown" if v is None else v for name, v in about.items()})
     if any(maker != makers[0] for maker in makers):
         html += webpage.paragraph(
-            "Not all nets were made by the same device and versions: their last bits may differ.",
+            "The nets were trained with different devices or versions: rounding may differ.",
             "note",
         )
     return html
@@ -163,7 +163,7 @@ def _cells(results):
         for cell, recipe in recipes.items()
     ]
     frame = pd.DataFrame(rows, columns=["cell", *map(spaced, differ), "trials done"])
-    return html + webpage.table("What differs from cell to cell.", frame[:MOST_ROWS])
+    return html + webpage.table("Settings that differ between cells.", frame[:MOST_ROWS])
 
 
 def _nets(path, results):
@@ -200,12 +200,8 @@ def _confusion_of_study(results, cell):
             ensembles += 1
     if not ensembles:
         return ""
-    caption = f"What the ensemble takes the {len(results.labels):,} test images for"
-    if ensembles > 1:
-        caption = (
-            f"What {ensembles:,} ensembles take the {len(results.labels):,} test images for, all "
-            "together"
-        )
+    caption = f"Predictions of the {len(results.labels):,} test images by "
+    caption += "the ensemble" if ensembles == 1 else f"{ensembles:,} ensembles, added up"
     if len(results.cells) > 1:
         caption += f"; the cell “{cell}”, the last one"
     return webpage.heading(3, "Confusion matrix") + webpage.confusion(f"{caption}.", counts)

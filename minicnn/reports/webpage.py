@@ -278,8 +278,8 @@ def confusion(caption, counts):
     digits = range(len(counts))
     top = (
         '<tr><th scope="col" rowspan="2">digit</th>'
-        f'<th scope="colgroup" colspan="{len(counts)}">taken for</th>'
-        '<th scope="col" rowspan="2">right, %</th></tr>'
+        f'<th scope="colgroup" colspan="{len(counts)}">predicted as</th>'
+        '<th scope="col" rowspan="2">correct, %</th></tr>'
     )
     columns = "".join(f'<th scope="col">{digit}</th>' for digit in digits)
     most = max((counts[i, j] for i in digits for j in digits if i != j), default=0)
@@ -322,7 +322,7 @@ def quiz(images, table):
     else:
         intro += (
             f"Of {len(images):,} test images these {len(table)} are those that the ensemble is "
-            "least sure of, the hardest first. Nobody has told what they are: the answers are the "
+            "least sure of, the hardest first. Their labels are unknown: the answers are the "
             "ensemble's guesses."
         )
     items = "\n".join(
@@ -363,8 +363,8 @@ def _answers(shown, table):
         right = (table["label"] == table["predicted"]).sum()
         caption = f"The ensemble has {right} of these {len(table)} right. And you?"
     else:
-        caption = "What the ensemble takes them for."
-    caption += f" Probability: of what it says; {measure}: in nats."
+        caption = "The ensemble's guesses."
+    caption += f" Probability: of the predicted digit; {measure}: in nats."
     return _scrolled(caption, f"<thead><tr>{head}</tr></thead>", rows)
 
 

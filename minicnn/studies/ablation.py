@@ -58,8 +58,8 @@ def findings(results):
             lambda: plots.steps(table),
         )
     caption = (
-        "Mean test accuracy after each change, with its 95 % interval; the gain over the step "
-        "before, and its interval: Welch's; of the ensembles, that of the gain over their own nets"
+        "Mean test accuracy after each change, and its gain over the previous step, with 95 % "
+        "intervals (Student's and Welch's); the gain of the ensembles is over their own nets"
     )
     fractions = "mean", "low", "high", "gain", "gain_low", "gain_high"
     tables = {"steps": Table(caption, table, fractions)}
@@ -102,5 +102,5 @@ def _line(row):
     if np.isnan(row["gain_low"]):
         return text
     low, high = 100 * row["gain_low"], 100 * row["gain_high"]
-    verdict = "helps" if low > 0 else "harms" if high < 0 else "not told from chance"
+    verdict = "helps" if low > 0 else "harms" if high < 0 else "not significant"
     return f"{text}, gain {100 * row['gain']:+.3f} ({low:+.3f} to {high:+.3f}): {verdict}"

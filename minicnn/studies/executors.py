@@ -98,7 +98,7 @@ class Processes(Executor):
                 return result
             if self._stopping:
                 raise Interrupted
-            raise WorkerDiedError("a worker process died, and so did the one in its place")
+            raise WorkerDiedError("a worker process died, and so did its replacement")
         finally:
             self._idle.put(worker)
 
@@ -180,7 +180,7 @@ def cluster(client, address, tell):
         client.wait_for_workers(1, timeout=_PATIENCE)
     except TimeoutError:
         raise ValueError(
-            f"argument --dask: the scheduler at {address} has no workers; start some by "
+            f"argument --dask: the scheduler at {address} has no workers; start some with "
             f"`dask worker {address} --nthreads 1`"
         ) from None
     # A worker runs one task at a time, even if it has several threads.
@@ -191,15 +191,17 @@ def cluster(client, address, tell):
         yield Place(executor, count, look=_WorkerMonitor(client, address, tell))
     except KilledWorker as error:
         raise WorkerDiedError(
-            f"the workers of {address} died one after the other of the same task: "
+            f"several workers of {address} died while they ran the same task: "
             f"{' '.join(str(error).split())}"
         ) from None
     except CancelledError:
-        raise OSError(f"the cluster at {address} is gone; what was trained is kept") from None
+        raise OSError(
+            f"the cluster at {address} is gone; the nets trained so far are saved"
+        ) from None
     except ImportError as error:
         raise ValueError(
             f"argument --dask: the cluster at {address} cannot load the task: {error}; "
-            f"expected minicnn {__version__} with its scheduler and each worker"
+            f"expected minicnn {__version__} on its scheduler and on every worker"
         ) from None
 
 
@@ -221,6 +223,6 @@ class _WorkerMonitor:
         if not workers and not self._warned:
             self._tell(
                 f"minicnn.study: warning: the cluster at {self._address} has no workers left; "
-                "waiting for some"
+                "waiting for new ones"
             )
         self._warned = not workers

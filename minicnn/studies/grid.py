@@ -53,15 +53,15 @@ def add_arguments(group):
         type=number,
         nargs="+",
         metavar="X",
-        help="degrees; zoom is a hundredth of them (default: 0 to 30 by 5; --quick: 0 15)",
+        help="rotations in degrees; zoom is rotation / 100 (default: 0 to 30 by 5; --quick: 0 15)",
     )
     group.add_argument(
         "--shift",
         type=number,
         nargs="+",
         metavar="X",
-        help="fraction of width and height, each with each rotation (default: 0 0.1 0.2, or where "
-        "no --rotation is given the notebook's cells; --quick: 0 0.1)",
+        help="shifts as fractions of width and height; each is combined with each rotation "
+        "(default: 0 0.1 0.2; without --rotation, the notebook's combinations; --quick: 0 0.1)",
     )
 
 
@@ -126,7 +126,7 @@ def findings(results):
         name = kind.replace(" ", "_")
         what = f"ensembles of {nets}" if kind == "ensembles" else kind
         tables[name] = Table(
-            f"Mean test accuracy of {what} by augmentation, with its 95 % interval, beside the "
+            f"Mean test accuracy of {what} by augmentation, with its 95 % interval, and the "
             "notebook's",
             part,
             ("mean", "low", "high", "notebook"),
@@ -155,6 +155,6 @@ def _line(part, what):
         f"{best['shift']:g}"
     )
     if np.isnan(best["low"]):
-        return text + "; of one trial a cell, which tells little"
+        return text + "; each cell has only one trial, so there are no intervals"
     others = (part["high"] >= best["low"]).sum() - 1
-    return text + f"; the 95 % intervals of {others} of {len(part) - 1} others overlap with its own"
+    return text + f"; {others} of {len(part) - 1} other cells have overlapping 95 % intervals"

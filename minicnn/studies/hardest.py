@@ -60,16 +60,17 @@ def findings(results, images=None):
         return Findings("The hardest images", ["no ensemble is trained yet"])
     probabilities = np.concatenate([results.probabilities(cell, trial) for trial in trials])
     if not len(probabilities):
-        return Findings("The hardest images", ["each net diverged"])
+        return Findings("The hardest images", ["all nets diverged"])
     table = rank(probabilities, results.labels)
-    shown = f"The {len(table)} test images that {len(probabilities)} nets together "
+    shown = f"The {len(table)} hardest test images for {len(probabilities)} nets together"
     if results.labels is None:
-        lines = [f"{shown}are least sure of: entropy up to {table['entropy'].max():.3f} nats"]
+        lines = [f"{shown}: entropy up to {table['entropy'].max():.3f} nats"]
     else:
         wrong = (table["label"] != table["predicted"]).sum()
         total = np.mean(vote(probabilities) != results.labels)
         lines = [
-            f"{shown}find hardest: {wrong} of them are wrong, as are {100 * total:.2f} % of all"
+            f"{shown}: {wrong} are misclassified; error rate on all test images: "
+            f"{100 * total:.2f} %"
         ]
     lines += results.notes()
     tables = {"hardest": Table("The hardest images, the hardest first", table, ("probability",))}

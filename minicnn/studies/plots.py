@@ -34,7 +34,7 @@ def histograms(single, ensembles, nets, images, notebook):
     if notebook:
         axes.set_ylim(0, 1.45 * top)
         axes.plot([], [], color=QUIET, marker="o", label="the notebook: mean ± sd")
-    axes.set_title("How test accuracy spreads", loc="left", pad=10)
+    axes.set_title("Distribution of test accuracies", loc="left", pad=10)
     axes.set_xlabel("test accuracy in percent")
     axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")
     axes.legend(loc="upper left")
@@ -54,7 +54,7 @@ def by_size(table):
     for column in ("min", "max"):
         axes.plot(size, 100 * table[column], color=QUIET, linewidth=0.8, dashes=(2, 2))
     axes.plot([], [], color=QUIET, linewidth=0.8, dashes=(2, 2), label="lowest and highest")
-    axes.set_title("What each further net adds", loc="left", pad=10)
+    axes.set_title("Accuracy by ensemble size", loc="left", pad=10)
     axes.set_xlabel("nets in the ensemble")
     axes.set_ylabel("test accuracy in percent")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -85,7 +85,7 @@ def heat_map(table, what):
     axes.set_xticks(range(len(rotations)), [f"{r:g}°" for r in rotations])
     axes.set_yticks(range(len(shifts)), [f"{s:g}" for s in shifts])
     axes.grid(False)
-    axes.set_xlabel("rotation (zoom: a hundredth of it)")
+    axes.set_xlabel("rotation (zoom: degrees / 100)")
     axes.set_ylabel("shift")
     axes.set_title(f"Mean test accuracy of {what}, in percent", loc="left", pad=10)
     return figure
@@ -187,15 +187,15 @@ def hardest(images, table):
     """The images listed in a table of hardest.rank, ten per row. images: all, (N, 28, 28)."""
     shown = [images[number - 1] for number in table["image"]]
     known = "label" in table
-    notes = "Above each its number among the test images"
-    notes += ", below it the label and what was predicted" if known else ", below it the guess"
+    notes = "Above each image: its number in the test set. Below: the "
+    notes += "label and the prediction" if known else "prediction"
     figure = gallery("The hardest images", notes + ".", tens(shown), down=88)
     for axes, row in zip(figure.axes, table.itertuples(), strict=True):
         axes.set_title(f"{row.image:,}", size=8, color=QUIET)
         guess = f"{row.predicted}"
         if known:
             guess = (
-                f"{row.label}, taken for {row.predicted}" if row.label != row.predicted else guess
+                f"{row.label}, predicted {row.predicted}" if row.label != row.predicted else guess
             )
         axes.set_xlabel(guess, size=8, color=TEXT)
     return figure

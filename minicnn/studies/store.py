@@ -341,7 +341,7 @@ class Results:
             return []
         ensembles = len(diverged.groupby(["cell", "trial"]))
         return [
-            f"{len(diverged):,} of {len(self.nets):,} nets diverged and count nowhere: "
+            f"{len(diverged):,} of {len(self.nets):,} nets diverged and are left out: "
             f"{ensembles:,} of the ensembles have fewer nets than the others"
         ]
 
@@ -376,7 +376,7 @@ class Results:
         except (ValueError, TypeError, KeyError, IndexError, RecursionError):
             raise DataError(
                 f"{self._store.path}: the study {self.study} of seed {self.seed} is damaged, "
-                "expected what minicnn.study has written"
+                "expected what minicnn.study writes"
             ) from None
 
 

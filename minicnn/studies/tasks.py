@@ -146,8 +146,8 @@ def _prepare(task):
         raise DataError(f"{_here()}: {error}") from None
     if (found.train, found.test) != (task.source.train, task.source.test):
         raise DataError(
-            f"{_here()}: {task.source.name}: holds other images or labels than where the study "
-            "was begun, expected the same"
+            f"{_here()}: {task.source.name}: has other images or labels than the study was "
+            "started with, expected the same"
         )
     device, ops, _ = devices.choose(task.device, task.precision)
     if not ops.lockstep:

@@ -9,7 +9,7 @@ from .statistics import mean_interval, spread
 from .store import Cell
 
 NAME = "trials"
-HELP = "independent ensembles: how accuracy spreads, and how it grows with the ensemble"
+HELP = "independent ensembles: how accuracy varies, and how it grows with ensemble size"
 FULL = {"trials": 100, "nets": 15, "epochs": 30}
 QUICK = {"trials": 3, "nets": 3, "epochs": 2, "limit": 1920, "test_limit": 1000, "momentum": 0.9}
 
@@ -98,9 +98,9 @@ def _line(row):
     if not row["n"]:
         return f"{row['of']}: none yet"
     if row["n"] == 1:
-        return f"{row['of']}: {100 * row['mean']:.3f} %, the only one"
+        return f"{row['of']}: {100 * row['mean']:.3f} % (only one)"
     return (
         f"{row['n']:,} {row['of']}: mean {100 * row['mean']:.3f} % ({100 * row['mean_low']:.3f} to "
         f"{100 * row['mean_high']:.3f}), standard deviation {100 * row['sd']:.3f}, "
-        f"{100 * row['min']:.3f} to {100 * row['max']:.3f} %"
+        f"range {100 * row['min']:.3f} to {100 * row['max']:.3f} %"
     )

@@ -27,7 +27,7 @@ from . import plots
 from .findings import Findings, Picture, Table
 
 NAME = "variance"
-HELP = "how much the training images vary in place, rotation and size"
+HELP = "how much the training images vary in position, rotation and size"
 FULL, QUICK = {}, {}
 
 # {name: (mean, standard deviation, setting of the augmentation)}.
@@ -104,10 +104,10 @@ def findings(results):
     """Evaluate a study's Results. Returns Findings."""
     images = results.images()
     if not len(images):
-        return Findings("Variance of the images", ["nothing is measured yet"])
+        return Findings("Variance of the images", ["no images are measured yet"])
     away = deviations(images)
     if not len(away):
-        return Findings("Variance of the images", ["no image has a pixel that is not zero"])
+        return Findings("Variance of the images", ["all pixels of all images are zero"])
     means = {
         "centre, column": images["center_column"].mean(),
         "centre, row": images["center_row"].mean(),
@@ -148,9 +148,9 @@ def findings(results):
     tables = {
         "summary": Table(
             f"{len(away):,} training images: mean, standard deviation, and the range around the "
-            "mean (angle, slant and size: that of the image's class) that holds 95 % of them; that "
-            "range as a setting of augmentation (shifts are fractions of the image); and the "
-            "notebook's",
+            "mean that holds 95 % of them (angle, slant and size: the mean of the image's class); "
+            "that range as a setting of the augmentation (shifts: fractions of the image size); "
+            "and the notebook's values",
             table,
         ),
         "by_class": Table(

@@ -124,7 +124,7 @@ def _array(path, content, at, name, limit):
     count = int(np.prod(shape, dtype=object))
     at = header.end()
     if count * dtype.itemsize > limit - at:
-        raise DataError(f"{path}: {name}: got shape {shape}, expected one that the file holds")
+        raise DataError(f"{path}: {name}: got shape {shape}, expected one that fits into the file")
     array = np.frombuffer(content, dtype, count, at).reshape(shape)
     return array, at + array.nbytes
 

@@ -147,7 +147,7 @@ def _learning(axes, rows, measure):
         train, validation = 1 - train, 1 - validation
     heading = {"accuracy": "Error rate", "loss": "Loss"}[measure]
     if ((train == 0) | (validation == 0)).any(axis=None):
-        heading += " (zero lies on the axis)"
+        heading += " (zero is drawn on the axis)"
     axes.set_title(heading, loc="left", pad=10, color=TEXT)
     _curves(axes, train, TRAINING, (4, 1.5), "s", "training")
     _curves(axes, validation, VALIDATION, (None, None), "o", "validation")

@@ -41,7 +41,7 @@ def load(path):
     checkpoint.check_shapes(path, arrays, recipe.nodes)
     trained = Checkpoint(path, recipe, arrays, about)
     if not trained.nets:
-        raise DataError(f"{path}: every net of it diverged, expected one to use")
+        raise DataError(f"{path}: all of its nets diverged, expected one to use")
     return trained
 
 
@@ -60,9 +60,9 @@ def probabilities_of(trained, images, device, ops, workers, report, should_stop)
     probabilities = np.concatenate(results)
     finite = np.isfinite(probabilities).all(axis=(1, 2))
     for net in np.array(nets)[~finite]:
-        warnings.warn(f"net {net} predicts no finite numbers, and has no vote", stacklevel=2)
+        warnings.warn(f"net {net} does not predict finite values, and has no vote", stacklevel=2)
     if not finite.any():
-        raise DataError(f"{path}: no net of it predicts finite numbers")
+        raise DataError(f"{path}: none of its nets predicts finite values")
     return probabilities[finite]
 
 

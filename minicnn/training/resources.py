@@ -88,8 +88,8 @@ def share(recipe, data, ops, memory=None, workers=None):
     collected, free = collected_bytes(recipe, data), free_memory()
     if free is not None and collected > free:
         raise ValueError(
-            f"nets: {recipe.nets} nets take {collected:,} bytes to put together, expected at most "
-            f"the {free:,} that are free"
+            f"nets: merging {recipe.nets} nets takes {collected:,} bytes, expected at most the "
+            f"{free:,} that are free"
         )
     if ops.lockstep:
         if (workers or 1) > 1:

@@ -50,12 +50,12 @@ def claim(job, source, resume):
     }
     if (folder / CONFIG).exists():
         if not resume:
-            raise ValueError(f"{folder}: holds a run; go on with it by --resume, or choose another")
+            raise ValueError(f"{folder}: holds a run; continue it with --resume, or choose another")
         _check_config(folder / CONFIG, config)
     elif taken := [path.name for name in _OUTPUTS for path in folder.glob(name)]:
-        raise ValueError(f"{folder}: holds a {taken[0]} of something else; choose another folder")
+        raise ValueError(f"{folder}: holds {taken[0]} without {CONFIG}; choose another folder")
     elif resume:
-        warnings.warn(f"{folder} holds no run to go on with: it begins here", stacklevel=2)
+        warnings.warn(f"{folder} holds no run to resume; a new one starts", stacklevel=2)
     remove_unfinished(folder)
     remove_unfinished(folder / "figures")
     _write_json(folder / CONFIG, config)
@@ -74,7 +74,9 @@ def _check_config(path, config):
         old_recipe, old_data = dict(old["recipe"]), old["data"]
         old_makers = _makers(old)
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(f"{path}: not the config of a run, expected what it had written") from None
+        raise DataError(
+            f"{path}: not the config of a run, expected what minicnn.train writes"
+        ) from None
     for name, value in config["recipe"].items():
         if old_recipe.get(name) != value:
             raise ValueError(
@@ -93,8 +95,8 @@ def _check_config(path, config):
         )
     if old_makers != _makers(config):
         warnings.warn(
-            f"the run in {path.parent} began with {old_makers} and goes on with {_makers(config)}: "
-            "its last bits may be those of neither",
+            f"the run in {path.parent} started with {old_makers} and continues with "
+            f"{_makers(config)}: its results may differ slightly from a run with only one of them",
             stacklevel=2,
         )
 

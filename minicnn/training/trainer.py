@@ -275,7 +275,7 @@ class Trainer:
             complete &= count <= (done if alive else epoch) <= self.recipe.epochs
             complete &= np.array_equal(epochs[net], np.arange(1, count + 1))
         if not complete or done > self.recipe.epochs:
-            raise DataError(f"{path}: history: expected all epochs of each net until step {step}")
+            raise DataError(f"{path}: history: expected all epochs of each net up to step {step}")
 
 
 def predict(
@@ -340,7 +340,7 @@ def steps_per_epoch(recipe, images):
     train = images - validation_count(images, recipe.validation_fraction)
     if train < recipe.batch_size:
         raise DataError(
-            f"batch size: got {train} training images beside those for validation, "
+            f"batch size: got {train} training images after the validation split, "
             f"expected at least one batch of {recipe.batch_size}"
         )
     return train // recipe.batch_size

@@ -61,7 +61,7 @@ def run_jobs(
 
     Raises:
     - the exception of a task. The other tasks are asked to stop first.
-    - WorkerDiedError if the process of the same task dies twice.
+    - WorkerDiedError if the process of the same task dies twice, or dies after a stop request.
     - Interrupted if the tasks stopped on request and nothing else failed.
     - KeyboardInterrupt, after killing all processes.
     """
@@ -160,9 +160,9 @@ class _Pool:
                 self._died.add(index)
                 self._waiting.appendleft(index)
                 return
-            again = ", and so did the one in its place" if index in self._died else ""
+            again = ", and so did its replacement" if index in self._died else ""
             error = WorkerDiedError(
-                f"a worker process died{again}; if it was for lack of memory, try fewer --workers"
+                f"a worker process died{again}; if memory ran out, try fewer --workers"
             )
         if error is None:
             self.results[index] = result
@@ -268,8 +268,8 @@ _state = SimpleNamespace(busy=threading.Lock(), orphaned=threading.Event(), chan
 
 def _worker_main(connection, channel, cores):
     """The main function of a worker process: run the tasks from its pipe until None arrives."""
-    # Ctrl-C, `timeout` and batch systems signal the whole process group. Only the parent reacts,
-    # and passes the request on through `channel`.
+    # Ctrl-C, `timeout` and batch systems signal the whole process group. The worker ignores Ctrl-C
+    # and leaves the group. The parent passes the request on through `channel`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
