@@ -27,7 +27,7 @@ class Number:
 
 
 COUNT = Number((int,), 1, 2**32)
-_SHARE = Number((int, float, type(None)), 0, 1)
+_FRACTION = Number((int, float, type(None)), 0, 1)
 _RATE = Number((int, float), 0, 1e30)
 _OF_CONFIG = {
     "recipe": dict,
@@ -43,13 +43,13 @@ _OF_SUMMARY = {
     "images_per_second": _RATE,
     "seconds": _RATE,
     "nets": list,
-    "ensemble_test_accuracy": _SHARE,
+    "ensemble_test_accuracy": _FRACTION,
 }
 OF_NET = {
     "net": COUNT,
-    "best_train_accuracy": _SHARE,
-    "best_validation_accuracy": _SHARE,
-    "test_accuracy": _SHARE,
+    "best_train_accuracy": _FRACTION,
+    "best_validation_accuracy": _FRACTION,
+    "test_accuracy": _FRACTION,
 }
 OF_DIVERGED = dict.fromkeys(("net", "epoch", "step"), COUNT)
 

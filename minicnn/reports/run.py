@@ -19,7 +19,7 @@ from . import webpage
 from .files import OF_DIVERGED, OF_NET, read_config, read_history, read_summary, test_images
 from .parts import MOST_ROWS, count_pairs, curves, diverged_nets, percent, recipe_facts
 
-_DRAWN = {
+_CAPTIONS = {
     "training_images": "The first training images, with their labels.",
     "augmented_images": "Three training images, each augmented ten times.",
     "predictions": "The first test images, with the ensemble's predictions.",
@@ -41,32 +41,32 @@ def parts(arguments, should_stop):
         )
     summary = read_summary(folder / SUMMARY)
     history = read_history(folder / HISTORY)
-    seen, missing = None, "The run had no test images."
+    predictions, missing = None, "The run had no test images."
     if config["test_images"] is not None:
         try:
-            seen, missing = _predict_again(config, arguments, should_stop), None
+            predictions, missing = _predict_again(config, arguments, should_stop), None
         except (DataError, OSError) as error:
             missing = f"No confusion matrix and no quiz: {one_line(error)}"
             warnings.warn(missing[0].lower() + missing[1:], stacklevel=2)
 
     found = [
-        ("Result", _result(summary, config, seen, missing), False),
+        ("Result", _result(summary, config, predictions, missing), False),
         ("Settings", _settings_of_run(config, recipe, summary), False),
     ]
     if len(history):
         found.append(("Learning curves", curves(history), False))
-    if seen and seen.labels is not None:
-        found.append(("Confusion matrix", _confusion_of_run(summary, seen), False))
-    if pictures := _drawn(folder / "figures"):
+    if predictions and predictions.labels is not None:
+        found.append(("Confusion matrix", _confusion_of_run(summary, predictions), False))
+    if pictures := _figures(folder / "figures"):
         found.append(("Figures", pictures, False))
-    if seen:
-        table = hardest.rank(seen.probabilities, seen.labels)
-        found.append(("Quiz", webpage.quiz(seen.images, table), True))
+    if predictions:
+        table = hardest.rank(predictions.probabilities, predictions.labels)
+        found.append(("Quiz", webpage.quiz(predictions.images, table), True))
     return found
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Predictions:
     """Test images (N, 28, 28), labels (N,) or None, probabilities (nets, N, classes), and the
     device that computed them.
     """
@@ -78,7 +78,7 @@ class _Seen:
 
 
 def _predict_again(config, arguments, should_stop):
-    """Predict the test images of a run with its nets: a _Seen. Raises DataError, Interrupted."""
+    """Predict the test images of a run with its nets. Raises DataError, Interrupted."""
     path = arguments.folder / ensemble.FINAL
     trained = prediction.load(path)
     if trained.about["data"] != config["data"] or trained.about["recipe"] != config["recipe"]:
@@ -89,10 +89,10 @@ def _predict_again(config, arguments, should_stop):
         probabilities = prediction.probabilities_of(
             trained, images, device, ops, None, bar.update, should_stop
         )
-    return _Seen(images, labels, probabilities, device)
+    return _Predictions(images, labels, probabilities, device)
 
 
-def _result(summary, config, seen, missing):
+def _result(summary, config, predictions, missing):
     """The results of a run: a sentence, and a table of accuracies of the nets and the ensemble."""
     nets, accuracy = summary["nets"], summary["ensemble_test_accuracy"]
     count = config["test_images"]
@@ -143,26 +143,26 @@ def _settings_of_run(config, recipe, summary):
     return html + webpage.facts(recipe_facts(asdict(recipe)))
 
 
-def _confusion_of_run(summary, seen):
-    predicted = ensemble.vote(seen.probabilities)
-    right = float(np.mean(predicted == seen.labels))
+def _confusion_of_run(summary, predictions):
+    predicted = ensemble.vote(predictions.probabilities)
+    right = float(np.mean(predicted == predictions.labels))
     html = ""
     told = summary["ensemble_test_accuracy"]
     if told is not None and abs(right - told) > 1e-9:
         html = webpage.paragraph(
-            f"Predicted again, on {seen.device}, the ensemble has a test accuracy of "
+            f"Predicted again, on {predictions.device}, the ensemble has a test accuracy of "
             f"{percent(right)}; in the run it was {percent(told)}.",
             "note",
         )
-    counts = count_pairs(seen.labels, predicted)
+    counts = count_pairs(predictions.labels, predicted)
     caption = f"Predictions of the {len(predicted):,} test images by the ensemble."
     return html + webpage.confusion(caption, counts)
 
 
-def _drawn(folder):
+def _figures(folder):
     """The figures in the run folder, as HTML; "" without any."""
     found = {}
-    for name, caption in _DRAWN.items():
+    for name, caption in _CAPTIONS.items():
         path = folder / f"{name}.png"
         if not path.is_file():
             continue

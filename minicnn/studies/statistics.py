@@ -31,9 +31,9 @@ def gain_interval(gains):
     gains = np.asarray(gains, float)
     if len(gains) < 2:
         return np.nan, np.nan
-    reach = stdtrit(len(gains) - 1, (1 + CONFIDENCE) / 2)
-    reach *= gains.std(ddof=1) / np.sqrt(len(gains))
-    return gains.mean() - reach, gains.mean() + reach
+    margin = stdtrit(len(gains) - 1, (1 + CONFIDENCE) / 2)
+    margin *= gains.std(ddof=1) / np.sqrt(len(gains))
+    return gains.mean() - margin, gains.mean() + margin
 
 
 def difference_interval(before, after):
@@ -50,8 +50,8 @@ def difference_interval(before, after):
     freedom = parts.sum() ** 2 / (
         parts[0] ** 2 / (len(before) - 1) + parts[1] ** 2 / (len(after) - 1)
     )
-    reach = stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(parts.sum())
-    return max(middle - reach, -1.0), min(middle + reach, 1.0)
+    margin = stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(parts.sum())
+    return max(middle - margin, -1.0), min(middle + margin, 1.0)
 
 
 def bootstrap_interval(values, statistic):

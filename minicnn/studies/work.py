@@ -42,7 +42,7 @@ class Work:
         # Of tasks with the same network, the one with the most nets shows how many fit together.
         for task in sorted(self._tasks, key=lambda task: len(task.nets), reverse=True):
             if _network(task) not in rates:
-                found = _all(place, measure, [task] * place.count, should_stop)
+                found = _run_all(place, measure, [task] * place.count, should_stop)
                 rates[_network(task)] = sum(measured.images_per_second for measured in found)
                 groups[_network(task)] = min(measured.group for measured in found)
         seconds = sum(
@@ -69,7 +69,7 @@ class Work:
         # Sorted by trial, so that a study that is stopped has complete trials to evaluate.
         parts.sort(key=lambda part: (part[1].nets[0] - 1) // part[1].recipe.nets)
         finished = 0
-        for ended in _rounds(place, train_nets, [task for _, task in parts], should_stop):
+        for ended in _run(place, train_nets, [task for _, task in parts], should_stop):
             for number, nets in ended:
                 cell, task = parts[number]
                 keep(cell, nets)
@@ -93,15 +93,15 @@ def _network(task):
     return str([(type(layer).__name__, vars(layer)) for layer in task.recipe.layers])
 
 
-def _all(place, function, tasks, should_stop):
+def _run_all(place, function, tasks, should_stop):
     """[function(task) for task in tasks], run at a Place."""
     found = {}
-    for ended in _rounds(place, function, tasks, should_stop):
+    for ended in _run(place, function, tasks, should_stop):
         found.update(ended)
     return [found[number] for number in range(len(tasks))]
 
 
-def _rounds(place, function, tasks, should_stop):
+def _run(place, function, tasks, should_stop):
     """Run function(task) for each task at a Place.
 
     Yields several times a second: the list of (index, result) of the tasks that ended since then.

@@ -31,8 +31,8 @@ HISTORY_COLUMNS = (
 )
 MAX_NETS = 10_000
 
-_OF_MODEL = "params", "moving", "moment_1", "moment_2"
-_ARRAYS = *_OF_MODEL, "sums", "history"
+_MODEL_ARRAYS = "params", "moving", "moment_1", "moment_2"
+_ARRAYS = *_MODEL_ARRAYS, "sums", "history"
 
 
 def save(path, arrays, about):
@@ -109,27 +109,27 @@ def history_rows(table):
     return rows
 
 
-def _is_word(value):
+def _is_uint32(value):
     return type(value) is int and 0 <= value < 2**32
 
 
-def _are_words(values):
-    return isinstance(values, list) and all(map(_is_word, values))
+def _are_uint32(values):
+    return isinstance(values, list) and all(map(_is_uint32, values))
 
 
 def _are_nets(values):
-    return _are_words(values) and 1 <= len(values) <= MAX_NETS
+    return _are_uint32(values) and 1 <= len(values) <= MAX_NETS
 
 
 def _are_sizes(value):
-    return isinstance(value, dict) and all(map(_are_words, value.values()))
+    return isinstance(value, dict) and all(map(_are_uint32, value.values()))
 
 
 def _are_steps(values):
     return isinstance(values, list) and all(
         isinstance(row, dict)
         and set(row) == {"net", "epoch", "step"}
-        and all(_is_word(value) and value >= 1 for value in row.values())
+        and all(_is_uint32(value) and value >= 1 for value in row.values())
         for row in values
     )
 
@@ -137,8 +137,8 @@ def _are_steps(values):
 # {field: (what is expected, a function that checks the value)}
 _FIELDS = {
     "nets": (f"a list of 1 to {MAX_NETS} numbers", _are_nets),
-    "seed": ("an integer from 0 to 4294967295", _is_word),
-    "step": ("an integer from 0 to 4294967295", _is_word),
+    "seed": ("an integer from 0 to 4294967295", _is_uint32),
+    "step": ("an integer from 0 to 4294967295", _is_uint32),
     "seconds": ("a number from 0 up", lambda v: type(v) is float and isfinite(v) and v >= 0),
     "recipe": ("a recipe's fields", lambda v: isinstance(v, dict)),
     "data": ("the data's fingerprint", lambda v: isinstance(v, str)),
@@ -150,7 +150,7 @@ _FIELDS = {
 def model_state(model):
     """The part of a state that a model holds: ({name: array}, {field: value})."""
     to_host = model.ops.to_host
-    arrays = {name: to_host(getattr(model, name)) for name in _OF_MODEL}
+    arrays = {name: to_host(getattr(model, name)) for name in _MODEL_ARRAYS}
     about = {
         "nets": [int(net) for net in model.nets],
         "seed": model.seed,
@@ -164,7 +164,7 @@ def check_shapes(path, arrays, nodes):
     """Raise DataError if the arrays of a file do not fit a network. Needs no model of it."""
     nets = len(arrays["params"])
     for name, (shape, _) in weights_layout(nodes, nets, np.dtype(np.float32)).items():
-        if name in _OF_MODEL and arrays[name].shape != shape:
+        if name in _MODEL_ARRAYS and arrays[name].shape != shape:
             raise DataError(f"{path}: {name}: got shape {arrays[name].shape}, expected {shape}")
 
 
@@ -180,7 +180,7 @@ def restore_model(model, arrays, about, path):
             raise DataError(f"{path}: {name}: got {_shown(about[name])}, expected {_shown(value)}")
     check_shapes(path, arrays, model.nodes)
     with model.ops.session():
-        for name in _OF_MODEL:
+        for name in _MODEL_ARRAYS:
             target = getattr(model, name)
             model.ops.copy(model.ops.to_device(arrays[name].astype(model.dtype)), target)
         model.step[...] = about["step"]

@@ -111,17 +111,17 @@ def groups(job):
     return [part for _, nets in together for part in split_nets(nets, job.group_size)]
 
 
-def _nothing(_):
+def _ignore(_):
     pass
 
 
 def train_ensemble(
     job,
     workers=1,
-    report=_nothing,
-    on_group=_nothing,
+    report=_ignore,
+    on_group=_ignore,
     should_stop=lambda: False,
-    on_death=_nothing,
+    on_death=_ignore,
 ):
     """Train every net of the job's recipe in `workers` processes. Returns a Trained.
 

@@ -72,7 +72,7 @@ def _check_config(path, config):
         with open(path, "rb") as file:
             old = json.loads(file.read(1 << 20))  # a config has about 1 kB
         old_recipe, old_data = dict(old["recipe"]), old["data"]
-        old_makers = _makers(old)
+        old_environment = _environment(old)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(
             f"{path}: not the config of a run, expected what minicnn.train writes"
@@ -93,15 +93,15 @@ def _check_config(path, config):
             f"argument --resume: the run in {path.parent} has other test images: "
             f"{brief(old.get('test_images'))}, got {config['test_images']}"
         )
-    if old_makers != _makers(config):
+    if old_environment != _environment(config):
         warnings.warn(
-            f"the run in {path.parent} started with {old_makers} and continues with "
-            f"{_makers(config)}: its results may differ slightly from a run with only one of them",
+            f"the run in {path.parent} started with {old_environment} and continues with "
+            f"{_environment(config)}: rounding may differ from a run with only one of them",
             stacklevel=2,
         )
 
 
-def _makers(config):
+def _environment(config):
     """What affects only the rounding of a run's results, as text: device, precision, versions."""
     versions = config["versions"]
     return brief(

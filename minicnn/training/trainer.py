@@ -152,7 +152,7 @@ class Trainer:
                 self.sums[...] = 0
         finally:
             self.seconds = time.monotonic() - started
-        self._note_diverged(epoch + 1, finite_steps, [loss for loss, _ in validation])
+        self._record_diverged(epoch + 1, finite_steps, [loss for loss, _ in validation])
         for net, train_loss, train_correct, (validation_loss, validation_accuracy) in zip(
             self.nets, loss, correct, validation, strict=True
         ):
@@ -172,7 +172,7 @@ class Trainer:
             )
         self.seconds = 0.0
 
-    def _note_diverged(self, epoch, finite_steps, validation_losses):
+    def _record_diverged(self, epoch, finite_steps, validation_losses):
         """Record the nets that diverged in an epoch, counted from 1."""
         weights = [self.ops.to_host(a) for a in (self.model.params, self.model.moving)]
         for i, (net, steps, loss) in enumerate(
