@@ -124,6 +124,11 @@ def test_every_source_file_that_is_named_exists(path):
     assert absent == []
 
 
+def test_every_folder_of_tests_is_named():
+    named = set(re.findall(r"`(\w+)/`", TESTS.read_text())) - {"minicnn", "tests"}
+    assert named == {path.name for path in TESTS.parent.iterdir() if path.is_dir()} - {"__pycache__"}
+
+
 @each_document
 def test_lines_outside_tables_and_code_are_short(path):
     text = without_tables(without_code(path.read_text()))
