@@ -25,7 +25,7 @@ DOCUMENTS = [
     README,
     *(path for name in FOLDERS for path in sorted((ROOT / name).rglob(README.name))),
 ]
-SOURCE = r"[\w./-]+\.(?:py|cu|cuh|c|h|cpp|md|cfg|toml)"
+SOURCE = r"[\w./*-]+\.(?:py|cuh|cu|cpp|c|h|md|cfg|toml)"
 
 each_document = pytest.mark.parametrize(
     "path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix()
@@ -38,6 +38,17 @@ each_document = pytest.mark.parametrize(
 def without_code(text):
     """The text without its fenced and its indented blocks of code."""
     return re.sub(r"(?m)^ {4}.*$", "", re.sub(r"(?ms)^```.*?^```$", "", text))
+
+
+def indented(text):
+    """The lines of the indented blocks of code."""
+    return "\n".join(re.findall(r"(?m)^ {4}(.*)$", re.sub(r"(?ms)^```.*?^```$", "", text)))
+
+
+def files(name):
+    """The files of the repository whose path ends in that name, which may have a "*"."""
+    own = [p for folder in FOLDERS for p in (ROOT / folder).rglob("*.*")] + list(ROOT.glob("*.*"))
+    return [p for p in own if p.match(re.sub(r"^(\.\./)+", "", name))]
 
 
 def without_tables(text):
@@ -113,15 +124,23 @@ def test_every_link_leads_somewhere(path):
 
 @each_document
 def test_every_source_file_that_is_named_exists(path):
-    files = {
-        file.relative_to(ROOT).as_posix()
-        for name in (*FOLDERS, ".ci")
-        for file in (ROOT / name).rglob("*.*")
-    } | {file.name for file in ROOT.iterdir()}
-    names = re.findall(rf"`({SOURCE})(?::\d+)?`", without_code(path.read_text()))
-    names += re.findall(rf"\bpython ({SOURCE})", path.read_text())
-    absent = [name for name in names if not any(f"/{f}".endswith(f"/{name}") for f in files)]
+    text = path.read_text()
+    examples = "".join(blocks(text, "python"))  # they may write files of their own
+    named = re.findall(rf"(?<![\w/.-])({SOURCE})\b", re.sub(r"(?ms)^```.*?^```$", "", text))
+    absent = [n for n in named if not files(n) and f'"{n}"' not in examples]
     assert absent == []
+
+
+def test_the_readmes_call_chain_exists():
+    """Lines like `network/layers.py Conv2D.forward`: each file has what is named behind it."""
+    chain = re.findall(rf"({SOURCE}) ([A-Za-z_]\w*(?:\.\w+)*)", indented(README.read_text()))
+    assert len(chain) >= 8
+    for name, function in chain:
+        for file in files(name):
+            for part in function.split("."):
+                assert re.search(rf"\b(def|class) {part}\b", file.read_text()), (
+                    f"{file}: {function}"
+                )
 
 
 def test_every_folder_of_tests_is_named():
@@ -215,6 +234,17 @@ def test_quotations_are_in_the_source():
         assert missing(lines, source) == [], name
         for function in functions:
             assert re.search(rf"\b{function}\b", source), f"{name}: {function}"
+
+
+def test_the_readmes_example_prints_what_it_shows(capsys):
+    [example] = blocks(README.read_text(), "python")
+    shown = re.search(r"(?m)(?:^ {4}.*\n)+", README.read_text().partition(example)[2])[0]
+    exec(example, {})
+    printed = capsys.readouterr().out
+    number = r"\d+(?:\.\d*)?"
+    assert re.sub(number, "", printed).split() == re.sub(number, "", shown).split()
+    found, expected = ([float(n) for n in re.findall(number, text)] for text in (printed, shown))
+    assert found == pytest.approx(expected, abs=0.02)  # devices round differently
 
 
 def test_the_fault_that_the_emulators_document_shows(tmp_path, monkeypatch):
