@@ -50,7 +50,7 @@ def parts(arguments, should_stop):
             warnings.warn(missing[0].lower() + missing[1:], stacklevel=2)
 
     found = [
-        ("Result", _result(summary, config, predictions, missing), False),
+        ("Result", _result(summary, config, missing), False),
         ("Settings", _settings_of_run(config, recipe, summary), False),
     ]
     if len(history):
@@ -92,7 +92,7 @@ def _predict_again(config, arguments, should_stop):
     return _Predictions(images, labels, probabilities, device)
 
 
-def _result(summary, config, predictions, missing):
+def _result(summary, config, missing):
     """The results of a run: a sentence, and a table of accuracies of the nets and the ensemble."""
     nets, accuracy = summary["nets"], summary["ensemble_test_accuracy"]
     count = config["test_images"]

@@ -133,8 +133,8 @@ def findings(results):
         )
         if part["n"].any():
             pictures[name] = Picture(
-                f"Mean test accuracy of {what} in percent, ± half of its 95 % interval; below, in "
-                "grey, the notebook's",
+                f"Mean test accuracy of {what} in percent, ± half of its 95 % interval; below, "
+                "smaller: the notebook's",
                 lambda part=part, what=what: plots.heat_map(part, what),
             )
             lines.append(_line(part, what))
