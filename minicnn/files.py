@@ -1,7 +1,7 @@
 """Files: the error for bad input, atomic writes, locks on folders, and the cache folder.
 
-Every fault in a file from outside raises DataError. Every file that the program writes goes through
-`atomic_write`, but for the studies' database (studies/store.py). Read data/load.py next.
+A fault in a file from outside raises DataError. Results are written by `atomic_write`, except for
+the database of the studies (studies/store.py). Read data/load.py next.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""python -m minicnn.predict: a trained ensemble's checkpoint and images in, a submission out."""
+"""python -m minicnn.predict: reads a checkpoint and test images, writes a submission.
+
+This module reads the arguments. training/prediction.py loads the checkpoint and predicts.
+"""
 
 import sys
 from pathlib import Path
@@ -42,9 +45,9 @@ def _main(argv):
 
 
 def predict(arguments, should_stop=lambda: False):
-    """Predict as the parsed arguments say, and write the submission."""
+    """Predict the test images, and write the submission, as the parsed arguments say."""
     device, ops, _ = devices.choose(arguments.device)
-    if not arguments.out.resolve().parent.is_dir():  # known before the work, not after it
+    if not arguments.out.resolve().parent.is_dir():  # fail before the work, not after it
         raise ValueError(
             f"argument --out: got {arguments.out}, expected a file in a folder that is there"
         )

@@ -1,8 +1,8 @@
-"""python -m minicnn.report DIR: a run or study folder in, one HTML page out.
+"""python -m minicnn.report DIR: reads a run or study folder, writes one HTML page about it.
 
-The front door of reports/: it reads the arguments, and puts the page together of the parts that
-run.py and study.py make. Files may come from anywhere: reports/files.py reads those of a run, and
-all that a page says goes through reports/webpage.py, which escapes it.
+This module reads the arguments and joins the sections of the page. reports/run.py and
+reports/study.py write the sections. The folder may come from anywhere: reports/files.py validates
+the files of a run, and reports/webpage.py escapes all text.
 """
 
 import sys
@@ -39,14 +39,14 @@ def _main(argv):
 
 
 def report(arguments, should_stop=lambda: False):
-    """Write the page that the parsed arguments ask for."""
+    """Write the page, as the parsed arguments say."""
     folder = arguments.folder
     out = arguments.out or folder / "report.html"
     if not drawing.available():
         raise ValueError('a report needs matplotlib: pip install "minicnn[figures]"')
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder, expected that of a run or study")
-    if not out.resolve().parent.is_dir():  # known before the work, not after it
+    if not out.resolve().parent.is_dir():  # fail before the work, not after it
         raise ValueError(f"argument --out: got {out}, expected a file in a folder that is there")
     if out.exists() and not out.is_file():
         raise ValueError(f"argument --out: {out} is no file, expected one or none")
@@ -72,7 +72,7 @@ def report(arguments, should_stop=lambda: False):
 
 
 def _body(title, parts):
-    """The page of a list of (title, HTML, whether it begins on a sheet of its own)."""
+    """The page's HTML. parts: a list of (title, HTML, whether to start it on a new sheet)."""
     places = {f"part-{number}": part[0] for number, part in enumerate(parts, start=1)}
     sections = [
         webpage.section(webpage.heading(2, heading, place) + html, "sheet" if sheet else "")

@@ -1,7 +1,8 @@
-"""python -m minicnn.study NAME: one of the notebook's studies, on this machine or on many.
+"""python -m minicnn.study NAME: one of the notebook's studies, on this machine or on a cluster.
 
-The front door of studies/. It reads the arguments, says what the study will cost, has the tasks
-done that are not yet, keeps each result as it comes, and writes what was found.
+A study trains many nets, stores each result in the study folder as soon as it is known, and writes
+tables and figures. This module reads the arguments, prints the estimated time and starts the tasks
+whose results are not stored yet. The work is done in studies/: read studies/__init__.py next.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ from .studies.work import Work, in_words
 from .training.resources import share
 from .training.workers import Interrupted
 
-_MOST_NETS = 1_000_000  # of a study; the notebook's largest has 1,500
+_MOST_NETS = 1_000_000  # in one study; the notebook's largest study has 1,500
 
 
 def main(argv=None):
@@ -67,7 +68,7 @@ def _main(argv):
 
 
 def study(arguments, folder, should_stop=lambda: False):
-    """Do what the parsed arguments say: train what is missing, and write what was found."""
+    """Train the nets that are missing, and write the findings, as the parsed arguments say."""
     module = STUDIES[arguments.study]
     _fill_in(arguments, module)
     seed = checks.word("argument --seed", arguments.seed)
@@ -75,7 +76,7 @@ def study(arguments, folder, should_stop=lambda: False):
         raise ValueError("argument --workers: is for this machine's processes, not for --dask")
     name = arguments.data
     if name not in ("digits", "mnist"):
-        name = str(Path(name).absolute())  # workers have folders of their own to be in
+        name = str(Path(name).absolute())  # workers have other working folders
     source = Source(name, arguments.limit, arguments.test_limit)
     data, source = source.load(progress=not arguments.quiet)
     settings = {
@@ -93,7 +94,7 @@ def study(arguments, folder, should_stop=lambda: False):
         if module is not variance and arguments.dask is not None:
             client = stack.enter_context(executors.connect(arguments.dask))
         elif module is not variance:
-            devices.choose(arguments.device, arguments.precision)  # it is there
+            devices.choose(arguments.device, arguments.precision)  # raises if it is not available
         own = folder / (module.NAME if seed == 0 else f"{module.NAME}-seed-{seed}")
         own.mkdir(parents=True, exist_ok=True)
         stack.enter_context(in_use(own, alone=True))
@@ -111,7 +112,7 @@ def study(arguments, folder, should_stop=lambda: False):
 
 
 def _write(arguments, module, results, data, folder):
-    """Write what a study has found into its own folder: the Findings."""
+    """Write the tables and figures of a study into its folder. Returns the Findings."""
     images = (data.test_images,) if module is hardest else ()
     found = module.findings(results, *images)
     draw = not arguments.no_figures
@@ -127,7 +128,7 @@ def _write(arguments, module, results, data, folder):
 
 
 def _fill_in(arguments, module):
-    """Give what was not said the value that it has in the notebook's study, or the quick one."""
+    """Set each argument that is None to the notebook's value, or with --quick to the quick one."""
     size = module.QUICK if arguments.quick else module.FULL
     for name, value in size.items():
         if getattr(arguments, name) is None:
@@ -137,14 +138,14 @@ def _fill_in(arguments, module):
 
 
 def _cells(arguments, module, data):
-    """What the study trains. Raises ValueError that names the argument for what cannot be."""
+    """The cells that the study trains. Raises ValueError that names the argument at fault."""
     given = {
         name: getattr(arguments, name)
         for name in ("nets", "epochs", "momentum", "seed")
         if getattr(arguments, name) is not None
     }
     try:
-        # The split is that of the data: nothing is chosen by the test images, nor by others.
+        # No validation images: a study selects nothing, so all training images are used.
         cells = module.cells(Recipe(validation_fraction=0.0, **given), arguments)
     except ValueError as error:
         raise ValueError(f"argument --{error}") from None
@@ -171,9 +172,9 @@ def _cells(arguments, module, data):
 
 
 def _train(arguments, client, store, cells, data, source, should_stop):
-    """Train the nets that the store has not, and put them there.
+    """Train the nets whose results are not in the store, and add them.
 
-    client: of a cluster, None for this machine.
+    client: the client of a Dask cluster, or None to work on this machine.
     """
     key = arguments.study, arguments.seed
     work = Work(
@@ -209,7 +210,7 @@ def _train(arguments, client, store, cells, data, source, should_stop):
 
 
 def _place(arguments, client, cells, data, tell):
-    """Where the tasks are done, an executors.Place, as a context."""
+    """A context with the executors.Place that runs the tasks: this machine or a cluster."""
     if client is not None:
         return executors.cluster(client, arguments.dask, tell)
     _, ops, _ = devices.choose(arguments.device, arguments.precision)

@@ -1,8 +1,13 @@
-"""python -m minicnn.train: data in, a trained ensemble, its submission and its figures out.
+"""python -m minicnn.train: reads data, trains an ensemble, writes its submission and figures.
 
-This is the front door. It reads the arguments and writes the run folder; the work is done by
-ensemble.py (nets and processes), trainer.py (epochs), model.py and layers.py (one step) and
-ops_numpy.py (the arithmetic).
+This is the front door. It reads the arguments and fills the run folder. The work is done further
+down; read in this order:
+
+    recipe.py                the settings
+    training/ensemble.py     nets and processes
+    training/trainer.py      the loop over epochs and steps
+    model.py                 one step; then network/stack.py, network/layers.py, network/plan.py
+    backends/ops_numpy.py    the arithmetic; then kernels/
 """
 
 import os
@@ -36,7 +41,7 @@ from .training.workers import Interrupted, WorkerDiedError
 
 
 class RunStoppedError(Exception):
-    """The machine has stopped a run, whose checkpoints are intact."""
+    """A run failed for lack of memory, disk or a process. Its last checkpoints are intact."""
 
 
 def main(argv=None):
@@ -71,9 +76,9 @@ def _main(argv):
 
 
 def train(arguments, folder, should_stop=lambda: False):
-    """Train as the parsed arguments say, and fill the run folder.
+    """Train an ensemble and fill the run folder, as the parsed arguments say.
 
-    Raises RunStoppedError where that fails when the folder is this run's already.
+    Raises RunStoppedError if training or writing fails after the run has claimed its folder.
     """
     started = time.monotonic()
     recipe = _recipe(arguments)
@@ -81,7 +86,7 @@ def train(arguments, folder, should_stop=lambda: False):
     if arguments.resume and not arguments.out:
         raise ValueError("argument --resume: expected --out, the folder of the run to go on with")
     data = _load(arguments)
-    steps_per_epoch(recipe, len(data.train_images))  # there must be one
+    steps_per_epoch(recipe, len(data.train_images))  # raises if there is none
     together, workers = share(recipe, data, ops, arguments.memory, arguments.workers)
     job = Job(recipe, data, device, ops.precision, folder, together, not arguments.no_graph)
     if folder.exists() and not folder.is_dir():
@@ -103,7 +108,7 @@ def train(arguments, folder, should_stop=lambda: False):
             run_folder.write_outputs(job, trained, draw=not arguments.no_figures)
             summary = run_folder.write_summary(job, trained, images, seconds)
         except KeyboardInterrupt:
-            remove_unfinished(folder)  # by workers that had to stop at once
+            remove_unfinished(folder)  # left by workers that were killed
             raise
         except (OSError, MemoryError, WorkerDiedError) as error:
             raise RunStoppedError(
@@ -113,7 +118,10 @@ def train(arguments, folder, should_stop=lambda: False):
 
 
 def _train(job, arguments, workers, should_stop):
-    """(what comes of training, images trained on), with a progress bar and a line a net."""
+    """Train all nets, with a progress bar and one line per net.
+
+    Returns the ensemble's Trained, and the number of images trained on.
+    """
     recipe = job.recipe
     steps = steps_per_epoch(recipe, len(job.data.train_images))
     total = recipe.nets * recipe.epochs * steps * recipe.batch_size
@@ -267,7 +275,7 @@ def _load(arguments):
     return Data(x, y, x_test, y_test, fingerprint(x, y))
 
 
-# ---- what a person reads -------------------------------------------------------------------------
+# ---- output --------------------------------------------------------------------------------------
 
 
 def _precision(ops):
@@ -275,7 +283,7 @@ def _precision(ops):
 
 
 def _grouping(job, ops, workers):
-    """How the nets are trained: in how many processes, or in which groups."""
+    """A sentence on how the nets are trained: the number of processes, or the groups."""
     if not ops.lockstep:
         return f"Processes: {workers}."
     sizes = [len(nets) for nets in ensemble.groups(job)]
@@ -288,7 +296,7 @@ def _grouping(job, ops, workers):
 
 
 def _net_lines(trained, epochs):
-    """The notebook's line for each net trained: the best accuracies over its epochs."""
+    """One line per trained net, in the notebook's form: its best accuracies over the epochs."""
     for net in sorted({row["net"] for row in trained.history} - set(trained.diverged)):
         rows = [row for row in trained.history if row["net"] == net]
         line = f"CNN {net}: Epochs={epochs}, "
