@@ -1,6 +1,6 @@
-"""Recipes: all settings that determine the result of training an ensemble.
+"""Recipes: the settings of the networks and of their training.
 
-How fast it is trained (device, processes, memory) is not part of a recipe. Read
+The data and the machine (device, precision, processes, memory) are not part of a recipe. Read
 training/ensemble.py next.
 """
 

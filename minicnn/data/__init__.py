@@ -1,4 +1,4 @@
-"""Data sets of digits: read from files, downloaded, or drawn. Read load.py first."""
+"""Data sets of digits: read from files, downloaded or drawn. Read load.py first."""
 
 from .load import load_data
 

@@ -1,5 +1,8 @@
-"""The description of a network: layers, shapes, arrays and optimizer. Nothing here holds arrays.
+"""The parts of a network. Read them in this order; ../model.py combines them.
 
-Read stack.py (layers in order, and where their weights lie), layers.py, geometry.py (strides and
-padding), plan.py (the arrays and passes of one batch) and optim.py. ../model.py holds the arrays.
+stack.py     a list of layers: names, shapes, and where the weights lie in flat arrays
+layers.py    the layers: formulas, weights, forward and backward pass
+geometry.py  strides and padding of a sliding window
+plan.py      the arrays of one batch, and the passes over them
+optim.py     Adam and the learning-rate schedule
 """

@@ -68,9 +68,9 @@ class Layer:
         """Compute f.gradients and f.dx from f.dy. May overwrite f.dy."""
 
     def activate_backward(self, ops, f):
-        """Multiply f.dy by the activation's derivative, unless the next layer has done so.
+        """Turn f.dy into the gradient with respect to the activation's input.
 
-        f.dy is then the gradient with respect to the activation's input.
+        Does nothing if the next layer has done so (Frame.dy_is_before_activation).
         """
         if not f.dy_is_before_activation:
             ops.activate_backward(self.activation, f.y, f.dy)
@@ -82,10 +82,10 @@ class Layer:
 class Conv2D(Layer):
     """Convolution of images (H, W, Cin) with Cout = `filters` kernels, then bias, then activation.
 
-    y[i, j, o] = activation(bias[o] + sum over rows r, columns c and input channels n of
-                            x[i*s + r - top, j*s + c - left, n] * kernel[r, c, n, o])
+        y[i, j, o] = activation(bias[o] + sum over rows r, columns c and input channels n of
+                                x[i*s + r - top, j*s + c - left, n] * kernel[r, c, n, o])
 
-    s is the stride; top and left are the padding. Source of the convention: Keras, Conv2D.
+    s is the stride; top and left are the padding (geometry.Window). Convention: Keras's Conv2D.
     """
 
     def __init__(self, filters, kernel_size, strides=1, padding="valid", activation="linear"):
@@ -213,7 +213,8 @@ class Dropout(Layer):
 class MaxPooling2D(Layer):
     """The maximum under a window of `pool_size`, per channel. Padding is never the maximum.
 
-    y[i, j, c] = max of x[i*s + r - top, j*s + k - left, c] over rows r and columns k of the window
+        y[i, j, c] = max of x[i*s + r - top, j*s + k - left, c]
+                     over rows r and columns k of the window
 
     s is the stride: the window's size unless given.
     """
