@@ -34,11 +34,11 @@ def aligned_empty(shape, dtype, alignment):
 
 def free_memory():
     """Bytes of memory that are free without swapping; None if the system does not report it."""
-    free = [_kernel_says_free(), _container_has_left()]
+    free = [_system_free_memory(), _container_free_memory()]
     return min((f for f in free if f is not None), default=None)
 
 
-def _kernel_says_free():
+def _system_free_memory():
     try:
         with open("/proc/meminfo") as file:
             for line in file:
@@ -49,7 +49,7 @@ def _kernel_says_free():
     return None
 
 
-def _container_has_left():
+def _container_free_memory():
     """Bytes that this process's control group (version 2) still allows; None without a limit."""
     group = Path("/sys/fs/cgroup")
     try:

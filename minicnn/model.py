@@ -306,7 +306,7 @@ def mnist_cnn(
 ):
     """The notebook's network for 28 x 28 digits: 327,242 weights in each net.
 
-    The arguments are those of Sequential, the rate of dropout, and the momentum of the moving
+    Arguments as for Sequential; dropout: the rate of each Dropout; momentum: that of the moving
     statistics. Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018.
     """
     layers = mnist_layers(dropout, momentum)
@@ -341,10 +341,8 @@ def mnist_layers(dropout, momentum):
 
 def _check_dtype(dtype):
     with contextlib.suppress(TypeError):
-        if dtype is not None and np.dtype(dtype) in (
-            np.float32,
-            np.float64,
-        ):  # np.dtype(None) is float64
+        # np.dtype(None) is float64
+        if dtype is not None and np.dtype(dtype) in (np.float32, np.float64):
             return np.dtype(dtype)
     raise ValueError(f"dtype: got {dtype!r}, expected 'float32' or 'float64'")
 

@@ -1,8 +1,9 @@
 """python -m minicnn.study NAME: one of the notebook's studies, on this machine or on a cluster.
 
 A study trains many nets, stores each result in the study folder as soon as it is known, and writes
-tables and figures. This module reads the arguments, prints the estimated time and starts the tasks
-whose results are not stored yet. The work is done in studies/: read studies/__init__.py next.
+tables and figures. (The study `variance` measures images and trains nothing.) This module reads the
+arguments, prints the estimated time and starts the tasks whose results are not stored yet. The work
+is done in studies/: read studies/__init__.py next.
 """
 
 import contextlib

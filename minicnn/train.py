@@ -133,23 +133,23 @@ def _train(job, arguments, workers, should_stop):
             images += count
             bar.update(count)
 
-        def tell(part):
-            for line in _net_lines(part, recipe.epochs):
+        def on_group(group):
+            for line in _net_lines(group, recipe.epochs):
                 bar.write(line, file=sys.stdout)
-            for net, (epoch, step) in part.diverged.items():
+            for net, (epoch, step) in group.diverged.items():
                 warn(
                     f"net {net} stopped, for its loss or weights were no longer finite in epoch "
                     f"{epoch}, step {step} of {steps}"
                 )
 
-        def tell_death(nets):
+        def on_death(nets):
             which = f"net {nets[0]}" if len(nets) == 1 else f"nets {nets[0]} to {nets[-1]}"
             warn(f"the process that trained {which} died; another goes on from the checkpoint")
 
         def warn(message):
             bar.write(f"minicnn.train: warning: {message}", file=sys.stderr)
 
-        trained = ensemble.train_ensemble(job, workers, report, tell, should_stop, tell_death)
+        trained = ensemble.train_ensemble(job, workers, report, on_group, should_stop, on_death)
         bar.update(total - bar.n)
     if len(trained.diverged) == recipe.nets:
         raise ValueError(

@@ -81,7 +81,7 @@ GLYPHS = {
 _POINTS = 80  # points of a digit at which the pen is drawn: about 0.7 pixels apart
 _DETAIL = 32  # line segments between two points of a stroke, to measure its length
 
-# The random parameters of an image, each uniform in its range
+# The style of an image: random parameters, each uniform in its range
 _RANGES = {
     "slant": (-0.2, 0.5),  # columns to the right per row up
     "tilt": (-0.15, 0.15),  # rows up per column to the right
@@ -135,9 +135,7 @@ def _glyph(shape):
 
 _SHAPES = np.stack([_glyph(s) for d in range(10) for s in GLYPHS[d]], axis=1).astype(np.float32)
 _COUNT = np.array([len(GLYPHS[d]) for d in range(10)])
-_FIRST = (
-    np.cumsum(_COUNT) - _COUNT
-)  # index of a digit's first shape in _SHAPES (2, shapes, _POINTS)
+_FIRST = np.cumsum(_COUNT) - _COUNT  # a digit's first shape in _SHAPES (2, shapes, _POINTS)
 
 
 def draw_digits(count, seed=0, first=0):
@@ -159,14 +157,14 @@ def draw_digits(count, seed=0, first=0):
         words = _words(seed, first + np.arange(chunk.start, chunk.stop, dtype=np.int64))
         digit = _choose(words[0], 10)
         shape = _FIRST[digit] + _choose(words[1], _COUNT[digit])
-        hand_words, wobble_words = np.split(words[2:], [len(_RANGES)])
-        hand = {
+        style_words, wobble_words = np.split(words[2:], [len(_RANGES)])
+        style = {
             name: rng.draw(low, high, word)
-            for (name, (low, high)), word in zip(_RANGES.items(), hand_words, strict=True)
+            for (name, (low, high)), word in zip(_RANGES.items(), style_words, strict=True)
         }
         wobble = rng.draw(-_WOBBLE_SIZE, _WOBBLE_SIZE, wobble_words)
-        x, y = _write(*_SHAPES[:, shape].transpose(0, 2, 1), wobble, hand)
-        images[chunk] = _ink(x, y, hand)
+        x, y = _transform(*_SHAPES[:, shape].transpose(0, 2, 1), wobble, style)
+        images[chunk] = _ink(x, y, style)
         labels[chunk] = digit
     return images, labels
 
@@ -187,22 +185,22 @@ def _choose(words, count):
     return (words.astype(np.int64) * count) >> 32
 
 
-def _write(x, y, wobble, hand):
+def _transform(x, y, wobble, style):
     """Distort, slant, scale and move points x, y (_POINTS, N). Returns x, y in pixels.
 
-    wobble: (2 * len(_WOBBLE), N); hand: {name: values (N,)} of `_RANGES`.
+    wobble: (2 * len(_WOBBLE), N); style: {name: values (N,)} of `_RANGES`.
     """
     tx, ty = _chebyshev(x), _chebyshev(y)
     for term, (i, j) in enumerate(_WOBBLE):
         bend = tx[i] * ty[j] / (i + j)
         x = x + wobble[2 * term] * bend
         y = y + wobble[2 * term + 1] * bend
-    x = x * hand["width"]
-    x, y = x - hand["slant"] * y, y - hand["tilt"] * x
-    scale = hand["side"] / np.maximum(x.max(0) - x.min(0), y.max(0) - y.min(0))
+    x = x * style["width"]
+    x, y = x - style["slant"] * y, y - style["tilt"] * x
+    scale = style["side"] / np.maximum(x.max(0) - x.min(0), y.max(0) - y.min(0))
     x, y = (scale * (axis - (axis.min(0) + axis.max(0)) / 2) for axis in (x, y))
     middle = (SIZE - 1) / 2
-    return x + (middle + hand["x"]), y + (middle + hand["y"])
+    return x + (middle + style["x"]), y + (middle + style["y"])
 
 
 def _chebyshev(t):
@@ -211,10 +209,10 @@ def _chebyshev(t):
     return 1, t, 2 * square - 1, (4 * square - 3) * t, 8 * square * (square - 1) + 1
 
 
-def _ink(x, y, hand):
+def _ink(x, y, style):
     """Draw a round pen at the points x, y (_POINTS, N). Returns images (N, 28, 28) uint8."""
     along = np.linspace(-1, 1, _POINTS, dtype=np.float32)[:, None]
-    radius = hand["radius"] * (1 + hand["pressure"] * along)  # (_POINTS, N)
+    radius = style["radius"] * (1 + style["pressure"] * along)  # (_POINTS, N)
     grid = np.arange(SIZE, dtype=np.float32)[:, None]
     # With d the distance of a pixel from a point and r the pen's radius there, the point with the
     # smallest d^2 - r^2 gives the pixel most ink. Images are the last axis, so that NumPy's inner
@@ -227,5 +225,5 @@ def _ink(x, y, hand):
         np.add(row[:, None], column, out=power)
         np.minimum(nearest, power, out=nearest)
     # d^2 - r^2 = (d - r) (d + r), about 2 r (d - r) at the edge
-    cover = np.clip(0.5 - nearest / (2 * _EDGE * hand["radius"]), 0, 1)
-    return np.rint(255 * np.minimum(hand["ink"] * cover, 1)).astype(np.uint8).transpose(2, 0, 1)
+    cover = np.clip(0.5 - nearest / (2 * _EDGE * style["radius"]), 0, 1)
+    return np.rint(255 * np.minimum(style["ink"] * cover, 1)).astype(np.uint8).transpose(2, 0, 1)

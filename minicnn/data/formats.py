@@ -183,13 +183,13 @@ def _table(block, names):
         and block.count(b",") == len(rows) * (len(names) - 1)
     ):
         with contextlib.suppress(ValueError, OverflowError):
-            table = _few(rows) if len(rows) <= _FEW_LINES else _many(block)
+            table = _parse_few(rows) if len(rows) <= _FEW_LINES else _parse_many(block)
             if table.shape == (len(rows), len(names)) and (table <= _largest(names)).all():
                 return table.astype(np.uint8)
     return None
 
 
-def _many(block):
+def _parse_many(block):
     """The integers of a block, parsed by pandas. Raises ValueError or OverflowError."""
     import pandas  # noqa: PLC0415  its import takes 0.5 s and 50 MB
 
@@ -197,7 +197,7 @@ def _many(block):
     return pandas.read_csv(io.BytesIO(block), dtype=np.int64, **options).to_numpy()
 
 
-def _few(rows):
+def _parse_few(rows):
     """The integers of a few lines, faster than by pandas. Raises ValueError.
 
     A field has a quote on both sides or on none: a single one would continue in the next line.
