@@ -20,6 +20,15 @@ from .training.workers import WorkerDiedError
 # output error, too little memory, a worker process that died.
 REFUSALS = ValueError, OSError, MemoryError, WorkerDiedError
 
+EXIT_STATUS = (
+    "Exit status: 0 on success; 2 after bad arguments, bad input or a failure of the machine; 130 "
+    "after Ctrl-C, 143 after SIGTERM."
+)
+DEVICE_HELP = (
+    "where to compute: 'auto' is 'cuda' if there is a usable GPU, else 'cpu'; 'numpy' is the "
+    "reference; 'emulated' runs the CUDA kernels without a GPU (default: auto)"
+)
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line."""

@@ -10,6 +10,8 @@ import numpy as np
 
 from . import devices
 from .command import (
+    DEVICE_HELP,
+    EXIT_STATUS,
     REFUSALS,
     Parser,
     StopOnSignal,
@@ -70,7 +72,9 @@ def _parser():
     parser = Parser(
         prog="minicnn.predict",
         usage="python -m minicnn.predict --checkpoint FILE --data DIR [--out FILE] [options]",
-        description="Predict digits with a trained ensemble, and write a submission.",
+        description="Predict digits with a trained ensemble and write a Kaggle submission. Where "
+        "the labels are known, print the accuracy.",
+        epilog=EXIT_STATUS,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -78,27 +82,27 @@ def _parser():
         required=True,
         type=Path,
         metavar="FILE",
-        help="checkpoint.npz of a run of minicnn.train",
+        help="checkpoint.npz in a run folder of minicnn.train",
     )
     parser.add_argument(
         "--data",
         required=True,
         metavar="DIR",
-        help="a folder with Kaggle's test.csv or MNIST's two t10k files; or 'mnist' or 'digits', "
-        "for their test images",
+        help="a folder with Kaggle's test.csv or MNIST's two t10k files; or 'mnist' or 'digits': "
+        "the test images of these data sets",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("submission.csv"),
         metavar="FILE",
-        help="the submission (default: submission.csv)",
+        help="the submission to write (default: submission.csv)",
     )
-    parser.add_argument("--device", choices=devices.NAMES, default="auto", help="default: auto")
+    parser.add_argument("--device", choices=devices.NAMES, default="auto", help=DEVICE_HELP)
     parser.add_argument(
-        "--workers", type=positive, metavar="N", help="processes (default: one a core)"
+        "--workers", type=positive, metavar="N", help="number of processes (default: one per core)"
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     return parser
 
 

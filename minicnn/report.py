@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 
 from . import __version__, devices, drawing
-from .command import REFUSALS, Parser, StopOnSignal, one_line, run, warnings_in_one_line
+from .command import (
+    DEVICE_HELP,
+    EXIT_STATUS,
+    REFUSALS,
+    Parser,
+    StopOnSignal,
+    one_line,
+    run,
+    warnings_in_one_line,
+)
 from .files import DataError, atomic_write
 from .reports import run as run_page
 from .reports import study as study_page
@@ -90,10 +99,9 @@ def _parser():
     parser = Parser(
         prog="minicnn.report",
         usage="python -m minicnn.report DIR [--out FILE] [options]",
-        description="Write a page about a run or about studies: one HTML file with its pictures, "
-        "to be read in a browser or printed.",
-        epilog="Exit status: 0; 2 for bad arguments or input, or where the machine fails; 130 "
-        "after Ctrl-C, 143 after SIGTERM.",
+        description="Write a report about a run or about studies: one HTML file with all pictures, "
+        "for the browser or the printer.",
+        epilog=EXIT_STATUS,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -103,20 +111,16 @@ def _parser():
         help="a run folder of minicnn.train, or a study folder of minicnn.study",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the page (default: report.html in DIR)"
+        "--out", type=Path, metavar="FILE", help="the file to write (default: report.html in DIR)"
     )
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="where the test images are now: as for minicnn.predict (default: where they were)",
+        help="where the test images are now, as for minicnn.predict (default: where they were for "
+        "the run)",
     )
-    parser.add_argument(
-        "--device",
-        choices=devices.NAMES,
-        default="auto",
-        help="where the nets of a run predict (default: auto)",
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--device", choices=devices.NAMES, default="auto", help=DEVICE_HELP)
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     return parser
 
 

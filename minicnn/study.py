@@ -16,6 +16,8 @@ from pathlib import Path
 
 from . import __version__, checks, devices, drawing
 from .command import (
+    DEVICE_HELP,
+    EXIT_STATUS,
     REFUSALS,
     Parser,
     StopOnSignal,
@@ -229,13 +231,13 @@ def _parser():
     parser = Parser(
         prog="minicnn.study",
         usage="python -m minicnn.study NAME [--quick] [--data DIR] [--out DIR] [options]",
-        description="Do one of the studies of the notebook: train many nets, and write tables and "
-        "figures. Without options it is the notebook's size, on MNIST: days on a CPU. --quick "
-        "takes the embedded digits and is done in two minutes.",
-        epilog="python -m minicnn.study NAME --help tells of a study's options. Results go into "
-        "results.sqlite in the study folder as they come: the same command goes on with a study "
-        "that was stopped, and several studies may share a folder. Exit status: 0; 2 for bad "
-        "arguments or input, or where the machine fails; 130 after Ctrl-C, 143 after SIGTERM.",
+        description="Run one of the notebook's studies: train many networks, and write tables and "
+        "figures. By default, a study has the notebook's size and uses MNIST: days on a CPU. "
+        "--quick uses the embedded digits and takes two minutes.",
+        epilog="For the options of a study: python -m minicnn.study NAME --help. Each result is "
+        "stored in results.sqlite in the study folder as soon as it is known. To continue a "
+        "stopped study, repeat the command with its --out. Several studies may share a folder. "
+        + EXIT_STATUS,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"minicnn {__version__}")
@@ -257,21 +259,23 @@ def _add_study(studies, name, module):
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a small size: two minutes at most on two cores"
+        "--quick", action="store_true", help="a small study: at most two minutes on two cores"
     )
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="as for minicnn.train: a folder, 'mnist' or 'digits' (default: mnist; --quick: "
+        help="a folder, 'mnist' or 'digits', as for minicnn.train (default: mnist; --quick: "
         "digits)",
     )
-    parser.add_argument("--out", metavar="DIR", help="study folder (default: studies/DATE-TIME)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="the study folder (default: studies/DATE-TIME)"
+    )
     limit = module.QUICK.get("limit", "all")
     parser.add_argument(
         "--limit",
         type=positive,
         metavar="N",
-        help=f"the first N training images (default: all; --quick: {limit})",
+        help=f"use only the first N training images (default: all; --quick: {limit})",
     )
     if not trains:
         parser.set_defaults(test_limit=None, seed=0)
@@ -280,13 +284,13 @@ def _add_study(studies, name, module):
             "--test-limit",
             type=positive,
             metavar="N",
-            help="the first N test images (default: all; --quick: "
+            help="use only the first N test images (default: all; --quick: "
             f"{module.QUICK.get('test_limit', 'all')})",
         )
         _add_size(parser.add_argument_group("size"), module)
         _add_machine(parser.add_argument_group("machine"))
     parser.add_argument("--no-figures", action="store_true", help="draw no figures")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
 def _add_size(group, module):
@@ -297,53 +301,65 @@ def _add_size(group, module):
         return f"(default: {values[0]}; --quick: {values[1]})"
 
     group.add_argument(
-        "--trials", type=positive, metavar="N", help=f"of each cell {default('trials')}"
+        "--trials",
+        type=positive,
+        metavar="N",
+        help=f"trials of each configuration {default('trials')}",
     )
     group.add_argument(
-        "--nets", type=positive, metavar="N", help=f"in an ensemble {default('nets')}"
+        "--nets", type=positive, metavar="N", help=f"networks in an ensemble {default('nets')}"
     )
     group.add_argument(
-        "--epochs", type=positive, metavar="N", help=f"of each net {default('epochs')}"
+        "--epochs", type=positive, metavar="N", help=f"epochs of each network {default('epochs')}"
     )
     group.add_argument(
         "--momentum",
         type=number,
         metavar="X",
-        help="of the moving statistics; 0.9 for nets that are trained for less than some 500 steps "
-        f"{default('momentum')}",
+        help="momentum of the moving statistics; use 0.9 for training of fewer than about 500 "
+        f"steps {default('momentum')}",
     )
     group.add_argument(
-        "--seed", type=integer, default=0, metavar="N", help="of all random numbers (0)"
+        "--seed",
+        type=integer,
+        default=0,
+        metavar="N",
+        help="seed of all random numbers (default: 0)",
     )
     if hasattr(module, "add_arguments"):
         module.add_arguments(group)
 
 
 def _add_machine(group):
-    group.add_argument("--device", choices=devices.NAMES, default="auto", help="default: auto")
+    group.add_argument("--device", choices=devices.NAMES, default="auto", help=DEVICE_HELP)
     group.add_argument(
-        "--precision", choices=devices.PRECISIONS, help="of products, as for minicnn.train"
+        "--precision",
+        choices=devices.PRECISIONS,
+        help="precision of matrix products, as for minicnn.train",
     )
     group.add_argument(
         "--workers",
         type=positive,
         metavar="N",
-        help="processes of this machine; they change the time, not a bit of the result (default: "
-        "as many as there are cores and memory for; 1 on a GPU)",
+        help="number of processes on this machine; the result does not depend on it (default: as "
+        "many as cores and memory allow; 1 with a GPU)",
     )
     group.add_argument(
         "--group",
         type=positive,
         metavar="N",
-        help="nets that a GPU trains together, at most (default: as many as memory allows)",
+        help="train at most N networks together on a GPU (default: as many as memory allows)",
     )
     group.add_argument(
-        "--memory", type=positive, metavar="BYTES", help="how much to use, as for minicnn.train"
+        "--memory",
+        type=positive,
+        metavar="BYTES",
+        help="how much memory to use, as for minicnn.train",
     )
     group.add_argument(
         "--dask",
         metavar="ADDRESS",
-        help="do the work on a Dask cluster, by the address of its scheduler: tcp://HOST:8786",
+        help="run on a Dask cluster, given the address of its scheduler: tcp://HOST:8786",
     )
 
 

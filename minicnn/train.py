@@ -20,6 +20,8 @@ from pathlib import Path
 
 from . import __version__, devices
 from .command import (
+    DEVICE_HELP,
+    EXIT_STATUS,
     REFUSALS,
     Parser,
     StopOnSignal,
@@ -167,85 +169,90 @@ def _parser():
         prog="minicnn.train",
         usage="python -m minicnn.train [--data DIR] [options]",
         description="Train an ensemble of convolutional networks on handwritten digits. Without "
-        "options it takes the embedded digits and the recipe 'demo', and is done in two minutes.",
-        epilog="The run folder holds config.json, history.csv, checkpoint.npz, submission.csv, "
-        "figures/ and summary.json. Ctrl-C saves the state; --resume goes on from it. Exit status: "
-        "0; 2 for bad arguments or input, or where the machine fails; 130 after Ctrl-C, 143 after "
-        "SIGTERM.",
+        "options, it trains the recipe 'demo' on the embedded digits, in two minutes. On other "
+        "data, it trains the recipe 'seed': 15 networks for 45 epochs.",
+        epilog="The run folder contains config.json, history.csv, checkpoint.npz, submission.csv, "
+        "summary.json and figures/. Ctrl-C saves the run; --resume continues it. " + EXIT_STATUS,
         allow_abbrev=False,
     )
     parser.add_argument(
         "--data",
         default="digits",
         metavar="DIR",
-        help="a folder with Kaggle's train.csv (and test.csv) or MNIST's four IDX files, .gz or "
-        "not; 'mnist' to download it; 'digits' for the embedded ones (default)",
+        help="a folder with Kaggle's train.csv (and test.csv) or MNIST's four IDX files, plain or "
+        ".gz; or 'mnist', downloaded once; or 'digits', the embedded digits (default)",
     )
     parser.add_argument(
         "--recipe",
         choices=sorted(RECIPES),
-        help="the numbers below: 'demo' for the embedded digits, else 'seed' (default)",
+        help="the defaults of the options under 'recipe' (default: demo for the embedded digits, "
+        "else seed)",
     )
-    parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/DATE-TIME)")
+    parser.add_argument("--out", metavar="DIR", help="the run folder (default: runs/DATE-TIME)")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in --out where it stopped"
+        "--resume", action="store_true", help="continue the run in --out where it stopped"
     )
 
-    group = parser.add_argument_group("recipe", "each in place of the recipe's own value")
+    group = parser.add_argument_group("recipe", "each option replaces a value of the recipe")
     helps = {
-        "nets": "networks in the ensemble",
-        "first_net": "number of the first one; net N is the same in any ensemble",
+        "nets": "number of networks in the ensemble",
+        "first_net": "number of the first network; network N is the same in every ensemble",
         "epochs": "passes over the training images",
-        "batch_size": "images a step",
-        "validation_fraction": "of the images, for each net another choice",
-        "rotation": "of the images, up to so many degrees either way",
-        "zoom": "up to this fraction, each axis on its own",
-        "width_shift": "up to this fraction of the width",
-        "height_shift": "up to this fraction of the height",
-        "learning_rate": "of Adam, in the first epoch",
+        "batch_size": "images per training step",
+        "validation_fraction": "fraction of the images for validation, other images for each "
+        "network",
+        "rotation": "largest random rotation, in degrees, in both directions",
+        "zoom": "largest random zoom, as a fraction, separately for each axis",
+        "width_shift": "largest random shift, as a fraction of the width",
+        "height_shift": "largest random shift, as a fraction of the height",
+        "learning_rate": "Adam's learning rate in the first epoch",
         "decay": "factor on the learning rate after each epoch",
-        "seed": "of all random numbers",
+        "seed": "seed of all random numbers",
     }
     for name, text in helps.items():
         default, demo = (getattr(RECIPES[recipe], name) for recipe in ("seed", "demo"))
-        values = f"{default}" if demo == default else f"seed: {default}, demo: {demo}"
+        values = f"default: {default}" if demo == default else f"seed: {default}, demo: {demo}"
         kind, metavar = (integer, "N") if isinstance(default, int) else (number, "X")
         group.add_argument(_option(name), type=kind, metavar=metavar, help=f"{text} ({values})")
 
     group = parser.add_argument_group("data")
-    group.add_argument("--limit", type=positive, metavar="N", help="the first N training images")
-    group.add_argument("--test-limit", type=positive, metavar="N", help="the first N test images")
+    group.add_argument(
+        "--limit", type=positive, metavar="N", help="use only the first N training images"
+    )
+    group.add_argument(
+        "--test-limit", type=positive, metavar="N", help="use only the first N test images"
+    )
 
     group = parser.add_argument_group("machine")
-    group.add_argument("--device", choices=devices.NAMES, default="auto", help="default: auto")
+    group.add_argument("--device", choices=devices.NAMES, default="auto", help=DEVICE_HELP)
     group.add_argument(
         "--precision",
         choices=devices.PRECISIONS,
-        help="of products: tf32 is that of tensor cores (default: tf32 on a GPU that has them, "
-        "else float32)",
+        help="precision of matrix products: tf32 uses tensor cores, which keep 10 bits of the "
+        "mantissa (default: tf32 on a GPU that has it, else float32)",
     )
     group.add_argument(
         "--workers",
         type=positive,
         metavar="N",
-        help="processes; they change the time, not a bit of the result "
-        "(default: as many as there are cores, nets and memory for)",
+        help="number of processes; the result does not depend on it (default: as many as cores, "
+        "networks and memory allow)",
     )
     group.add_argument(
         "--memory",
         type=positive,
         metavar="BYTES",
-        help="how much to use, of the GPU's on a GPU; it decides how many processes there are, or "
-        "how many nets are trained together (default: what is free)",
+        help="how much memory to use (with a GPU: of its memory); it limits the number of "
+        "processes, or of networks trained together (default: what is free)",
     )
     group.add_argument(
         "--no-graph",
         action="store_true",
-        help="call each kernel of a step by itself, rather than all at once (on a GPU: as one CUDA "
-        "graph)",
+        help="launch the kernels of a training step one by one, instead of replaying a captured "
+        "step (with a GPU: a CUDA graph)",
     )
     group.add_argument("--no-figures", action="store_true", help="draw no figures")
-    group.add_argument("--quiet", action="store_true", help="no progress bar")
+    group.add_argument("--quiet", action="store_true", help="show no progress bar")
     parser.add_argument("--version", action="version", version=f"minicnn {__version__}")
     return parser
 
