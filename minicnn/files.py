@@ -107,8 +107,7 @@ def _lock(folder, handle, kind):
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         raise DataError(
-            f"{folder}: in use by another process, expected a folder that is free; wait until "
-            "that has ended, or choose another"
+            f"{folder}: in use by another process; wait until it ends, or choose another folder"
         ) from None
     except OSError as error:  # some network file systems have no locks
         message = f"{folder}: cannot be locked ({error.strerror}); use it in one process at a time"

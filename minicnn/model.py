@@ -154,7 +154,7 @@ class Sequential:
                     f"weights: {name} has shape {weight.shape}, this model expects {view.shape}"
                 )
             if weight.dtype.kind not in "iuf":
-                raise ValueError(f"weights: {name} is of {weight.dtype}, expected numbers")
+                raise ValueError(f"weights: {name} has dtype {weight.dtype}, expected numbers")
         for view, weight in zip(ours.values(), weights, strict=True):
             self.ops.copy(self.ops.to_device(weight.astype(self.dtype)), view)
 
@@ -225,7 +225,7 @@ class Sequential:
         E, B = x.shape[:2]
         if E != len(self.nets) or B < 1:
             raise ValueError(
-                f"x: got {B} images for {E} nets, expected at least one for {len(self.nets)} nets"
+                f"x: got E = {E} nets, B = {B} images, expected E = {len(self.nets)}, B at least 1"
             )
         y = np.asarray(y)
         classes = self.output_shape[0]
@@ -262,11 +262,11 @@ class Sequential:
             )
         if training and len(self.output_shape) != 1:
             raise ValueError(
-                f"layers: the loss needs one probability a class; the output is {self.output_shape}"
-                " an image, expected (classes,), as Flatten() and Dense() give it"
+                f"layers: the output has shape {self.output_shape}, expected (classes,) for the "
+                "loss; end the stack with Flatten() and Dense()"
             )
         if training and not any(node.specs for node in self.nodes):
-            raise ValueError("layers: got none with weights, expected at least one to train")
+            raise ValueError("layers: got no layer with weights, expected at least one to train")
         key = batch, training
         if key not in self._plans:
             self._plans[key] = make_plan(self, batch, training)

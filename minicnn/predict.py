@@ -51,10 +51,12 @@ def predict(arguments, should_stop=lambda: False):
     device, ops, _ = devices.choose(arguments.device)
     if not arguments.out.resolve().parent.is_dir():  # fail before the work, not after it
         raise ValueError(
-            f"argument --out: got {arguments.out}, expected a file in a folder that is there"
+            f"argument --out: got {arguments.out}, expected a file in an existing folder"
         )
     if arguments.out.exists() and not arguments.out.is_file():
-        raise ValueError(f"argument --out: {arguments.out} is no file, expected one or none")
+        raise ValueError(
+            f"argument --out: {arguments.out} is not a file, expected a file or a new name"
+        )
     trained = prediction.load(arguments.checkpoint)
     images, truth = load_test(arguments.data, progress=not arguments.quiet)
     with images_bar(len(trained.nets) * len(images), arguments.quiet) as bar:

@@ -54,11 +54,11 @@ def report(arguments, should_stop=lambda: False):
     if not drawing.available():
         raise ValueError('a report needs matplotlib: pip install "minicnn[figures]"')
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder, expected that of a run or study")
+        raise DataError(f"{folder}: no such folder, expected the folder of a run or study")
     if not out.resolve().parent.is_dir():  # fail before the work, not after it
-        raise ValueError(f"argument --out: got {out}, expected a file in a folder that is there")
+        raise ValueError(f"argument --out: got {out}, expected a file in an existing folder")
     if out.exists() and not out.is_file():
-        raise ValueError(f"argument --out: {out} is no file, expected one or none")
+        raise ValueError(f"argument --out: {out} is not a file, expected a file or a new name")
     kinds, parts = [], []
     if (folder / CONFIG).exists():
         kinds.append("Run")

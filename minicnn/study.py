@@ -52,14 +52,14 @@ def main(argv=None):
 def _main(argv):
     arguments = _parser().parse_args(argv)
     folder = Path(arguments.out or Path("studies") / datetime.now().strftime("%Y%m%d-%H%M%S"))
-    stop = StopOnSignal("stopping after the step in hand; once more stops at once")
+    stop = StopOnSignal("stopping after this step; press Ctrl-C again to stop at once")
     try:
         with stop, warnings_in_one_line("minicnn.study"):
             study(arguments, folder, stop)
     except (Interrupted, KeyboardInterrupt):
         again = list(argv) if arguments.out else [*argv, "--out", str(folder)]
         print(
-            "stopped; the nets of the tasks that had ended are kept; go on with: python -m "
+            "stopped; the results of finished tasks are saved; continue with: python -m "
             f"minicnn.study {shlex.join(again)}",
             file=sys.stderr,
         )
@@ -76,7 +76,9 @@ def study(arguments, folder, should_stop=lambda: False):
     _fill_in(arguments, module)
     seed = checks.word("argument --seed", arguments.seed)
     if module is not variance and arguments.dask is not None and arguments.workers is not None:
-        raise ValueError("argument --workers: is for this machine's processes, not for --dask")
+        raise ValueError(
+            "argument --workers: not allowed with --dask: it sets this machine's processes"
+        )
     name = arguments.data
     if name not in ("digits", "mnist"):
         name = str(Path(name).absolute())  # workers have other working folders
@@ -111,7 +113,7 @@ def study(arguments, folder, should_stop=lambda: False):
         found = _write(arguments, module, store.results(module.NAME, seed), data, own)
     for line in found.lines:
         print(line)
-    print(f"Study folder: {folder}{os.sep}; a page of it: python -m minicnn.report {folder}")
+    print(f"Study folder: {folder}{os.sep}; for a report: python -m minicnn.report {folder}")
 
 
 def _write(arguments, module, results, data, folder):
@@ -120,7 +122,10 @@ def _write(arguments, module, results, data, folder):
     found = module.findings(results, *images)
     draw = not arguments.no_figures
     if draw and not drawing.available():
-        print("no figures without matplotlib: pip install matplotlib", file=sys.stderr)
+        print(
+            'no figures, because matplotlib is missing: pip install "minicnn[figures]"',
+            file=sys.stderr,
+        )
         draw = False
     findings.write(found, folder, draw)
     if images and "hardest" in found.tables:
@@ -155,7 +160,7 @@ def _cells(arguments, module, data):
     nets = sum(cell.recipe.nets * cell.trials for cell in cells)
     if nets > _MOST_NETS:
         raise ValueError(
-            f"argument --trials: {arguments.trials:,} trials are {nets:,} nets, expected at most "
+            f"argument --trials: {arguments.trials:,} trials need {nets:,} nets, expected at most "
             f"{_MOST_NETS:,}"
         )
     batch = cells[0].recipe.batch_size
@@ -165,9 +170,9 @@ def _cells(arguments, module, data):
             f"one batch of {batch}"
         )
     if data.test_images is None:
-        raise DataError(f"{arguments.data}: has no test images, expected some to be predicted")
+        raise DataError(f"{arguments.data}: has no test images, expected at least one")
     if data.test_labels is None and module is not hardest:
-        raise DataError(f"{arguments.data}: has no labels of its test images, expected them")
+        raise DataError(f"{arguments.data}: has no labels for its test images, expected labels")
     return cells
 
 
@@ -188,9 +193,9 @@ def _train(arguments, client, store, cells, data, source, should_stop):
         precision=arguments.precision,
         memory=arguments.memory,
     )
-    cost = f"{arguments.study}: {work.nets:,} nets to train, on {work.images:,} images"
+    cost = f"{arguments.study}: {work.nets:,} nets to train, on {work.images:,} images in total"
     if work.trained_nets:
-        cost += f"; {work.trained_nets:,} are trained already"
+        cost += f"; {work.trained_nets:,} nets are already trained"
     print(cost, file=sys.stderr, flush=True)
     if not work.nets:
         return
@@ -220,7 +225,7 @@ def _place(arguments, client, cells, data, tell):
     nets = min(sum(cell.recipe.nets * cell.trials for cell in cells), arguments.workers or cores())
     recipe = replace(cells[-1].recipe, nets=nets)
     _, count = share(recipe, data, ops, arguments.memory, arguments.workers)
-    message = "minicnn.study: warning: a worker process died; another does its task once more"
+    message = "minicnn.study: warning: a worker process died; another one repeats its task"
     return executors.local(count, lambda: tell(message))
 
 

@@ -55,7 +55,7 @@ def main(argv=None):
 def _main(argv):
     arguments = _parser().parse_args(argv)
     folder = Path(arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))
-    stop = StopOnSignal("stopping after the step in hand; once more stops at once")
+    stop = StopOnSignal("stopping after this step; press Ctrl-C again to stop at once")
     try:
         with stop, warnings_in_one_line("minicnn.train"):
             train(arguments, folder, stop)
@@ -64,7 +64,8 @@ def _main(argv):
         if not arguments.out:
             again += ["--out", str(folder)]
         print(
-            f"stopped, and saved; go on with: python -m minicnn.train {shlex.join(again)} --resume",
+            "stopped and saved; continue with: python -m minicnn.train "
+            f"{shlex.join(again)} --resume",
             file=sys.stderr,
         )
         return stop.status
@@ -86,7 +87,7 @@ def train(arguments, folder, should_stop=lambda: False):
     recipe = _recipe(arguments)
     device, ops, reason = devices.choose(arguments.device, arguments.precision)
     if arguments.resume and not arguments.out:
-        raise ValueError("argument --resume: expected --out, the folder of the run to go on with")
+        raise ValueError("argument --resume: expected --out, the folder of the run to continue")
     data = _load(arguments)
     steps_per_epoch(recipe, len(data.train_images))  # raises if there is none
     together, workers = share(recipe, data, ops, arguments.memory, arguments.workers)
@@ -114,7 +115,7 @@ def train(arguments, folder, should_stop=lambda: False):
             raise
         except (OSError, MemoryError, WorkerDiedError) as error:
             raise RunStoppedError(
-                f"{one_line(error)}; the last checkpoints are intact, --resume goes on from them"
+                f"{one_line(error)}; the last checkpoints are intact; --resume continues from them"
             ) from error
     _print_summary(summary, folder)
 
@@ -140,13 +141,15 @@ def _train(job, arguments, workers, should_stop):
                 bar.write(line, file=sys.stdout)
             for net, (epoch, step) in group.diverged.items():
                 warn(
-                    f"net {net} stopped, for its loss or weights were no longer finite in epoch "
-                    f"{epoch}, step {step} of {steps}"
+                    f"net {net} stopped: its loss or weights were not finite in epoch {epoch}, "
+                    f"step {step} of {steps}"
                 )
 
         def on_death(nets):
             which = f"net {nets[0]}" if len(nets) == 1 else f"nets {nets[0]} to {nets[-1]}"
-            warn(f"the process that trained {which} died; another goes on from the checkpoint")
+            warn(
+                f"the process that trained {which} died; another one continues from the checkpoint"
+            )
 
         def warn(message):
             bar.write(f"minicnn.train: warning: {message}", file=sys.stderr)
@@ -155,7 +158,7 @@ def _train(job, arguments, workers, should_stop):
         bar.update(total - bar.n)
     if len(trained.diverged) == recipe.nets:
         raise ValueError(
-            "no net is left: the loss or weights of each were no longer finite; try a smaller "
+            "every net stopped because its loss or weights were not finite; try a smaller "
             "--learning-rate"
         )
     return trained, images
@@ -296,7 +299,7 @@ def _grouping(job, ops, workers):
     sizes = [len(nets) for nets in ensemble.groups(job)]
     if len(sizes) == 1:
         return "All nets together."
-    why = "as memory allows" if job.group_size < job.recipe.nets else "as they were saved"
+    why = "as memory allows" if job.group_size < job.recipe.nets else "as in the checkpoints"
     if max(sizes) == 1:
         return f"Nets one by one, {why}."
     return f"In groups of {', '.join(map(str, sizes))} nets, {why}."

@@ -149,7 +149,9 @@ def draw_digits(count, seed=0, first=0):
     count, seed = checks.word("count", count), checks.word("seed", seed)
     first = checks.word("first", first)
     if first + count > 1 << 32:
-        raise ValueError(f"first: got {first}, from where {count} digits would pass 2^32")
+        raise ValueError(
+            f"first: got {first}, expected at most {(1 << 32) - count} for {count} digits"
+        )
     images = np.empty((count, SIZE, SIZE), np.uint8)
     labels = np.empty(count, np.uint8)
     for start in range(0, count, _CHUNK):

@@ -77,7 +77,7 @@ def fetch_mnist(folder=None, mirrors=MIRRORS, timeout=20, progress=True):
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be written: {error.strerror or error};"
-                " set MINICNN_CACHE to a folder that can"
+                " set MINICNN_CACHE to a writable folder"
             ) from None
     return folder
 
@@ -107,7 +107,7 @@ def _try_mirrors(name, mirrors, timeout, progress):
         try:
             content = _download(f"{mirror.rstrip('/')}/{name}", name, timeout, progress)
             if _sha256(name, io.BytesIO(content)) != FILES[name][1]:
-                raise _WrongContentError("another file (its SHA-256 is not MNIST's)")
+                raise _WrongContentError("wrong file (its SHA-256 is not MNIST's)")
             return mirror, content
         except (OSError, http.client.HTTPException, _WrongContentError) as error:
             reason = _reason(error, timeout)

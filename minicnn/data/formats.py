@@ -34,7 +34,7 @@ def _opened(path):
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
             yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: bad gzip stream: {error}, expected a whole one") from None
+        raise DataError(f"{path}: bad gzip stream: {error}, expected a complete one") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
@@ -156,7 +156,9 @@ def _blocks(path, stream):
             yield first, block[:end]
             first += block.count(b"\n")
         if first > MAX_IMAGES + 2:
-            raise DataError(f"{path}: got more than {MAX_IMAGES} lines, expected at most that")
+            raise DataError(
+                f"{path}: got more than {MAX_IMAGES} lines, expected at most {MAX_IMAGES}"
+            )
         if len(rest) > _LONGEST_LINE:
             raise _too_long(f"{path}, line {first}")
     if rest:

@@ -74,7 +74,9 @@ def _read_folder(folder, need_train=True):
         ) from None
     found = [path.name for path in (train_csv, test_csv, *idx) if path]
     if any(idx) and (train_csv or test_csv):
-        raise DataError(f"{folder}: found both kinds, {', '.join(found)}; expected {_EXPECTED}")
+        raise DataError(
+            f"{folder}: found files of both kinds, {', '.join(found)}; expected {_EXPECTED}"
+        )
     if train_csv or (test_csv and not need_train):
         train = read_csv(train_csv) if need_train else (None, None)
         return train, read_csv(test_csv, labelled=False) if test_csv else (None, None)

@@ -22,7 +22,7 @@ def split(count, fraction, seed, net):
     held_out = validation_count(count, fraction)
     if held_out >= count:
         raise ValueError(
-            f"count: got {count} images, expected at least one to train on beside"
+            f"count: got {count} images, expected at least one for training besides"
             f" {held_out} for validation"
         )
     seed, net = checks.word("seed", seed), checks.word("net", net)

@@ -264,7 +264,7 @@ class Dense(Layer):
     def output_shape(self, input_shape):
         if len(input_shape) != 1:
             raise ValueError(
-                f"Dense: got an input of shape {input_shape}, expected (K,) as Flatten() gives it"
+                f"Dense: got an input of shape {input_shape}, expected (K,); add Flatten() before"
             )
         return (self.units,)
 
