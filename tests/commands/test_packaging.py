@@ -8,14 +8,13 @@ import os
 import shutil
 import subprocess
 import venv
-from pathlib import Path
 
 import pytest
+from runs import ROOT
 
 import minicnn
 from minicnn.backends import native
 
-ROOT = Path(__file__).parent.parent
 RUN = ["--limit=100", "--test-limit=10", "--nets=2", "--epochs=1", "--batch-size=16", "--out=run"]
 FOLDERS = ("minicnn", "kernels")
 FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
