@@ -225,7 +225,7 @@ class Sequential:
         E, B = x.shape[:2]
         if E != len(self.nets) or B < 1:
             raise ValueError(
-                f"x: got E = {E} nets, B = {B} images, expected E = {len(self.nets)}, B at least 1"
+                f"x: got {E} nets, {B} images; expected {len(self.nets)} nets, at least 1 image"
             )
         y = np.asarray(y)
         classes = self.output_shape[0]
