@@ -1,9 +1,14 @@
-"""Options of the test suite: the device that layers and models are tested on, and slow tests.
+"""Options of the test suite, and the devices and operations under test.
 
-Without `--device` the tests of operations and layers run on `numpy` and, where there are compilers,
-on `cpu` and `emulated`; those of kernels on these two. With `--device cuda` all run on the GPU.
+Levels: without an option the quick level runs. `--full` adds the tests marked `full`, and gives
+hypothesis more examples. `--slow` adds the tests that take minutes each.
+
+Devices: without `--device` the tests of operations and layers run on `numpy` and, where there are
+compilers, on `cpu` and `emulated`; the tests of kernels run on the last two. `--device NAME` runs
+them all on that device, in full.
 """
 
+import levels
 import pytest
 from runs import TINY, command
 
@@ -13,16 +18,21 @@ from minicnn.backends.cpu import Cpu
 from minicnn.backends.ops_cuda import Operations
 from minicnn.emulator import Emulator
 
-# Their assertions tell what differs, as those of test files do.
+# A failing assertion in these helpers shows the values, as it does in a test file.
 pytest.register_assert_rewrite(
     "block_cases", "digit_files", "layer_frames", "report_pages", "stacks"
 )
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", help="the device to test (default: numpy and emulated)")
+    parser.addoption("--device", help="the device to test (default: numpy, cpu and emulated)")
     parser.addoption("--cpu-flags", default="", help="more flags for the compiler of kernels in C")
-    parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+    parser.addoption("--full", action="store_true", help="run every test, in every size")
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_configure(config):
+    levels.in_full = bool(config.getoption("--full") or config.getoption("--device"))
 
 
 def pytest_collection_modifyitems(config, items):
@@ -30,6 +40,10 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="takes minutes; run it with --slow"))
+    if not levels.in_full:
+        for item in items:
+            if levels.needs_full(item):
+                item.add_marker(pytest.mark.skip(reason="run it with --full"))
     # Tests in float64 are for devices that have it.
     outside = {item for item in items if item.get_closest_marker("float64") and _on_kernels(item)}
     config.hook.pytest_deselected(items=list(outside))

@@ -7,7 +7,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
+from levels import examples
 
 from minicnn import load_data
 from minicnn.files import DataError
@@ -20,11 +21,12 @@ MNIST = os.environ.get("MINICNN_TEST_MNIST")
 needs_mnist = pytest.mark.skipif(
     not MNIST, reason="real MNIST: set MINICNN_TEST_MNIST to a folder with its four IDX files"
 )
-fuzzing = settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # files are overwritten each time
-)
+
+
+def fuzzing(count=60):
+    """Random examples for tests that overwrite a file in the same folder each time."""
+    checks = [HealthCheck.function_scoped_fixture]
+    return examples(count, derandomize=False, suppress_health_check=checks)
 
 
 def digits(count, seed=0):

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import settings
 
 from minicnn import rng
 from minicnn.network.plan import Frame
@@ -15,7 +14,6 @@ from minicnn.network.plan import Frame
 ACTIVATIONS = "linear", "relu", "sigmoid", "tanh", "softmax"
 FLOAT64 = pytest.param("float64", marks=pytest.mark.float64)
 DTYPES = "float32", FLOAT64
-modest = settings(deadline=None, max_examples=150, derandomize=True)
 
 
 def poisoned(ops, shape, dtype):

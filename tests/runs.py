@@ -72,7 +72,8 @@ def state(folder):
     )
 
 
-# minicnn.train, but each step takes a while, in worker processes too, and the first is announced.
+# minicnn.train whose steps, in worker processes too, take `seconds` longer and wait while a file
+# "hold" exists; the first step leaves a file "stepped".
 SLOW = """
 import sys, time
 from pathlib import Path
@@ -83,6 +84,8 @@ def slow(self):
     quick(self)
     Path(__file__).with_name("stepped").touch()
     time.sleep({seconds})
+    while Path(__file__).with_name("hold").exists():
+        time.sleep(0.01)
 Trainer.step = slow
 if __name__ == "__main__":
     sys.exit(train.main())
@@ -90,7 +93,7 @@ if __name__ == "__main__":
 
 
 def start_slowly(folder, *arguments, seconds=0.4):
-    """Start a slow training, and return its process once it has done a step."""
+    """Start a training with slow steps; returns its process after the first step."""
     (folder / "slow.py").write_text(SLOW.format(seconds=seconds))
     process = subprocess.Popen(
         [sys.executable, folder / "slow.py", *arguments],

@@ -6,8 +6,9 @@ import numpy as np
 import oracles
 import pytest
 import threadpoolctl
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from levels import examples
 
 from minicnn import RandomAffine, rng
 from minicnn.augment import affine_transform
@@ -56,7 +57,7 @@ def drawn_by_hand(low_high, seed, net, step, count):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@settings(deadline=None, max_examples=60, derandomize=True)
+@examples(60)
 @given(
     shape=st.tuples(*[st.integers(1, 13)] * 2, st.integers(1, 3)),
     parameters=st.lists(

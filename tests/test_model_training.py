@@ -250,6 +250,7 @@ def labelled_images(E, B, seed):
     return x, y
 
 
+@pytest.mark.full(but="numpy|cpu")
 def test_lenet_5_learns(device):
     model = lenet(device)
     assert model.count_params() == 61_706  # Keras's number
@@ -260,6 +261,7 @@ def test_lenet_5_learns(device):
     assert np.all(accuracy > 0.8)
 
 
+@pytest.mark.full(but="numpy|cpu")
 def test_mnist_cnn_learns(device):
     model = mnist_cnn(nets=1, device=device, momentum=0.5)
     losses = [model.train_on_batch(*labelled_images(1, 16, step), 1e-3)[0] for step in range(20)]
@@ -341,6 +343,7 @@ def test_a_net_alone_is_the_net_among_three_in_other_stacks(device, layers, B):
         assert_same(alone, [array[i : i + 1] for array in together])
 
 
+@pytest.mark.full(but="numpy|cpu")
 def test_a_net_of_mnist_cnn_alone_is_the_net_among_three(device):
     together = trained(mnist_cnn(nets=3, device=device), 2, 8)
     alone = trained(mnist_cnn(nets=1, first_net=1, device=device), 2, 8, slice(1, 2))

@@ -18,9 +18,10 @@ from block_cases import (
     same_roundings,
     with_blocks,
 )
-from cases import Apart, assert_same_bits, few, poison, relative
-from hypothesis import assume, given, settings
+from cases import Apart, assert_same_bits, poison, relative
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from levels import examples
 
 from minicnn import rng
 from minicnn.backends import cuda_tiles
@@ -54,7 +55,6 @@ first_blocks = st.builds(
     **common,
 )
 MOST_PRODUCTS = 4_000_000
-fewer = settings(few, max_examples=10)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def test_ragged_blocks_are_right_with_any_number_of_blocks_of_threads(driver, bl
 
 
 @pytest.mark.parametrize("what", TENSOR)
-@fewer
+@examples(10)
 @given(block=blocks, way=st.none() | st.integers(0, 2**20))
 def test_blocks_are_right_in_any_way_to_launch_them(driver, what, block, way):
     assume(block.products < MOST_PRODUCTS)
@@ -88,7 +88,7 @@ def test_blocks_are_right_in_any_way_to_launch_them(driver, what, block, way):
 
 
 @pytest.mark.parametrize("what", FIRST)
-@fewer
+@examples(10)
 @given(block=first_blocks)
 def test_first_blocks_are_right(driver, what, block):
     assume(block.products < MOST_PRODUCTS)
@@ -114,6 +114,7 @@ def test_the_forms_are_all_of_those_that_are_compiled():
     assert len(defines_of("input gradient")) == len(cuda_tiles.GRADIENT_FORMS)
 
 
+@pytest.mark.full(but="defines[047]")
 @pytest.mark.parametrize(
     ("what", "defines"),
     [(what, form) for what in ("forward", "input gradient") for form in defines_of(what)],
@@ -189,6 +190,7 @@ def test_tiles_that_images_do_not_fill_stay_in_bounds(driver, checked_driver, wh
     assert_same_bits(found, FORMS.run(driver, what, launch))
 
 
+@pytest.mark.full(but="shuffled")
 @pytest.mark.parametrize(("block", "what"), SMALL)
 def test_the_order_of_threads_changes_no_bit(driver, other_order_driver, block, what):
     assert_same_bits(block.run(other_order_driver, what), block.run(driver, what))

@@ -59,6 +59,7 @@ def sanitizer(cpu_ops):
     return {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
 
 
+@pytest.mark.full(beside="test_a_kernel_that_reaches_beyond_its_array_is_found")
 def test_no_kernel_reaches_beyond_its_arrays_or_does_what_is_undefined(sanitizer):
     done = suite(SANITIZED, **sanitizer)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -83,6 +84,7 @@ def test_a_kernel_that_reaches_beyond_its_array_is_found(sanitizer):
     assert "relu_forward" in done.stderr
 
 
+@pytest.mark.full(beside="test_a_build_that_computes_something_else_fails_its_tests")
 @with_kernels
 @pytest.mark.parametrize(
     "flags",

@@ -176,6 +176,7 @@ def run(cpu_ops, tmp_path_factory):
     return folder, trained(folder, "--workers=1")
 
 
+@pytest.mark.full(but="options[02]")
 @pytest.mark.parametrize("options", [["--workers=2"], ["--workers=3"], ["--no-graph"]])
 def test_processes_and_recordings_change_no_bit(run, tmp_path, options):
     assert trained(tmp_path / "out", *options) == run[1]
@@ -189,6 +190,7 @@ def test_net_2_alone_is_net_2_of_three(run, tmp_path):
         assert (alone[name][0] != three[name][0]).any()
 
 
+@pytest.mark.full(but="2")
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_stopped_run_resumes_to_the_bit(run, tmp_path, monkeypatch, capsys, steps):
     """Stopped after a step that was called, recorded, or replayed."""

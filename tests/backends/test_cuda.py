@@ -31,6 +31,7 @@ def nvrtc():
         pytest.skip(f"needs NVRTC: pip install -e '.[cuda13]' ({error})")
 
 
+@pytest.mark.full(but="newest")
 @pytest.mark.parametrize(
     ("program", "capability"),
     [

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import Apart, Case, as_float32, assert_same_bits, few, relative
+from cases import Apart, Case, as_float32, assert_same_bits, relative
 from hypothesis import example, given
 from hypothesis import strategies as st
+from levels import examples
 
 from minicnn.backends import cpu_convolution, ops_cpu, ops_numpy
 from minicnn.backends.cuda_convolution import VERSIONS
@@ -117,7 +118,7 @@ def any_ops(request):
 
 
 @pytest.mark.parametrize("what", PASSES)
-@few
+@examples(40)
 @given(sizes=sizes, seed=st.integers(0, 2**32 - 1))
 def test_convolution_is_numpys_in_float64(any_ops, what, sizes, seed):
     case = sizes.case(what, np.random.default_rng(seed))
@@ -125,7 +126,7 @@ def test_convolution_is_numpys_in_float64(any_ops, what, sizes, seed):
 
 
 @pytest.mark.parametrize("what", PASSES)
-@few
+@examples(40)
 @given(
     axes=st.tuples(st.integers(1, 2), st.integers(1, 9), *[st.integers(4, 13)] * 2),
     channels=st.tuples(*[st.sampled_from([32, 64, 96, 128])] * 2),
@@ -174,6 +175,7 @@ def test_the_order_of_threads_changes_no_bit(
     assert_same_bits(case.run(other), case.run(versioned_ops))
 
 
+@pytest.mark.full(but="sizes[0-5]-")
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("sizes", [*RAGGED, SEED_NETWORK[2], SEED_NETWORK[6]])
 def test_kernels_stay_in_bounds_and_race_with_nothing(
@@ -236,7 +238,7 @@ def dense_case(what, random, E, B, K, N, activation="linear"):
 
 
 @pytest.mark.parametrize("what", PASSES)
-@few
+@examples(40)
 @given(
     axes=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 140), st.integers(1, 140)),
     activation=st.sampled_from(ACTIVATIONS),

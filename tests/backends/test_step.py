@@ -256,5 +256,6 @@ def test_groups_of_any_size_give_the_same_bits(small_job, tmp_path):
     assert_groups_do_not_matter(small_job, tmp_path)
 
 
+@pytest.mark.full(beside="test_too_little_memory_makes_groups_of_the_same_bits")
 def test_groups_of_any_size_give_fused_blocks_the_same_bits(block_job, tmp_path):
     assert_groups_do_not_matter(block_job, tmp_path)

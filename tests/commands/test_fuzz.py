@@ -6,8 +6,9 @@ from random import Random
 import fuzz
 import numpy as np
 import pytest
+from digit_files import fuzzing
 from fuzz_readers import LABELLED, READERS, Csv
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minicnn.files import DataError
@@ -32,11 +33,7 @@ def test_seeds_are_accepted(reader):
     assert all(fuzz.outcome(reader, content)[0] is None for content in reader.seeds())
 
 
-@settings(
-    max_examples=300,
-    deadline=None,  # `outcome` has one
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # files are overwritten each time
-)
+@fuzzing(300)  # `outcome` has a deadline
 @given(seed=st.integers(0, 1 << 32), times=st.integers(1, 4))
 def test_anything_is_accepted_or_refused(reader, seed, times):
     fuzz.outcome(reader, mutated(reader, seed, times))

@@ -86,6 +86,7 @@ WRITTEN = [
 ]
 
 
+@pytest.mark.full(but="[1369]")
 @pytest.mark.parametrize("number", range(1, len(WRITTEN) + 1))
 def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path, monkeypatch, capsys, number):
     folder = tmp_path / "out"
@@ -118,6 +119,7 @@ def small_disk(folder, size):
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.full(but="2")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_disk_that_is_really_full(run, tmp_path, workers):
     disk = tmp_path / "disk"
@@ -226,6 +228,7 @@ def test_an_output_that_cannot_be_written_stops_no_training(run, tmp_path, stdou
     assert state(tmp_path / "out") == state(run[0])
 
 
+@pytest.mark.full(but="2")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_signal_saves_though_the_terminal_is_gone(run, tmp_path, workers):
     """Ctrl-C ends `tee`, too, through which all is printed."""
@@ -345,8 +348,10 @@ def test_a_worker_that_dies_is_reported_and_its_net_goes_on(run, tmp_path, times
 @pytest.mark.skipif(not files.fcntl, reason="this system has no locks of files")
 def test_a_folder_in_use_is_refused_and_left_alone(run, tmp_path):
     folder = tmp_path / "out"
-    process = start_slowly(tmp_path, *TINY, "--workers=1", "--out", str(folder))
+    (tmp_path / "hold").touch()
+    process = start_slowly(tmp_path, *TINY, "--workers=1", "--out", str(folder), seconds=0)
     second = command("minicnn.train", *TINY, "--out", folder, "--resume")
+    (tmp_path / "hold").unlink()
     assert second.returncode == 2
     assert second.stderr.startswith(f"minicnn.train: error: {folder}: in use by another process")
     assert second.stderr.count("\n") == 1
@@ -391,6 +396,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.full(but="2")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_second_signal_stops_at_once(run, tmp_path, workers):
     """Within a step that takes 20 seconds, whoever is at it; the last checkpoints are intact."""
@@ -426,6 +432,7 @@ def poisoned(monkeypatch, net, step, value=np.nan):
     monkeypatch.setattr(Trainer, "step", sick)
 
 
+@pytest.mark.full(but="5-2-2")
 @pytest.mark.parametrize(("step", "epoch", "of_epoch"), [(0, 1, 1), (5, 2, 2), (7, 2, 4)])
 def test_a_net_that_diverges_stops_and_the_others_go_on(
     run, tmp_path, monkeypatch, capsys, step, epoch, of_epoch

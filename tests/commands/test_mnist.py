@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.full(beside="test_mnist_cnn_learns")
 @pytest.mark.parametrize("trained_on", ["numpy", "cpu"])
 def test_6400_images_5_epochs(trained_on):
     """PyTorch with this recipe: 97.7 to 98.4 %, distorted 95.5 to 96.2 %."""

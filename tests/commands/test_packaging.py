@@ -72,6 +72,7 @@ def dependencies():
     return config["options"]["install_requires"].split()
 
 
+@pytest.mark.full(but="wheel")
 @pytest.mark.parametrize("way", ["wheel", "editable install", "bare checkout"])
 def test_a_run_from_an_empty_folder(way, checkout, tmp_path):
     python, empty = python_in(tmp_path / "venv"), tmp_path / "empty"

@@ -4,6 +4,7 @@ import csv
 import re
 import sqlite3
 
+import levels
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -15,10 +16,12 @@ from minicnn import load_data
 from minicnn.studies import STUDIES
 from minicnn.studies.store import FILE, Store
 
+LIMIT = [] if levels.in_full else ["--limit=640"]  # training images
 
-def quick(name, folder, *arguments):
-    """Run a study's quick form: (what it printed, the Oracle of its file)."""
-    done = command("minicnn.study", name, "--quick", "--out", folder, *arguments, cwd=folder.parent)
+
+def quick(name, folder):
+    """Run a study with --quick: (its process, the Oracle of its file)."""
+    done = command("minicnn.study", name, "--quick", *LIMIT, "--out", folder, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     return done, Oracle(folder / FILE, name)
 
@@ -61,7 +64,8 @@ def close(found, expected):
 def test_trials(tmp_path):
     folder = tmp_path / "study"
     done, oracle = quick("trials", folder)
-    assert "9 nets to train, on 34,560 images" in done.stderr
+    images = f"{9 * 2 * (1920 if levels.in_full else 640):,}"
+    assert f"9 nets to train, on {images} images" in done.stderr
     assert re.search(r"this takes about 0:\d\d:\d\d, in \d process", done.stderr)
 
     rows = table(folder, "trials", "summary")
@@ -72,7 +76,7 @@ def test_trials(tmp_path):
         for name, statistic in (("mean", np.mean), ("sd", lambda v, axis: np.std(v, axis, ddof=1))):
             found = row[f"{name}_low"], row[f"{name}_high"]
             low, high = stats.bootstrap(
-                (values,), statistic, method="percentile", n_resamples=20_000
+                (values,), statistic, method="percentile", n_resamples=20_000, random_state=0
             ).confidence_interval
             assert found == pytest.approx((low, high), abs=0.15 * (high - low))
     assert [len(oracle.accuracy["seed"]), len(oracle.whole("seed"))] == [9, 3]

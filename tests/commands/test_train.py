@@ -130,6 +130,7 @@ def test_resume_without_a_first_checkpoint_starts_anew(run, tmp_path):
     assert state(tmp_path / "out") == state(run[0])
 
 
+@pytest.mark.full(but="2-130-2|15-143-1")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_resumes_to_the_bit(run, tmp_path, workers, number, status):

@@ -22,8 +22,9 @@ from digit_files import (
     quoted,
     with_field,
 )
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from levels import examples
 
 from minicnn import load_data
 from minicnn.data import formats
@@ -72,7 +73,7 @@ def test_csv_variants(tmp_path, monkeypatch, variant, block):
         (tmp_path / name).unlink()
 
 
-@fuzzing
+@fuzzing()
 @given(
     count=st.integers(1, 4),
     seed=st.integers(0, 1 << 32),
@@ -265,7 +266,7 @@ def test_csv_bomb(tmp_path, piece, expected):
     assert seconds < 5 and peak < 100e6
 
 
-@fuzzing
+@fuzzing()
 @given(st.binary(max_size=300), st.integers(0, 20_000), st.integers(0, 100))
 def test_csv_survives_anything(tmp_path, noise, position, length):
     content = csv_bytes(csv_rows(*digits(3)))
@@ -275,7 +276,7 @@ def test_csv_survives_anything(tmp_path, noise, position, length):
     check_survival(tmp_path)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300, derandomize=False)
 @given(st.text('019,"\r\n', max_size=25) | st.from_regex(r'(("?[019]+"?,"?[019]+"?)\r?\n?)+'))
 @example("\r0,0")
 @example('"\r0",0')

@@ -355,6 +355,7 @@ def test_an_emulator_of_an_unknown_kind_is_refused(options, message):
         Emulator(**options)
 
 
+@pytest.mark.full(beside="test_numbers_outside_of_an_array_are_found")
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
 def test_either_compiler_will_do(compiler):
     if not shutil.which(compiler):

@@ -4,8 +4,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from levels import examples
 from planted import FAULTS, FULL, ORDERS, assert_fault
 
 from minicnn.emulator import Emulator, KernelFault
@@ -304,7 +305,7 @@ def in_some_order(request):
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "global"])
-@settings(deadline=None, max_examples=200, derandomize=True)
+@examples(200)
 @given(script=scripts())
 def test_the_checker_finds_a_race_where_trying_all_pairs_does(in_some_order, shared, script):
     steps, blocks = script

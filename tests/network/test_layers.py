@@ -18,8 +18,8 @@ from layer_frames import (
     forward,
     host_weights,
     make_frame,
-    modest,
 )
+from levels import examples
 
 from minicnn import Activation, BatchNormalization, Dense, Dropout, Flatten, rng
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.every_device
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@modest
+@examples(150)
 @given(
     axes=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(1, 6)),
     activation=st.sampled_from(ACTIVATIONS),
@@ -148,7 +148,7 @@ def test_flatten_keeps_the_order_of_rows_columns_channels(ops):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@modest
+@examples(150)
 @given(
     shape=st.one_of(
         st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(1, 6)] * 2, st.integers(1, 5)),
@@ -265,7 +265,7 @@ def kept(shape, rate, seed, net, stream, step):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@modest
+@examples(150)
 @given(
     shape=st.one_of(
         st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(1, 5)] * 3),

@@ -5,7 +5,8 @@ import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from layer_frames import DTYPES, assert_close, central_differences, modest, poisoned
+from layer_frames import DTYPES, assert_close, central_differences, poisoned
+from levels import examples
 
 pytestmark = pytest.mark.every_device
 
@@ -25,7 +26,7 @@ def loss_of(ops, logits, labels):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@modest
+@examples(150)
 @given(
     axes=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 12)),
     scale=st.sampled_from([1, 30]),

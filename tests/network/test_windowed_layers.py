@@ -17,8 +17,8 @@ from layer_frames import (
     forward,
     host_weights,
     make_frame,
-    modest,
 )
+from levels import examples
 
 from minicnn import Conv2D, MaxPooling2D
 
@@ -44,7 +44,7 @@ axes = st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(1, 5)] * 2)  # E, B, Ci
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@modest
+@examples(150)
 @given(window=windows(), axes=axes, seed=st.integers(0, 2**32 - 1))
 @example(((5, 5), (2, 2), "same", (10, 12)), (2, 2, 3, 4), 0)  # uneven padding
 @example(((5, 5), (2, 2), "same", (9, 7)), (2, 2, 3, 4), 0)
@@ -184,7 +184,7 @@ def test_conv2d_leaves_dx_alone_where_nobody_reads_it(ops):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@modest
+@examples(150)
 @given(
     window=windows(largest=4),
     axes=st.tuples(*[st.integers(1, 2)] * 2, st.integers(1, 3)),

@@ -159,6 +159,7 @@ def test_a_cluster_gives_the_bits_of_this_machine(sound_cluster, undisturbed, tm
     assert nets(tmp_path / "study") == undisturbed
 
 
+@pytest.mark.full(beside="test_a_killed_worker_of_a_cluster_loses_nothing")
 def test_a_killed_study_on_a_cluster_goes_on(sound_cluster, undisturbed, tmp_path):
     again = "minicnn.study", *SMALL, "--dask", sound_cluster.address, "--out", tmp_path / "study"
     study = start(*again)
@@ -182,6 +183,7 @@ def test_a_killed_worker_of_a_cluster_loses_nothing(cluster, undisturbed, tmp_pa
     assert nets(tmp_path / "study") == undisturbed
 
 
+@pytest.mark.full(beside="test_a_cluster_that_goes_away")
 def test_a_cluster_without_workers_is_waited_for(cluster, undisturbed, tmp_path):
     study = start("minicnn.study", *SMALL, "--dask", cluster.address, "--out", tmp_path / "study")
     until(lambda: nets(tmp_path / "study"))
@@ -198,6 +200,7 @@ def test_a_cluster_without_workers_is_waited_for(cluster, undisturbed, tmp_path)
     assert nets(tmp_path / "study") == undisturbed
 
 
+@pytest.mark.full(beside="test_a_process_that_dies_takes_only_its_task")
 def test_a_killed_process_of_this_machine_loses_nothing(undisturbed, tmp_path):
     study = start("minicnn.study", *SMALL, "--workers=2", "--out", tmp_path / "study")
     until(lambda: nets(tmp_path / "study"))
@@ -226,6 +229,7 @@ def test_a_study_that_is_at_work_is_left_alone(tmp_path):
     study.wait()
 
 
+@pytest.mark.full(beside="test_a_second_signal_stops_at_once")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_study_that_was_stopped_goes_on(number, undisturbed, tmp_path):
     again = "minicnn.study", *SMALL, "--workers=2", "--out", tmp_path / "study"
@@ -271,6 +275,7 @@ def refusal(done):
     return lines[0]
 
 
+@pytest.mark.full(but="somewhere")
 @pytest.mark.parametrize(
     ("address", "named"),
     [
@@ -297,6 +302,7 @@ def test_a_cluster_that_goes_away(cluster, tmp_path):
     assert "Traceback" not in errors
 
 
+@pytest.mark.full(beside="test_a_cluster_that_cannot_be_reached")
 def test_workers_of_another_version_or_without_the_data(cluster, tmp_path):
     """The only worker left is of another version; then one is that has not the data."""
     images, labels = load_data("digits")[0]

@@ -19,7 +19,7 @@ from scipy import stats
 from stored_nets import SETTINGS
 
 import minicnn.recipe
-from minicnn import __version__, model
+from minicnn import __version__, model, study
 from minicnn.files import DataError
 from minicnn.recipe import Recipe
 from minicnn.studies import ablation, executors, grid, hardest, statistics, variance
@@ -410,12 +410,17 @@ def test_the_hardest_by_entropy():
         ("variance --quick --out FILE", "FILE is a file, expected a folder"),
     ],
 )
-def test_a_study_that_cannot_be(arguments, named, tmp_path):
+def test_bad_arguments_are_refused_in_one_line(arguments, named, tmp_path, monkeypatch, capsys):
     (tmp_path / "FILE").touch()
-    done = command("minicnn.study", *arguments.split(), cwd=tmp_path)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    line = done.stderr.splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = study.main(arguments.split())
+    except SystemExit as error:  # argparse's
+        status = error.code
+    assert status == 2
+    stderr = capsys.readouterr().err
+    assert "Traceback" not in stderr
+    line = stderr.splitlines()[-1]
     assert "error: " in line
     assert named in line
 

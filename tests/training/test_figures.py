@@ -104,6 +104,7 @@ def test_write_all_writes_png_files_of_one_width(tmp_path, digits):
     figures.write_all(str(folder), images, labels, AUGMENT, history(4, 3))  # again, over the old
 
 
+@pytest.mark.full(but="^(1|9)$")
 @pytest.mark.parametrize("count", [1, 2, 9, 31])
 def test_few_images_and_no_test_set(tmp_path, digits, count):
     images, labels = (array[:count] for array in digits)
