@@ -1,8 +1,8 @@
 """The levels of the suite: what runs quickly, and what needs --full.
 
-A test marked `full(beside=NAME)` needs --full; the test NAME touches the same subject quickly. A test
-marked `full(but=REGEX)` runs quickly with the parameters whose id matches REGEX, and with the others
-in full. test_levels.py checks that the quick level leaves out no subject.
+A test marked `full(beside=NAME)` needs --full; the test NAME touches the same subject quickly.
+A test marked `full(but=REGEX)` needs --full, except with parameters whose id matches REGEX.
+test_levels.py checks that the quick level leaves out no subject.
 """
 
 import re
