@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if levels.needs_full(item):
                 item.add_marker(pytest.mark.skip(reason="run it with --full"))
-    # Tests in float64 are for devices that have it.
+    # Kernels compute in float32, so tests in float64 do not run on them.
     outside = {item for item in items if item.get_closest_marker("float64") and _on_kernels(item)}
     config.hook.pytest_deselected(items=list(outside))
     items[:] = [item for item in items if item not in outside]
@@ -67,7 +67,7 @@ def pytest_generate_tests(metafunc):
 
 
 def _usable(device):
-    """The device, or a visible skip of the test where it cannot be built."""
+    """The device; skips the test where it cannot be built."""
     problem = {"emulated": native.problem, "cpu": devices.cpu_problem}.get(device, lambda: None)()
     if problem:
         pytest.skip(problem)
@@ -94,7 +94,7 @@ def kernel_device(request):
 
 @pytest.fixture(scope="session")
 def kernel_ops(kernel_device, request):
-    """The operations of that device."""
+    """The operations of `kernel_device`."""
     if kernel_device == "cpu":
         return request.getfixturevalue("cpu_ops")
     return devices.choose(kernel_device)[1]
@@ -102,7 +102,7 @@ def kernel_ops(kernel_device, request):
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    """For the time of a test there is no compiler."""
+    """During the test no compiler is found."""
     caches = devices._operations, devices.cpu_problem, cpu._known
     monkeypatch.setattr(native, "problem", lambda language="c++": "there is no compiler")
     for function in caches:
@@ -114,14 +114,14 @@ def no_compiler(monkeypatch):
 
 @pytest.fixture(scope="session")
 def cpu_ops(request):
-    """The operations of kernels in C, compiled as --cpu-flags says."""
+    """The operations in C, compiled with --cpu-flags."""
     _usable("cpu")
     return ops_cpu.Operations(Cpu(request.config.getoption("--cpu-flags").split()))
 
 
 @pytest.fixture(scope="session")
 def cuda_device(request):
-    """The device that CUDA's kernels are tested on: `emulated`, or `cuda` if asked for."""
+    """The device on which kernels in CUDA are tested: `emulated`, or `cuda` with --device cuda."""
     asked = request.config.getoption("--device")
     if asked == "cpu":
         pytest.skip("tests kernels in CUDA")
@@ -130,31 +130,31 @@ def cuda_device(request):
 
 @pytest.fixture(scope="session")
 def driver(cuda_device):
-    """What launches kernels on that device."""
+    """The driver that launches kernels on `cuda_device`."""
     return cuda.Cuda() if cuda_device == "cuda" else Emulator()
 
 
 @pytest.fixture(scope="session")
 def driver_ops(driver):
-    """The operations as that launches them."""
+    """The operations that launch on `driver`."""
     return Operations(driver)
 
 
 @pytest.fixture(scope="session")
 def checked_driver(cuda_device):
-    """The emulator that sees every access; on a GPU the tests that need it are skipped."""
+    """The emulator with every access checked; on a GPU its tests are skipped."""
     return _emulator(cuda_device, checked=True)
 
 
 @pytest.fixture(scope="session", params=["fast", "checked"])
 def emulator(request, cuda_device):
-    """The emulator, in either of its builds."""
+    """The emulator in each of its two builds."""
     return _emulator(cuda_device, checked=request.param == "checked")
 
 
 @pytest.fixture(scope="session", params=["backward", "shuffled"])
 def other_order_driver(request, cuda_device):
-    """The emulator with its threads in another order."""
+    """The emulator with the threads in another order."""
     return _emulator(cuda_device, order=request.param)
 
 
@@ -166,7 +166,7 @@ def _emulator(cuda_device, **options):
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    """The folder of a small run that nothing disturbed, and what its process told."""
+    """(folder, process) of a small undisturbed run."""
     folder = tmp_path_factory.mktemp("run") / "out"
     done = command("minicnn.train", *TINY, "--workers=1", "--out", folder, cwd=folder.parent)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Files of digits for tests of their readers: written, damaged, and refused in one line."""
+"""Files of digits for tests of the readers: write them, damage them, check the refusals."""
 
 import os
 import struct
@@ -30,14 +30,14 @@ def fuzzing(count=60):
 
 
 def digits(count, seed=0):
-    """(count, 28, 28) and (count,), uint8."""
+    """Random images (N, 28, 28) and labels (N,), uint8."""
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (count, 28, 28), np.uint8)
     return images, random.integers(0, 10, count, np.uint8)
 
 
 def csv_rows(images, labels=None):
-    """Header and rows, as lists of strings."""
+    """The header and the rows, as lists of strings."""
     table = images.reshape(len(images), 784)
     header = PIXELS
     if labels is not None:
@@ -54,7 +54,7 @@ def idx_bytes(array):
 
 
 def fault(folder):
-    """The message of the DataError, which is one line."""
+    """The message of the DataError; asserts that it is one line."""
     with pytest.raises(DataError) as caught:
         load_data(folder)
     message = str(caught.value)
@@ -88,7 +88,7 @@ def drop_everywhere(column):
 
 
 def measure(folder):
-    """The fault's message, the seconds until then, and the peak of memory in bytes."""
+    """(the fault's message, seconds, peak of memory in bytes)."""
     tracemalloc.start()
     start = time.perf_counter()
     try:
@@ -98,7 +98,7 @@ def measure(folder):
 
 
 def check_survival(folder):
-    """Either plausible arrays or one clear line."""
+    """Assert that loading gives valid arrays or a refusal of one line."""
     try:
         (x, y), _ = load_data(folder)
     except DataError as error:

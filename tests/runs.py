@@ -1,4 +1,4 @@
-"""Small runs of the command, for tests of it: started, slowed down, and compared to the bit."""
+"""Small runs of commands: start them, slow them down, and compare their results to the bit."""
 
 import csv
 import os
@@ -18,7 +18,7 @@ TINY = (
 
 
 def small_layers(dropout, momentum):
-    """A network that the emulator trains in a moment, in place of the seed's; it can be fused."""
+    """A network that the emulator trains in under a second, and can fuse."""
     return [
         Conv2D(4, 5, strides=3, activation="relu"),
         BatchNormalization(momentum),
@@ -45,7 +45,7 @@ def command(module, *arguments, **options):
 
 
 def python(*arguments, **environment):
-    """Run Python with more in its environment; a variable that is None is taken out of it."""
+    """Run Python with changes to the environment; None removes a variable."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -59,7 +59,7 @@ def python(*arguments, **environment):
 
 
 def state(folder):
-    """All that must be equal to the bit: arrays, submission, and history but for its seconds."""
+    """Everything that must be equal to the bit: arrays, submission, history without seconds."""
     arrays, _ = checkpoint.load(folder / "checkpoint.npz")
     arrays["history"] = arrays["history"][:, :-1]
     rows = list(csv.DictReader((folder / "history.csv").open()))

@@ -1,7 +1,6 @@
 """Kernels of convolution, in each version, and of dense layers: against ops_numpy in float64.
 
-The reference shares no code with the kernels, and is itself held against nested loops by
-test_layers.py.
+The reference shares no code with the kernels. tests/network/ compares it with nested loops.
 """
 
 from dataclasses import replace
@@ -66,7 +65,7 @@ RAGGED = [
     Sizes(1, 1, (1, 1), 1, 1, (1, 1), (1, 1)),
     Sizes(3, 2, (9, 4), 3, 5, (3, 2), (2, 3), "same", "tanh"),
     Sizes(2, 3, (5, 11), 33, 34, (3, 3), (1, 1)),  # one more than a tile is wide
-    Sizes(2, 2, (7, 6), 36, 68, (2, 3), (3, 1), "same"),  # vectors, and tiles that stick out
+    Sizes(2, 2, (7, 6), 36, 68, (2, 3), (3, 1), "same"),  # vectors, and tiles beyond the edge
     Sizes(2, 1, (8, 9), 4, 3, (1, 2), (4, 5), "valid", "softmax"),  # strides wider than the window
     Sizes(1, 3, (40, 30), 2, 4, (5, 3), (1, 1)),  # pixels of several splits, the last one short
     Sizes(2, 3, (7, 10), 64, 32, (3, 3), (1, 1), "same"),  # whole panels, an odd number of rows
@@ -196,7 +195,7 @@ def test_rows_of_nets_may_lie_apart(any_ops, what, sizes):
 
 
 @pytest.mark.parametrize("what", PASSES)
-def test_what_is_not_a_number_stays_visible(any_ops, what):
+def test_nan_stays_visible(any_ops, what):
     case = RAGGED[2].case(what, np.random.default_rng(4))
     first = next(iter(case.inputs.values()))
     first.reshape(-1)[first.size // 2] = np.nan
@@ -206,7 +205,7 @@ def test_what_is_not_a_number_stays_visible(any_ops, what):
     assert any(np.isnan(array).any() for array in found.values())
 
 
-def test_a_large_layers_weight_gradient_is_made_of_few_parts(driver, monkeypatch):
+def test_the_weight_gradient_of_a_large_layer_has_few_partial_sums(driver, monkeypatch):
     monkeypatch.setattr("minicnn.backends.cuda_convolution._SPLIT_PIXELS", 16)
     monkeypatch.setattr("minicnn.backends.cuda_convolution._MOST_SPLITS", 3)
     ops = Operations(driver)
@@ -253,7 +252,7 @@ def test_dense_is_numpys_in_float64(kernel_ops, what, axes, activation, seed):
 
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("axes", [(3, 5, 7, 11), (2, 65, 33, 66)])
-def test_dense_alone_and_in_company(kernel_ops, what, axes):
+def test_a_dense_net_is_the_same_alone_and_among_others(kernel_ops, what, axes):
     case = dense_case(what, np.random.default_rng(5), *axes)
     together = case.run(kernel_ops)
     for e in range(axes[0]):
@@ -266,7 +265,7 @@ def test_dense_alone_and_in_company(kernel_ops, what, axes):
 
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("axes", [(3, 5, 7, 11), (2, 65, 33, 66)])
-def test_dense_checked_and_in_other_orders(
+def test_dense_stays_in_bounds_and_is_the_same_in_other_orders(
     driver_ops, checked_driver, other_order_driver, what, axes
 ):
     case = dense_case(what, np.random.default_rng(5), *axes)

@@ -242,7 +242,7 @@ def test_operations_are_numpys_in_float64(kernel_ops, operation, shape, seed):
         if array.dtype.kind != "f":
             np.testing.assert_array_equal(array, expected[name], err_msg=name)
         elif operation.startswith("batch_norm_backward") and np.prod(shape[1:4]) < 3:
-            size = np.linalg.norm(case.inputs["dy"])  # what is left of dx is rounding
+            size = np.linalg.norm(case.inputs["dy"])  # dx is only rounding error
             assert np.linalg.norm(array - expected[name]) <= 1e-5 * size, name
         else:
             assert relative(array, expected[name]) < 1e-5, name
@@ -365,7 +365,7 @@ def test_affine_parameters_are_numpys_to_the_bit(driver, step):
 def test_a_batch_is_numpys(kernel_ops, shape, plain, step, seed):
     random = np.random.default_rng(seed)
     ranges = None
-    if not plain:  # up to whole turns, and far beyond the edges
+    if not plain:  # up to half a turn, and far beyond the edges
         spread = np.float32([180, 5, 5, 0.5, 0.5])
         ranges = np.float32([0, 0, 0, 1, 1]) + np.stack([-spread, spread])
     case = load_batch_of(random, *shape, ranges, labels=not plain, step=step)
@@ -378,12 +378,12 @@ def test_a_batch_is_numpys(kernel_ops, shape, plain, step, seed):
 
 
 # ---------------------------------------------------------------------------------------------
-# What is easily got wrong
+# Difficult values
 
 
 @pytest.mark.parametrize("mean", [1e3, 1e5])
 @pytest.mark.parametrize("shape", [(2, 4, 9, 8, 3), (1, 64, 14, 12, 2), (1, 3, 3, 1, 40)])
-def test_batch_norm_of_a_mean_that_is_large_beside_the_deviation(kernel_ops, shape, mean):
+def test_batch_norm_of_a_mean_much_larger_than_the_deviation(kernel_ops, shape, mean):
     random = np.random.default_rng(0)
     for operation in ("batch_norm", "batch_norm_backward"):
         case = make_case(operation, random, *shape)
@@ -396,7 +396,7 @@ def test_batch_norm_of_a_mean_that_is_large_beside_the_deviation(kernel_ops, sha
             assert relative(array, expected[name]) < 1e-5, name
 
 
-def test_batch_norm_of_equal_numbers_has_no_variance(kernel_ops):
+def test_batch_norm_of_equal_elements_has_no_variance(kernel_ops):
     case = make_case("batch_norm", np.random.default_rng(0))
     case.inputs["x"][...] = np.float32(0.1)
     found = case.run(kernel_ops)
@@ -406,8 +406,8 @@ def test_batch_norm_of_equal_numbers_has_no_variance(kernel_ops):
 
 
 @pytest.mark.parametrize("activation", ["", " relu"])
-def test_batch_norm_of_one_number_a_channel_has_no_gradient(kernel_ops, activation):
-    """What rounding would leave, Adam would turn into steps of the learning rate."""
+def test_batch_norm_of_one_element_a_channel_has_no_gradient(kernel_ops, activation):
+    """Adam would turn a rounding error into a step of the learning rate."""
     operation = f"batch_norm_backward{activation}"
     case = make_case(operation, np.random.default_rng(0), 2, 1, 1, 1, 70)
     case.inputs |= {"mean": case.inputs["x"][:, 0, 0, 0], "variance": np.zeros((2, 70))}
@@ -439,7 +439,7 @@ def test_collect_counts(kernel_ops):
     ["batch_norm", "max_pool", "softmax_cross_entropy"]
     + [f"activate {name}" for name in ACTIVATIONS if name != "linear"],
 )
-def test_what_is_not_a_number_stays_visible(kernel_ops, operation, width):
+def test_nan_and_infinity_stay_visible(kernel_ops, operation, width):
     random = np.random.default_rng(0)
     case = make_case(operation, random, C=width)
     array = next(iter(case.inputs.values()))

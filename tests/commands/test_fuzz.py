@@ -1,4 +1,4 @@
-"""The readers of files under some hundred inputs of `fuzz.py`, and the harness itself."""
+"""The readers of files under a few hundred inputs of `fuzz.py`; and the harness itself."""
 
 import time
 from random import Random
@@ -17,7 +17,7 @@ from minicnn.files import DataError
 @pytest.fixture(params=READERS)
 def reader(request, tmp_path):
     reader = READERS[request.param](tmp_path)
-    fuzz.outcome(reader, reader.seeds()[0])  # what is imported at the first one takes its time
+    fuzz.outcome(reader, reader.seeds()[0])  # the first input also imports modules
     return reader
 
 
@@ -40,7 +40,7 @@ def test_anything_is_accepted_or_refused(reader, seed, times):
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", b"\x81", b"\xff" * 9, bytes(99)])
-def test_next_to_nothing_is_refused(reader, content):
+def test_very_short_inputs_are_refused(reader, content):
     assert fuzz.outcome(reader, content)[0]
 
 
@@ -61,7 +61,7 @@ IMAGES, LABELS = np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8)
 
 
 class Planted(Csv):
-    """A reader of labelled CSV that does what it is told."""
+    """A reader of labelled CSV with planted faults."""
 
     def __init__(self, folder, action):
         super().__init__(folder)
@@ -80,7 +80,7 @@ def raising(error):
     return action
 
 
-def test_the_planted_reader_is_sound_by_itself(tmp_path):
+def test_the_planted_reader_works_without_a_fault(tmp_path):
     assert outcome(tmp_path, lambda path: (IMAGES, LABELS))[0] is None
 
 

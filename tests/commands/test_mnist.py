@@ -1,4 +1,4 @@
-"""Real MNIST: how its images vary, and the accuracy that the seed network reaches on it.
+"""Real MNIST: the variation of its images, and the seed network's accuracy.
 
 The folder of the four IDX files comes from the environment variable MINICNN_TEST_MNIST.
 """
@@ -30,8 +30,8 @@ def test_6400_images_5_epochs(trained_on):
 
 
 def test_the_images_vary_as_the_notebook_says(tmp_path):
-    """The centres' mean and standard deviation, in columns and rows: the notebook's, and one digit
-    more of the mean; the shifts that hold 95 %; the other figures as they were found.
+    """Mean and standard deviation of the centres are the notebook's, with one more digit of the
+    mean; the shifts hold 95 %; the other values are as measured.
     """
     done = command("minicnn.study", "variance", "--data", FOLDER, "--out", tmp_path / "study")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""minicnn.study, each study in its quick size: what it says is what its SQLite file holds."""
+"""Each study of minicnn.study with --quick: its tables and figures agree with its SQLite file."""
 
 import csv
 import re
@@ -27,7 +27,7 @@ def quick(name, folder):
 
 
 def table(folder, study, name):
-    """The rows of a table, numbers as floats, None where there is nothing."""
+    """The rows of a table: numbers as floats, empty fields as None."""
     with open(folder / study / f"{name}.csv") as file:
         return [
             {key: value_of(text) for key, value in row.items() for text in [value]}
@@ -45,7 +45,7 @@ def value_of(text):
 
 
 def pictures(folder, study):
-    """The study's Figures, built from the file; each is a PNG in the folder, too."""
+    """The study's Figures, built from its file; asserts that each is also a PNG in the folder."""
     images = (load_data("digits")[1][0],) if study == "hardest" else ()
     with Store(folder / FILE, create=False) as store:
         found = STUDIES[study].findings(store.results(study, 0), *images)
@@ -128,7 +128,7 @@ def test_grid(tmp_path):
                 and abs(float(text[1]) - 50 * (high - low)) < 0.51
                 for text in shown
             )
-        # The notebook's own, as its text has them
+        # The notebook's values
         theirs = {"ensembles": (99.70, 99.75, 99.73), "single_nets": (99.57, 99.65, 99.62)}[name]
         places = (0, 0), (15, 0.1), (0, 0.1)
         close([by_place[place]["notebook"] for place in places], [v / 100 for v in theirs])
@@ -146,7 +146,7 @@ def test_ablation(tmp_path):
         close([row["n"], row["mean"]], [len(values), mean(values)])
         if deviation(values):
             close([row["low"], row["high"]], student(values))
-        if row is rows[-1]:  # compared with the nets that it is made of
+        if row is rows[-1]:  # the ensemble, compared with its nets
             nets = oracle.accuracy["augmentation"]
             gains = [v - mean(nets[3 * i : 3 * i + 3]) for i, v in enumerate(values)]
             expected = stats.t.interval(0.95, 1, mean(gains), stats.sem(gains))

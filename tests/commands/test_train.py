@@ -1,4 +1,4 @@
-"""The command python -m minicnn.train: its run folder, its words, its faults, its stops."""
+"""The command python -m minicnn.train: run folder, output, refusals, stopping and resuming."""
 
 import csv
 import json
@@ -134,7 +134,7 @@ def test_resume_without_a_first_checkpoint_starts_anew(run, tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_resumes_to_the_bit(run, tmp_path, workers, number, status):
-    """Stopped in mid-epoch by a signal to all processes, then resumed: as if never stopped."""
+    """A signal to all processes stops it within an epoch; resumed, it equals an undisturbed run."""
     folder = tmp_path / "out"
     arguments = [*TINY, f"--workers={workers}", "--out", str(folder)]
     process = start_slowly(tmp_path, *arguments)
@@ -217,7 +217,7 @@ def test_a_bad_argument_is_one_line_and_status_2(
     assert status == 2
     assert named in stderr
     assert stderr.count("\n") == 1 and stdout == ""
-    assert list(tmp_path.iterdir()) == []  # nothing half-written
+    assert list(tmp_path.iterdir()) == []  # no temporary file
 
 
 def test_kaggles_files_give_a_submission_without_a_score(tmp_path, monkeypatch, capsys):

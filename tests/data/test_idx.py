@@ -1,4 +1,4 @@
-"""IDX files of digits, compressed or not: what is read, and what is refused."""
+"""IDX files of digits, compressed or not: read or refused."""
 
 import gzip
 
@@ -27,7 +27,7 @@ from minicnn import load_data
 
 
 def write_idx(folder, train=None, test=None, dotted=False, compress=False):
-    """Write each given pair; an element is an array, or the bytes of a file."""
+    """Write the given pairs of images and labels: arrays, or the bytes of a file."""
     pairs = zip(
         (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS),
         (*(train or (None, None)), *(test or (None, None))),

@@ -1,7 +1,7 @@
-"""Studies where processes die: on a real Dask cluster, and on this machine's own processes.
+"""Studies whose processes die: on a real Dask cluster, and on this machine.
 
-Whatever is killed, nothing is missing or counted twice, and all bits are those of a study that
-nothing disturbed.
+Whatever is killed: nothing is missing or counted twice, and the results equal those of an
+undisturbed study to the bit.
 """
 
 import os
@@ -48,10 +48,10 @@ def until(condition):
 
 
 def nets(folder):
-    """All that is kept of each net of a study and must be equal to the bit."""
+    """The stored rows of a study's nets, which must be equal to the bit."""
     try:
         connection = sqlite3.connect(f"file:{folder / FILE}?mode=ro", uri=True)
-    except sqlite3.OperationalError:  # it is not there yet
+    except sqlite3.OperationalError:  # the file does not exist yet
         return []
     try:
         return connection.execute(
@@ -65,7 +65,7 @@ def nets(folder):
 
 
 def goes_on(again, folder, undisturbed):
-    """Go on with a study that was stopped before its end: nothing is missing or done twice."""
+    """Continue a stopped study; asserts that nothing is missing or computed twice."""
     before = len(nets(folder))
     assert 0 < before < 6
     done = command(*again)
@@ -77,7 +77,7 @@ def goes_on(again, folder, undisturbed):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The study in this machine's processes."""
+    """The nets of an undisturbed study in processes of this machine."""
     folder = tmp_path_factory.mktemp("undisturbed") / "study"
     done = command("minicnn.study", *SMALL, "--workers=2", "--out", folder)
     assert done.returncode == 0, done.stderr
@@ -116,7 +116,7 @@ class Cluster:
         )
 
     def busy(self):
-        """The name of a worker that is at a net, or None."""
+        """The name of a worker that trains a net, or None."""
         at_work = self.client.processing()
         known = self.client.scheduler_info(n_workers=-1)["workers"]
         for address, tasks in at_work.items():
@@ -133,13 +133,13 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path_factory):
-    """A cluster to do harm to."""
+    """A cluster that the test may damage."""
     yield from _cluster(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def sound_cluster(tmp_path_factory):
-    """A cluster for tests that leave it as it is."""
+    """A cluster for tests that do not damage it."""
     yield from _cluster(tmp_path_factory)
 
 
@@ -246,7 +246,7 @@ def test_a_study_that_was_stopped_goes_on(number, undisturbed, tmp_path):
     goes_on(again, tmp_path / "study", undisturbed)
 
 
-def test_a_trial_is_a_run_of_train(undisturbed, tmp_path):
+def test_a_trial_equals_a_run_of_train(undisturbed, tmp_path):
     """The second trial's nets are nets 3 and 4 of minicnn.train, to the bit."""
     arguments = train._parser().parse_args(
         "--nets=2 --first-net=3 --epochs=3 --limit=192 --test-limit=64 --device=numpy "
@@ -267,7 +267,7 @@ def test_a_trial_is_a_run_of_train(undisturbed, tmp_path):
 
 
 def refusal(done):
-    """The only line of a command that refuses to go on, but for what it said of the cost."""
+    """The only error line of a command that refuses to continue."""
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if "error" in line]
@@ -304,7 +304,7 @@ def test_a_cluster_that_goes_away(cluster, tmp_path):
 
 @pytest.mark.full(beside="test_a_cluster_that_cannot_be_reached")
 def test_workers_of_another_version_or_without_the_data(cluster, tmp_path):
-    """The only worker left is of another version; then one is that has not the data."""
+    """The cluster's only worker lacks the data; then it has another version."""
     images, labels = load_data("digits")[0]
     data = tmp_path / "data"
     data.mkdir()
@@ -331,7 +331,7 @@ def test_workers_of_another_version_or_without_the_data(cluster, tmp_path):
             )
         )
 
-    # Relative to a process's own folder, which only the study's has
+    # In the working folder of each process: only the study's has the data.
     hardest = "hardest --quick --quiet --no-figures --nets=1 --epochs=1 --limit=64 --device=numpy"
     arguments = *hardest.split(), "--data=/proc/self/cwd/data", "--dask", cluster.address
     only()

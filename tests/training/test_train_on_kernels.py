@@ -1,4 +1,4 @@
-"""The command python -m minicnn.train with kernels: on the emulator, or on another --device."""
+"""The command python -m minicnn.train with kernels in CUDA: on the emulator, or on --device."""
 
 import json
 import os
@@ -129,14 +129,14 @@ def test_a_stopped_run_resumes_to_the_bit(whole, tmp_path, monkeypatch, capsys):
     assert state(tmp_path / "stopped") == expected
 
 
-def test_a_net_that_diverges_in_lockstep_is_nothing_to_the_others(
+def test_a_net_that_diverges_in_lockstep_does_not_affect_the_others(
     whole, tmp_path, monkeypatch, capsys
 ):
     (expected, _, rows), arguments, _ = whole
     step = Trainer.step
 
     def sick(trainer):
-        if trainer.steps_done == 2:  # an epoch has two
+        if trainer.steps_done == 2:  # an epoch has two steps
             trainer.model.params[1] = float("inf")
         step(trainer)
 
@@ -148,7 +148,7 @@ def test_a_net_that_diverges_in_lockstep_is_nothing_to_the_others(
     assert "CNN 1: " in stdout and "CNN 2: " not in stdout and "CNN 3: " in stdout
     found, _, found_rows = state(tmp_path / "sick")
     for name, content in expected.items():
-        if name == "history":  # it has a row less
+        if name == "history":  # one row fewer
             continue
         row = len(content) // 3
         for net in (0, 2):
@@ -169,7 +169,7 @@ def test_more_processes_than_one_are_refused(whole, tmp_path, capsys):
 def test_the_memory_of_a_training_is_known_beforehand(
     cuda_device, precision, small_network, nets, together, tmp_path
 ):
-    """What is planned is no less than what is taken, and little more; a group leaves nothing."""
+    """The estimate is at least the memory used, and little more; groups free their memory."""
     if cuda_device != "emulated":
         pytest.skip("counts the emulator's arrays")
     ops = devices.choose(cuda_device, precision)[1]
@@ -181,7 +181,7 @@ def test_the_memory_of_a_training_is_known_beforehand(
         most = max(taken, most)
 
     class Counting:
-        """The operations, which note what their arrays take, and when they are given back."""
+        """The operations; counts the bytes of their arrays until they are freed."""
 
         def __getattr__(self, name):
             function = getattr(ops, name)
