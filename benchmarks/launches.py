@@ -1,8 +1,8 @@
-"""The launches of a fused step in TF32 on a GPU: their times, and what they must do at least.
+"""The launches of a fused step in TF32: their times, and the least work that each must do.
 
-A launch is repeated by itself, so that its time is not that of launching; what fits the second
-cache is then found there. The fused step has no operations of layers: a launch makes what lies
-between two convolutions along with one (minicnn/cuda_blocks.py).
+Each launch is timed by itself, repeated in one graph, so the time of launching is left out, and
+operands that fit into the second-level cache are read from there. In a fused step one launch
+computes a convolution and what lies before or behind it (minicnn/backends/cuda_blocks.py).
 """
 
 from functools import partial
@@ -14,35 +14,34 @@ from benchmarks.operations import convolution_flops
 from minicnn.network.layers import Conv2D
 from minicnn.recipe import RECIPES
 
-STEP_LAUNCHES = 28  # of a fused step
-# What a kernel reads and writes in place.
+# What a kernel both reads and writes.
 _IN_PLACE = {"adam": {"w", "m", "v"}, "update_moving": {"moving"}, "accumulate": {"sums"}}
 
 
 def time_launches(driver, sizes):
-    """A dict for each launch: `describe`'s, and the median and spread of its seconds.
+    """A dict for each launch: that of `describe`, and median and spread of its seconds.
 
-    driver: a cuda.Cuda or an Emulator; sizes: gpu_parts.Sizes.
+    driver: a cuda.Cuda or an Emulator; sizes: kernels.Sizes.
     """
     launches, marks = record_step(driver, sizes.nets, sizes.batch)
     rows = describe(launches, marks, sizes.nets, sizes.batch)
     clock = timing.clock_of(driver.name)
     for launch, row in zip(launches, rows, strict=True):
         with driver.session():
-            replay = driver.capture(partial(run_often, driver, launch, sizes.repeats))
+            replay = driver.capture(partial(repeat, driver, launch, sizes.repeats))
             times = timing.measure(replay, sizes.rounds, sizes.seconds / 10, clock)
         row.update(timing.spread("seconds", [seconds / sizes.repeats for seconds in times]))
     return rows
 
 
-def run_often(driver, launch, count):
-    """One launch after the other, all of them the same."""
+def repeat(driver, launch, count):
+    """Run a launch `count` times."""
     for _ in range(count):
         driver.run(launch)
 
 
 def record_step(driver, nets, batch):
-    """(the launches of a step of fused blocks, the layer and the pass of each)."""
+    """(the launches of a fused step, the (layer, pass) of each)."""
     launches, run = [], driver.run
 
     def recorded(launch):
@@ -56,7 +55,7 @@ def record_step(driver, nets, batch):
 
 
 def describe(launches, marks, nets, batch):
-    """A dict for each launch: its layer, and the bytes and the FLOP that it is there for."""
+    """A dict for each launch: its layer and pass, and the bytes and FLOP that it needs at least."""
     convolutions = {n.name: n for n in RECIPES["seed"].nodes if isinstance(n.layer, Conv2D)}
     rows = []
     for launch, (layer, part) in zip(launches, marks, strict=True):
@@ -68,14 +67,14 @@ def describe(launches, marks, nets, batch):
             window, channels = node.layer.window(node.input_shape), node.input_shape[-1]
             of_image = convolution_flops(window, channels, node.output_shape[-1])
             row["flops"] = nets * batch * of_image
-            # The first layer's kernels use no tensor cores.
+            # The first layer's kernels do not use tensor cores.
             row["peak"] = "float32" if launch.name.startswith("block_first") else "tf32"
         rows.append(row)
     return rows
 
 
 def moved_bytes(launch, nets, batch):
-    """(read, written): each array of a launch once, but of the data set only the batch."""
+    """(read, written): each array of a launch once; of the data set only the batch."""
     read = written = 0
     for parameter, array in launch.arrays:
         if array is None:
@@ -92,9 +91,9 @@ def moved_bytes(launch, nets, batch):
 
 
 def use_of_limits(row, bandwidth, peaks):
-    """How much of the measured limits a launch uses, where they are known; the least seconds.
+    """The least seconds that each known limit allows a launch, and their share of its time.
 
-    bandwidth: bytes a second; peaks: {"float32" and "tf32": FLOP a second}, or None.
+    bandwidth: bytes a second; peaks: {"float32" and "tf32": FLOP a second}; None where unknown.
     """
     found, peak = {}, peaks.get(row["peak"])
     if bandwidth:

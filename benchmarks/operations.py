@@ -1,10 +1,10 @@
-"""The operations of a training step one by one: what each does, and what it must do at least.
+"""The operations of a training step, one by one, and the least work that each must do.
 
-A step of a Trainer is these operations in this order. `flops` are two for each multiplication that
-counts: not those by the zeros around an image. `bytes` are those of each array that an operation
-must read, and of each that it must write, once; the few numbers that steer it (the step, the range
-of a draw) are left out, and so is memory that it uses on the way. So batch normalisation counts its
-input once, though it needs it twice: whatever is read again may still lie in a cache.
+A step of a Trainer is these operations in this order. `flops` counts two for each multiplication;
+those with the zeros around an image are left out. `bytes` counts each array that an operation must
+read, and each that it must write, once. Left out are scratch memory and the few values that steer
+an operation (the step, the range of a draw). Batch normalisation reads its input twice; it counts
+once, since the second read may hit a cache.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from minicnn.network.layers import BatchNormalization
 
 
 class Operation(NamedTuple):
-    """A part of a step: run() does it, for all nets of the Trainer."""
+    """An operation of a step; run() does it for all nets of the Trainer."""
 
     layer: str
     part: str
@@ -26,7 +26,7 @@ class Operation(NamedTuple):
 
 
 def operations_of(trainer):
-    """The Operations of trainer.step(), in its order. Layers that do nothing have none."""
+    """The Operations of trainer.step(), in order. Layers that compute nothing have none."""
     model, plan, ops = trainer.model, trainer.plan, trainer.ops
     names = {id(node.layer): node.name for node in model.nodes}
     found = [_batch(trainer)]
@@ -45,12 +45,12 @@ def operations_of(trainer):
 
 
 def _batch(trainer):
-    """The batch, gathered and augmented: the bytes of its own images, labels and order only."""
+    """Gathering and augmenting the batch: reads the images, labels and order of the batch only."""
     model, plan = trainer.model, trainer.plan
     given = trainer.images, trainer.labels, trainer.order, trainer.bounds, model.seed
     given = *given, model.net_numbers, model.step, plan.x, plan.labels
-    numbers = (prod(array.shape[1:]) * array.itemsize for array in (trainer.images, trainer.labels))
-    read = plan.labels.size * (sum(numbers) + trainer.order.itemsize)
+    sizes = (prod(array.shape[1:]) * array.itemsize for array in (trainer.images, trainer.labels))
+    read = plan.labels.size * (sum(sizes) + trainer.order.itemsize)
     moved = read + _bytes(plan.x, plan.labels)
     return Operation("batch", "augmentation", lambda: trainer.ops.load_batch(*given), moved)
 
@@ -73,7 +73,7 @@ def _backward_product(ops, layer, f):
 
 
 def _backward(ops, layer, f):
-    """The same of another layer, whose backward pass is one operation."""
+    """(pass, function, bytes) of another layer's backward pass, which is one operation."""
     moved = [f.dy, *_all(f.saved), f.dx]
     if isinstance(layer, BatchNormalization):
         moved += [f.x, f.weights.gamma, *_all(f.gradients)]
@@ -83,7 +83,7 @@ def _backward(ops, layer, f):
 
 
 def _updates(trainer):
-    """What a step brings up to date at its end. Each is read and written."""
+    """The updates at the end of a step. Each reads and writes what it updates."""
     model, plan, ops = trainer.model, trainer.plan, trainer.ops
     statistics = [(_all(f.moving), _all(f.saved)) for _, f in plan.passes if _all(f.moving)]
     moved = sum(2 * _bytes(*moving) + _bytes(*saved) for moving, saved in statistics)
@@ -108,7 +108,7 @@ def _updates(trainer):
 
 
 def flops_of(layer, f):
-    """Floating-point operations of a pass of a Conv2D or Dense, 0 of another layer."""
+    """Floating-point operations of one pass of a Conv2D or Dense; 0 for other layers."""
     nets, batch = f.x.shape[:2]
     channels, filters = f.x.shape[-1], f.y.shape[-1]
     if isinstance(layer, Dense):
@@ -119,13 +119,13 @@ def flops_of(layer, f):
 
 
 def convolution_flops(window, channels, filters):
-    """Those of a convolution of one image, in any of its passes."""
+    """Floating-point operations of a convolution of one image, in each of its passes."""
     axes = zip(window.size, window.strides, window.input, window.before, window.output, strict=True)
     return 2 * channels * filters * prod(_taps_inside(*axis) for axis in axes)
 
 
 def _taps_inside(size, stride, length, before, places):
-    """How often, along an axis, a tap of the window meets the image."""
+    """How many pairs of output position and tap lie inside the image, along one axis."""
     return sum(
         0 <= place * stride + tap - before < length
         for place in range(places)

@@ -4,6 +4,7 @@
     cell    the recipe of each of its cells
     net     a net: study, cell, trial and seed are its key, with its number within the ensemble
     image   what the study of variance has measured of each training image
+    distorted   a net's accuracy on distorted test images; only where a study asked for it
 
 A net that is told of twice counts once. Several studies may be in a file, and several processes
 may write to it. Files come from anywhere: one whose tables are not exactly these is refused.
@@ -52,6 +53,11 @@ _TABLES = {
     angle REAL, slant REAL, size REAL, -- degrees, degrees, pixels
     PRIMARY KEY (study, seed, image))""",
 }
+# Made by the first study that needs it, so that other files are what they were without it.
+_DISTORTED = """CREATE TABLE distorted (
+    study TEXT NOT NULL, seed INTEGER NOT NULL, cell TEXT NOT NULL, net INTEGER NOT NULL,
+    accuracy REAL NOT NULL,
+    PRIMARY KEY (study, seed, cell, net))"""
 _CLASSES = 10
 _VARIED = "rotation", "zoom", "width_shift", "height_shift"  # from cell to cell of a grid
 
@@ -88,7 +94,7 @@ class Store:
                         for statement in _TABLES.values():
                             self._connection.execute(statement)
             tables = self._tables()
-        if tables != set(_TABLES.values()):
+        if tables - {_DISTORTED} != set(_TABLES.values()):
             self._connection.close()
             raise DataError(f"{path}: has other tables, expected the results of minicnn.study")
 
@@ -104,6 +110,7 @@ class Store:
             known = self._rows("SELECT settings FROM study WHERE study=? AND seed=?", study, seed)
             if known:
                 same = {name: value for name, value in settings.items() if name != "source"}
+                same.setdefault("distorted")  # a file without it has been made without it
                 self._compare(f"the study {study}", _json(known[0][0]), same)
             blob = None if labels is None else labels.astype(np.uint8).tobytes()
             self._write("INSERT OR IGNORE INTO study", study, seed, json.dumps(settings), blob)
@@ -167,6 +174,11 @@ class Store:
                     *(accuracy, net.diverged and json.dumps(net.diverged), json.dumps(history)),
                     *(blob, json.dumps(net.made_by)),
                 )
+                if net.distorted_accuracy is not None:
+                    if _DISTORTED not in self._tables():
+                        self._connection.execute(_DISTORTED)
+                    key = study, seed, cell.name, net.net
+                    self._write("INSERT OR IGNORE INTO distorted", *key, net.distorted_accuracy)
 
     def add_images(self, study, seed, measures):
         """Keep what was measured of the images, a DataFrame with the columns of the table."""
@@ -272,6 +284,21 @@ class Results:
     def accuracies(self, cell):
         """The accuracies of a cell's single nets in all trials that are complete: (n,)."""
         return np.concatenate([[], *self.by_trial(cell).values()])
+
+    def distorted_accuracies(self, cell):
+        """The accuracies on distorted test images of a cell's nets that were tested so: (n,)."""
+        with self._store._faults():
+            if _DISTORTED not in self._store._tables():
+                return np.empty(0)
+            rows = self._store._rows(
+                "SELECT net, accuracy FROM distorted WHERE study=? AND seed=? AND cell=?",
+                *(self.study, self.seed, cell),
+            )
+        with self._checked():
+            complete, nets = set(self.trials(cell)), self.ensemble[cell]
+            return np.array(
+                [float(value) for net, value in rows if (net - 1) // nets + 1 in complete]
+            )
 
     def by_trial(self, cell):
         """{trial: accuracies (nets,) of its single nets} of a cell's complete trials."""
