@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,33 +33,77 @@ ROOT = Path(__file__).parent.parent
 PLOT_SECONDS = 25  # reserved for the plots, the last part
 
 
-class LeftOut(Exception):  # noqa: N818  not an error
-    """A part cannot run here; the message says why."""
-
-
 class Part(NamedTuple):
-    """A part of the report.
+    """A part of the report: a command, its time limit, the file of its results in JSON.
 
-    command(options, seconds) returns its command line, or raises LeftOut. read(options) returns
-    (results, headline, what is wrong with them or None), or raises OSError, ValueError, KeyError.
+    The text "SECONDS" in the command stands for the time that it gets.
     """
 
-    command: Callable
-    read: Callable
-    seconds: float  # its time limit
-    least: float  # with less time left it does not start
-    needs_gpu: bool = False
+    command: list
+    seconds: float
+    result: str | None = None  # in the report's folder; None: the command's output
+    least: float = 5  # seconds; with less time left the part does not start
+    left_out: str | None = None  # why it cannot run here
+
+
+def parts_of(options):
+    """{name: Part} of the whole report, in order."""
+
+    def module(name, *arguments):
+        return [sys.executable, "-m", name, *map(str, arguments)]
+
+    out, on_gpu = options.out, options.device == "cuda"
+    no_gpu = None if on_gpu else "needs a GPU"
+    quick = ["--quick"] * (options.quick or not on_gpu)
+    run = next(name for name in _RUNS if not (out / name).exists())
+    data = Path(options.data or os.environ.get("MINICNN_TEST_MNIST") or ROOT / ".mnist").resolve()
+    no_mnist = None if data.is_dir() else f"no MNIST: {data} is not a folder; --data says where"
+    if on_gpu:
+        recipe = ["--data", data, "--limit", options.limit, "--recipe", "seed"]
+        recipe += ["--epochs", options.epochs or (1 if options.quick else 45)]
+    else:
+        recipe = "--limit 4 --test-limit 4 --nets 1 --batch-size 2 --no-figures".split()
+        recipe += ["--data", "digits", "--epochs", options.epochs or 1]
+    device = ["--device", options.device]
+    rounds = ["--rounds", 3 if options.quick else 9, "--seconds", 0.1]
+    kernels = module("benchmarks.kernels", *device, *quick, "--out", out / "kernels.json")
+    tests = module("pytest", *device, "-v", "--tb=short", "-p", "no:cacheprovider", *test_files())
+    train = module("minicnn.train", "--quiet", *device, "--out", out / run, *recipe)
+    compare = module("benchmarks.frameworks", *device, *rounds, "--within", "SECONDS")
+    no_matplotlib = None if drawing.available() else "matplotlib is not installed"
+    return {
+        "machine": Part(["nvidia-smi", "-q"], 20, left_out=no_gpu),
+        "kernels": Part(kernels, 150, "kernels.json", 30),
+        "tests": Part(tests, 155, None, 30, no_gpu),
+        "train": Part(train, 200, f"{run}/summary.json", 60, no_mnist if on_gpu else None),
+        "frameworks": Part(
+            [*compare, "--out", str(out / "frameworks.json")], 150, "frameworks.json", 45, no_gpu
+        ),
+        "plots": Part(
+            module("benchmarks.plots", out), PLOT_SECONDS, None, 3, left_out=no_matplotlib
+        ),
+    }
+
+
+_NAMES = "machine", "kernels", "tests", "train", "frameworks", "plots"
+_RUNS = ["run", *(f"run-{n}" for n in range(2, 1000))]
+_TESTS = "kernel_ops", "kernel_convolution", "step", "blocks", "train_on_kernels"
+_PACKAGES = "cupy-cuda12x cupy-cuda13x torch jax keras triton matplotlib pytest".split()
+
+
+def test_files():
+    """The tests that run kernels on the device."""
+    return sorted(path for name in _TESTS for path in (ROOT / "tests").rglob(f"test_{name}*.py"))
+
+
+# ---- running the parts ---------------------------------------------------------------------------
 
 
 def make_report(options, parts):
     """Run the chosen parts one after the other. Returns the report, which is in report.json too."""
     out, began = options.out, time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    for name in options.parts:  # removes the results of an earlier report
-        for suffix in ("txt", "json"):
-            (out / f"{name}.{suffix}").unlink(missing_ok=True)
     report = {
-        "command": options.given,
         "machine": timing.machine(options.device),
         "versions": timing.versions(*_PACKAGES),
         "parts": {},
@@ -68,11 +111,10 @@ def make_report(options, parts):
         "left_out": {},
     }
     for name in options.parts:
-        part = parts[name]
         reserved = PLOT_SECONDS if "plots" in options.parts and name != "plots" else 0
-        left = options.seconds - (time.monotonic() - began) - reserved
         part_began = time.monotonic()
-        entry = _run_part(name, part, options, left)
+        left = options.seconds - (part_began - began) - reserved
+        entry = run_part(name, parts[name], out, left)
         entry["seconds"] = time.monotonic() - part_began
         report["parts"][name] = entry
         if entry["status"] != "done":
@@ -88,35 +130,35 @@ def make_report(options, parts):
     return report
 
 
-_PACKAGES = "cupy-cuda12x cupy-cuda13x torch jax keras triton matplotlib pytest".split()
+def run_part(name, part, out, left):
+    """Run a part within the `left` seconds. Its entry of the report, a dict: status and why.
 
-
-def _run_part(name, part, options, left):
-    """A part's entry of the report: status, why, headline, results; output if it failed."""
-    if part.needs_gpu and options.device != "cuda":
-        return {"status": "left out", "why": "needs a GPU"}
+    A part that ran has its command, headline and results too, and one that failed its output.
+    """
+    if part.left_out:
+        return {"status": "left out", "why": part.left_out}
     if left < part.least:
         return {"status": "left out", "why": f"no time: {max(left, 0):.0f} of {part.least} s left"}
-    seconds = min(part.seconds, left)
-    try:
-        command = list(map(str, part.command(options, seconds)))
-    except LeftOut as reason:
-        return {"status": "left out", "why": str(reason)}
-    log = options.out / f"{name}.txt"
+    seconds, log = min(part.seconds, left), out / f"{name}.txt"
+    command = [str(seconds) if word == "SECONDS" else word for word in part.command]
+    if part.result:
+        (out / part.result).unlink(missing_ok=True)  # of an earlier report
     status = run_command(command, seconds, log)
-    entry = {"status": "done", "why": None, "command": command, "headline": "", "results": {}}
+    output = log.read_text(errors="replace")
+    entry = {"status": "done", "why": None, "command": command, "headline": "", "results": None}
     wrong = None
     try:
-        entry["results"], entry["headline"], wrong = part.read(options)
-    except (OSError, ValueError, KeyError) as error:
+        if part.result:
+            entry["results"] = json.loads((out / part.result).read_text())
+        entry["headline"], wrong = _READERS[name](entry["results"] if part.result else output)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         wrong = f"no results: {type(error).__name__}: {one_line(error)}"
     if status is None:
         wrong = f"stopped after {seconds:.0f} s"
     elif status:
         wrong = f"ended with status {status}" + (f": {wrong}" if wrong else "")
     if wrong:
-        output = log.read_text(errors="replace")[-6000:]
-        entry |= {"status": "failed", "why": wrong, "output": output}
+        entry |= {"status": "failed", "why": wrong, "output": output[-6000:]}
     return entry
 
 
@@ -150,31 +192,15 @@ def run_command(command, seconds, log):
                     process.wait(10)
 
 
-# ---- the parts -----------------------------------------------------------------------------------
+# ---- what a part found: (headline, what is wrong or None), from its results or output ------------
 
 
-def _module(name, *arguments):
-    return [sys.executable, "-m", name, *arguments]
+def read_machine(output):
+    names = re.findall(r"(?:Product Name|Driver Version)\s*: (.*)", output)
+    return ", ".join(names), None
 
 
-def _machine_command(options, seconds):
-    return ["nvidia-smi", "-q"]
-
-
-def _read_machine(options):
-    output = (options.out / "machine.txt").read_text(errors="replace")
-    lines = [line.split(":", 1)[1].strip() for line in output.splitlines() if "Driver Ver" in line]
-    return {}, f"{cuda.gpu_name()}, driver {', '.join(lines)}", None
-
-
-def _kernels_command(options, seconds):
-    quick = ["--quick"] * (options.quick or options.device == "emulated")
-    out = options.out / "kernels.json"
-    return _module("benchmarks.kernels", "--device", options.device, "--out", out, *quick)
-
-
-def _read_kernels(options):
-    result = json.loads((options.out / "kernels.json").read_text())
+def read_kernels(result):
     [found] = result["limits"].values()
     words = [f"{found['copy_bytes_per_second'] / 1e12:.2f} TB/s"]
     for launches in result["launches"].values():
@@ -185,26 +211,13 @@ def _read_kernels(options):
         for row in result["steps"]
         if row["captured"]
     ]
-    return result, ", ".join(words), None
+    return ", ".join(words), None
 
 
-def _tests_command(options, seconds):
-    pytest = _module("pytest", "--device", options.device, "-v", "--tb=short")
-    return [*pytest, "-p", "no:cacheprovider", *test_files()]
-
-
-def test_files():
-    """The tests that run kernels on the device."""
-    return sorted(path for name in _TESTS for path in (ROOT / "tests").rglob(f"test_{name}*.py"))
-
-
-_TESTS = "kernel_ops", "kernel_convolution", "step", "blocks", "train_on_kernels"
-
-
-def _read_tests(options):
-    counts = count_outcomes((options.out / "tests.txt").read_text(errors="replace"))
+def read_tests(output):
+    counts = count_outcomes(output)
     shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    return {"counts": counts}, shown, None if counts else "no test ran"
+    return shown, None if counts else "no test ran"
 
 
 def count_outcomes(output):
@@ -213,82 +226,38 @@ def count_outcomes(output):
     return dict(Counter(outcome.lower() for outcome in re.findall(line, output, re.M)))
 
 
-def _train_command(options, seconds):
-    if options.device == "cuda":
-        sizes = ["--data", mnist_folder(options.data), "--limit", options.limit]
-        sizes += ["--recipe", "seed", "--epochs", options.epochs or (1 if options.quick else 45)]
-    else:
-        sizes = "--limit 4 --test-limit 4 --nets 1 --batch-size 2 --no-figures".split()
-        sizes += ["--data", "digits", "--epochs", options.epochs or 1]
-    options.run = next(
-        run
-        for run in (options.out / name for name in ("run", *(f"run-{n}" for n in range(2, 100))))
-        if not run.exists()
-    )
-    where = ["--device", options.device, "--out", options.run]
-    return _module("minicnn.train", "--quiet", *where, *sizes)
-
-
-def mnist_folder(given):
-    """MNIST's folder: the one given, or the usual ones. Raises LeftOut where there is none."""
-    folder = Path(given or os.environ.get("MINICNN_TEST_MNIST") or ROOT / ".mnist")
-    if not folder.is_dir():
-        raise LeftOut(f"no MNIST: {folder} is not a folder; --data says where it is")
-    return folder.resolve()
-
-
-def _read_train(options):
-    result = json.loads((options.run / "summary.json").read_text())
-    accuracy = result["ensemble_test_accuracy"]
+def read_train(summary):
+    accuracy = summary["ensemble_test_accuracy"]
     shown = "unknown" if accuracy is None else f"{accuracy:.4f}"
-    headline = (
-        f"{result['seconds']:.0f} s, {result['images_per_second']:,.0f} images a second, "
+    return (
+        f"{summary['seconds']:.0f} s, {summary['images_per_second']:,.0f} images a second, "
         f"test accuracy {shown}"
-    )
-    return result, headline, None
+    ), None
 
 
-def _frameworks_command(options, seconds):
-    sizes = ["--within", seconds, "--rounds", 3 if options.quick else 9, "--seconds", 0.1]
-    out = options.out / "frameworks.json"
-    return _module("benchmarks.frameworks", "--device", "cuda", "--out", out, *sizes)
-
-
-def _read_frameworks(options):
-    result = json.loads((options.out / "frameworks.json").read_text())
+def read_frameworks(result):
+    """minicnn's fastest training of an ensemble, the frameworks' fastest, and the ratio."""
     wrong = "; ".join(f"{name}: {why}" for name, why in result["refused"].items())
     if not wrong and not any(is_ours(row) for row in result["rates"]):
         wrong = "no contender of minicnn's was measured"
-    return result, compared_in_words(result["rates"]), wrong or None
-
-
-def compared_in_words(rates):
-    """minicnn's fastest training of an ensemble, the frameworks' fastest, and the ratio."""
-    rows = list(best(rates, "train").values())
+    rows = list(best(result["rates"], "train").values())
     each = [f"{r['contender']} {r['images_per_second']:,.0f}" for r in fastest(rows) if r]
     times = ratio(rows)
-    return f"images a second: {', '.join(each)}" + (f": {times:.2f} times" if times else "")
+    shown = f"images a second: {', '.join(each)}" + (f": {times:.2f} times" if times else "")
+    return shown, wrong or None
 
 
-def _plots_command(options, seconds):
-    if not drawing.available():
-        raise LeftOut("matplotlib is not installed")
-    return _module("benchmarks.plots", options.out)
+def read_plots(output):
+    return ", ".join(output.split()) or "nothing to draw", None
 
 
-def _read_plots(options):
-    files = sorted(path.name for path in options.out.glob("*.png"))
-    return {"files": files}, ", ".join(files) or "nothing to draw", None
-
-
-PARTS = {
-    "machine": Part(_machine_command, _read_machine, 20, 5, needs_gpu=True),
-    "kernels": Part(_kernels_command, _read_kernels, 150, 30),
-    "tests": Part(_tests_command, _read_tests, 155, 30, needs_gpu=True),
-    "train": Part(_train_command, _read_train, 200, 60),
-    "frameworks": Part(_frameworks_command, _read_frameworks, 150, 45, needs_gpu=True),
-    "plots": Part(_plots_command, _read_plots, PLOT_SECONDS, 3),
-}
+_READERS = dict(
+    zip(
+        _NAMES,
+        (read_machine, read_kernels, read_tests, read_train, read_frameworks, read_plots),
+        strict=True,
+    )
+)
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -303,8 +272,8 @@ def _parser():
         "--parts",
         type=_names,
         metavar="A,B",
-        default=list(PARTS),
-        help=f"some of {','.join(PARTS)} (default: all)",
+        default=list(_NAMES),
+        help=f"some of {','.join(_NAMES)} (default: all)",
     )
     parser.add_argument("--device", choices=["cuda", "emulated"], default="cuda")
     parser.add_argument(
@@ -325,21 +294,20 @@ def _parser():
 
 def _names(text):
     names = text.split(",")
-    unknown = [name for name in names if name not in PARTS]
+    unknown = [name for name in names if name not in _NAMES]
     if unknown:
-        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {','.join(PARTS)}")
-    return [name for name in PARTS if name in names]
+        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {','.join(_NAMES)}")
+    return [name for name in _NAMES if name in names]
 
 
 def main(argv=None, parts=None):
     """Run the command; returns its exit status."""
     parser = _parser()
     options = parser.parse_args(argv)
-    options.given = sys.argv[1:] if argv is None else argv
     options.out = options.out.resolve()
     if options.device == "cuda" and cuda.problem():
         parser.error(f"argument --device: {cuda.problem()}")
-    report = make_report(options, parts or PARTS)
+    report = make_report(options, parts or parts_of(options))
     if report["failed"]:
         print(f"benchmarks.gpu_report: failed: {', '.join(report['failed'])}", file=sys.stderr)
     return int(bool(report["failed"]))

@@ -190,6 +190,7 @@ def main(argv=None):
         figure.unlink(missing_ok=True)  # may show an earlier result
         if result.get(part):
             draw(figure, build, result)
+            print(figure.name)
 
 
 if __name__ == "__main__":
