@@ -87,7 +87,7 @@ def parts_of(options):
 
 _NAMES = "machine", "kernels", "tests", "train", "frameworks", "plots"
 _RUNS = ["run", *(f"run-{n}" for n in range(2, 1000))]
-_TESTS = "kernel_ops", "kernel_convolution", "step", "blocks", "train_on_kernels"
+_TESTS = "kernel_ops kernel_convolution step blocks head fusion train_on_kernels".split()
 _PACKAGES = "cupy-cuda12x cupy-cuda13x torch jax keras triton matplotlib pytest".split()
 
 

@@ -8,14 +8,13 @@ import os
 import shutil
 import subprocess
 import venv
-from pathlib import Path
 
 import pytest
+from runs import ROOT
 
 import minicnn
 from minicnn.backends import native
 
-ROOT = Path(__file__).parent.parent
 RUN = ["--limit=100", "--test-limit=10", "--nets=2", "--epochs=1", "--batch-size=16", "--out=run"]
 FOLDERS = ("minicnn", "kernels")
 FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
@@ -105,11 +104,3 @@ def test_a_run_from_an_empty_folder(way, checkout, tmp_path):
             (next(site) / "kernels").mkdir()
         out = succeed(python, "-m", "minicnn.train", *RUN, *device, cwd=empty, **variables)
         assert "CNN 1: Epochs=1" in out
-
-
-def test_the_readmes_commands_are_those_that_ci_runs():
-    readme, script = (ROOT / "README.md").read_text(), (ROOT / ".ci/run").read_text()
-    for command in ('pip install -e ".[test]"', "python -m pytest"):
-        assert command in readme
-        assert command in script
-    assert "python -m minicnn.train" in readme

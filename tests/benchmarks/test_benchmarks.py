@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_study_store import LABELS, MADE_BY, SETTINGS, net
+from stored_nets import LABELS, MADE_BY, SETTINGS, net
 
 from benchmarks import plots, readme, studies, timing
 from minicnn.backends import cuda_blocks

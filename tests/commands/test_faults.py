@@ -1,8 +1,8 @@
 """Planted faults, as a command meets them: status 2, one line that names them, nothing written.
 
 Each table is of faults in one kind of file, or in the arguments, and of what the line must say. The
-readers alone are tested in test_data.py, checkpoints in test_checkpoint.py, and what the machine
-can do in test_machine_faults.py.
+readers alone are tested in tests/data/, checkpoints in test_checkpoint.py, and what the machine can
+do in test_machine_faults.py.
 """
 
 import gzip
@@ -15,8 +15,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from runs import command, state
-from test_data import (
+from digit_files import (
     HUGE,
     TEST_IMAGES,
     TEST_LABELS,
@@ -32,6 +31,7 @@ from test_data import (
     quoted,
     with_field,
 )
+from runs import command, state
 
 from minicnn import devices, predict, train
 from minicnn.backends import native

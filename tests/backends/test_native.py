@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import ROOT
 
 from minicnn.backends import native
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
 
 
@@ -96,7 +96,7 @@ def test_without_a_cache_folder_things_are_compiled_for_this_run(monkeypatch, tm
 
 def test_several_processes_may_make_the_same_library_at_once(cache):
     code = "import test_native as t; print(t.number_of(t.build()))"
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_data import MNIST, digits, idx_bytes, needs_mnist
+from digit_files import MNIST, digits, idx_bytes, needs_mnist
 
 from minicnn import files
 from minicnn.data import download

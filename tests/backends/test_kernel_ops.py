@@ -1,13 +1,13 @@
 """Kernels but those of convolution: against the same operation of ops_numpy, and to the bit."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from cases import Apart, Case, as_float32, assert_same_bits, few, poison, relative
 from hypothesis import example, given
 from hypothesis import strategies as st
+from planted import KERNELS
 from test_rng import KNOWN_ANSWERS
 
 from minicnn import rng
@@ -16,7 +16,7 @@ from minicnn.backends.affine import affine_parameters
 from minicnn.backends.ops_cuda import Operations
 from minicnn.network.geometry import Window
 
-DRAWING = Path(__file__).parent / "kernels" / "random.cu"
+DRAWING = KERNELS / "random.cu"
 RANGES = np.array([[-20, -2, -3, 0.8, 0.9], [20, 2, 3, 1.2, 1.1]], np.float32)
 
 

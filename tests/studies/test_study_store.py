@@ -8,31 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from runs import ROOT
+from stored_nets import LABELS, SETTINGS, net
 
-import minicnn.training.checkpoint
 from minicnn.files import DataError
 from minicnn.recipe import Recipe
 from minicnn.studies import STUDIES, trials
 from minicnn.studies.networks import Variant
 from minicnn.studies.store import FILE, Cell, Store
-from minicnn.studies.tasks import TrainedNet
 from minicnn.training import ensemble
-
-LABELS = np.array([3, 1, 4, 1, 5, 9], np.uint8)
-SETTINGS = {"source": "x", "train_images": 9, "test_images": 6, "data": "d", "test_data": "t"}
-MADE_BY = {"device": "numpy", "precision": "float32", "minicnn": "1", "numpy": "2", "python": "3"}
-
-
-def net(number, right=(), diverged=None):
-    """A net that predicts the images `right` rightly, and else the next digit."""
-    probabilities = np.full((6, 10), 0.01, np.float32)
-    guesses = [label if i in right else label + 1 for i, label in enumerate(LABELS)]
-    probabilities[np.arange(6), np.array(guesses) % 10] = 0.91 - 0.001 * number
-    row = dict.fromkeys(minicnn.training.checkpoint.HISTORY_COLUMNS, 0.5) | {
-        "net": number,
-        "epoch": 1,
-    }
-    return TrainedNet(number, [row], diverged, None if diverged else probabilities, MADE_BY)
 
 
 @pytest.fixture
@@ -78,7 +61,7 @@ def test_two_processes_write_to_one_file(tmp_path):
     code = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/studies"]
 from test_study_store import *
 cell = Cell("seed", Recipe(nets=40), 1)
 with Store(Path(sys.argv[1])) as store:

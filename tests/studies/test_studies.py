@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from runs import ROOT, command, small_layers
 from scipy import stats
-from test_study_store import SETTINGS
+from stored_nets import SETTINGS
 
 import minicnn.recipe
 from minicnn import __version__, model
