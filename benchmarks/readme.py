@@ -100,19 +100,22 @@ def summary():
 
 
 def _accuracies():
-    """Rows of `summary` on the test accuracy: single nets' and the ensembles'."""
+    """Rows of `summary` on the test accuracy of single nets and of ensembles."""
     study = timing.newest("study-trials")
     single, ensembles = study["tables"]["summary"]["rows"][:2]
-    recipe = next(iter(study["cells"].values()))["recipe"]
-    how = f"{study['settings']['train_images']:,} training images, {recipe['epochs']} epochs"
-    if recipe["epochs"] < 30 or study["settings"]["train_images"] < 60_000:
+    (cell_of_study,) = study["cells"].values()
+    images, epochs = study["settings"]["train_images"], cell_of_study["recipe"]["epochs"]
+    if epochs < 30 or images < 60_000:  # the accuracy of longer training is shown, too
         run = timing.newest("accuracy-cpu")["runs"][-1]
-        trained = f"{run['images']:,} training images, {run['epochs']} epochs"
-        shown = f"**{_percent(run['test_accuracy'])}**"
-        yield ["test accuracy, single nets", shown, f"MNIST, {trained}, {len(run['seeds'])} nets"]
-    for row in (single, ensembles):
-        shown = f"**{_fraction(row['mean'])}**"
-        yield [f"test accuracy, {row['of']}", shown, f"MNIST, {how}, mean of {row['n']}"]
+        about = (
+            f"{run['images']:,} images of MNIST, {run['epochs']} epochs, {len(run['seeds'])} nets"
+        )
+        yield ["test accuracy, one net", f"**{_percent(run['test_accuracy'])}**", about]
+    yield [
+        f"test accuracy, {ensembles['of']}",
+        f"**{_fraction(ensembles['mean'])}**; {single['of']} {_fraction(single['mean'])}",
+        f"{images:,} images of MNIST, {epochs} epochs, mean of {ensembles['n']} ensembles",
+    ]
 
 
 def _optional(kind):
@@ -125,43 +128,70 @@ def _optional(kind):
 
 # In the order in which they are best read.
 FILES = [
-    ("minicnn/train.py", "the command: arguments in, run folder out"),
-    ("minicnn/recipe.py", "every number that decides a training"),
-    ("minicnn/training/ensemble.py", "the nets in groups, and their votes"),
-    ("minicnn/training/trainer.py", "a group of nets through its epochs"),
-    ("minicnn/model.py", "`Sequential` and `mnist_cnn`; a training step"),
-    ("minicnn/network/stack.py", "layers in a row: shapes and names"),
-    ("minicnn/network/layers.py", "each layer's forward and backward pass"),
-    ("minicnn/network/plan.py", "the arrays of a step, allocated once"),
-    ("minicnn/backends/ops_numpy.py", "the arithmetic in NumPy: the reference"),
-    ("minicnn/backends/im2col.py", "convolution as a matrix product"),
-    ("minicnn/network/geometry.py", "strides, padding, transposed windows"),
-    ("minicnn/rng.py", "random numbers: Philox4x32-10"),
-    ("minicnn/augment.py", "random rotation, zoom and shift"),
-    ("minicnn/backends/affine.py", "how an image is resampled"),
-    ("minicnn/backends/ops_cpu.py", "the same operations as calls of C kernels"),
-    ("minicnn/backends/cpu_convolution.py", "which C kernel convolves"),
-    ("kernels/tile.h", "a tile of results in registers"),
-    ("kernels/conv_direct.c", "convolution in C: most of a step's time"),
-    ("minicnn/backends/kernel.py", "declarations parsed, arguments checked"),
-    ("minicnn/backends/cpu.py", "C kernels compiled and called"),
-    ("minicnn/backends/ops_cuda.py", "the same operations as launches of CUDA kernels"),
-    ("minicnn/backends/cuda_blocks.py", "a step in 28 launches of fused blocks"),
-    ("kernels/block.cuh", "the fused blocks' common parts"),
-    ("kernels/correlation.cuh", "products on tensor cores"),
-    ("kernels/block_forward.cu", "a block's forward launch"),
-    ("minicnn/backends/cuda.py", "CUDA kernels compiled, launched and captured"),
-    ("minicnn/emulator/__init__.py", "CUDA kernels on a CPU"),
+    ("the command, and every number of a recipe", "minicnn/train.py", "minicnn/recipe.py"),
+    (
+        "training: groups of nets and their votes, the epochs",
+        "minicnn/training/ensemble.py",
+        "minicnn/training/trainer.py",
+    ),
+    (
+        "the network: its step, nodes, layers, and the arrays of a step",
+        "minicnn/model.py",
+        "minicnn/network/stack.py",
+        "minicnn/network/layers.py",
+        "minicnn/network/plan.py",
+    ),
+    (
+        "the arithmetic in NumPy: all operations, im2col, strides and padding",
+        "minicnn/backends/ops_numpy.py",
+        "minicnn/backends/im2col.py",
+        "minicnn/network/geometry.py",
+    ),
+    (
+        "random numbers, and augmentation",
+        "minicnn/rng.py",
+        "minicnn/augment.py",
+        "minicnn/backends/affine.py",
+    ),
+    (
+        "the same operations in C: the calls, a tile of results in registers, convolution",
+        "minicnn/backends/ops_cpu.py",
+        "minicnn/backends/cpu_convolution.py",
+        "kernels/tile.h",
+        "kernels/conv_direct.c",
+    ),
+    (
+        "how kernels are declared, checked, compiled and called",
+        "minicnn/backends/kernel.py",
+        "minicnn/backends/cpu.py",
+    ),
+    (
+        "the same operations in CUDA, and a step in 28 launches of fused blocks",
+        "minicnn/backends/ops_cuda.py",
+        "minicnn/backends/cuda_blocks.py",
+        "kernels/block.cuh",
+        "kernels/correlation.cuh",
+        "kernels/block_forward.cu",
+    ),
+    (
+        "CUDA kernels launched and captured, on a GPU and on the emulator",
+        "minicnn/backends/cuda.py",
+        "minicnn/emulator/__init__.py",
+    ),
 ]
 
 
 def files():
-    """The source files in reading order, with their lines."""
-    rows = [
-        [f"[`{path}`]({path})", len((ROOT / path).read_text().splitlines()), words]
-        for path, words in FILES
-    ]
-    return "\n".join(_table(["file", "lines", "what it is"], rows))
+    """The source files in reading order, with their numbers of lines."""
+    rows = []
+    for number, (words, *paths) in enumerate(FILES, start=1):
+        shown = [
+            f"[`{path.removeprefix('minicnn/')}`]({path}) {len(lines)}"
+            for path in paths
+            for lines in [(ROOT / path).read_text().splitlines()]
+        ]
+        rows.append([number, ", ".join(shown), words])
+    return "\n".join(_table(["", "files in reading order, and their lines", "what they do"], rows))
 
 
 # ---- speed and accuracy --------------------------------------------------------------------------

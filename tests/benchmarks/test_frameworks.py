@@ -7,11 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import contenders, crew, equality, frameworks, scaling
+from benchmarks import contenders, crew, equality, frameworks, scaling, timing
 from benchmarks.contenders import Contender
 from benchmarks.crew import Crew, NotRunningError
 from minicnn import load_data
+from minicnn.data.digits import draw_digits
 from minicnn.network import geometry
+from minicnn.recipe import Recipe
+from minicnn.training import ensemble
+from minicnn.training.trainer import Data
 
 NUMPY = Contender("minicnn numpy", "minicnn_net", "numpy")
 INSTALLED = [c for c in contenders.on_cpu(2) if not c.missing and not c.compiled]
@@ -341,7 +345,7 @@ def test_nobody_to_measure_is_an_error(capsys):
         frameworks.main(["--only", "caffe"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
-        "benchmarks.frameworks: error: argument --only: no contender's name has caffe\n"
+        "benchmarks.frameworks: error: argument --only: no contender's name contains caffe\n"
     )
 
 
@@ -367,3 +371,40 @@ def test_the_quick_scaling_runs(tmp_path, capsys):
     if memory[1, 1] is not None:
         assert memory[1, 1] < memory[64, 1] < memory[64, 2] < memory[256, 1]
     assert capsys.readouterr().out.count("images a second") == len(rows)
+
+
+def test_whole_trainings_by_the_number_of_processes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scaling.machine, "cores", lambda: 2)
+    out = tmp_path / "result.json"
+    scaling.main(["--workers", "--quick", "--device", "numpy", "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert result["what"] == "training 2 nets for 1 epochs of 640 images"
+    assert list(result["processes"]) == ["1", "2"]
+    assert all(rate["images_per_second"] > 0 for rate in result["processes"].values())
+    assert result["ratio_to_one"]["1"] == 1
+    assert "2 process(es)" in capsys.readouterr().out
+
+
+def test_processes_that_change_the_result_are_found(monkeypatch):
+    def other_weights(job, workers):
+        path = job.folder / ensemble.FINAL
+        path.touch()
+        weights[path] = {"params": np.full(3, workers)}
+
+    weights = {}
+    monkeypatch.setattr(ensemble, "train_ensemble", other_weights)
+    monkeypatch.setattr(scaling.checkpoint, "load", lambda path: (weights[path], None))
+    images, labels = draw_digits(64)
+    with pytest.raises(AssertionError, match="processes changed the result"):
+        scaling.measure_workers(Recipe(nets=2, epochs=1), Data(images, labels), "numpy", 1)
+
+
+def test_a_comparison_that_is_stopped_leaves_its_rounds(fake, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(
+        timing, "save", lambda path, result: saved.append(result["rates"][0]["rounds"])
+    )
+    plan = [(named("minicnn cpu"), 1, 2, ("train",))]
+    out = str(tmp_path / "result.json")
+    assert frameworks.main(["--quick", "--rounds=3", "--within=60", "--out", out], plan) == 0
+    assert saved[:3] == [1, 2, 3]

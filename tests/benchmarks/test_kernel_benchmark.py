@@ -1,15 +1,14 @@
 """benchmarks/kernels.py: what operations must do at least, the limits, the command, its tables."""
 
 import json
-from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import kernel_tables, kernels, launches, limits, timing
-from benchmarks.gpu_parts import STATE, make_trainer
+from benchmarks import kernels, limits, readme, timing
+from benchmarks.kernels import make_trainer
 from benchmarks.operations import flops_of, operations_of
 from minicnn import (
     BatchNormalization,
@@ -26,7 +25,8 @@ from minicnn.backends import native
 from minicnn.network.layers import Activation
 
 E, B, H, W = 2, 3, 7, 5
-TINY = limits.Work(side=8, numbers=1000, rounds=2, seconds=0)
+TINY = limits.Work(side=8, elements=1000, rounds=2, seconds=0)
+STATE = "params", "moving", "moment_1", "moment_2", "step"
 
 
 # ---- what an operation must do -------------------------------------------------------------------
@@ -189,15 +189,17 @@ def test_limits_are_medians_of_rates(monkeypatch):
 
 
 def test_limits_of_a_gpu(monkeypatch, capsys):
-    def gemm(precision, rounds, seconds):
+    def gemm(precision, work):
         if precision == "tf32":
             return {"problem": "Traceback\nno cuBLAS"}
         return {"library": "CuPy", "side": 10, "times": [2.0]}
 
-    monkeypatch.setattr(limits, "gpu_copy_seconds", lambda rounds, seconds: (100, [5.0, 4.0]))
+    monkeypatch.setattr(limits, "gpu_copy_seconds", lambda work: (100, [5.0, 4.0]))
+    monkeypatch.setattr(limits, "gpu_launch_seconds", lambda work: [7.0])
     monkeypatch.setattr(limits, "gpu_gemm", gemm)
     found = limits.measure("cuda", TINY)
     assert found["copy_bytes_per_second"] == [20, 25]
+    assert found["launches_per_second"] == [4]
     assert found["gemm_flops_per_second"] == [1000]
     assert found["tf32_gemm_flops_per_second"] == []
     assert capsys.readouterr().err == "products in tf32: Traceback no cuBLAS\n"
@@ -213,10 +215,11 @@ def test_cublas_multiplies_in_its_own_process(monkeypatch, status, output, found
     def run(command, env, timeout, **options):
         assert env["CUPY_TF32"] == "1"
         assert "limits.time_gpu_gemm('tf32', 3, 0.5)" in command[-1]
+        assert timeout == limits._GEMM_SECONDS
         return SimpleNamespace(returncode=status, stdout=output, stderr="no cuBLAS\n")
 
     monkeypatch.setattr(limits.subprocess, "run", run)
-    assert limits.gpu_gemm("tf32", 3, 0.5) == found
+    assert limits.gpu_gemm("tf32", TINY._replace(rounds=3, seconds=0.5)) == found
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -265,13 +268,15 @@ def test_what_runs_on_a_gpu_runs_on_the_emulator(quickly, monkeypatch, capsys):
     if native.problem():
         pytest.skip(native.problem())
     found = []
-    monkeypatch.setattr(kernels, "EMULATED", replace(kernels.EMULATED, rounds=1))
+    monkeypatch.setattr(kernels, "EMULATED", kernels.EMULATED._replace(rounds=1))
     monkeypatch.setattr(kernels, "show", found.append)
     kernels.main(["--device", "emulated", "--quick", "--rounds=1"])
     [result] = found
     check(result, "emulated", nets=1)
     fused = result["launches"]["emulated"]
-    assert len(fused) == launches.STEP_LAUNCHES
+    assert len(fused) == 28
+    steps = [(row["nets"], row["captured"]) for row in result["steps"]]
+    assert steps == [(1, True), (1, False), (2, True)]
     assert all(row["of_bandwidth"] > 0 for row in fused)
     assert [row["kernel"] for row in fused if "of_matrix_peak" in row] == [
         "block_first_forward",
@@ -280,7 +285,9 @@ def test_what_runs_on_a_gpu_runs_on_the_emulator(quickly, monkeypatch, capsys):
     assert not quickly.exists()
     monkeypatch.undo()
     kernels.show(result)
-    assert "block_forward " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "block_forward " in shown
+    assert "Whole steps of 2 nets, float32, one graph: " in shown
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch, capsys):
@@ -329,7 +336,7 @@ def test_the_tables_are_of_the_newest_result(monkeypatch, tmp_path):
         "versions": {"minicnn": "0.1.0", "numpy": "2.4"},
     }
     timing.write("kernels-cpu", result)
-    lines = kernel_tables.operations().splitlines()
+    lines = readme.operations().splitlines()
     assert lines[:5] == [
         "| layer | pass | numpy | cpu |",
         "| --- | --- | --- | --- |",
