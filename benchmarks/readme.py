@@ -55,7 +55,7 @@ def render(path):
 def _relative(text, folder):
     """Markdown whose links start at the repository's root, as a document in `folder` needs them."""
     return re.sub(
-        r"\]\(([^):]+)\)",
+        r"\]\(([^):#]+)\)",
         lambda link: f"]({Path(os.path.relpath(ROOT / link[1], folder)).as_posix()})",
         text,
     )

@@ -394,7 +394,7 @@ def test_processes_that_change_the_result_are_found(monkeypatch):
     weights = {}
     monkeypatch.setattr(ensemble, "train_ensemble", other_weights)
     monkeypatch.setattr(scaling.checkpoint, "load", lambda path: (weights[path], None))
-    images, labels = draw_digits(64)
+    images, labels = draw_digits(100)
     with pytest.raises(AssertionError, match="processes changed the result"):
         scaling.measure_workers(Recipe(nets=2, epochs=1), Data(images, labels), "numpy", 1)
 

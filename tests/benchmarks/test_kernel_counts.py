@@ -3,6 +3,7 @@
 The counts are exact, so a bound that is passed is a kernel that got worse.
 """
 
+import json
 import re
 from collections import Counter
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import counts
+from benchmarks import counts, timing
 from benchmarks.counts import Limits
 from minicnn.backends.cuda_blocks import fusion
 from minicnn.emulator import Counts, Emulator
@@ -247,6 +248,45 @@ def test_the_limit_that_is_reached_first_sets_the_time():
     [line] = counts.table([row], limits).to_dict("records")
     assert line["us"] == 1.5e6 and line["limit"] == "shared"
     assert np.isnan(line["loads"])  # nothing to compare with
+
+
+def test_a_convolutions_launches_are_summed_by_pass(rows, fused):
+    for version, of_step in (("implicit", rows), ("fused", fused)):
+        by_pass = {
+            name: counts.summarize(
+                [row for row in of_step if counts.convolution_pass(row) == name], counts.H200
+            )
+            for name in counts.PASSES
+        }
+        sums = 14 if version == "implicit" else 7  # one launch more where partial sums are added
+        assert [found["launches"] for found in by_pass.values()] == [7, 6, sums]
+        step = counts.summarize(of_step, counts.H200)
+        assert step["launches"] == len(of_step)
+        assert step["flops"] == sum(row.counts.flops for row in of_step)
+        assert sum(found["memory_bytes"] for found in by_pass.values()) < step["memory_bytes"]
+        seconds = counts.table(of_step, counts.H200)["us"].sum() / 1e6
+        assert step["seconds"] == pytest.approx(seconds)
+
+
+def test_the_ladder_counts_what_is_asked_and_keeps_the_others(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(counts, "registers", dict)
+    monkeypatch.setattr(counts.cuda, "nvrtc_version", lambda: (13, 5))
+    monkeypatch.setattr(counts, "summarize_step", lambda *given: {"step": {"seconds": given[1]}})
+    last, out = timing.newest("ladder-emulated"), tmp_path / "ladder.json"
+    counts.main(["--ladder", "fused", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert list(found["versions_counted"]) == list(counts.STEPS)
+    for version in counts.STEPS:
+        same = found["versions_counted"][version] == last["versions_counted"][version]
+        assert same == (version != "fused")
+    assert capsys.readouterr().out == "fused: 15000.00 ms\n"
+    with pytest.raises(SystemExit) as stopped:
+        counts.main(["--ladder", "fused", "--nets=3", "--out", str(out)])
+    assert stopped.value.code == 2
+    message = "argument --ladder: the last result has another number of nets or images"
+    assert capsys.readouterr().err == f"benchmarks.counts: error: {message}\n"
+    counts.main(["--ladder", "--nets=3", "--out", str(out)])
+    assert json.loads(out.read_text())["nets"] == 3
 
 
 @pytest.mark.parametrize("version", ["naive", "im2col", "fused"])
