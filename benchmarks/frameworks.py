@@ -229,24 +229,43 @@ def ranking(rates):
 # ---- the command ---------------------------------------------------------------------------------
 
 
+def table(rates):
+    """Lines of Markdown: the best rates of each contender, the fastest first."""
+    one_net, ensemble, inference = compared(rates).values()
+    heads = "images a second", "training one net", "training an ensemble", "its best split"
+    rows = [
+        [
+            name,
+            rate(one_net.get(name)),
+            rate(ensemble[name]),
+            _split(ensemble[name]),
+            rate(inference.get(name)),
+        ]
+        for name in ranking(rates)
+    ]
+    return timing.table([*heads, "inference"], rows)
+
+
+def rate(row):
+    """Median, lowest and highest of a row in words; "" for None."""
+    keys = "images_per_second", "lowest", "highest"
+    return "{:,.0f} ({:,.0f} to {:,.0f})".format(*(row[key] for key in keys)) if row else ""
+
+
+def _split(row):
+    """How a row's contender used the cores."""
+    if row["nets"] > 1:
+        return f"{row['nets']} nets in one process"
+    return f"{row['processes']} x {row['threads']}"
+
+
 def show(result):
-    """Print the rates, the fastest contender first."""
-    rates = result["rates"]
-    found = compared(rates)
-    one, many, infer = found.values()
-    print(f"{'images a second':<36}{'one net':>9}{'ensemble':>10}{'split':>8}{'inference':>11}")
-    for name in ranking(rates):
-        cells = [f"{name:<36}"]
-        for rows, width in ((one, 9), (many, 10), (infer, 11)):
-            rate = f"{rows[name]['images_per_second']:,.0f}" if name in rows else ""
-            cells.append(f"{rate:>{width}}")
-        row = many[name]
-        cells.insert(3, f"{row['processes']} x {row['threads']:<2}".rjust(8))
-        print("".join(cells))
+    """Print a result."""
+    print("\n".join(table(result["rates"])))
     for what in ("refused", "left_out"):
         for name, why in result[what].items():
             print(f"{what.replace('_', ' ')}: {name}: {why}")
-    for what, rows in found.items():
+    for what, rows in compared(result["rates"]).items():
         times = ratio(rows.values())
         if times:
             print(f"{what}: the fastest minicnn is {times:.2f} times the fastest framework")

@@ -31,6 +31,7 @@ from minicnn.command import Parser, one_line, positive
 
 ROOT = Path(__file__).parent.parent
 PLOT_SECONDS = 25  # reserved for the plots, the last part
+_KAGGLE_IMAGES = 42_000  # training images of the notebook
 
 
 class Part(NamedTuple):
@@ -59,11 +60,11 @@ def parts_of(options):
     data = Path(options.data or os.environ.get("MINICNN_TEST_MNIST") or ROOT / ".mnist").resolve()
     no_mnist = None if data.is_dir() else f"no MNIST: {data} is not a folder; --data says where"
     if on_gpu:
-        recipe = ["--data", data, "--limit", options.limit, "--recipe", "seed"]
-        recipe += ["--epochs", options.epochs or (1 if options.quick else 45)]
+        recipe = ["--data", data, "--recipe", "seed", "--limit", _KAGGLE_IMAGES]
+        recipe += ["--epochs", 1] if options.quick else []
     else:
-        recipe = "--limit 4 --test-limit 4 --nets 1 --batch-size 2 --no-figures".split()
-        recipe += ["--data", "digits", "--epochs", options.epochs or 1]
+        recipe = "--data digits --limit 4 --test-limit 4 --nets 1 --epochs 1 --batch-size 2".split()
+        recipe += ["--no-figures"]
     device = ["--device", options.device]
     rounds = ["--rounds", 3 if options.quick else 9, "--seconds", 0.1]
     kernels = module("benchmarks.kernels", *device, *quick, "--out", out / "kernels.json")
@@ -285,10 +286,6 @@ def _parser():
         metavar="DIR",
         help="MNIST's folder (default: MINICNN_TEST_MNIST, or .mnist in the checkout)",
     )
-    parser.add_argument(
-        "--limit", type=positive, metavar="N", default=42_000, help="training images (42000)"
-    )
-    parser.add_argument("--epochs", type=positive, metavar="N", help="of the training (45)")
     return parser
 
 

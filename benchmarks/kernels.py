@@ -14,6 +14,7 @@ runs on a GPU; its times say nothing about a GPU's.
 """
 
 import gc
+import re
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -154,8 +155,9 @@ def time_steps(device, sizes):
 
 LEGEND = """\
 A cell: GFLOP/s of operations with arithmetic, GB/s of the others; per cent of the limit; time.
-More than 100% of a copy: the arrays lie in a cache. More than 100% of a matrix product: the
-convolution multiplies less than is counted (Winograd)."""
+Limits: the rate of a large matrix product, or of a large copy, on as many cores. More than 100% of
+a copy: the arrays lie in a cache. More than 100% of a product: the convolution multiplies less than
+is counted (Winograd)."""
 
 
 def problem_of(device):
@@ -204,20 +206,10 @@ def measure(devices, nets, batch, rounds, quick):
 
 
 def show(result):
-    """Print a result as a table."""
-    devices = list(result["limits"])
+    """Print a result."""
     print("Limits:", "; ".join(limits.in_words(result)))
     print(f"Batch {result['batch']}, median of {result['rounds']} steps.\n{LEGEND}\n")
-    cells = {}
-    for row in result["operations"]:
-        cells.setdefault((row["layer"], row["pass"]), {})[row["device"]] = cell(row)
-    print(f"{'':<42}", *(f"{device:<32}" for device in devices), sep="")
-    for (layer, part), of_devices in cells.items():
-        shown = (f"{of_devices.get(device, ''):<32}" for device in devices)
-        print(f"{layer:<24}{part:<18}", *shown, sep="")
-    for device in devices:
-        of_device = (row["seconds"] for row in result["operations"] if row["device"] == device)
-        print(f"{device}: {1e3 * sum(of_device):.2f} ms in all")
+    print("\n".join(tables(result)))
     for device, rows in result["launches"].items():
         print(f"\nLaunches of the fused step in TF32, on {device}:")
         for row in rows:
@@ -231,6 +223,22 @@ def show(result):
             f"{'one graph' if row['captured'] else 'launch by launch'}: "
             f"{1e3 * row['seconds']:.2f} ms, {row['images_per_second']:,.0f} images a second"
         )
+
+
+def tables(result):
+    """Lines of Markdown: each operation, and the sums over the layers of a kind, slowest first."""
+    devices, each, sums = list(result["limits"]), {}, {}
+    for row in result["operations"]:
+        device, kind = row["device"], re.sub("_[0-9]+$", "", row["layer"])
+        each.setdefault((row["layer"], row["pass"]), {})[device] = cell(row)
+        for name in (f"{kind}, {row['pass']}", "all"):
+            of_kind = sums.setdefault(name, dict.fromkeys(devices, 0))
+            of_kind[device] += 1e3 * row["seconds"]
+    kinds = sorted(sums, key=lambda kind: (kind == "all", -sums[kind][devices[-1]]))
+    rows = [[*key, *(cells.get(device, "") for device in devices)] for key, cells in each.items()]
+    shown = [[kind, *(f"{ms:.2f}" for ms in sums[kind].values())] for kind in kinds]
+    lines = timing.table(["layer", "pass", *devices], rows)
+    return [*lines, "", *timing.table(["all of a kind, ms", *devices], shown)]
 
 
 def cell(row):

@@ -127,12 +127,7 @@ def _measure_gpu(work):
     rates = {"copy_bytes_per_second": [size / seconds for seconds in times]}
     rates["launches_per_second"] = [_GPU_LAUNCHES / s for s in gpu_launch_seconds(work)]
     for precision, prefix in (("float32", ""), ("tf32", "tf32_")):
-        found = gpu_gemm(precision, work)
-        if "problem" in found:
-            print(f"products in {precision}: {one_line(found['problem'])}", file=sys.stderr)
-            found = {"side": 0, "times": ()}
-        flops = [2 * found["side"] ** 3 / seconds for seconds in found["times"]]
-        rates[f"{prefix}gemm_flops_per_second"] = flops
+        rates[f"{prefix}gemm_flops_per_second"] = gpu_gemm(precision, work)
     return rates
 
 
@@ -161,38 +156,39 @@ def gpu_launch_seconds(work):
 
 
 def gpu_gemm(precision, work):
-    """{"library", "side", "times"} of products of large matrices, or {"problem"}.
+    """[FLOP/s of a product of large matrices, one a round]; [] and a message where there is none.
 
     CuPy reads its setting for TF32 once, so each precision has a process of its own.
     """
     code = (
         "import json; from benchmarks import limits; "
-        f"print(json.dumps(limits.time_gpu_gemm({precision!r}, {work.rounds}, {work.seconds})))"
+        f"print(json.dumps(limits.gpu_gemm_here({precision!r}, {work.rounds}, {work.seconds})))"
     )
     environment = {**os.environ, "CUPY_TF32": str(int(precision == "tf32"))}
-    command = [sys.executable, "-c", code]
     options = {"cwd": _ROOT, "env": environment, "capture_output": True, "text": True}
     try:
+        command = [sys.executable, "-c", code]
         result = subprocess.run(command, timeout=_GEMM_SECONDS, check=False, **options)
+        problem = result.stderr.strip()[-2000:] if result.returncode else None
     except subprocess.TimeoutExpired:
-        return {"problem": f"no answer within {_GEMM_SECONDS} s"}
-    if result.returncode:
-        return {"problem": result.stderr.strip()[-2000:]}
+        problem = f"no answer within {_GEMM_SECONDS} s"
+    if problem is not None:
+        print(f"products in {precision}: {one_line(problem)}", file=sys.stderr)
+        return []
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def time_gpu_gemm(precision, rounds, seconds):
+def gpu_gemm_here(precision, rounds, seconds):
     """The same in this process: by CuPy, or by PyTorch where CuPy finds no cuBLAS."""
     try:
-        library, clock, product = "CuPy", timing.EventClock(), _cupy_product()
+        clock, product = timing.EventClock(), _cupy_product()
         product()
     except Exception as error:  # a missing library can raise any of several errors
         print(f"CuPy cannot multiply matrices here: {one_line(error)}", file=sys.stderr)
         torch_net = importlib.import_module("benchmarks.contenders.torch_net")
-        library, clock = "PyTorch", timing.WallClock()
+        clock = timing.WallClock()
         product = torch_net.synchronous_product(_GPU_SIDE, precision == "tf32")
-    times = timing.measure(product, rounds, seconds, clock)
-    return {"library": library, "side": _GPU_SIDE, "times": times}
+    return [2 * _GPU_SIDE**3 / s for s in timing.measure(product, rounds, seconds, clock)]
 
 
 def _cupy_product():

@@ -14,8 +14,7 @@ import os
 import re
 from pathlib import Path
 
-from benchmarks import frameworks, limits, timing
-from benchmarks.kernels import cell
+from benchmarks import frameworks, kernels, limits, timing
 from minicnn.studies import STUDIES
 from minicnn.studies.store import FILE, Store
 
@@ -61,10 +60,6 @@ def _relative(text, folder):
     )
 
 
-def _table(heads, rows):
-    return [f"| {' | '.join(map(str, row))} |" for row in (heads, ["---"] * len(heads), *rows)]
-
-
 # ---- what the project reaches --------------------------------------------------------------------
 
 
@@ -96,7 +91,7 @@ def summary():
                 f"`{demo['summary']['device']}`, {where}",
             ]
         )
-    return "\n".join(_table(["what", "result", "how"], rows))
+    return "\n".join(timing.table(["what", "result", "how"], rows))
 
 
 def _accuracies():
@@ -126,72 +121,38 @@ def _optional(kind):
         return []
 
 
-# In the order in which they are best read.
-FILES = [
-    ("the command, and every number of a recipe", "minicnn/train.py", "minicnn/recipe.py"),
-    (
-        "training: groups of nets and their votes, the epochs",
-        "minicnn/training/ensemble.py",
-        "minicnn/training/trainer.py",
-    ),
-    (
-        "the network: its step, nodes, layers, and the arrays of a step",
-        "minicnn/model.py",
-        "minicnn/network/stack.py",
-        "minicnn/network/layers.py",
-        "minicnn/network/plan.py",
-    ),
-    (
-        "the arithmetic in NumPy: all operations, im2col, strides and padding",
-        "minicnn/backends/ops_numpy.py",
-        "minicnn/backends/im2col.py",
-        "minicnn/network/geometry.py",
-    ),
-    (
-        "random numbers, and augmentation",
-        "minicnn/rng.py",
-        "minicnn/augment.py",
-        "minicnn/backends/affine.py",
-    ),
-    (
-        "the same operations in C: the calls, a tile of results in registers, convolution",
-        "minicnn/backends/ops_cpu.py",
-        "minicnn/backends/cpu_convolution.py",
-        "kernels/tile.h",
-        "kernels/conv_direct.c",
-    ),
-    (
-        "how kernels are declared, checked, compiled and called",
-        "minicnn/backends/kernel.py",
-        "minicnn/backends/cpu.py",
-    ),
-    (
-        "the same operations in CUDA, and a step in 28 launches of fused blocks",
-        "minicnn/backends/ops_cuda.py",
-        "minicnn/backends/cuda_blocks.py",
-        "kernels/block.cuh",
-        "kernels/correlation.cuh",
-        "kernels/block_forward.cu",
-    ),
-    (
-        "CUDA kernels launched and captured, on a GPU and on the emulator",
-        "minicnn/backends/cuda.py",
-        "minicnn/emulator/__init__.py",
-    ),
-]
+# What files do, and their paths in the order in which they are best read.
+FILES = """
+the command, and every number of a recipe | train.py recipe.py
+training: groups of nets and their votes; the epochs | training/ensemble.py training/trainer.py
+the network: a step, nodes, layers; the arrays of a step | model.py network/stack.py \
+    network/layers.py network/plan.py
+the operations in NumPy: all of them; im2col; strides and padding | backends/ops_numpy.py \
+    backends/im2col.py network/geometry.py
+random numbers, and augmentation | rng.py augment.py backends/affine.py
+the operations in C: the calls; sums in registers; convolution | backends/ops_cpu.py \
+    backends/cpu_convolution.py kernels/tile.h kernels/conv_direct.c
+how kernels are declared, checked, compiled and called | backends/kernel.py backends/cpu.py
+the operations in CUDA; a step in 28 launches of fused blocks | backends/ops_cuda.py \
+    backends/cuda_blocks.py kernels/block.cuh kernels/correlation.cuh kernels/block_forward.cu
+CUDA kernels launched and captured, on a GPU and on the emulator | backends/cuda.py \
+    emulator/__init__.py
+"""
 
 
 def files():
     """The source files in reading order, with their numbers of lines."""
     rows = []
-    for number, (words, *paths) in enumerate(FILES, start=1):
-        shown = [
-            f"[`{path.removeprefix('minicnn/')}`]({path}) {len(lines)}"
-            for path in paths
-            for lines in [(ROOT / path).read_text().splitlines()]
-        ]
+    for number, row in enumerate(FILES.split("\n")[1:-1], start=1):
+        words, names = row.split(" | ")
+        shown = []
+        for name in names.split():
+            path = name if (ROOT / name).exists() else f"minicnn/{name}"
+            lines = len((ROOT / path).read_text().splitlines())
+            shown.append(f"[`{name}`]({path}) {lines}")
         rows.append([number, ", ".join(shown), words])
-    return "\n".join(_table(["", "files in reading order, and their lines", "what they do"], rows))
+    heads = "", "files in reading order, and their lines", "what they do"
+    return "\n".join(timing.table(heads, rows))
 
 
 # ---- speed and accuracy --------------------------------------------------------------------------
@@ -201,33 +162,20 @@ def speed():
     """Training and inference beside the frameworks; whole trainings by the number of processes."""
     result, workers = timing.newest("frameworks-cpu"), timing.newest("workers-cpu")
     rates = result["rates"]
-    compared = frameworks.compared(rates)
-    one_net, ensemble, inference = compared.values()
-    rows = [
-        [
-            name,
-            _rate(one_net.get(name)),
-            _rate(ensemble[name]),
-            _split(ensemble[name]),
-            _rate(inference.get(name)),
-        ]
-        for name in frameworks.ranking(rates)
-    ]
-    heads = "images a second", "training one net", "training an ensemble", "its best split"
     lines = ["![Images a second of every contender](benchmarks/results/frameworks-cpu.png)", ""]
-    lines += _table([*heads, "inference"], rows)
+    lines += frameworks.table(rates)
     shown = [f"{name} ({why})" for name, why in (result["refused"] | result["left_out"]).items()]
     lines += ["", f"Not measured, or not in every split: {'; '.join(shown)}."] if shown else []
     lines += [
         "",
         "Batch 64; a training step augments its batch. Median, lowest and highest of "
         f"{_rounds(rates)} rounds in turn, on {result['machine']['cores']} cores. "
-        f"{_ratios(compared)} {timing.in_words(result)}",
+        f"{_ratios(frameworks.compared(rates))} {timing.in_words(result)}",
         "",
     ]
     processes = workers["processes"]
-    rows = [[count, _rate(rate)] for count, rate in processes.items()]
-    lines += _table(["`--workers`", "images a second"], rows)
+    rows = [[count, frameworks.rate(row)] for count, row in processes.items()]
+    lines += timing.table(["`--workers`", "images a second"], rows)
     lines += [
         "",
         f"Whole runs on `cpu`, {workers['what']}, with validation and the start of the processes; "
@@ -252,25 +200,10 @@ def _ratios(compared):
     return f"The fastest minicnn's rate divided by that of {'; of '.join(words)}."
 
 
-def _split(row):
-    """How a row's contender used the cores."""
-    if row["nets"] > 1:
-        return f"{row['nets']} nets in one process"
-    return f"{row['processes']} x {row['threads']}"
-
-
 def _rounds(rows):
     """How many rounds rows had: "7", or "5 to 7"."""
     rounds = {row["rounds"] for row in rows}
     return " to ".join(map(str, sorted({min(rounds), max(rounds)})))
-
-
-def _rate(row):
-    if row is None:
-        return ""
-    return "{:,.0f} ({:,.0f} to {:,.0f})".format(
-        *(row[key] for key in ("images_per_second", "lowest", "highest"))
-    )
 
 
 def scaling():
@@ -296,7 +229,7 @@ def accuracy():
             rows.append([*about, device, *shown])
     heads = "training images", "epochs", "momentum", "seeds", "device", "test images"
     where = (f"`{device}`: {timing.in_words(result)}" for device, result in results.items())
-    return "\n".join([*_table([*heads, "test images, distorted"], rows), "", " ".join(where)])
+    return "\n".join([*timing.table([*heads, "test images, distorted"], rows), "", " ".join(where)])
 
 
 def _percent(values):
@@ -323,9 +256,9 @@ def faults():
         counts = [f"{row[name]:,}" for name in ("inputs", "accepted", "refused")]
         memory = f"{row['peak_memory_bytes'] / 1e6:.0f} MB"
         fuzzing.append([row["reader"], *counts, f"{row['longest_seconds']:.2f} s", memory])
-    lines = [*_table(heads, kills), ""]
+    lines = [*timing.table(heads, kills), ""]
     heads = "reader", "inputs", "accepted", "refused", "slowest", "most memory of a process"
-    return "\n".join([*lines, *_table(heads, fuzzing), "", timing.in_words(result)])
+    return "\n".join([*lines, *timing.table(heads, fuzzing), "", timing.in_words(result)])
 
 
 # ---- the kernels ---------------------------------------------------------------------------------
@@ -347,8 +280,8 @@ def ladder():
             registers = sorted({result["registers"][kernel] for kernel in found["kernels"]})
             cells = [*_counts(found), found["limit"], ", ".join(map(str, registers))]
             convolutions.append([version, name, *cells])
-    lines = [*_table(["a step", *heads[:2], "passes", *heads[2:]], steps), ""]
-    lines += _table(["convolutions", "pass", *heads, "limit", "registers"], convolutions)
+    lines = [*timing.table(["a step", *heads[:2], "passes", *heads[2:]], steps), ""]
+    lines += timing.table(["convolutions", "pass", *heads, "limit", "registers"], convolutions)
     rates = (result["limits"][k] / 1e12 for k in ("memory", "cache", "arithmetic", "tensor"))
     return "\n".join(
         [
@@ -390,7 +323,7 @@ def tile_choices():
     heads += ["shared, KB", "registers", "spilled, bytes", "model, us"]
     return "\n".join(
         [
-            *_table(heads, rows),
+            *timing.table(heads, rows),
             "",
             f"Batch {result['batch']}. Registers of a thread, and its bytes of stack and spills, "
             f"on {' and '.join(result['architectures'])}, by NVRTC {result['versions']['nvrtc']}. "
@@ -400,30 +333,12 @@ def tile_choices():
     )
 
 
-def operations(kind="kernels-cpu"):
+def operations():
     """Each operation of a step, and the sums over all layers of a kind."""
-    result = timing.newest(kind)
-    devices, rows = list(result["limits"]), result["operations"]
-    each, sums, totals = {}, {}, dict.fromkeys(devices, 0)
-    for row in rows:
-        device, name = row["device"], re.sub("_[0-9]+$", "", row["layer"])
-        each.setdefault((row["layer"], row["pass"]), {})[device] = cell(row)
-        of_kind = sums.setdefault(f"{name}, {row['pass']}", dict.fromkeys(devices, 0))
-        of_kind[device] += row["seconds"]
-        totals[device] += row["seconds"]
-    kinds = sorted(sums, key=lambda kind: -sums[kind][devices[-1]])  # the slowest first
-    shown = [
-        [kind, *(f"{1e3 * seconds:.2f}" for seconds in found.values())]
-        for kind, found in ((*((kind, sums[kind]) for kind in kinds), ("all", totals)))
-    ]
-    operations_shown = [
-        [*key, *(cells.get(device, "") for device in devices)] for key, cells in each.items()
-    ]
+    result = timing.newest("kernels-cpu")
     return "\n".join(
         [
-            *_table(["layer", "pass", *devices], operations_shown),
-            "",
-            *_table(["all of a kind, ms", *devices], shown),
+            *kernels.tables(result),
             "",
             f"Median of {result['rounds']} training steps, batch {result['batch']}, the devices in "
             "turn. Per cent: of the rate of a large matrix product (GFLOP/s) or of a large copy "
@@ -460,7 +375,7 @@ def _variance(tables):
         [row["of"], row["unit"], *("" if row[k] is None else f"{row[k]:.2f}" for k in keys)]
         for row in tables["summary"]["rows"]
     ]
-    return _table(heads, rows)
+    return timing.table(heads, rows)
 
 
 def _trials(tables):
@@ -470,7 +385,7 @@ def _trials(tables):
         mean = _interval(row, "mean", "mean_low", "mean_high", digits=3)
         extremes = (_fraction(row[key]) for key in ("min", "max"))
         rows.append([row["of"], f"{row['n']:,}", mean, _fraction(row["sd"], 3), *extremes])
-    return _table(heads, rows)
+    return timing.table(heads, rows)
 
 
 def _grid(tables):
@@ -484,7 +399,7 @@ def _grid(tables):
         for row in pair:
             cells += [_interval(row), _fraction(row["notebook"])]
         rows.append(cells)
-    return _table(heads, rows)
+    return timing.table(heads, rows)
 
 
 def _ablation(tables):
@@ -493,7 +408,7 @@ def _ablation(tables):
     for row in tables["steps"]["rows"]:
         gain = _interval(row, "gain", "gain_low", "gain_high", sign="+")
         rows.append([row["step"], f"{row['weights']:,}", row["n"], _interval(row), gain])
-    return _table(heads, rows)
+    return timing.table(heads, rows)
 
 
 def _interval(row, *names, digits=2, sign=""):

@@ -1,4 +1,4 @@
-"""How a benchmark measures: after a warm-up, contenders in turn, medians; and its result files."""
+"""How a benchmark measures: after a warm-up, in rounds, by medians; and its result files."""
 
 import importlib
 import importlib.metadata
@@ -59,34 +59,19 @@ def clock_of(device):
 # ---- measuring -----------------------------------------------------------------------------------
 
 
-def alternate(contenders, rounds, seconds, clock=None):
-    """Time contenders {name: function of one step} in turn, so that noise affects all alike.
-
-    In each round each of them runs for about `seconds`. Returns {name: [seconds a step, one a
-    round]}.
-    """
+def measure(step, rounds, seconds, clock=None):
+    """Time a function, in rounds of about `seconds`: [seconds a call, one a round]."""
     clock = clock or WallClock()
 
-    def timed(step, calls):
+    def timed(calls):
         first = clock.mark()
         for _ in range(calls):
             step()
         return clock.seconds(first, clock.mark()) / calls
 
-    counts = {}
-    for name, step in contenders.items():
-        timed(step, 2)  # allocates and compiles
-        counts[name] = max(1, round(seconds / max(timed(step, 1), 1e-6)))
-    times = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, step in contenders.items():
-            times[name].append(timed(step, counts[name]))
-    return times
-
-
-def measure(step, rounds, seconds, clock=None):
-    """Time one function: [seconds a step, one a round]."""
-    return alternate({"": step}, rounds, seconds, clock)[""]
+    timed(2)  # allocates and compiles
+    calls = max(1, round(seconds / max(timed(1), 1e-6)))
+    return [timed(calls) for _ in range(rounds)]
 
 
 def spread(name, values):
@@ -141,6 +126,11 @@ def in_words(result):
     packages = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     system = f"{where['system']}, Python {where['python']}"
     return f"Measured {where['date']} on {on}, {system}, {packages}."
+
+
+def table(heads, rows):
+    """The lines of a table in Markdown."""
+    return [f"| {' | '.join(map(str, row))} |" for row in (heads, ["---"] * len(heads), *rows)]
 
 
 def _processor():

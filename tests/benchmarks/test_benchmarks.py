@@ -1,6 +1,7 @@
 """The benchmarks: README's tables are those of the result files, and how times become rates."""
 
 import json
+import re
 
 import pytest
 from stored_nets import LABELS, MADE_BY, SETTINGS, net
@@ -69,15 +70,15 @@ def test_a_changed_result_changes_its_table(table, kind, places, tmp_path, monke
     assert all(readme.render(path) != path.read_text() for path in having)
 
 
-def test_the_files_in_reading_order_have_their_lines(monkeypatch):
-    paths = [path for _, *paths in readme.FILES for path in paths]
-    assert len(set(paths)) == len(paths) >= 27
+def test_the_files_in_reading_order_have_their_lines():
     shown = readme.files()
-    for path in paths:
+    found = re.findall(r"\[`([^`]+)`\]\(([^)]+)\) (\d+)", shown)
+    assert len(set(found)) == len(found) == 27
+    for name, path, lines in found:
+        assert path.endswith(name)
         with open(readme.ROOT / path) as file:
-            assert f"]({path}) {sum(1 for _ in file)}" in shown
-    monkeypatch.setattr(readme, "FILES", [("this file", "tests/benchmarks/test_benchmarks.py")])
-    assert readme.files() != shown
+            assert sum(1 for _ in file) == int(lines)
+    assert [len(line.split("|")) for line in shown.splitlines()] == [5] * 11
 
 
 def test_a_table_may_stand_in_any_document(tmp_path, monkeypatch):
@@ -138,7 +139,7 @@ def test_rates_are_medians():
     assert rate == {"images_per_second": 50, "lowest": 20, "highest": 100, "rounds": 3}
 
 
-def test_contenders_take_turns_after_a_warm_up():
+def test_rounds_follow_a_warm_up():
     calls, now = [], iter(range(100))
 
     class Clock:
@@ -150,10 +151,9 @@ def test_contenders_take_turns_after_a_warm_up():
             assert last == first + 1
             return 1.0
 
-    contenders = {name: lambda name=name: calls.append(name) for name in "ab"}
-    times = timing.alternate(contenders, rounds=3, seconds=2, clock=Clock())
-    assert "".join(calls) == "|aa||a||bb||b|" + 3 * "|aa||bb|"
-    assert times == {"a": [0.5] * 3, "b": [0.5] * 3}
+    times = timing.measure(lambda: calls.append("a"), rounds=3, seconds=2, clock=Clock())
+    assert "".join(calls) == "|aa||a|" + 3 * "|aa|"
+    assert times == [0.5] * 3
 
 
 def test_results_are_files_named_by_machine_and_date(tmp_path, monkeypatch):

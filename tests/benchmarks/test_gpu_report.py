@@ -31,8 +31,7 @@ def part(code, seconds=60, **about):
 
 def options(folder, **given):
     defaults = {"device": "emulated", "seconds": 530, "quick": True}
-    rest = {"limit": 10, "data": None, "epochs": None}
-    return Namespace(out=folder, **{**defaults, **rest, **given})
+    return Namespace(out=folder, **{**defaults, "data": None, **given})
 
 
 def report_of(folder):

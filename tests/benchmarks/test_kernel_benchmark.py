@@ -188,38 +188,46 @@ def test_limits_are_medians_of_rates(monkeypatch):
     assert limits.medians(again)["copy_bytes_per_second"] is None
 
 
-def test_limits_of_a_gpu(monkeypatch, capsys):
-    def gemm(precision, work):
-        if precision == "tf32":
-            return {"problem": "Traceback\nno cuBLAS"}
-        return {"library": "CuPy", "side": 10, "times": [2.0]}
-
+def test_limits_of_a_gpu(monkeypatch):
     monkeypatch.setattr(limits, "gpu_copy_seconds", lambda work: (100, [5.0, 4.0]))
     monkeypatch.setattr(limits, "gpu_launch_seconds", lambda work: [7.0])
-    monkeypatch.setattr(limits, "gpu_gemm", gemm)
+    monkeypatch.setattr(limits, "gpu_gemm", lambda precision, work: [1.0] * (precision == "tf32"))
     found = limits.measure("cuda", TINY)
-    assert found["copy_bytes_per_second"] == [20, 25]
-    assert found["launches_per_second"] == [4]
-    assert found["gemm_flops_per_second"] == [1000]
-    assert found["tf32_gemm_flops_per_second"] == []
-    assert capsys.readouterr().err == "products in tf32: Traceback no cuBLAS\n"
+    assert found == {
+        "copy_bytes_per_second": [20, 25],
+        "launches_per_second": [4],
+        "gemm_flops_per_second": [],
+        "tf32_gemm_flops_per_second": [1.0],
+    }
     assert limits.cores_of("cuda") is None
     assert limits.cores_of("numpy") == 1
 
 
 @pytest.mark.parametrize(
-    ("status", "output", "found"),
-    [(0, 'a word\n{"times": [1.0]}\n', {"times": [1.0]}), (1, "", {"problem": "no cuBLAS"})],
+    ("status", "output", "found", "message"),
+    [(0, "a word\n[1.0]\n", [1.0], ""), (1, "", [], "products in tf32: Traceback no cuBLAS\n")],
 )
-def test_cublas_multiplies_in_its_own_process(monkeypatch, status, output, found):
+def test_cublas_multiplies_in_its_own_process(monkeypatch, capsys, status, output, found, message):
     def run(command, env, timeout, **options):
         assert env["CUPY_TF32"] == "1"
-        assert "limits.time_gpu_gemm('tf32', 3, 0.5)" in command[-1]
+        assert "limits.gpu_gemm_here('tf32', 3, 0.5)" in command[-1]
         assert timeout == limits._GEMM_SECONDS
-        return SimpleNamespace(returncode=status, stdout=output, stderr="no cuBLAS\n")
+        return SimpleNamespace(returncode=status, stdout=output, stderr="Traceback\nno cuBLAS\n")
 
     monkeypatch.setattr(limits.subprocess, "run", run)
     assert limits.gpu_gemm("tf32", TINY._replace(rounds=3, seconds=0.5)) == found
+    assert capsys.readouterr().err == message
+
+
+def test_products_are_timed_by_pytorch_where_cupy_has_no_cublas(monkeypatch, capsys):
+    calls = []
+    stand_in = SimpleNamespace(synchronous_product=lambda n, tf32: lambda: calls.append((n, tf32)))
+    monkeypatch.setattr(limits.importlib, "import_module", lambda name: stand_in)
+    monkeypatch.setattr(timing, "EventClock", lambda: None)
+    rates = limits.gpu_gemm_here("tf32", 2, 0)
+    assert len(rates) == 2 and min(rates) > 0
+    assert set(calls) == {(8192, True)}
+    assert "CuPy cannot multiply matrices here" in capsys.readouterr().err
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -259,7 +267,7 @@ def test_numpy_and_c_side_by_side(quickly, tmp_path, capsys):
     assert result["rounds"] == kernels.FEW_ROUNDS
     assert set(result) >= {"what", "batch", "machine", "versions"}
     lines = capsys.readouterr().out.splitlines()
-    [line] = [line for line in lines if line.startswith("conv2d_3 ") and " forward " in line]
+    [line] = [line for line in lines if line.startswith("| conv2d_3 | forward |")]
     assert line.count("GFLOP/s") == len(given)
     assert not quickly.exists()
 
