@@ -224,7 +224,7 @@ FILES = {
     "20 MB in a line": ("train.csv", add(b"0" * 20 * MEGABYTE), "line 42: line too long, expected"),
     "truncated CSV": (CSV_GZ, zipped(-20), f"{GZIP}Compressed file ended"),
     "no gzip of CSV": (CSV_GZ, same, f"{GZIP}Not a gzipped file"),
-    "bomb of lines": (CSV_GZ, bomb(b"\n"), "got more than 500000 lines, expected at most that"),
+    "bomb of lines": (CSV_GZ, bomb(b"\n"), "got more than 500000 lines, expected at most 500000"),
     "bomb of digits": (CSV_GZ, bomb(b"0"), "line 42: line too long, expected at most 16384 bytes"),
     "in test.csv": ("test.csv", swap(b"0\n", b"x\n"), "line 2, pixel783: got 'x', expected an int"),
     "labels there": ("test.csv", instead(CSV["train.csv"]), "line 1, column 1: got 'label', expe"),
@@ -270,7 +270,10 @@ FOLDERS = {
     "no training": (["test.csv"], "data: found test.csv; expected Kaggle's train.csv"),
     "no labels": ([TRAIN_IMAGES], f"data: found {TRAIN_IMAGES}; expected .*{TRAIN_LABELS}"),
     "no images": ([TRAIN_LABELS], f"data: found {TRAIN_LABELS}; expected .*{TRAIN_IMAGES}"),
-    "both kinds": ([*CSV, *IDX], "data: found both kinds, train.csv, .*; expected Kaggle's"),
+    "both kinds": (
+        [*CSV, *IDX],
+        "data: found files of both kinds, train.csv, .*; expected Kaggle's",
+    ),
 }
 
 
@@ -336,7 +339,7 @@ ARGUMENTS = {
         r"memory: 1 process\(es\) take [\d,]+ bytes, expected at most the 200,000,000 of"
     ),
     "--memory=1": r"memory: 1 process\(es\) take [\d,]+ bytes, expected at most the 1 of",
-    "--resume": "argument --resume: expected --out, the folder of the run to go on with",
+    "--resume": "argument --resume: expected --out, the folder of the run to continue",
     "--precision=tf32": "precision: got 'tf32', expected 'float32': the device 'numpy' has",
     "--precision=half": ".*precision: invalid choice: 'half' .*choose from .*float32",
     "--out=data/train.csv": "argument --out: data/train.csv is a file, expected a folder",

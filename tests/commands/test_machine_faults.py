@@ -23,7 +23,7 @@ from minicnn import files, predict, train
 from minicnn.training import checkpoint
 from minicnn.training.trainer import Trainer
 
-SAVED = "; the last checkpoints are intact, --resume goes on from them\n"
+SAVED = "; the last checkpoints are intact; --resume continues from them\n"
 
 
 def training_in(folder, *more):
@@ -325,7 +325,7 @@ def test_a_worker_that_dies_is_reported_and_its_net_goes_on(run, tmp_path, times
         timeout=120,
         check=False,
     )
-    told = "warning: the process that trained net 2 died; another goes on from the checkpoint"
+    told = "warning: the process that trained net 2 died; another one continues from the checkpoint"
     assert f"minicnn.train: {told}\n" in done.stderr
     assert "Traceback" not in done.stderr
     if times == 1:
@@ -396,7 +396,7 @@ def test_a_second_signal_stops_at_once(run, tmp_path, workers):
         tmp_path, *TINY, f"--workers={workers}", "--out", str(folder), seconds=20
     )
     os.kill(process.pid, signal.SIGINT)
-    while "once more stops at once" not in process.stderr.readline():
+    while "press Ctrl-C again to stop at once" not in process.stderr.readline():
         assert process.poll() is None
     os.kill(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=10)
@@ -431,7 +431,7 @@ def test_a_net_that_diverges_stops_and_the_others_go_on(
     poisoned(monkeypatch, 1, step)
     assert training_in(folder) == 0
     stdout, stderr = capsys.readouterr()
-    told = f"net 1 stopped, for its loss or weights were no longer finite in epoch {epoch}, "
+    told = f"net 1 stopped: its loss or weights were not finite in epoch {epoch}, "
     assert f"minicnn.train: warning: {told}step {of_epoch} of 4\n" in stderr
     assert "CNN 1" not in stdout and "CNN 2: Epochs=2" in stdout and "Ensemble of 1" in stdout
     rows = list(csv.DictReader((folder / "history.csv").open()))
@@ -461,9 +461,10 @@ def test_no_net_is_left(tmp_path, capsys):
     assert training_in(tmp_path, "--learning-rate=1e30", "--epochs=1") == 2
     stderr = capsys.readouterr().err
     for net in (1, 2):
-        assert f"warning: net {net} stopped, for its loss or weights were no longer fin" in stderr
+        assert f"warning: net {net} stopped: its loss or weights were not fin" in stderr
     last = stderr.splitlines()[-1]
-    assert last.startswith("minicnn.train: error: no net is left: ") and "--learning-rate" in last
+    told = "minicnn.train: error: every net stopped because its loss or weights were not finite; "
+    assert last.startswith(told) and "--learning-rate" in last
     assert not (tmp_path / "submission.csv").exists()
 
 

@@ -39,9 +39,12 @@ from minicnn.data.load import fingerprint
         ),
         (
             ["train.csv", TRAIN_IMAGES, TRAIN_LABELS],
-            f"found both kinds, train.csv, {TRAIN_IMAGES}, {TRAIN_LABELS}; expected",
+            f"found files of both kinds, train.csv, {TRAIN_IMAGES}, {TRAIN_LABELS}; expected",
         ),
-        (["train.csv", TEST_IMAGES], f"found both kinds, train.csv, {TEST_IMAGES}; expected"),
+        (
+            ["train.csv", TEST_IMAGES],
+            f"found files of both kinds, train.csv, {TEST_IMAGES}; expected",
+        ),
     ],
 )
 def test_folder_fault(tmp_path, names, expected):

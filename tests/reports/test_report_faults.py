@@ -124,7 +124,7 @@ def test_what_is_no_folder(capsys, folder, tmp_path):
     assert "no such folder" in refused(capsys, tmp_path / "missing")
     assert "no such folder" in refused(capsys, folder / "config.json")
     assert "argument --out: got" in refused(capsys, folder, "--out", tmp_path / "no/x.html")
-    assert "is no file" in refused(capsys, folder, "--out", tmp_path)
+    assert "is not a file" in refused(capsys, folder, "--out", tmp_path)
     assert "argument --device" in refused(capsys, folder, "--device=abacus")
 
 

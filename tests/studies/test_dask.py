@@ -70,7 +70,7 @@ def goes_on(again, folder, undisturbed):
     assert 0 < before < 6
     done = command(*again)
     assert done.returncode == 0, done.stderr
-    assert f"{before} are trained already" in done.stderr
+    assert f"{before} nets are already trained" in done.stderr
     assert nets(folder) == undisturbed
     return done
 
@@ -211,7 +211,7 @@ def test_a_killed_process_of_this_machine_loses_nothing(undisturbed, tmp_path):
     assert len(nets(tmp_path / "study")) < 6
     _, errors = study.communicate(timeout=DEADLINE)
     assert study.returncode == 0, errors
-    assert errors.count("a worker process died; another does its task once more") == 1
+    assert errors.count("a worker process died; another one repeats its task") == 1
     assert nets(tmp_path / "study") == undisturbed
 
 
@@ -236,7 +236,7 @@ def test_a_study_that_was_stopped_goes_on(number, undisturbed, tmp_path):
     _, errors = study.communicate(timeout=DEADLINE)
     assert study.returncode == (130 if number == signal.SIGINT else -number)
     if number != signal.SIGKILL:
-        assert f"go on with: python -m minicnn.study {' '.join(SMALL)}" in errors
+        assert f"continue with: python -m minicnn.study {' '.join(SMALL)}" in errors
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
     goes_on(again, tmp_path / "study", undisturbed)

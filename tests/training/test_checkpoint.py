@@ -357,7 +357,10 @@ def test_predictions_replace_files_only(tmp_path, capsys, monkeypatch, saved, ou
     monkeypatch.chdir(tmp_path)
     arguments = ["--checkpoint", str(saved[0]), "--data=digits", "--out", out]
     assert predict.main(arguments) == 2
-    assert f"argument --out: {out} is no file, expected one or none" in capsys.readouterr().err
+    assert (
+        f"argument --out: {out} is not a file, expected a file or a new name"
+        in capsys.readouterr().err
+    )
 
 
 # ---- going on with a training -------------------------------------------------------------------

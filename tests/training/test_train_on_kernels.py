@@ -138,7 +138,7 @@ def test_a_net_that_diverges_in_lockstep_is_nothing_to_the_others(
     monkeypatch.setattr(Trainer, "step", sick)
     assert train.main([*arguments, "--no-graph", "--out", str(tmp_path / "sick")]) == 0
     stdout, stderr = capsys.readouterr()
-    assert "net 2 stopped, for its loss or weights were no longer finite in epoch 2, st" in stderr
+    assert "net 2 stopped: its loss or weights were not finite in epoch 2, st" in stderr
     assert "step 1 of 2" in stderr
     assert "CNN 1: " in stdout and "CNN 2: " not in stdout and "CNN 3: " in stdout
     found, _, found_rows = state(tmp_path / "sick")
