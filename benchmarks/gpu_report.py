@@ -74,7 +74,7 @@ def parts_of(options):
     no_matplotlib = None if drawing.available() else "matplotlib is not installed"
     return {
         "machine": Part(["nvidia-smi", "-q"], 20, left_out=no_gpu),
-        "kernels": Part(kernels, 150, "kernels.json", 30),
+        "kernels": Part(kernels, 180, "kernels.json", 30),
         "tests": Part(tests, 155, None, 30, no_gpu),
         "train": Part(train, 200, f"{run}/summary.json", 60, no_mnist if on_gpu else None),
         "frameworks": Part(

@@ -1,4 +1,4 @@
-"""The benchmarks: README's tables are those of the result files, and how times become rates."""
+"""The documents' tables are those of the result files; how times become rates and files."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def test_each_table_is_in_a_document():
     ],
 )
 def test_a_changed_result_changes_its_table(table, kind, places, tmp_path, monkeypatch):
-    """So each document that has the table is an old one."""
+    """Then each document that has the table is out of date."""
     for file in timing.RESULTS.glob("*.json"):
         result = json.loads(file.read_text())
         if file.name.startswith(kind):
@@ -99,7 +99,7 @@ def test_a_table_may_stand_in_any_document(tmp_path, monkeypatch):
         readme.render(path)
 
 
-def test_the_tiles_shown_are_those_that_are_chosen():
+def test_the_tiles_shown_are_the_current_choices():
     result, shown = timing.newest("tiles"), []
     for block in cuda_blocks.fusion(RECIPES["seed"].nodes, result["batch"]).blocks:
         for launch in (block.forward, block.input_gradient, block.weight_gradient):
@@ -119,7 +119,7 @@ def test_figures_show_the_newest_results(kind, tmp_path):
         )
 
 
-def test_every_result_says_on_what_it_was_measured():
+def test_every_result_names_its_machine_and_versions():
     files = sorted(timing.RESULTS.glob("*.json"))
     assert files
     for file in files:
@@ -170,7 +170,7 @@ def test_results_are_files_named_by_machine_and_date(tmp_path, monkeypatch):
     assert given.exists()
 
 
-def test_the_newest_result_counts_on_whatever_machine(tmp_path, monkeypatch):
+def test_the_newest_result_counts_from_any_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "RESULTS", tmp_path)
     for name in (
         "kind-z-2019-01-01",
@@ -196,7 +196,7 @@ def test_the_machine_and_the_versions_are_named():
 
 
 def test_what_is_kept_of_a_study(tmp_path, monkeypatch):
-    """Each accuracy is in the result file, and README's tables are made of it."""
+    """The result file has each accuracy, and the tables are made from it."""
     cell = Cell("seed", Recipe(nets=2, epochs=3), 2)
     with Store(tmp_path / FILE) as store:
         store.claim("trials", 0, SETTINGS, LABELS, [cell])
@@ -220,7 +220,7 @@ def test_what_is_kept_of_a_study(tmp_path, monkeypatch):
 
 
 def test_what_is_kept_of_a_run(tmp_path, monkeypatch):
-    """The demo's time is in the table that README begins with."""
+    """The demo's time is in the table `summary`."""
     monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
     found = {"device": "cpu", "seconds": 31.4, "images_per_second": 2087.6}
     (tmp_path / "summary.json").write_text(json.dumps({**found, "ensemble_test_accuracy": 0.999}))

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_report.py without a GPU: its parts fail alone, and the report is always there."""
+"""benchmarks/gpu_report.py without a GPU: a failing part stops no other, and is reported."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_nothing_fails(tmp_path, capsys):
 
 
 def test_the_report_is_written_after_each_part(tmp_path, capsys):
-    """Each part prints the parts that the report has had when it ran."""
+    """Each part prints the parts that are in the report while it runs."""
     code = (
         "import json, pathlib; report = pathlib.Path({!r}); "
         "print(*(json.loads(report.read_text())['parts'] if report.exists() else ['none']))"
@@ -108,7 +108,7 @@ def test_results_of_an_earlier_report_do_not_count(tmp_path):
     assert entry["why"].startswith("no results: FileNotFoundError")
 
 
-def test_parts_that_do_not_fit_any_more_are_left_out(tmp_path, monkeypatch, capsys):
+def test_parts_without_enough_time_are_left_out(tmp_path, monkeypatch, capsys):
     times = []
 
     def run_command(command, seconds, log):
@@ -189,7 +189,7 @@ def test_a_command_is_stopped_in_time_with_what_it_started(tmp_path):
 
 
 def is_running(process):
-    """Whether a process works; one that only waits to be reaped does not."""
+    """Whether a process still works; a zombie does not."""
     try:
         os.kill(process, 0)
         with open(f"/proc/{process}/stat") as file:
@@ -202,7 +202,7 @@ def is_running(process):
 
 
 class FakeGpu:
-    """CuPy's events on a stream whose work takes as long as `run` says."""
+    """CuPy's events, on a stream whose time is `now`."""
 
     def __init__(self):
         self.now, self.waited = 0.0, []
@@ -259,7 +259,7 @@ def test_the_tests_of_kernels_are_found():
 
 @pytest.fixture(scope="module")
 def recorded():
-    """(launches, marks) of a fused step that is not run, with two nets of three images."""
+    """(launches, marks) of a fused step, recorded but not run: two nets, three images each."""
     if native.problem():
         pytest.skip(native.problem())
 

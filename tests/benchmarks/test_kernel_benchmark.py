@@ -1,4 +1,4 @@
-"""benchmarks/kernels.py: what operations must do at least, the limits, the command, its tables."""
+"""benchmarks/kernels.py: the least work of operations, the limits, the command, its tables."""
 
 import json
 from itertools import product
@@ -33,7 +33,7 @@ STATE = "params", "moving", "moment_1", "moment_2", "step"
 
 
 class Recorder:
-    """A backend that notes which arrays its operations are given."""
+    """A backend that records the arrays which its operations get."""
 
     def __init__(self, ops):
         self._ops, self.calls = ops, []
@@ -52,7 +52,7 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def small():
-    """What a Trainer has, of a small network with odd shapes."""
+    """The attributes of a Trainer, for a small network with odd shapes."""
     stack = [
         Conv2D(3, (3, 2), strides=(2, 1), padding="same", activation="relu"),
         BatchNormalization(),
@@ -83,7 +83,7 @@ IN_PLACE = {"adam": [0, 2, 3], "accumulate": [2], "update_moving": [0]}
 
 
 def bytes_given(trainer, operation):
-    """Those of the arrays that an operation hands to the backend: each once, in place twice."""
+    """Bytes of the arrays that an operation passes to the backend: each once, in place twice."""
     model, calls = trainer.model, trainer.ops.calls
     steering = model.net_numbers, model.step, model.learning_rate, trainer.bounds
     left_out = [*steering, trainer.plan.passes[0][1].workspace]
@@ -235,7 +235,7 @@ def test_products_are_timed_by_pytorch_where_cupy_has_no_cublas(monkeypatch, cap
 
 @pytest.fixture
 def quickly(monkeypatch, tmp_path):
-    """Little is measured, and no result is written to the repository's."""
+    """Measure little, and write no result into the repository."""
     monkeypatch.setattr(limits, "QUICK", TINY)
     monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
     return tmp_path / "results"
@@ -298,7 +298,7 @@ def test_what_runs_on_a_gpu_runs_on_the_emulator(quickly, monkeypatch, capsys):
     assert "Whole steps of 2 nets, float32, one graph: " in shown
 
 
-def test_a_device_that_is_not_there_is_named(monkeypatch, capsys):
+def test_a_device_that_cannot_be_used_is_named(monkeypatch, capsys):
     monkeypatch.setattr("minicnn.backends.cuda.problem", lambda: "there is no GPU")
     with pytest.raises(SystemExit) as stopped:
         kernels.main(["--device", "numpy", "cuda"])
