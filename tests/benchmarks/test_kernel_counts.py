@@ -163,7 +163,7 @@ def weights_bytes(batch):
 
 
 def passes(rows, batch):
-    """Distinct bytes of all launches, divided by the size of all convolutions' outputs, at batch 64.
+    """Distinct bytes of all launches, divided by the size of all convolutions' outputs; batch 64.
 
     The bytes that grow with the batch are scaled from `batch` to 64.
     """
