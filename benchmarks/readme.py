@@ -3,11 +3,10 @@
 A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`, in any of DOCUMENTS; TABLES has
 the names. It shows the newest result of its kind in benchmarks/results.
 
-DIR is the folder of a study, or of a run of minicnn.train: its findings first become result files.
-Do this on the machine that made them.
+DIR is the folder of a study, or of a run of `python -m minicnn.train`, the demo: its findings first
+become result files. Do this on the machine that made them.
 """
 
-import argparse
 import importlib
 import json
 import os
@@ -15,6 +14,9 @@ import re
 from pathlib import Path
 
 from benchmarks import frameworks, kernels, limits, timing
+from minicnn.command import Parser
+from minicnn.files import DataError
+from minicnn.recipe import RECIPES
 from minicnn.studies import STUDIES
 from minicnn.studies.store import FILE, Store
 
@@ -454,10 +456,17 @@ TABLES = {
 
 
 def keep(folder):
-    """Write the findings in the folder of a study or of a run of minicnn.train as result files."""
+    """Write the findings in the folder of a study, or of a run of the demo, as result files.
+
+    Raises DataError for another folder.
+    """
     about = {"machine": timing.machine(), "versions": timing.versions("scipy")}
     if (folder / "summary.json").exists():
-        result = json.loads((folder / "summary.json").read_text())
+        config, result = (
+            json.loads((folder / name).read_text()) for name in ("config.json", "summary.json")
+        )
+        if (config["recipe"], config["source"]) != (RECIPES["demo"].as_dict(), "digits"):
+            raise DataError(f"{folder}: another recipe or data, expected a run of the demo")
         timing.write(f"demo-{result['device']}", {"summary": result, **about})
         return
     with Store(folder / FILE, create=False) as store:
@@ -501,10 +510,13 @@ def of_study(results):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="benchmarks.readme", description=__doc__)
+    parser = Parser(prog="benchmarks.readme", description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, metavar="DIR")
     for folder in parser.parse_args(argv).folders:
-        keep(folder)
+        try:
+            keep(folder)
+        except (DataError, OSError) as error:
+            parser.error(str(error))
     for path in DOCUMENTS:
         if path.exists():
             path.write_text(render(path))

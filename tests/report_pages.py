@@ -87,7 +87,7 @@ class Page(html.parser.HTMLParser):
         return found[1:]
 
     def confusion(self):
-        rows = self.table("What ")[1:]
+        rows = self.table("Predictions of the ")[1:]
         return np.array([[int(text.replace(",", "")) for text in row[1:11]] for row in rows])
 
     def quiz(self):

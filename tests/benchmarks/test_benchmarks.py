@@ -219,11 +219,20 @@ def test_what_is_kept_of_a_study(tmp_path, monkeypatch):
     assert sized.endswith("2 trials, ensembles of 2, `numpy`")
 
 
-def test_what_is_kept_of_a_run(tmp_path, monkeypatch):
+def test_what_is_kept_of_a_run(tmp_path, monkeypatch, capsys):
     """The demo's time is in the table `summary`."""
     monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
     found = {"device": "cpu", "seconds": 31.4, "images_per_second": 2087.6}
     (tmp_path / "summary.json").write_text(json.dumps({**found, "ensemble_test_accuracy": 0.999}))
+    config = {"recipe": RECIPES["seed"].as_dict(), "source": "digits"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit) as stopped:
+        readme.main([str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "another recipe or data, expected a run of the demo" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"recipe": RECIPES["demo"].as_dict()})
+    )
     readme.keep(tmp_path)
     assert timing.newest("demo-cpu")["summary"]["seconds"] == 31.4
     for file in (readme.ROOT / "benchmarks" / "results").glob("*.json"):

@@ -166,7 +166,10 @@ def test_what_a_killed_process_left_is_removed(run, tmp_path):
 def test_other_files_are_not_overwritten(tmp_path, capsys, name):
     (tmp_path / name).write_text("precious")
     assert training_in(tmp_path) == 2
-    assert f"{tmp_path}: holds a {name} of something else; choose an" in capsys.readouterr().err
+    assert (
+        f"{tmp_path}: holds {name} without config.json; choose another folder"
+        in capsys.readouterr().err
+    )
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -194,7 +197,7 @@ def test_going_on_with_another_device_is_told(run, tmp_path, capsys):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "device": "cuda"}))
     assert training_in(folder, "--resume") == 0
-    assert "began with cuda in float32, minicnn" in capsys.readouterr().err
+    assert "started with cuda in float32, minicnn" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
@@ -248,7 +251,7 @@ def test_a_folder_whose_name_stdout_cannot_write(tmp_path):
 
 def test_resuming_nothing_is_told(tmp_path, capsys):
     assert training_in(tmp_path / "out", "--resume", "--nets=1", "--epochs=1") == 0
-    assert "out holds no run to go on with: it begins here" in capsys.readouterr().err
+    assert "out holds no run to resume; a new one starts" in capsys.readouterr().err
 
 
 # ---- memory --------------------------------------------------------------------------------------
@@ -332,7 +335,7 @@ def test_a_worker_that_dies_is_reported_and_its_net_goes_on(run, tmp_path, times
         assert done.returncode == 0, done.stderr
     else:
         assert done.returncode == 2, done.stderr
-        assert "error: a worker process died, and so did the one in its place;" in done.stderr
+        assert "error: a worker process died, and so did its replacement;" in done.stderr
         assert done.stderr.endswith(SAVED)
         assert checkpoint.load(tmp_path / "out/checkpoint-net-002.npz")[1]["step"] == 4
         assert training_in(tmp_path / "out", "--resume") == 0

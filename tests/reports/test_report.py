@@ -42,7 +42,10 @@ def test_a_run(capsys, folder, tmp_path):
     lines = (folder / "submission.csv").read_text().split()[1:]
     guesses = np.array([int(line.split(",")[1]) for line in lines])
     right = sum(int(guess == label) for guess, label in zip(guesses, labels, strict=True))
-    assert f"The ensemble of 2 has {100 * right / 40:.2f} % of 40 test images right" in page.words
+    assert (
+        f"The ensemble of 2 predicts {100 * right / 40:.2f} % of 40 test images correctly"
+        in page.words
+    )
     rows = page.table("Accuracies.")
     summary = json.loads((folder / "summary.json").read_text())
     assert [row[3] for row in rows] == [
@@ -70,7 +73,7 @@ def test_the_figures_of_a_run(capsys, folder):
     drawing.save(folder / "figures/predictions.png", lambda: drawing.page(300, "x", "y"))
     (folder / "figures/training_images.png").write_bytes(b"<script>")
     page, told = made(capsys, folder)
-    assert "training_images.png: not a PNG of a run, and left out" in told
+    assert "training_images.png: not a PNG of a run; left out" in told
     assert (folder / "figures/predictions.png").read_bytes() in page.images
 
 
@@ -80,7 +83,7 @@ def test_the_figures_of_a_run(capsys, folder):
         ({"source": "/nowhere"}, "/nowhere: No such file or directory; expected a folder with"),
         ({"test_data": "0" * 64}, "digits: has other test images or labels than"),
         ({"test_images": 41}, "digits: has other test images or labels than"),
-        ({"data": "0" * 64}, "checkpoint.npz: of another run than config.json"),
+        ({"data": "0" * 64}, "checkpoint.npz: belongs to another run than config.json"),
     ],
 )
 def test_without_its_data_a_run_still_has_a_page(capsys, folder, change, named):
@@ -115,8 +118,8 @@ def test_a_run_whose_test_images_have_no_labels(capsys, tmp_path):
     capsys.readouterr()
     page, told = made(capsys, folder)
     assert told == ""
-    assert "no test accuracy is" in page.words and "taken for" not in page.words
-    rows = page.table("What the ensemble takes them for")
+    assert "there is no test accuracy" in page.words and "predicted as" not in page.words
+    rows = page.table("The ensemble's guesses")
     entropies = [float(row[3]) for row in rows]
     assert len(rows) == 50 and entropies == sorted(entropies, reverse=True)
     guesses = (folder / "submission.csv").read_text().split()[1:]
@@ -216,8 +219,8 @@ def test_mixed_devices_and_nets_that_diverged(capsys, tmp_path):
     folder = put(tmp_path / "study", "trials", one_cell(trials=2), nets=nets)
     page, _ = made(capsys, folder)
     assert "cuda (4 nets), cpu (2 nets)" in page.words
-    assert "their last bits may differ" in page.words
-    assert page.table("Nets that diverged") == [["seed", "1", "2", "1", "7"]]
+    assert "rounding may differ" in page.words
+    assert page.table("Diverged nets") == [["seed", "1", "2", "1", "7"]]
     rows = page.table("Test accuracies of single nets and of ensembles.")
     assert rows[0][2] == "diverged" and page.confusion().sum() == 240
 
@@ -227,8 +230,8 @@ def test_a_quiz_without_labels(capsys, tmp_path):
     arguments = {"count": 60, "labelled": False, "source": str(tmp_path)}
     folder = put(tmp_path / "study", "hardest", one_cell(), **arguments)
     page, told = made(capsys, folder)
-    assert told == "" and "taken for" not in page.words
-    assert len(page.table("What the ensemble takes them for")) == len(page.quiz()) == 50
+    assert told == "" and "predicted as" not in page.words
+    assert len(page.table("The ensemble's guesses")) == len(page.quiz()) == 50
 
 
 def test_a_study_whose_images_are_gone(capsys, tmp_path):

@@ -80,7 +80,7 @@ def test_a_history_that_says_it_twice(capsys, folder):
 
 def test_a_run_that_is_not_finished(capsys, folder):
     (folder / "summary.json").unlink()
-    assert "has no summary.json, expected a run that is finished" in refused(capsys, folder)
+    assert "has no summary.json, expected a finished run" in refused(capsys, folder)
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_a_cluster_without_workers_is_waited_for(cluster, undisturbed, tmp_path)
     line = study.stderr.readline()
     while "warning" not in line:
         line = study.stderr.readline()
-    told = f"warning: the cluster at {cluster.address} has no workers left; waiting for some"
+    told = f"warning: the cluster at {cluster.address} has no workers left; waiting for new ones"
     assert line == f"minicnn.study: {told}\n"
     cluster.add_worker()
     _, errors = study.communicate(timeout=DEADLINE)
@@ -292,7 +292,7 @@ def test_a_cluster_that_goes_away(cluster, tmp_path):
     cluster.scheduler.kill()
     _, errors = study.communicate(timeout=DEADLINE)
     assert study.returncode == 2
-    told = f"error: the cluster at {cluster.address} is gone; what was trained is kept"
+    told = f"error: the cluster at {cluster.address} is gone; the nets trained so far are saved"
     assert errors.splitlines()[-1] == f"minicnn.study: {told}"
     assert "Traceback" not in errors
 

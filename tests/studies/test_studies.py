@@ -148,7 +148,7 @@ def test_a_task_is_told_of_other_data_and_versions(small, source):
     with pytest.raises(DataError, match=r"worker on .*process \d+: has minicnn .* expected 0.0.9"):
         train_nets(replace(task, version="0.0.9"))
     other = replace(source, train="another")
-    with pytest.raises(DataError, match="digits: holds other images or labels"):
+    with pytest.raises(DataError, match="digits: has other images or labels"):
         train_nets(replace(task, source=other))
     with pytest.raises(DataError, match=r"worker on .*nowhere: No such file"):
         measure(replace(task, source=replace(source, name="nowhere")))
@@ -225,7 +225,7 @@ def test_a_process_that_dies_takes_only_its_task(tmp_path):
         futures = [executor.submit(die_once, tmp_path / "dead"), executor.submit(abs, -4)]
         assert [future.result() for future in futures] == ["done", 4]
         assert deaths == [1]
-        with pytest.raises(WorkerDiedError, match="and so did the one in its place"):
+        with pytest.raises(WorkerDiedError, match="and so did its replacement"):
             executor.submit(die).result()
         assert executor.submit(abs, -5).result() == 5
     assert len(deaths) == 3
@@ -362,7 +362,7 @@ def test_images_of_no_extent(tmp_path, lit):
         store.add_images("variance", 0, measures)
         found = variance.findings(store.results("variance", 0))
     if not lit:
-        assert found.lines == ["no image has a pixel that is not zero"]
+        assert found.lines == ["all pixels of all images are zero"]
         return
     assert found.lines[0].startswith("centre of the bounding box: mean (8.00, 6.00)")
     assert all(picture.build().axes for picture in found.pictures.values())

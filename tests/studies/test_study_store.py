@@ -92,7 +92,7 @@ def test_diverged_nets_have_no_vote(store):
     summary = found.tables["summary"].data
     assert summary["n"].to_list()[:2] == [5, 2]
     assert summary["max"][1] == first[1]
-    noted = "1 of 6 nets diverged and count nowhere: 1 of the ensembles have fewer nets"
+    noted = "1 of 6 nets diverged and are left out: 1 of the ensembles have fewer nets"
     assert noted in found.lines[2]
 
 

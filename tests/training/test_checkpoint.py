@@ -144,7 +144,7 @@ FILES = {
     "an entry less": (lambda good: packed(unpacked(good)[:-1]), "history: not as minicnn writes"),
     "a lie about a size": (
         lambda good: repacked(good, "history", npy(HUGE)),
-        r"history: got shape \(2, 999999999999\), expected one that the file holds",
+        r"history: got shape \(2, 999999999999\), expected one that fits into the file",
     ),
     "an array of objects": (
         lambda good: repacked(good, "moving", npy(OBJECTS, pickle.dumps(Planted()))),
@@ -279,7 +279,7 @@ FIELDS = [
     (replaced("diverged", [{"net": 1}]), "diverged: got .* expected a list of {net, epoch, step}"),
     (
         replaced("diverged", [{"net": net, "epoch": 1, "step": 1} for net in (1, 2)]),
-        "every net of it diverged, expected one to use",
+        "all of its nets diverged, expected one to use",
     ),
     (changed("history", lambda a: a[:, :-1]), r"history: got shape \(1, 7\) .* rows of 8 numbers"),
     (changed("history", lambda a: a[0]), r"history: got shape \(8,\) of float64, expected"),
@@ -342,13 +342,16 @@ def test_a_net_that_predicts_no_numbers_has_no_vote(tmp_path, capsys, saved, wei
     archive.write(path, {**arrays, "params": params, "moving": moving}, {**about, "diverged": []})
     assert predict.main(arguments) == 0
     stdout, stderr = capsys.readouterr()
-    assert stderr == "minicnn.predict: warning: net 2 predicts no finite numbers, and has no vote\n"
+    assert (
+        stderr
+        == "minicnn.predict: warning: net 2 does not predict finite values, and has no vote\n"
+    )
     assert "Ensemble of 1: " in stdout
     params[0] = weight
     out.unlink()
     archive.write(path, {**arrays, "params": params, "moving": moving}, {**about, "diverged": []})
     assert predict.main(arguments) == 2
-    assert "no net of it predicts finite numbers" in capsys.readouterr().err
+    assert "none of its nets predicts finite values" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -269,7 +269,7 @@ def test_workers_that_die_as_they_begin_are_reported(tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    assert "error: a worker process died, and so did the one in its place" in done.stderr
+    assert "error: a worker process died, and so did its replacement" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -305,7 +305,7 @@ def test_nets_must_fit_together_in_the_end(data, monkeypatch):
     needed = resources.collected_bytes(thousand, data)
     assert 9 * 1000 * 327_242 * 4 < needed < 13 * 1000 * 327_242 * 4
     monkeypatch.setattr(resources, "free_memory", lambda: needed - 1)
-    with pytest.raises(ValueError, match=r"nets: 1000 nets take [\d,]+ bytes to put together"):
+    with pytest.raises(ValueError, match=r"nets: merging 1000 nets takes [\d,]+ bytes"):
         resources.share(thousand, data, ops_numpy)
     monkeypatch.setattr(resources, "free_memory", lambda: needed)
     resources.share(thousand, data, ops_numpy, memory=1 << 40)
