@@ -7,7 +7,7 @@ measured before and after, on as many cores: the rate of a large matrix product 
 with little arithmetic, of a large copy (limits.py).
 
 On a GPU each operation is a graph; its time includes the launch, a few microseconds. The launches
-of the fused step in TF32 are timed too (launches.py), and whole steps by precision and nets.
+of the fused step in TF32 are timed too, and whole steps by precision and number of nets.
 
 Exit status: 0; 2 for bad arguments or a device that cannot be used. --device emulated tests what
 runs on a GPU; its times say nothing about a GPU's.
@@ -23,8 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import limits, timing
-from benchmarks.launches import time_launches, use_of_limits
-from benchmarks.operations import operations_of
+from benchmarks.operations import describe, operations_of, record_step, use_of_limits
 from minicnn.backends import cuda, native
 from minicnn.command import Parser, positive
 from minicnn.data.digits import draw_digits
@@ -119,14 +118,31 @@ def share_of_limit(row, measured):
 
 
 def time_fused(device, sizes, measured):
-    """A row for each launch of the fused step; none where there are no tensor cores for TF32."""
+    """A row for each launch of the fused step; none where there are no tensor cores for TF32.
+
+    A launch is repeated in one graph, so the time of launching is left out, and operands that fit
+    into the second-level cache are read from there.
+    """
     driver = cuda.Cuda() if device == "cuda" else Emulator()
-    rows = time_launches(driver, sizes) if driver.has_tf32 else []
+    if not driver.has_tf32:
+        return []
+    launches, marks = record_step(driver, sizes.nets, sizes.batch)
+    rows = describe(launches, marks, sizes.nets, sizes.batch)
+    clock = timing.clock_of(device)
     peaks = {
         "float32": measured["gemm_flops_per_second"],
         "tf32": measured.get("tf32_gemm_flops_per_second"),
     }
-    for row in rows:
+    for launch, row in zip(launches, rows, strict=True):
+
+        def repeated(launch=launch):
+            for _ in range(sizes.repeats):
+                driver.run(launch)
+
+        with driver.session():
+            graph = driver.capture(repeated)
+            times = timing.measure(graph, sizes.rounds, sizes.seconds / 10, clock)
+        row.update(timing.spread("seconds", [seconds / sizes.repeats for seconds in times]))
         row.update(use_of_limits(row, measured["copy_bytes_per_second"], peaks))
     return rows
 

@@ -116,7 +116,7 @@ class Store:
             known = self._rows("SELECT settings FROM study WHERE study=? AND seed=?", study, seed)
             if known:
                 same = {name: value for name, value in settings.items() if name != "source"}
-                same.setdefault("distorted")  # a file without it has been made without it
+                same.setdefault("distorted")  # None: no distorted test images
                 self._compare(f"the study {study}", _json(known[0][0]), same)
             blob = None if labels is None else labels.astype(np.uint8).tobytes()
             self._write("INSERT OR IGNORE INTO study", study, seed, json.dumps(settings), blob)

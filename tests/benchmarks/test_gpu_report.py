@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import equality, frameworks, gpu_report, launches, timing
+from benchmarks import equality, frameworks, gpu_report, operations, timing
 from benchmarks.contenders import Contender
 from benchmarks.gpu_report import Part
 from minicnn.backends import cuda, native
@@ -267,11 +267,11 @@ def recorded():
         def run(self, launch):
             pass
 
-    return launches.record_step(Idle(), 2, 3)
+    return operations.record_step(Idle(), 2, 3)
 
 
 def test_each_launch_has_its_layer_bytes_and_flop(recorded):
-    rows = launches.describe(*recorded, nets=2, batch=3)
+    rows = operations.describe(*recorded, nets=2, batch=3)
     assert len(rows) == 28
     found = {(row["kernel"], row["layer"]): row for row in rows}
     second = found["block_forward", "conv2d_1"]
@@ -292,7 +292,7 @@ def test_each_launch_has_its_layer_bytes_and_flop(recorded):
 
 def test_use_of_limits():
     row = {"seconds": 2e-6, "bytes_read": 3e6, "bytes_written": 1e6, "flops": 2e8, "peak": "tf32"}
-    found = launches.use_of_limits(row, 4e12, {"tf32": 4e14, "float32": 5e13})
+    found = operations.use_of_limits(row, 4e12, {"tf32": 4e14, "float32": 5e13})
     assert found == pytest.approx(
         {
             "memory_seconds": 1e-6,
@@ -301,7 +301,7 @@ def test_use_of_limits():
             "of_matrix_peak": 0.25,
         }
     )
-    assert launches.use_of_limits(row, None, {"tf32": None}) == {}
+    assert operations.use_of_limits(row, None, {"tf32": None}) == {}
 
 
 ROW = {"job": "train", "nets": 1, "precision": "tf32", "processes": 1, "threads": 2}
