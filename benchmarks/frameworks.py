@@ -261,7 +261,7 @@ def _split(row):
 
 def show(result):
     """Print a result."""
-    print("\n".join(table(result["rates"])))
+    print(timing.aligned(table(result["rates"])))
     for what in ("refused", "left_out"):
         for name, why in result[what].items():
             print(f"{what.replace('_', ' ')}: {name}: {why}")

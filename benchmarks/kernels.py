@@ -225,9 +225,10 @@ def show(result):
     """Print a result."""
     print("Limits:", "; ".join(limits.in_words(result)))
     print(f"Batch {result['batch']}, median of {result['rounds']} steps.\n{LEGEND}\n")
-    print("\n".join(tables(result)))
+    for lines in tables(result):
+        print(timing.aligned(lines), end="\n\n")
     for device, rows in result["launches"].items():
-        print(f"\nLaunches of the fused step in TF32, on {device}:")
+        print(f"Launches of the fused step in TF32, on {device}:")
         for row in rows:
             parts = [f"{1e6 * row['seconds']:9.1f} us"]
             for name, what in (("of_bandwidth", "a copy"), ("of_matrix_peak", "a product")):
@@ -242,7 +243,7 @@ def show(result):
 
 
 def tables(result):
-    """Lines of Markdown: each operation, and the sums over the layers of a kind, slowest first."""
+    """Two tables in Markdown: each operation; the sums over layers of a kind, slowest first."""
     devices, each, sums = list(result["limits"]), {}, {}
     for row in result["operations"]:
         device, kind = row["device"], re.sub("_[0-9]+$", "", row["layer"])
@@ -254,7 +255,7 @@ def tables(result):
     rows = [[*key, *(cells.get(device, "") for device in devices)] for key, cells in each.items()]
     shown = [[kind, *(f"{ms:.2f}" for ms in sums[kind].values())] for kind in kinds]
     lines = timing.table(["layer", "pass", *devices], rows)
-    return [*lines, "", *timing.table(["all of a kind, ms", *devices], shown)]
+    return lines, timing.table(["all of a kind, ms", *devices], shown)
 
 
 def cell(row):

@@ -338,9 +338,12 @@ def tile_choices():
 def operations():
     """Each operation of a step, and the sums over all layers of a kind."""
     result = timing.newest("kernels-cpu")
+    each, kinds = kernels.tables(result)
     return "\n".join(
         [
-            *kernels.tables(result),
+            *each,
+            "",
+            *kinds,
             "",
             f"Median of {result['rounds']} training steps, batch {result['batch']}, the devices in "
             "turn. Per cent: of the rate of a large matrix product (GFLOP/s) or of a large copy "

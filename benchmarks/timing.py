@@ -133,6 +133,14 @@ def table(heads, rows):
     return [f"| {' | '.join(map(str, row))} |" for row in (heads, ["---"] * len(heads), *rows)]
 
 
+def aligned(lines):
+    """A table in Markdown as text whose columns are aligned."""
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rows = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+    return "\n".join(rows)
+
+
 def _processor():
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
