@@ -43,8 +43,8 @@ struct Forward {
             int row = channel + f.step * STEP + f.lane * 2, filter = first + f.quad * 4;
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-                bool inside = row + k < s.C && filter < s.N;
-                int at = inside ? (tap * s.C + row + k) * s.N + filter : 0;
+                bool inside = row + k < s.Cin && filter < s.Cout;
+                int at = inside ? (tap * s.Cin + row + k) * s.Cout + filter : 0;
                 copy_async_16(raw + (k * width * 4 + i) * 4, kernel + at, inside);
             }
         }
@@ -63,7 +63,7 @@ struct Forward {
         const float* so_far = rows_of_moments + row * PIVOTED * width + channel;
         bool any = so_far[3 * width] > 0.0f;
         int filter = blockIdx.y * width + channel;
-        float4 v = activated(filter < s.N ? filter : 0, first);
+        float4 v = activated(filter < s.Cout ? filter : 0, first);
         int quarters = threadIdx.x % WARP / 4 * 4;  // the lanes of the same channels share a pivot
         v = make_float4(__shfl_sync(ALL_LANES, v.x, quarters), __shfl_sync(ALL_LANES, v.y, quarters),
                         __shfl_sync(ALL_LANES, v.z, quarters), __shfl_sync(ALL_LANES, v.w, quarters));
@@ -77,7 +77,7 @@ struct Forward {
 
     __device__ void take(int pixel, int filter, float4 v, Raw) {
         v = activated(filter, v);
-        store4(y + pixel * s.N + filter, v);
+        store4(y + pixel * s.Cout + filter, v);
         float4 d = sub4(v, pivot);
         deviations = add4(deviations, d);
         squares = fma4(d, d, squares);
@@ -105,6 +105,7 @@ struct Forward {
 // `kept`; with parts of its moments, mean and variance (C,) are results, too.
 //
 // Blocks: tiles, each block every so many; channels.
+// Twin: block_oracles.forward
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_forward(
     PerNet<const float> y_below, PerNet<const float> kernel, PerNet<const float> bias,
     MAY_BE_NULL PerNet<const float> gamma, MAY_BE_NULL PerNet<const float> beta,
@@ -113,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
     MAY_BE_NULL PerNet<const unsigned> kept, Convolution s, Tiling t, const int* tables,
     float floor, PerNet<float> y, MAY_BE_NULL PerNet<float> parts) {
     extern __shared__ __align__(16) float shared[];
-    int padded = ceil_div(s.C, CHUNK) * CHUNK, width = t.channel_warps * WIDE;
+    int padded = ceil_div(s.Cin, CHUNK) * CHUNK, width = t.channel_warps * WIDE;
     float *scales = shared, *shifts = scales + padded, *rows = shifts + padded;
     float* table = rows + t.pixel_warps * PIVOTED * width;
     int staged = t.images * t.source_rows * t.source_columns, taps = s.kh * s.kw;
@@ -122,17 +123,17 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
                           mean.row(),  variance.row(), epsilon, kept_scale};
     bool leaves = parts_below.data && blockIdx.x == 0 && blockIdx.y == 0;
     between.prepare(
-        s.C, scales, shifts, pixels, t.area, leaves ? mean.row() : nullptr, variance.row());
+        s.Cin, scales, shifts, pixels, t.area, leaves ? mean.row() : nullptr, variance.row());
     for (int i = threadIdx.x; i < t.pixel_warps * PIVOTED * width; i += blockDim.x) rows[i] = 0.0f;
 
     Forward pass{};
     pass.s = s;
     pass.tables = copy_tables(tables, staged, 1, taps, table);
-    pass.source = {s.B, s.H, s.W, s.C, pass.tables.staged, staged};
+    pass.source = {s.B, s.H, s.W, s.Cin, pass.tables.staged, staged};
     pass.stride = s.sh;
     pass.row_step = pass.column_step = 1;
-    pass.channels = s.C;
-    pass.filters = s.N;
+    pass.channels = s.Cin;
+    pass.filters = s.Cout;
     pass.result_rows = s.Ho;
     pass.result_columns = s.Wo;
     pass.x = {y_below.row(), kept.row(), scales, shifts};
@@ -148,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
 
     __syncthreads();
     int first = blockIdx.y * width;
-    float* part = parts.row() + blockIdx.x * STATISTICS * s.N + first;
-    for (int c = threadIdx.x; c < width && first + c < s.N; c += blockDim.x)
-        add_up_pivoted(rows, t.pixel_warps, width, c, part + c, s.N);
+    float* part = parts.row() + blockIdx.x * STATISTICS * s.Cout + first;
+    for (int c = threadIdx.x; c < width && first + c < s.Cout; c += blockDim.x)
+        add_up_pivoted(rows, t.pixel_warps, width, c, part + c, s.Cout);
 }

@@ -45,12 +45,12 @@ struct InputGradient {
         for (int i = threadIdx.x; i < width * 4; i += blockDim.x) {
             Fragment f = item(i);
             int column = filter + f.step * STEP + f.lane * 2, channel = first + f.quad * 4;
-            bool inside = column < s.N && channel < s.C;
-            int at = inside ? (tap * s.C + channel) * s.N + column : 0;
+            bool inside = column < s.Cout && channel < s.Cin;
+            int at = inside ? (tap * s.Cin + channel) * s.Cout + column : 0;
 #pragma unroll
             for (int k = 0; k < 4; ++k)
                 copy_async_8(
-                    raw + (k * width * 4 + i) * 2, kernel + at + (inside ? k * s.N : 0), inside);
+                    raw + (k * width * 4 + i) * 2, kernel + at + (inside ? k * s.Cout : 0), inside);
         }
     }
 
@@ -72,12 +72,12 @@ struct InputGradient {
         unsigned kept;
     };
     __device__ Raw load(int pixel, int channel) const {
-        int at = pixel * s.C + channel;
+        int at = pixel * s.Cin + channel;
         return {load4_global(y_below + at), four_bits(kept, at)};
     }
 
     __device__ void take(int pixel, int channel, float4 v, const Raw& raw) {
-        int at = pixel * s.C + channel;
+        int at = pixel * s.Cin + channel;
         v = make_float4(v.x * kept_scale, v.y * kept_scale, v.z * kept_scale, v.w * kept_scale);
         v = keep4(v, raw.kept);
         float4 z = fma4(raw.y, load4(inverses + channel), load4(shifts + channel));
@@ -101,6 +101,7 @@ struct InputGradient {
 // are the block's moments, those `_below` of the one below, whose y_below (B, H, W, C) is.
 //
 // Blocks: tiles, each block every so many; channels, and groups of phases.
+// Twin: block_oracles.input_gradient
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_input_gradient(
     PerNet<const float> dx, PerNet<const float> y, PerNet<const float> sums, int sums_count,
     PerNet<const float> gamma, PerNet<const float> mean, PerNet<const float> variance,
@@ -110,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     MAY_BE_NULL PerNet<const unsigned> kept, float kept_scale, PerNet<float> dx_below,
     PerNet<float> parts) {
     extern __shared__ __align__(16) float shared[];
-    int padded = ceil_div(s.N, CHUNK) * CHUNK, padded_below = ceil_div(s.C, CHUNK) * CHUNK;
+    int padded = ceil_div(s.Cout, CHUNK) * CHUNK, padded_below = ceil_div(s.Cin, CHUNK) * CHUNK;
     float *as = shared, *bs = as + padded, *cs = bs + padded;
     float *inverses = cs + padded, *shifts = inverses + padded_below;
     int width = t.channel_warps * WIDE;
@@ -119,8 +120,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     float* pixels = table + Tables::numbers(staged, phases, taps);
     NormalizationGradient gradient{gamma.row(), sums.row(), sums_count,         mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
-    gradient.prepare(s.N, as, bs, cs, pixels, t.area);
-    for (int c = threadIdx.x; c < s.C; c += blockDim.x) {
+    gradient.prepare(s.Cout, as, bs, cs, pixels, t.area);
+    for (int c = threadIdx.x; c < s.Cin; c += blockDim.x) {
         double inverse = 1.0 / sqrt(double(variance_below.row()[c]) + epsilon_below);
         inverses[c] = inverse;
         shifts[c] = -mean_below.row()[c] * inverse;
@@ -130,12 +131,12 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     InputGradient pass{};
     pass.s = s;
     pass.tables = copy_tables(tables, staged, phases, taps, table);
-    pass.source = {s.B, s.Ho, s.Wo, s.N, pass.tables.staged, staged};
+    pass.source = {s.B, s.Ho, s.Wo, s.Cout, pass.tables.staged, staged};
     pass.stride = 1;
     pass.row_step = s.sh;
     pass.column_step = s.sw;
-    pass.channels = s.N;
-    pass.filters = s.C;
+    pass.channels = s.Cout;
+    pass.filters = s.Cin;
     pass.result_rows = s.H;
     pass.result_columns = s.W;
     pass.dz = {dx.row(), y.row(), as, bs, cs, floor};
@@ -153,12 +154,12 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
 
     __syncthreads();
     int first = blockIdx.y / t.groups * width;
-    float* part = parts.row() + (blockIdx.x * t.groups + blockIdx.y % t.groups) * SUMS * s.C + first;
+    float* part = parts.row() + (blockIdx.x * t.groups + blockIdx.y % t.groups) * SUMS * s.Cin + first;
     for (int i = threadIdx.x; i < SUMS * width; i += blockDim.x) {
         int which = i / width, channel = i - which * width;
-        if (first + channel >= s.C) continue;
+        if (first + channel >= s.Cin) continue;
         float total = 0.0f;
         for (int row = 0; row < t.pixel_warps; ++row) total += rows[row * SUMS * width + i];
-        part[which * s.C + channel] = total;
+        part[which * s.Cin + channel] = total;
     }
 }

@@ -90,6 +90,7 @@ __device__ inline void leave_bias(float4 sum, int filters, float* area, float* p
 //
 // Blocks: parts of the images; channels, filters, and groups of taps. Warps: halves of the channels,
 // rows of taps, in each some columns of taps; shares of the pixels.
+// Twin: block_oracles.weight_gradient
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_weight_gradient(
     PerNet<const float> y_below, MAY_BE_NULL PerNet<const float> gamma_below,
     MAY_BE_NULL PerNet<const float> beta_below, MAY_BE_NULL PerNet<const float> mean_below,
@@ -99,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
     PerNet<const float> mean, PerNet<const float> variance, float epsilon, float floor,
     Convolution s, Tiling t, const int* table, PerNet<float> parts) {
     extern __shared__ __align__(16) float shared[];
-    int padded = ceil_div(s.C, CHUNK) * CHUNK, padded_filters = ceil_div(s.N, CHUNK) * CHUNK;
+    int padded = ceil_div(s.Cin, CHUNK) * CHUNK, padded_filters = ceil_div(s.Cout, CHUNK) * CHUNK;
     float *scales = shared, *shifts = scales + padded;
     float *as = shifts + padded, *bs = as + padded_filters, *cs = bs + padded_filters;
     float* x_pixels = cs + padded_filters;
@@ -114,13 +115,13 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
 
     Normalization between{gamma_below.row(), beta_below.row(), nullptr, 0, mean_below.row(),
                           variance_below.row(), epsilon_below, kept_scale};
-    between.prepare(s.C, scales, shifts, x_pixels, t.area);
+    between.prepare(s.Cin, scales, shifts, x_pixels, t.area);
     NormalizationGradient gradient{gamma.row(), sums_parts.row(), sums_count, mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
-    gradient.prepare(s.N, as, bs, cs, x_pixels, t.area);
+    gradient.prepare(s.Cout, as, bs, cs, x_pixels, t.area);
     __syncthreads();
 
-    Staged x_source{s.B, s.H, s.W, s.C, reinterpret_cast<const int2*>(staged_table), staged};
+    Staged x_source{s.B, s.H, s.W, s.Cin, reinterpret_cast<const int2*>(staged_table), staged};
     Normalized x{y_below.row(), kept.row(), scales, shifts};
     BeforeActivation dz{dx.row(), y.row(), as, bs, cs, floor};
     dz.sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -158,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
         int first_pixel = (image * s.Ho + band) * s.Wo;
         int rows = min(t.rows, s.Ho - band), images = min(t.images, s.B - image);
         stage_run<BATCH>(
-            dz, first_pixel, images * rows * s.Wo, steps * STEP, s.N, first_filter, dz_pixels);
+            dz, first_pixel, images * rows * s.Wo, steps * STEP, s.Cout, first_filter, dz_pixels);
         __syncthreads();
         for (int step = share; step < steps; step += t.pixel_warps) {
             int first = step * STEP + quarter, second = first + 4;
@@ -169,22 +170,22 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
     }
     add_shares(sums, share, t.pixel_warps, item, x_pixels);
 
-    float* part = parts.row() + blockIdx.x * (s.kh * s.kw * s.C * s.N + s.N);
+    float* part = parts.row() + blockIdx.x * (s.kh * s.kw * s.Cin * s.Cout + s.Cout);
     if (share == 0)
 #pragma unroll
         for (int tap = 0; tap < FORM_TAPS; ++tap) {
             if (tap >= taps) break;
-            int first = (tap_row * s.kw + tap_column + tap) * s.C + first_channel + half + row;
+            int first = (tap_row * s.kw + tap_column + tap) * s.Cin + first_channel + half + row;
 #pragma unroll
             for (int i = 0; i < PARTS * 2; ++i) {
                 int part_row = i % 2 * 8, filter = first_filter + i / 2 * 8 + quarter * 2;
                 const float* v = sums[tap][i / 2] + i % 2 * 2;
-                if (first_channel + half + row + part_row < s.C && filter < s.N)
-                    *reinterpret_cast<float2*>(part + (first + part_row) * s.N + filter) =
+                if (first_channel + half + row + part_row < s.Cin && filter < s.Cout)
+                    *reinterpret_cast<float2*>(part + (first + part_row) * s.Cout + filter) =
                         make_float2(v[0], v[1]);
             }
         }
     if (group == 0 && first_channel == 0)
-        leave_bias(dz.sum, s.N - first_filter, x_pixels,
-                   part + s.kh * s.kw * s.C * s.N + first_filter);
+        leave_bias(dz.sum, s.Cout - first_filter, x_pixels,
+                   part + s.kh * s.kw * s.Cin * s.Cout + first_filter);
 }

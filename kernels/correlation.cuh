@@ -20,8 +20,8 @@
 constexpr int STEP = 8;   // the depth of one mma.sync
 constexpr int WIDE = 32;  // channels of a warp
 
-// Results that meet the same taps, as tiles.py's table has them: all, or, of a gradient by the input,
-// those of one of the grids into which the stride cuts it.
+// Results that meet the same taps, as tiles.py's table has them: all, or, of a gradient by the
+// input, those of one of the grids into which the stride cuts it.
 struct Phase {
     int first_tap, taps;                         // in the table of taps
     int first_row, rows, first_column, columns;  // of the results; from one to the next, the steps
@@ -85,9 +85,9 @@ struct Fragment {
     }
 };
 
-// One mma.sync deep. `a` is the left operand, of two tiles of 16 channels. Of the right one a lane has
-// a column: two channels of a pixel that follow one another stand for rows t and t + 4 of it; the
-// left one has the same order, so the sum is the same.
+// One mma.sync deep. `a` is the left operand, of two tiles of 16 channels. Of the right one a lane
+// has a column: two channels of a pixel that follow one another stand for rows t and t + 4 of it;
+// the left one has the same order, so the sum is the same.
 template <int GROUPS>
 __device__ inline void multiply_step(
     const float (&a)[2][4], const float* pixels, const int (&at)[GROUPS],
@@ -221,8 +221,8 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                     pass.stage(
                         image, band * pass.stride + t.top, t.left, chunk * CHUNK, pixels);
                 }
-                // Where the lane's column of the right operand is staged. It is worked out again for
-                // each chunk: while one is staged, there is no register to keep it in.
+                // Where the lane's column of the right operand is staged. It is worked out again
+                // for each chunk: while one is staged, there is no register to keep it in.
                 int at[GROUPS], first = opaque(own_pixel + row);
 #pragma unroll
                 for (int j = 0; j < GROUPS; ++j) {
