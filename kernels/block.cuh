@@ -1,11 +1,11 @@
 // What the kernels of fused blocks share. A block is a convolution, its activation, the batch
 // normalisation after it, and dropout if there is any. Products are in TF32, on tensor cores.
 //
-//     in memory:   y, the activation's output       dx, the gradient with respect to the block's
-//                                                   output (after normalisation and dropout)
-//     computed     x = scale * y + shift, or 0      dz = activation'(y) * (a*dx + b*y + c), the
-//     from it:     where dropped: the next          gradient with respect to the convolution's
-//                  block's input                    output, before the activation
+//     in memory:     y, the activation's output     dx, the gradient with respect to the output of
+//                                                   the normalisation, before dropout
+//     computed       x = scale * y + shift, or 0    dz = activation'(y) * (a*dx + b*y + c), the
+//     from these:    where dropped: the input of    gradient with respect to the output of the
+//                    the next block                 convolution, before the activation
 //
 // x and dz are never written to memory. A kernel recomputes them while it stages elements, that is,
 // copies them to shared memory. scale, shift, a, b and c are per channel. They follow from sums
@@ -75,8 +75,9 @@ __device__ inline float4 fma4(float4 a, float4 b, float4 c) {
 
 // The value v of the lane whose number differs in `bits`.
 __device__ inline float4 exchange4(float4 v, int bits) {
-    return make_float4(__shfl_xor_sync(ALL_LANES, v.x, bits), __shfl_xor_sync(ALL_LANES, v.y, bits),
-                       __shfl_xor_sync(ALL_LANES, v.z, bits), __shfl_xor_sync(ALL_LANES, v.w, bits));
+    return make_float4(
+        __shfl_xor_sync(ALL_LANES, v.x, bits), __shfl_xor_sync(ALL_LANES, v.y, bits),
+        __shfl_xor_sync(ALL_LANES, v.z, bits), __shfl_xor_sync(ALL_LANES, v.w, bits));
 }
 
 // v where the bits of `kept` are set, else 0; one bit per element.

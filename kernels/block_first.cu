@@ -1,27 +1,28 @@
-// The first block of a network, whose input has few channels: a tap's products would not fill tensor
-// cores. So they are made in float32, and memory sets the pace: what is read and written is y.
+// The first block of a network, whose input has few channels. Its products would not fill tensor
+// cores, so they are in float32. The time is that of reading or writing y.
 //
-// A block of threads stages some rows of an image at a time, each its neighbours' with it. A thread
-// makes four filters of some pixels; those that make the same filters are `lanes` apart.
+// A thread block stages the input of some rows of an image at a time. A thread computes four output
+// channels (filters) of some pixels, `lanes` apart.
 #include "block.cuh"
 
 constexpr int THREADS = 256;
-constexpr int PIXELS = 4;  // of a thread at a time: they share what it reads of the kernel
-constexpr int ROWS = 9;    // of the kernel's matrix (kh * kw * C, N), of whose gradient a thread has sums
+constexpr int PIXELS = 4;  // that a thread computes at a time, with one load of each weight
+constexpr int ROWS = 9;    // of the kernel's gradient (K, Cout) that a thread computes
 
-// Where the input of the matrix's row k is staged, beside that of row 0.
+// The distance, in staged elements, from the input of the kernel's row 0 to that of row k; the
+// kernel is (K, Cout).
 __device__ inline int input_offset(const Convolution& s, const Tiling& t, int k) {
     int tap = k / s.Cin, tap_row = tap / s.kw;
     return (tap_row * t.source_columns + tap - tap_row * s.kw) * s.Cin + k - tap * s.Cin;
 }
 
-// Where a pixel's row 0 is staged.
+// Where the input of row 0 is staged for an output pixel.
 __device__ inline int pixel_offset(const Convolution& s, const Tiling& t, int pixel) {
     int row = pixel / s.Wo;
     return (row * s.sh * t.source_columns + (pixel - row * s.Wo) * s.sw) * s.Cin;
 }
 
-// x (source_rows, source_columns, C) of a tile, zeros around the image.
+// Stages x (source_rows, source_columns, Cin) of a tile, with zeros around the image.
 __device__ inline void stage_rows(
     const float* x, const Convolution& s, const Tiling& t, int image, int top, float* staged) {
     int line = t.source_columns * s.Cin;
@@ -33,8 +34,9 @@ __device__ inline void stage_rows(
     }
 }
 
-// y (B, Ho, Wo, N), and parts (blocks, STATISTICS, N) of its moments unless that is null, from
-// x (B, H, W, C). Blocks: tiles, each block every so many.
+// From x (B, H, W, Cin): y (B, Ho, Wo, Cout) = activation(x * kernel + bias); and, unless null,
+// parts (thread blocks, STATISTICS, Cout) of y's moments. Thread block i takes tiles i,
+// i + gridDim.x, and so on.
 // Twin: block_oracles.forward
 extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
     PerNet<const float> x, PerNet<const float> kernel, PerNet<const float> bias, Convolution s,
@@ -55,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
     for (int tile = blockIdx.x; tile < s.B * t.bands; tile += gridDim.x) {
         int image = tile / t.bands, band = tile % t.bands * t.rows;
         int here = min(t.rows, s.Ho - band) * s.Wo;
-        __syncthreads();  // everybody is done with what was staged before
+        __syncthreads();  // all threads have read what was staged before
         stage_rows(x.row(), s, t, image, band * s.sh + t.top, staged);
         __syncthreads();
         float* result = y.row() + (image * s.Ho + band) * s.Wo * s.Cout + filter;
@@ -105,9 +107,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
         add_up_pivoted(rows, lanes, s.Cout, n, part + n, s.Cout);
 }
 
-// parts (blocks, K * N + N) of the gradients by kernel and bias, from x (B, H, W, C), dx and y (B,
-// Ho, Wo, N); what is known of dz is as in block_input_gradient. Blocks: tiles, each block every so
-// many; each ROWS rows of the kernel's matrix.
+// From x (B, H, W, Cin), dx and y (B, Ho, Wo, Cout): parts (thread blocks, K * Cout + Cout) of the
+// gradients with respect to kernel and bias. `sums_parts` and the values after it give dz, as in
+// block_input_gradient. Thread blocks: x as in block_first_forward; y ROWS rows of the kernel each.
 // Twin: block_oracles.weight_gradient
 extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_gradient(
     PerNet<const float> x, PerNet<const float> dx, PerNet<const float> y,
@@ -118,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_grad
     int K = s.kh * s.kw * s.Cin, quads = s.Cout / 4, lanes = blockDim.x / quads;
     int padded = ceil_div(s.Cout, CHUNK) * CHUNK;
     float *as = shared, *bs = as + padded, *cs = bs + padded, *staged = cs + padded;
-    float* lane_sums = staged + t.area;  // (lanes, N)
+    float* lane_sums = staged + t.area;  // (lanes, Cout)
     NormalizationGradient gradient{gamma.row(), sums_parts.row(), sums_count, mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
     gradient.prepare(s.Cout, as, bs, cs, lane_sums, lanes * s.Cout);
@@ -140,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_grad
     for (int tile = blockIdx.x; tile < s.B * t.bands; tile += gridDim.x) {
         int image = tile / t.bands, band = tile % t.bands * t.rows;
         int here = min(t.rows, s.Ho - band) * s.Wo;
-        __syncthreads();  // everybody is done with what was staged before
+        __syncthreads();  // all threads have read what was staged before
         stage_rows(x.row(), s, t, image, band * s.sh + t.top, staged);
         __syncthreads();
         int before = (image * s.Ho + band) * s.Wo * s.Cout + filter;
@@ -164,7 +166,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_grad
         }
     }
 
-    // Lane by lane in order, a row of the matrix after the other, and the bias last.
+    // Adds up the sums of all lanes in order: one row of the kernel after another, the bias last.
     float* part = parts.row() + blockIdx.x * (K * s.Cout + s.Cout);
     for (int k = 0; k <= ROWS; ++k) {
         bool is_bias = k == ROWS;

@@ -1,9 +1,9 @@
-// The gradient of a block by its input: dx_below from dx, the one by its output. On the way lie the
-// block's batch normalisation and activation, which are undone while dz is staged, the convolution,
-// and the dropout of the block below.
+// The gradient of a block with respect to its input: dx_below from dx (block.cuh says what dx is).
+// It passes through the block's batch normalisation and activation (which gives dz, computed while
+// it is staged), its convolution, and the dropout of the block below.
 #include "correlation.cuh"
 
-// Which of correlate's forms is compiled; cuda_blocks.py gives them.
+// The form of correlate that is compiled; cuda_tiles.py chooses it.
 #ifndef FORM_GROUPS
 #define FORM_GROUPS 6
 #define FORM_SPLITS 1
@@ -18,16 +18,16 @@ struct InputGradient {
     int channels, filters, result_rows, result_columns, stride, row_step, column_step;
     BeforeActivation dz;
     const float* kernel;
-    // Of the block below: what it made, dropout's bits and scale, and its normalisation's z = y *
-    // inverse + shift.
+    // Of the block below: its activation, its dropout's bits and scale, and inverse and shift of
+    // its normalised activation z = y_below * inverse + shift.
     const float* y_below;
     const unsigned* kept;
     float kept_scale;
-    const float *inverses, *shifts;  // (C,) in shared memory
+    const float *inverses, *shifts;  // (Cin,) in shared memory
     float* dx_below;
 
     // The sums of dx_below and of dx_below * z so far, rows (pixel_warps, SUMS, width) in shared
-    // memory; and those of the tile at hand.
+    // memory. `sum` and `sum_z` are those of the current tile.
     float* rows_of_sums;
     int width;
     float4 sum, sum_z;
@@ -36,7 +36,7 @@ struct InputGradient {
         source.stage<4>(dz, image, top, left, channel, pixels);
     }
 
-    // Item by item: of four channels, a fragment's two filters.
+    // The i-th item of a tap's weights, a Fragment. It is copied as two filters of four channels.
     __device__ static Fragment item(int i) {
         return {i / 8 % 4, i / 32 * 2 + i / 4 % 2, i % 4};
     }
@@ -96,11 +96,12 @@ struct InputGradient {
     }
 };
 
-// dx_below (B, H, W, C), and parts (blocks, SUMS, C) of the sums of it and of it times the block
-// below's normalised y, from dx and y (B, Ho, Wo, N) and the sums' parts of those. mean and variance
-// are the block's moments, those `_below` of the one below, whose y_below (B, H, W, C) is.
+// From dx and y (B, Ho, Wo, Cout): dx_below (B, H, W, Cin), and parts (thread blocks, SUMS, Cin) of
+// the sums of dx_below and of dx_below * z, with z the normalised y_below (B, H, W, Cin). `sums`
+// (sums_count, SUMS, Cout) has the same parts for dx and y. mean and variance are moments of y;
+// mean_below and variance_below are those of y_below.
 //
-// Blocks: tiles, each block every so many; channels, and groups of phases.
+// Thread blocks: x tiles, i, i + gridDim.x and so on; y input channels, and groups of phases.
 // Twin: block_oracles.input_gradient
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_input_gradient(
     PerNet<const float> dx, PerNet<const float> y, PerNet<const float> sums, int sums_count,
@@ -117,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     int width = t.channel_warps * WIDE;
     float *rows = shifts + padded_below, *table = rows + t.pixel_warps * SUMS * width;
     int staged = t.images * t.source_rows * t.source_columns, taps = s.kh * s.kw;
-    float* pixels = table + Tables::numbers(staged, phases, taps);
+    float* pixels = table + Tables::size(staged, phases, taps);
     NormalizationGradient gradient{gamma.row(), sums.row(), sums_count,         mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
     gradient.prepare(s.Cout, as, bs, cs, pixels, t.area);
@@ -154,7 +155,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
 
     __syncthreads();
     int first = blockIdx.y / t.groups * width;
-    float* part = parts.row() + (blockIdx.x * t.groups + blockIdx.y % t.groups) * SUMS * s.Cin + first;
+    float* part =
+        parts.row() + (blockIdx.x * t.groups + blockIdx.y % t.groups) * SUMS * s.Cin + first;
     for (int i = threadIdx.x; i < SUMS * width; i += blockDim.x) {
         int which = i / width, channel = i - which * width;
         if (first + channel >= s.Cin) continue;

@@ -167,8 +167,9 @@ struct ReversedWeights {
             int tap = k / s.Cout, tap_row = c.row_of(tap), tap_column = tap - tap_row * c.taps;
             int row = r.tap + (r.taps - 1 - tap_row) * s.sh;
             int column = c.tap + (c.taps - 1 - tap_column) * s.sw;
-            tap_offset = (row * s.kw + column) * s.Cin * s.Cout + k - tap * s.Cout;
-            if (tap_row >= r.taps) tap_offset = -1;
+            tap_offset = tap_row < r.taps
+                             ? (row * s.kw + column) * s.Cin * s.Cout + k - tap * s.Cout
+                             : -1;
         }
         __device__ float load(int i) const {
             bool inside = tap_offset >= 0 && channel[i] < s.Cin;

@@ -10,7 +10,7 @@ constexpr int THREADS = 512;
 // labels (B,). Results:
 //     logits (B, units), loss, correct       as softmax_cross_entropy (loss.cu) computes them
 //     dkernel (F, units), dbias (units,)     gradients of the dense layer
-//     dx (B, F), sums (1, SUMS, C)           gradient with respect to the block's output; its sums
+//     dx (B, F), sums (1, SUMS, C)           of the block, as block_input_gradient computes them
 //     mean, variance (C,)                    of y
 // Shared memory holds `images` images at a time.
 // Twin: block_oracles.head
