@@ -211,7 +211,7 @@ class Block:
 
     def _sizes(self, window):
         """convolution.cuh's struct."""
-        names = "B H W C Ho Wo N kh kw sh sw top left".split()
+        names = "B H W Cin Ho Wo Cout kh kw sh sw top left".split()
         numbers = (
             self.B, *window.input, self.C, *window.output, self.N, *window.size, *window.strides,
             *window.before,
@@ -523,8 +523,8 @@ def test_what_is_not_a_number_stays_visible(driver, what):
 # ---------------------------------------------------------------------------------------------
 # Planted faults
 
-WAIT = "wait_copies<1>();  // for the next turn's"
-BARRIER = "__syncthreads();  // the weights are there, and so are the pixels"
+WAIT = "wait_copies<1>();  // for the next tap's weights"
+BARRIER = "__syncthreads();  // weights and pixels are in shared memory"
 both_ways = pytest.mark.parametrize("what", ["forward", "input gradient"])
 
 
