@@ -40,7 +40,7 @@ class Naive:
         self._launch = driver.launch
 
     def workspace(self, nets, batch, window, channels, filters):
-        """Bytes that a pass needs beside its results."""
+        """Bytes that a pass needs in addition to its results."""
         return 0
 
     def forward(self, x, kernel, bias, window, activation, y, workspace):
@@ -75,7 +75,7 @@ class Im2col:
         self._gemm = Gemm(driver)
 
     def workspace(self, nets, batch, window, channels, filters):
-        """Bytes that a pass needs beside its results."""
+        """Bytes that a pass needs in addition to its results."""
         return 4 * nets * batch * prod(window.output) * prod(window.size) * channels
 
     def forward(self, x, kernel, bias, window, activation, y, workspace):
@@ -113,7 +113,7 @@ class Implicit:
         self._launch = driver.launch
 
     def workspace(self, nets, batch, window, channels, filters):
-        """Bytes that a pass needs beside its results: partial sums of the weights' gradient."""
+        """Bytes that a pass needs in addition to its results, for partial sums of dkernel."""
         weights = (prod(window.size) * channels + 1) * filters
         _, splits = _split(batch * prod(window.output))
         return 4 * nets * splits * weights
@@ -197,7 +197,7 @@ class Dense:
         self._gemm = Gemm(driver)
 
     def workspace(self, nets, batch, inputs, units):
-        """Bytes that a pass needs beside its results."""
+        """Bytes that a pass needs in addition to its results."""
         return 0
 
     def forward(self, x, kernel, bias, activation, y, workspace):
