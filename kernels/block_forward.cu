@@ -102,31 +102,31 @@ struct Forward {
 };
 
 // From y_below (B, H, W, Cin): y (B, Ho, Wo, Cout); and, unless null, parts (thread blocks,
-// STATISTICS, Cout) of y's moments. gamma to kept_scale describe the Normalization of y_below, and
-// `kept` has its dropout bits, if any. If parts_below is given, mean and variance (Cin,) are
-// results.
+// STATISTICS, Cout) of y's moments. gamma_below to kept_scale describe the Normalization of
+// y_below, and `kept` has its dropout bits, if any. mean_below and variance_below (Cin,) are
+// results if parts_below is not null, else inputs.
 //
 // Thread blocks: x tiles, i, i + gridDim.x and so on; y output channels.
 // Twin: block_oracles.forward
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_forward(
     PerNet<const float> y_below, PerNet<const float> kernel, PerNet<const float> bias,
-    MAY_BE_NULL PerNet<const float> gamma, MAY_BE_NULL PerNet<const float> beta,
-    MAY_BE_NULL PerNet<const float> parts_below, int count_below, MAY_BE_NULL PerNet<float> mean,
-    MAY_BE_NULL PerNet<float> variance, float epsilon, float kept_scale,
-    MAY_BE_NULL PerNet<const unsigned> kept, Convolution s, Tiling t, const int* tables,
-    float floor, PerNet<float> y, MAY_BE_NULL PerNet<float> parts) {
+    MAY_BE_NULL PerNet<const float> gamma_below, MAY_BE_NULL PerNet<const float> beta_below,
+    MAY_BE_NULL PerNet<const float> parts_below, int count_below,
+    MAY_BE_NULL PerNet<float> mean_below, MAY_BE_NULL PerNet<float> variance_below,
+    float epsilon_below, float kept_scale, MAY_BE_NULL PerNet<const unsigned> kept, Convolution s,
+    Tiling t, const int* tables, float floor, PerNet<float> y, MAY_BE_NULL PerNet<float> parts) {
     extern __shared__ __align__(16) float shared[];
     int padded = ceil_div(s.Cin, CHUNK) * CHUNK, width = t.channel_warps * WIDE;
     float *scales = shared, *shifts = scales + padded, *rows = shifts + padded;
     float* table = rows + t.pixel_warps * PIVOTED * width;
     int staged = t.images * t.source_rows * t.source_columns, taps = s.kh * s.kw;
     float* pixels = table + Tables::size(staged, 1, taps);
-    Normalization between{gamma.row(), beta.row(), parts_below.row(), count_below,
-                          mean.row(),  variance.row(), epsilon, kept_scale};
+    Normalization between{gamma_below.row(), beta_below.row(),     parts_below.row(), count_below,
+                          mean_below.row(),  variance_below.row(), epsilon_below,     kept_scale};
     bool writes_moments = parts_below.data && blockIdx.x == 0 && blockIdx.y == 0;
     between.prepare(
-        s.Cin, scales, shifts, pixels, t.area, writes_moments ? mean.row() : nullptr,
-        variance.row());
+        s.Cin, scales, shifts, pixels, t.area, writes_moments ? mean_below.row() : nullptr,
+        variance_below.row());
     for (int i = threadIdx.x; i < t.pixel_warps * PIVOTED * width; i += blockDim.x) rows[i] = 0.0f;
 
     Forward pass{};

@@ -97,14 +97,14 @@ struct InputGradient {
 };
 
 // From dx and y (B, Ho, Wo, Cout): dx_below (B, H, W, Cin), and parts (thread blocks, SUMS, Cin) of
-// the sums of dx_below and of dx_below * z, with z the normalised y_below (B, H, W, Cin). `sums`
-// (sums_count, SUMS, Cout) has the same parts for dx and y. mean and variance are moments of y;
-// mean_below and variance_below are those of y_below.
+// the sums of dx_below and of dx_below * z, with z the normalised y_below (B, H, W, Cin).
+// sums_parts (sums_count, SUMS, Cout) has the same parts for dx and y. mean and variance are
+// moments of y; mean_below and variance_below are those of y_below.
 //
 // Thread blocks: x tiles, i, i + gridDim.x and so on; y input channels, and groups of phases.
 // Twin: block_oracles.input_gradient
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_input_gradient(
-    PerNet<const float> dx, PerNet<const float> y, PerNet<const float> sums, int sums_count,
+    PerNet<const float> dx, PerNet<const float> y, PerNet<const float> sums_parts, int sums_count,
     PerNet<const float> gamma, PerNet<const float> mean, PerNet<const float> variance,
     float epsilon, float floor, PerNet<const float> kernel, Convolution s, Tiling t,
     const int* tables, int phases, PerNet<const float> y_below, PerNet<const float> mean_below,
@@ -119,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     float *rows = shifts + padded_below, *table = rows + t.pixel_warps * SUMS * width;
     int staged = t.images * t.source_rows * t.source_columns, taps = s.kh * s.kw;
     float* pixels = table + Tables::size(staged, phases, taps);
-    NormalizationGradient gradient{gamma.row(), sums.row(), sums_count,         mean.row(),
+    NormalizationGradient gradient{gamma.row(), sums_parts.row(), sums_count, mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
     gradient.prepare(s.Cout, as, bs, cs, pixels, t.area);
     for (int c = threadIdx.x; c < s.Cin; c += blockDim.x) {

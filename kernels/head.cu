@@ -6,8 +6,8 @@
 constexpr int THREADS = 512;
 
 // Inputs: y (B, F), the last block's activation as block_forward writes it, with F / C pixels of C
-// channels; its `moments` (moments_count, STATISTICS, C); kernel (F, units), bias (units,),
-// labels (B,). Results:
+// channels; `moments` (moments_count, STATISTICS, C), the partial sums of its moments; kernel
+// (F, units), bias (units,), labels (B,). Results:
 //     logits (B, units), loss, correct       as softmax_cross_entropy (loss.cu) computes them
 //     dkernel (F, units), dbias (units,)     gradients of the dense layer
 //     dx (B, F), sums (1, SUMS, C)           of the block, as block_input_gradient computes them

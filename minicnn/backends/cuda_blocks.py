@@ -119,48 +119,23 @@ class BlockPlan:
         """Launch the forward pass of block i."""
         block, arrays = self.network.blocks[i], self._arrays
         w = block.convolution.weights
-        results = {
+        arguments = {
+            "kernel": w.kernel,
+            "bias": w.bias,
+            "s": block.sizes(self.batch),
+            "floor": block.floor,
             "y": arrays.y[i],
             "parts": arrays.parts[i].moments if self.training else None,
         }
         if block.first:
-            self._run(
-                "block_first.cu", "block_first_forward", block.forward,
-                x=self.x, kernel=w.kernel, bias=w.bias,
-                s=block.sizes(self.batch), floor=block.floor, **results,
-            )  # fmt: skip
+            self._run("block_first.cu", "block_first_forward", block.forward, x=self.x, **arguments)
             return
+        parts_below = arrays.parts[i - 1].moments if i and self.training else None
         self._run(
-            "block_forward.cu", "block_forward", block.forward,
-            **self._input_of(i), kernel=w.kernel, bias=w.bias,
-            s=block.sizes(self.batch), tables=arrays.tables["forward", i], floor=block.floor,
-            **results,
+            "block_forward.cu", "block_forward", block.forward, **self._input_of(i), **arguments,
+            parts_below=parts_below, count_below=0 if parts_below is None else parts_below.shape[1],
+            tables=arrays.tables["forward", i],
         )  # fmt: skip
-
-    def _input_of(self, i):
-        """block_forward's arguments that describe the input of block i."""
-        if not i:
-            return {
-                "y_below": self.x, "gamma": None, "beta": None, "parts_below": None,
-                "count_below": 0, "mean": None, "variance": None, "epsilon": 1.0,
-                "kept_scale": 1.0, "kept": None,
-            }  # fmt: skip
-        arrays, below = self._arrays, self.network.blocks[i - 1]
-        n = below.normalization
-        moments = arrays.moments[i - 1] if self.training else n.moving
-        parts = arrays.parts[i - 1].moments if self.training else None
-        return {
-            "y_below": arrays.y[i - 1],
-            "gamma": n.weights.gamma,
-            "beta": n.weights.beta,
-            "parts_below": parts,
-            "count_below": parts.shape[1] if self.training else 0,
-            "mean": moments.moving_mean,
-            "variance": moments.moving_variance,
-            "epsilon": n.layer.epsilon,
-            "kept_scale": below.drop.scale if self.training else 1.0,
-            "kept": arrays.kept[i - 1] if self.training else None,
-        }
 
     def head(self):
         """Launch the head of the network: from the last block's y to its dx."""
@@ -188,11 +163,8 @@ class BlockPlan:
     def weight_gradient(self, i):
         """Launch the gradients of block i with respect to its kernel and bias."""
         block, arrays = self.network.blocks[i], self._arrays
-        sums = arrays.parts[i].sums
         arguments = {
             **self._gradient_of(i),
-            "sums_parts": sums,
-            "sums_count": sums.shape[1],
             "s": block.sizes(self.batch),
             "parts": arrays.parts[i].weights,
         }
@@ -202,60 +174,61 @@ class BlockPlan:
                 x=self.x, **arguments,
             )  # fmt: skip
             return
-        below = {
-            "y_below": self.x, "gamma_below": None, "beta_below": None, "mean_below": None,
-            "variance_below": None, "epsilon_below": 1.0, "kept_scale": 1.0, "kept": None,
-        }  # fmt: skip
-        if i:
-            weights = self.network.blocks[i - 1].normalization.weights
-            below = {
-                **self._below(i),
-                "gamma_below": weights.gamma,
-                "beta_below": weights.beta,
-            }
         self._run(
             "block_weight_gradient.cu", "block_weight_gradient", block.weight_gradient,
-            **below, **arguments, table=arrays.tables["weight gradient", i],
+            **self._input_of(i), **arguments, table=arrays.tables["weight gradient", i],
         )  # fmt: skip
 
     def input_gradient(self, i):
         """Launch the gradient of block i > 0 with respect to its input."""
         block, arrays = self.network.blocks[i], self._arrays
-        sums = arrays.parts[i].sums
         self._run(
             "block_input_gradient.cu", "block_input_gradient", block.input_gradient,
-            **self._gradient_of(i), sums=sums, sums_count=sums.shape[1],
+            **self._gradient_of(i), **self._below(i),
             kernel=block.convolution.weights.kernel, s=block.gradient_sizes(self.batch),
             tables=arrays.tables["input gradient", i],
             phases=prod(map(len, block.gradient_window.phases)),
-            **self._below(i), dx_below=arrays.dx[i - 1], parts=arrays.parts[i - 1].sums,
+            dx_below=arrays.dx[i - 1], parts=arrays.parts[i - 1].sums,
         )  # fmt: skip
 
+    def _input_of(self, i):
+        """The arguments from which a kernel computes x, the input of block i."""
+        if not i:  # x itself: no normalisation, no dropout
+            return {
+                "y_below": self.x, "gamma_below": None, "beta_below": None, "mean_below": None,
+                "variance_below": None, "epsilon_below": 1.0, "kept_scale": 1.0, "kept": None,
+            }  # fmt: skip
+        weights = self.network.blocks[i - 1].normalization.weights
+        return {**self._below(i), "gamma_below": weights.gamma, "beta_below": weights.beta}
+
+    def _below(self, i):
+        """The arguments that describe the block below: activation, moments and dropout."""
+        below, arrays = self.network.blocks[i - 1], self._arrays
+        n = below.normalization
+        moments = arrays.moments[i - 1] if self.training else n.moving
+        return {
+            "y_below": arrays.y[i - 1],
+            "mean_below": moments.moving_mean,
+            "variance_below": moments.moving_variance,
+            "epsilon_below": n.layer.epsilon,
+            "kept_scale": below.drop.scale if self.training else 1.0,
+            "kept": arrays.kept[i - 1] if self.training else None,
+        }
+
     def _gradient_of(self, i):
-        """The arguments from which a backward launch computes block i's dz, except for the sums."""
+        """The arguments from which a kernel computes dz, the gradient before the activation."""
         block, arrays = self.network.blocks[i], self._arrays
-        n, moments = block.normalization, arrays.moments[i]
+        n, moments, sums = block.normalization, arrays.moments[i], arrays.parts[i].sums
         return {
             "dx": arrays.dx[i],
             "y": arrays.y[i],
+            "sums_parts": sums,
+            "sums_count": sums.shape[1],
             "gamma": n.weights.gamma,
             "mean": moments.moving_mean,
             "variance": moments.moving_variance,
             "epsilon": n.layer.epsilon,
             "floor": block.floor,
-        }
-
-    def _below(self, i):
-        """The arguments of a backward launch that describe the block below block i."""
-        below, arrays = self.network.blocks[i - 1], self._arrays
-        moments = arrays.moments[i - 1]
-        return {
-            "y_below": arrays.y[i - 1],
-            "mean_below": moments.moving_mean,
-            "variance_below": moments.moving_variance,
-            "epsilon_below": below.normalization.layer.epsilon,
-            "kept_scale": below.drop.scale,
-            "kept": arrays.kept[i - 1],
         }
 
     def _run(self, file, name, launch, /, **arguments):
