@@ -83,8 +83,8 @@ class Run:
 
     def precisions(self):
         """Those that the device has, the fastest first."""
-        has_tf32 = choose(self.device)[1].has_tf32
-        return [p for p in self.sizes.precisions if has_tf32 or p != "tf32"]
+        precisions = choose(self.device)[1].precisions
+        return [p for p in self.sizes.precisions if p in precisions]
 
 
 def read_part(out, name):

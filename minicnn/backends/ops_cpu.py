@@ -12,6 +12,7 @@ import numpy as np
 from .. import checks, machine, rng
 from ..network.geometry import Window
 from . import ops_numpy
+from .backend import Backend
 from .cpu import Cpu
 from .cpu_convolution import VERSIONS
 from .scratch import slice_workspace
@@ -20,16 +21,13 @@ _ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 _CHUNK_NUMBERS = 4096  # of batch normalisation's rows: as many as the first cache holds twice
 
 
-class Operations:
+class Operations(Backend):
     """The operations, by the kernels of `cpu`, a cpu.Cpu (default: for the machine's own CPU).
 
     `convolution` names a version of it. Raises native.CompileError where nothing can compile them.
     """
 
     name = "cpu"
-    dtypes = ("float32",)
-    precision = "float32"
-    lockstep = False  # nets gain nothing here from being trained together
 
     def __init__(self, cpu=None, convolution="winograd"):
         version = VERSIONS[checks.choice("convolution", convolution, VERSIONS)]

@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import checks, rng
 from . import cuda_blocks
+from .backend import Backend
 from .cuda_convolution import VERSIONS, Dense
 from .scratch import slice_workspace
 
@@ -23,20 +24,20 @@ _THREADS = 256  # of a block, where nothing speaks for another number
 _WARP = 32
 
 
-class Operations:
+class Operations(Backend):
     """The operations on one driver's arrays. `convolution` names a version of it.
 
     precision: "float32", or "tf32": then cuda_blocks.py trains what is a network of blocks, with
     products of tensor cores. Anything else is computed in float32, whichever is asked for.
     """
 
-    dtypes = ("float32",)
     lockstep = True  # a launch is as long for one net as for many, until the GPU is full
 
     def __init__(self, driver, convolution="implicit", precision="float32"):
         self.name = driver.name
-        self.precision = checks.choice("precision", precision, ("float32", "tf32"))
-        self.launch, self.has_tf32 = driver.launch, driver.has_tf32
+        self.precisions = ("float32", "tf32") if driver.has_tf32 else ("float32",)
+        self.precision = checks.choice("precision", precision, self.precisions)
+        self.launch = driver.launch
         self._convolution = VERSIONS[checks.choice("convolution", convolution, VERSIONS)](driver)
         self._dense = Dense(driver)
         self.empty, self.zeros, self.copy = driver.empty, driver.zeros, driver.copy

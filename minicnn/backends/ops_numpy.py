@@ -21,9 +21,12 @@ from . import im2col
 from .affine import affine, affine_parameters
 from .scratch import chunks, scratch
 
-dtypes = "float32", "float64"  # what a model may be made of
+name = "numpy"
+dtypes = "float32", "float64"
+precisions = ("float32",)
 precision = "float32"
-lockstep = False  # nets gain nothing here from being trained together
+lockstep = False
+capture = None  # a repeated step would not be faster
 
 _blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
 
@@ -57,11 +60,6 @@ def copy(source, target):
     np.copyto(target, source)
 
 
-# Elsewhere, capture(function) gives a function that does again, and faster, what `function`, which
-# takes nothing, does to arrays. Here nothing would be faster.
-capture = None
-
-
 @contextlib.contextmanager
 def session():
     """The context in which operations run.
@@ -71,6 +69,10 @@ def session():
     """
     with _blas.limit(limits=1), np.errstate(all="ignore"):
         yield
+
+
+def fusion(nodes, batch):
+    """None: no layers are fused."""
 
 
 def _rows(x):

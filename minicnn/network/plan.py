@@ -40,13 +40,8 @@ class Frame:
 
 def make_plan(model, batch, training):
     """The model's Plan for a batch size, or the backend's own where it fuses these layers."""
-    network = _fusion(model.ops, model.nodes, batch)
+    network = model.ops.fusion(model.nodes, batch)
     return network.plan(model, batch, training) if network else Plan(model, batch, training)
-
-
-def _fusion(ops, nodes, batch):
-    find = getattr(ops, "fusion", None)
-    return find and find(nodes, batch)
 
 
 class Plan:
@@ -159,7 +154,7 @@ def batch_layout(nodes, nets, batch, dtype):
 
 def plan_layout(nodes, nets, batch, training, dtype, ops):
     """{key: (shape, dtype)} of every array of a plan: what it will take, before it is taken."""
-    network = _fusion(ops, nodes, batch)
+    network = ops.fusion(nodes, batch)
     if network:
         return network.layout(nodes, nets, batch, training, dtype)
     layout = batch_layout(nodes, nets, batch, dtype)
