@@ -14,11 +14,12 @@ import itertools
 import os
 import threading
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from .. import machine
-from . import native
+from . import native, trace
 from .kernel import SOURCES, Program, bind_arguments, in_order, pointers
 
 _FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math"]
@@ -51,7 +52,12 @@ class Cpu:
         library.call_all.restype = None
         library.use_threads.argtypes, library.use_threads.restype = [ctypes.c_int], None
         self._kernels = {
-            name: (f"{program.path.name}: {name}", parameters, _address(library, f"entry_{name}"))
+            name: _Kernel(
+                where=f"{program.path.name}: {name}",
+                parameters=parameters,
+                entry=_address(library, f"entry_{name}"),
+                twin=program.twins.get(name),
+            )
             for program in programs
             for name, parameters in program.kernels.items()
         }
@@ -70,11 +76,12 @@ class Cpu:
 
         Its arguments are given in the order of the declaration, by their names there, or both.
         """
-        where, parameters, entry = self._kernels[name]
+        where, parameters, entry, twin = self._kernels[name]
         arguments = in_order(where, parameters, arguments, by_name)
         nets, values, arrays = bind_arguments(
             where, parameters, arguments, lambda array: array.ctypes.data
         )
+        trace.kernel(where, f"nets {nets or 1}", twin)
         calls = [
             _Call(entry, _values_of_net(parameters, values, e), arrays) for e in range(nets or 1)
         ]
@@ -107,6 +114,15 @@ class Cpu:
                 step()
 
         return replay
+
+
+class _Kernel(NamedTuple):
+    """A kernel of the library: its file and name, its Parameters, its entry, its twin's name."""
+
+    where: str
+    parameters: list
+    entry: int
+    twin: str | None
 
 
 class _Recording(threading.local):

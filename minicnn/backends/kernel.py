@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import checks
+from . import trace
 
 SOURCES = Path(__file__).parent.parent / "kernels"  # of an installed package
 if not SOURCES.is_dir():  # in a checkout they stand beside it
@@ -40,6 +41,9 @@ _BLOCK_LIMITS = 1024, 1024, 64
 _MOST_THREADS = 1024
 # Of an array's row: an int counts them, and the threads of the last block, which go beyond them.
 _MOST_NUMBERS = 2**31 - 1 - 4 * _MOST_THREADS
+
+
+_DECLARATION = r'(?:extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s+)?|\bKERNEL )(\w+)'
 
 
 class Parameter(NamedTuple):
@@ -90,16 +94,20 @@ class Program:
         """{name: [Parameter, ...]} of what is declared as extern "C" __global__, in C as KERNEL."""
         code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", self.text, flags=re.DOTALL)
         structs = dict(re.findall(r"\bstruct (\w+) \{(.*?)\};", code, re.DOTALL))
-        found = re.findall(
-            r'(?:extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s+)?|\bKERNEL )'
-            r"(\w+)\((.*?)\)\s*\{",
-            code,
-            re.DOTALL,
-        )
+        found = re.findall(_DECLARATION + r"\((.*?)\)\s*\{", code, re.DOTALL)
         return {
             name: [_parameter(self.path, p, structs) for p in parameters.split(",") if p.strip()]
             for name, parameters in found
         }
+
+    @cached_property
+    def twins(self):
+        """{kernel: twin}, the function that computes the same in NumPy, as "ops_numpy.conv2d".
+
+        It is in the line `// Twin: ops_numpy.conv2d` directly above the kernel.
+        """
+        found = re.findall(r"^// Twin: ([\w.]+)\n" + _DECLARATION, self.text, re.MULTILINE)
+        return {name: twin for twin, name in found}
 
 
 def _assemble(path, seen):
@@ -168,7 +176,10 @@ class Driver:
 
         Its arguments are given in the order of the declaration, by their names there, or both.
         """
-        self.run(self.bind(file, name, grid, block, arguments, by_name, shared_bytes, defines))
+        launch = self.bind(file, name, grid, block, arguments, by_name, shared_bytes, defines)
+        program, size = launch.program, f"grid {launch.grid} block {launch.block}"
+        trace.kernel(f"{program.path.name}: {name}", size, program.twins.get(name))
+        self.run(launch)
 
     def program(self, file, defines=()):
         """The (Program, what `compile` made of it) of a file, compiled on first use."""

@@ -4,6 +4,7 @@ Everything that a step needs lies where the backend computes, and a step reads n
 model.py next, for the step itself; ensemble.py has what is done with the groups.
 """
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import rng
+from ..backends import trace
 from ..data.split import split, validation_count
 from ..files import DataError, brief
 from ..model import PREDICT_BATCH
@@ -77,7 +79,8 @@ class Trainer:
         self.history = []
         self.diverged = {}  # {net: (epoch, step)} after which its loss or weights were not finite
         self.graph = job.graph
-        self._repeat = CapturedStep(self.ops, job.graph)
+        around_first = trace.printing if nets[0] == recipe.first_net else contextlib.nullcontext
+        self._repeat = CapturedStep(self.ops, job.graph, around_first)
 
     @property
     def steps_done(self):
@@ -312,15 +315,20 @@ class CapturedStep:
     not kept: it holds a Trainer, whose arrays would then outlive their group.
     """
 
-    def __init__(self, ops, graph):
+    def __init__(self, ops, graph, around_first=contextlib.nullcontext):
         self._capture = ops.capture if graph else None
+        self._around_first = around_first  # makes a context manager for the first call
         self._called, self._replay = False, None
 
     def __call__(self, function):
-        if self._called and self._capture and not self._replay:
+        if not self._called:
+            with self._around_first():
+                function()
+            self._called = True
+            return
+        if self._capture and not self._replay:
             self._replay = self._capture(function)
         (self._replay or function)()
-        self._called = True
 
 
 def steps_per_epoch(recipe, images):
