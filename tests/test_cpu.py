@@ -569,8 +569,8 @@ def test_a_training_without_a_cache_folder_says_so_in_one_line(tmp_path):
     assert done.returncode == 0, done.stderr
     warning, about = done.stderr.splitlines()
     assert warning == (
-        "minicnn.train: warning: the cache folder cannot be written: kernels are compiled anew in "
-        "each run"
+        "minicnn.train: warning: the cache folder cannot be written: each run compiles its "
+        "kernels anew"
     )
     assert "Device: cpu (as asked). Processes: 2." in about
 
