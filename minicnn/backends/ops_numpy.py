@@ -126,8 +126,10 @@ def load_batch(images, labels, order, ranges, seed, nets, step, x, y):
 def activate(name, y):
     """y (E, B, ...) = activation(y), in place.
 
-    relu: max(y, 0)    sigmoid: 1 / (1 + exp(-y))    tanh: tanh(y)    linear: y
-    softmax: exp(y) / sum of exp(y) over the last axis
+        relu: max(y, 0)    sigmoid: 1 / (1 + exp(-y))    tanh: tanh(y)    linear: y
+        softmax: exp(y) / sum of exp(y) over the last axis
+
+    `name` is one of layers.ACTIVATIONS.
     """
     if name == "relu":
         np.maximum(y, 0, out=y)
@@ -147,8 +149,10 @@ def activate(name, y):
 def activate_backward(name, y, dy):
     """dy, the gradient with respect to the activation's output y, becomes the one for its input.
 
-    relu: dy * (y > 0)    sigmoid: dy * y * (1 - y)    tanh: dy * (1 - y*y)    linear: dy
-    softmax: (dy - sum of dy * y over the last axis) * y
+        relu: dy * (y > 0)    sigmoid: dy * y * (1 - y)    tanh: dy * (1 - y*y)    linear: dy
+        softmax: (dy - sum of dy * y over the last axis) * y
+
+    `name` is one of layers.ACTIVATIONS.
     """
     for e in range(len(y)):
         for images in chunks(y.shape[1], y[0, 0].size, y.dtype):
@@ -208,9 +212,11 @@ def conv2d(x, kernel, bias, window, activation, y, workspace=None):
 def conv2d_weight_gradient(x, dz, window, dkernel, dbias, workspace=None):
     """dkernel (E, kh, kw, Cin, Cout), dbias (E, Cout) from dz (E, B, Ho, Wo, Cout).
 
-    for b, r, c in B x Ho x Wo:
-        dkernel[i, j] += outer(x[b, r*sh + i - top, c*sw + j - left], dz[b, r, c])
-        dbias += dz[b, r, c]
+        for b, r, c in B x Ho x Wo, i, j in kh x kw:
+            dkernel[i, j] += outer(x[b, r*sh + i - top, c*sw + j - left], dz[b, r, c])
+        dbias = sum of dz over b, r, c
+
+    x is 0 outside the image.
     """
     Cout = dz.shape[-1]
     for e in range(len(dz)):
@@ -262,7 +268,9 @@ def dense_workspace(nets, batch, inputs, units):
 def dense(x, kernel, bias, activation, y, workspace=None):
     """y (E, B, units) from x (E, B, K), kernel (E, K, units), bias (E, units).
 
-    y = activation(x @ kernel + bias)
+        y = activation(x @ kernel + bias)
+
+    `activation` is one of layers.ACTIVATIONS.
     """
     for e in range(len(x)):
         np.matmul(x[e], kernel[e], out=y[e])
@@ -273,7 +281,9 @@ def dense(x, kernel, bias, activation, y, workspace=None):
 def dense_weight_gradient(x, dz, dkernel, dbias, workspace=None):
     """dkernel (E, K, units), dbias (E, units) from x (E, B, K), dz (E, B, units).
 
-    dkernel = transpose(x) @ dz;  dbias = sum of dz over b
+        dkernel = transpose(x) @ dz;  dbias = sum of dz over b
+
+    dz is the gradient before the activation.
     """
     for e in range(len(x)):
         np.matmul(x[e].T, dz[e], out=dkernel[e])
@@ -325,7 +335,9 @@ def batch_norm(x, gamma, beta, epsilon, mean, variance, y, workspace=None):
 def batch_norm_inference(x, gamma, beta, epsilon, mean, variance, y):
     """y (E, B, ..., C) from x, gamma, beta (E, C), and the statistics mean, variance (E, C).
 
-    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+        y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+
+    mean and variance are inputs here: the moving ones.
     """
     x, y = _as_images(x), _as_images(y)
     for e in range(len(x)):
@@ -460,7 +472,9 @@ def max_pool(x, window, winner, y):
 def max_pool_backward(dy, window, winner, dx):
     """dx (E, B, H, W, C) from dy, winner (E, B, Ho, Wo, C).
 
-    dx[b, r*sh + i - top, c*sw + j - left] += dy[b, r, c]    # i, j: the winner of [b, r, c]
+        dx[b, r*sh + i - top, c*sw + j - left] += dy[b, r, c]    # i, j: the winner of [b, r, c]
+
+    Windows may overlap; then gradients add up.
     """
     dx[...] = 0
     for tap, inputs, outputs in _pool_taps(window):
