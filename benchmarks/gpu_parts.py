@@ -278,8 +278,11 @@ def same_bits(found, expected):
 
 
 _TEST_FILES = [
-    f"tests/test_{name}.py"
-    for name in "kernel_ops kernel_convolution step blocks train_on_kernels".split()
+    *(
+        f"tests/backends/test_{name}.py"
+        for name in "kernel_ops kernel_convolution step blocks head fusion".split()
+    ),
+    "tests/training/test_train_on_kernels.py",
 ]
 
 

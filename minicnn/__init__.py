@@ -1,6 +1,13 @@
-"""minicnn: a convolutional-network library written by hand, small enough to read in an evening.
+"""minicnn: a small convolutional-network library, written by hand down to its kernels.
 
-Start with train.py, the command; then ensemble.py, model.py, layers.py and ops_numpy.py.
+The front door is the command train.py. To read the code, follow one training job:
+
+    train.py -> recipe.py -> training/ensemble.py -> training/trainer.py -> model.py
+    -> network/stack.py, network/layers.py, network/plan.py -> backends/ops_numpy.py -> kernels/
+
+Shapes are written with the same letters everywhere: E nets; B images of a batch, or N images of a
+data set; H, W rows and columns; Cin, Cout input and output channels (C where they are the same);
+Ho, Wo output rows and columns; K = kh*kw*Cin, the values under a kernel of kh rows and kw columns.
 """
 
 from . import augment, rng

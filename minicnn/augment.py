@@ -1,4 +1,8 @@
-"""Random affine augmentation with the meaning of Keras's ImageDataGenerator (2.2 and later)."""
+"""Random affine augmentation, defined as in Keras's ImageDataGenerator (2.2 and later).
+
+RandomAffine describes it. backends/affine.py computes it in NumPy, kernels/augment.c and
+kernels/augment.cu compute the same on other devices.
+"""
 
 from dataclasses import dataclass
 
@@ -12,9 +16,14 @@ from .backends.affine import affine, affine_parameters
 class RandomAffine:
     """Random rotation, zoom and shift of images.
 
-    rotation_range is in degrees, zoom_range a fraction in [0, 1), the shifts are fractions of the
-    image's width and height. Each image draws theta from (-rotation_range, rotation_range), zx and
-    zy each from (1 - zoom_range, 1 + zoom_range), and its shifts likewise.
+    rotation_range is in degrees, zoom_range a fraction in [0, 1). The shift ranges are fractions of
+    the image's width and height. The parameters of each image are drawn uniformly:
+
+        theta  from -rotation_range to rotation_range
+        tx     from -width_shift_range * W to width_shift_range * W; ty likewise, with height and H
+        zx, zy from 1 - zoom_range to 1 + zoom_range, independently
+
+    Raises ValueError that names the argument.
     """
 
     rotation_range: float = 0.0
@@ -29,7 +38,10 @@ class RandomAffine:
         checks.number("height_shift_range", self.height_shift_range, 0, 1)
 
     def bounds(self, height, width):
-        """The lowest and highest theta, tx, ty, zx, zy: (2, 5) float32; None if nothing varies."""
+        """Smallest and largest theta (degrees), tx, ty (pixels), zx, zy: (2, 5) float32.
+
+        None if every range is 0.
+        """
         spread = np.array(
             [
                 self.rotation_range,
@@ -45,7 +57,7 @@ class RandomAffine:
         return np.stack([center - spread, center + spread]).astype(np.float32)
 
     def __call__(self, images, seed=0, net=0, step=0):
-        """Augment a batch of images (N, H, W, C) as training step `step` of `net` would."""
+        """Augment images (B, H, W, C) with the random numbers that `net` uses in step `step`."""
         images = _float_images(images)
         bounds = self.bounds(*images.shape[1:3])
         if bounds is None:
@@ -57,13 +69,17 @@ class RandomAffine:
 
 
 def affine_transform(images, theta, tx, ty, zx, zy):
-    """Resample images at rotated, shifted and zoomed positions: bilinear, edges repeated.
+    """Rotate, shift and zoom images: bilinear interpolation, edges repeated.
 
-    images (N, H, W, C) float; theta (N,) in degrees, tx and ty (N,) in pixels, along columns and
-    rows, zx and zy (N,) factors, above 1 to shrink what is seen. With x the column and y the row,
-    both from the image's centre, the matrix R(theta) @ T(tx, ty) @ Z(zx, zy),
-    R = [[cos, -sin], [sin, cos]], takes an output position to an input position.
-    Returns (N, H, W, C) of the images' dtype. Raises ValueError for other shapes or numbers.
+    images (N, H, W, C) float; theta (N,) in degrees; tx, ty (N,) in pixels along columns and rows;
+    zx, zy (N,) factors: above 1 the content shrinks. For each output pixel:
+
+        x, y = column - (W - 1) / 2, row - (H - 1) / 2
+        u, v = R(theta) @ (zx * x + tx, zy * y + ty)          R = [[cos, -sin], [sin, cos]]
+        output = the image at column u + (W - 1) / 2, row v + (H - 1) / 2
+
+    Returns (N, H, W, C) of the images' dtype. Raises ValueError for wrong shapes or values.
+    Source of the convention: Keras, ImageDataGenerator.
     """
     images = _float_images(images)
     given = {"theta": theta, "tx": tx, "ty": ty, "zx": zx, "zy": zy}

@@ -1,11 +1,14 @@
-"""Arguments: a value as what it should be, or a ValueError that names argument, value and rule."""
+"""Checks of arguments: return the converted value, or raise ValueError.
+
+The message names the argument, its value and what was expected.
+"""
 
 from math import inf, isfinite
 from numbers import Integral, Real
 
 
 def integer(name, value, low=0, high=inf):
-    """`value` as an int from `low` to `high`."""
+    """`value` as an int; it must be an integer from `low` to `high`."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or not low <= value <= high:
         if high == inf:
@@ -17,14 +20,14 @@ def integer(name, value, low=0, high=inf):
 
 
 def word(name, value):
-    """`value` as an int of 32 bits, as the random generator's keys and counters are."""
+    """`value` as an int; it must fit in 32 bits, like the random generator's keys and counters."""
     return integer(name, value, 0, 2**32 - 1)
 
 
 def number(name, value, low, high=inf, ends="[]"):
-    """`value` as a finite float between `low` and `high`; `ends` says which of them belong to it.
+    """`value` as a float; it must be finite and lie between `low` and `high`.
 
-    "[)" takes the lower and not the upper end, as intervals are written.
+    `ends` is the notation of the interval: "[)" includes `low` and excludes `high`.
     """
     real = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
     above = real and (low <= value if ends[0] == "[" else low < value)
@@ -38,7 +41,7 @@ def number(name, value, low, high=inf, ends="[]"):
 
 
 def choice(name, value, choices):
-    """`value`, which must be one of `choices`."""
+    """`value`; it must be one of the strings `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
     return value

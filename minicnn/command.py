@@ -1,4 +1,7 @@
-"""What the commands share: arguments, errors in one line, and an orderly stop."""
+"""Shared by the commands: types of arguments, one-line errors, progress bar, stop on a signal.
+
+The commands are train.py, predict.py, study.py and report.py.
+"""
 
 import argparse
 import contextlib
@@ -13,8 +16,18 @@ import tqdm
 from .files import printable
 from .training.workers import WorkerDiedError
 
-# What ends a command with one line and status 2: bad arguments, bad input, a machine too small.
+# Errors that end a command with one line and exit status 2: bad arguments, bad input, an input or
+# output error, too little memory, a worker process that died.
 REFUSALS = ValueError, OSError, MemoryError, WorkerDiedError
+
+EXIT_STATUS = (
+    "Exit status: 0 on success; 2 after bad arguments, bad input or a failure of the machine; 130 "
+    "after Ctrl-C, 143 after SIGTERM."
+)
+DEVICE_HELP = (
+    "where to compute: 'auto' is 'cuda' if there is a usable GPU, else 'cpu'; 'numpy' is the "
+    "reference; 'emulated' runs the CUDA kernels without a GPU (default: auto)"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,7 +71,7 @@ def _convert(kind, text, expected):
 
 
 def one_line(error):
-    """What to tell a person of an exception."""
+    """The message of an exception, in one line, for the user."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         return printable(f"{where}{error.strerror}")
@@ -68,10 +81,10 @@ def one_line(error):
 
 
 class _Output:
-    """A stream of text that harms nobody where its terminal, or what stands in its place, is gone.
+    """A text stream whose write errors do not raise.
 
-    What cannot be written is dropped; `error` is the first reason. Characters that the stream has
-    not are escaped.
+    After the first error, kept in `error`, all further output is dropped. Characters that the
+    stream's encoding lacks are escaped.
     """
 
     def __init__(self, stream):
@@ -96,7 +109,7 @@ class _Output:
             function(*arguments)
         except OSError as error:
             self.error = error
-            # What the stream still holds would fail once more when Python ends.
+            # Python flushes the stream at exit: without this, its buffer would fail again there.
             with contextlib.suppress(OSError, ValueError):
                 nothing = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nothing, self._stream.fileno())
@@ -104,16 +117,16 @@ class _Output:
 
 
 def run(prog, main):
-    """The exit status of a command: main()'s, or 2 where what it prints cannot be written.
+    """Run main() and return the exit status: that of main(), or 2 if output could not be written.
 
-    Neither stops the command: a run of hours goes on when its terminal is gone.
+    A write error does not stop the command: a long run continues when its terminal is closed.
     """
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_Output, streams)
     try:
         try:
             status = main()
-        finally:  # a SystemExit, after --help, too
+        finally:  # also on SystemExit, as after --help
             sys.stdout.flush()
         if sys.stdout.error is not None and status == 0:
             error = sys.stdout.error.strerror
@@ -126,7 +139,7 @@ def run(prog, main):
 
 @contextlib.contextmanager
 def warnings_in_one_line(prog):
-    """Within this context a warning is a line on stderr, without the code that it came from."""
+    """A context in which each warning is one line on stderr, without its place in the code."""
 
     def show(message, *_, **__):
         print(f"{prog}: warning: {printable(message)}", file=sys.stderr)
@@ -137,7 +150,7 @@ def warnings_in_one_line(prog):
 
 
 def images_bar(total, quiet, initial=0):
-    """A progress bar on stderr for so many images, of which `initial` are done; none if `quiet`."""
+    """A progress bar on stderr for `total` images, starting at `initial`; hidden if `quiet`."""
     return tqdm.tqdm(
         total=total,
         initial=initial,
@@ -150,9 +163,9 @@ def images_bar(total, quiet, initial=0):
 
 
 class StopOnSignal:
-    """As a context, turns the first SIGINT or SIGTERM into a wish to stop: calling it gives True.
+    """A context that catches SIGINT and SIGTERM. Calling it says whether one has arrived.
 
-    It says so on stderr. A second signal raises KeyboardInterrupt.
+    The first signal prints `message` on stderr. A second one raises KeyboardInterrupt.
     """
 
     def __init__(self, message):
@@ -181,4 +194,4 @@ class StopOnSignal:
             raise KeyboardInterrupt
         self.signal = number
         with contextlib.suppress(OSError):
-            os.write(2, f"\n{self.message}\n".encode())  # print() may be what was interrupted
+            os.write(2, f"\n{self.message}\n".encode())  # print() is not reentrant

@@ -1,8 +1,9 @@
-"""Drawing: the palette and style of every figure, its page, and how it is saved.
+"""Drawing: colours, style and page layout shared by all figures, and saving them as PNG.
 
-matplotlib is optional (`pip install "minicnn[figures]"`), so it is imported where it is used. No
-display is needed, and nothing of matplotlib's global state is left changed. Each figure is built by
-one function and written by another.
+matplotlib is optional (`pip install "minicnn[figures]"`), so functions import it when they need it.
+No display is needed, and matplotlib's global settings stay unchanged. The figures are in
+training/figures.py and studies/plots.py: each is a function that builds a Figure; `save` and `png`
+write it.
 """
 
 import io
@@ -10,16 +11,16 @@ import io
 from .files import atomic_write
 
 DPI = 150
-WIDTH = 1440  # pixels of every figure
-PANEL = 720  # pixels of those that stand in narrow places, such as a phone's
+WIDTH = 1440  # pixels, the width of a figure
+PANEL = 720  # pixels, the width of a figure for narrow screens, such as a phone's
 MARGIN = 52  # pixels, left and right
-TILE = 112  # pixels, the side of an image: a multiple of 28, so that all of its pixels are alike
-GAP = 24  # pixels between images, of which ten just fill the width
-LABEL = 44  # pixels between rows of images, for the labels
+TILE = 112  # pixels, the side of an image: a multiple of 28, so that its pixels have equal size
+GAP = 24  # pixels between images: ten images fill the width
+LABEL = 44  # pixels between rows of images, for labels
 HEAD = 148  # pixels above the images, for the title and the labels
 FOOT = 44  # pixels below them
 
-# Paul Tol's "vibrant" colours, which differ for colour-blind eyes too
+# Paul Tol's "vibrant" colours: colour-blind readers can tell them apart
 TRAINING, VALIDATION, WRONG = "#EE7733", "#0077BB", "#CC3311"
 TEXT, QUIET, FAINT = "#222222", "#666666", "#CCCCCC"
 _STYLE = {
@@ -52,16 +53,16 @@ def available():
 
 
 def save(path, build, *arguments, metadata=None):
-    """Write the Figure that build(*arguments) returns to `path`, whole or not at all.
+    """Write the Figure that build(*arguments) returns to `path`, as a PNG, atomically.
 
-    metadata: {key: text} to go into the file.
+    metadata: {key: text} to store in the file.
     """
     with atomic_write(path) as file:
         _draw(file, build, *arguments, metadata=metadata)
 
 
 def png(build, *arguments):
-    """The Figure that build(*arguments) returns, as the bytes of a PNG."""
+    """The Figure that build(*arguments) returns, as PNG bytes."""
     file = io.BytesIO()
     _draw(file, build, *arguments)
     return file.getvalue()
@@ -70,13 +71,13 @@ def png(build, *arguments):
 def _draw(file, build, *arguments, metadata=None):
     import matplotlib.style  # noqa: PLC0415
 
-    # The user's own matplotlib settings are for the user's own figures.
+    # Figures look the same whatever matplotlib settings the user has.
     with matplotlib.style.context(["default", _STYLE]):
         build(*arguments).savefig(file, format="png", dpi=DPI, metadata=metadata)
 
 
 def page(height, title, notes, width=WIDTH):
-    """A Figure, its size in pixels: what it shows, and below that what to know about it."""
+    """An empty Figure of `height` x `width` pixels with a title and, below it, notes."""
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
@@ -86,9 +87,9 @@ def page(height, title, notes, width=WIDTH):
 
 
 def gallery(title, notes, rows, across=GAP, down=LABEL, aside=0):
-    """A page with rows of images (H, W), 0 to 255, as axes in reading order.
+    """A page with rows of images (H, W), 0 to 255; its axes are in reading order.
 
-    across and down are the pixels between images, aside those that set off the first column.
+    across and down: pixels between images; aside: more pixels after the first column.
     """
     height = HEAD + len(rows) * TILE + (len(rows) - 1) * down + FOOT
     figure = page(height, title, notes)
@@ -96,21 +97,22 @@ def gallery(title, notes, rows, across=GAP, down=LABEL, aside=0):
         for j, image in enumerate(row):
             left = MARGIN + j * (TILE + across) + aside * (j > 0)
             bottom = height - HEAD - TILE - i * (TILE + down)
-            # matplotlib before 3.11 rounds 112.00000001 pixels up to 113, of unlike squares.
+            # matplotlib before 3.11 rounds 112.00000001 up to 113 pixels, and an image's pixels
+            # then differ in size.
             side = TILE - 1e-6
             box = (left / WIDTH, bottom / height, side / WIDTH, side / height)
             axes = figure.add_axes(box, xticks=[], yticks=[])
             axes.spines[:].set_visible(True)
-            # Dark ink on white paper, as it was written
+            # Dark ink on white paper
             axes.imshow(image, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     return figure
 
 
 def tens(images):
-    """Images in rows of ten."""
+    """The images in rows of ten, as `gallery` takes them."""
     return [images[i : i + 10] for i in range(0, len(images), 10)]
 
 
 def in_percent(fraction, digits=3):
-    """A fraction as a text in percent."""
+    """A fraction as text in percent, with so many significant digits."""
     return f"{100 * fraction:.{digits}g} %"

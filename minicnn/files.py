@@ -1,7 +1,7 @@
-"""Files: the error for a bad one, writing one whole or not at all, folders in use, caches.
+"""Files: the error for bad input, atomic writes, locks on folders, and the cache folder.
 
-Everything that is read from outside goes wrong with a DataError, everything that is written goes
-through `atomic_write`. Read data/load.py next.
+A fault in a file from outside raises DataError. Results are written by `atomic_write`, except for
+the database of the studies (studies/store.py). Read data/load.py next.
 """
 
 import contextlib
@@ -13,14 +13,14 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # there is none on Windows
+except ImportError:  # Windows has none
     fcntl = None
 
 
 class DataError(ValueError):
-    """Bad input. The message is one line: the file, the row or field, what it held, what it should.
+    """Bad input. The message is one line: file, row or field, what it held, what was expected.
 
-    Parts of it come from files, paths and servers that nobody has checked: it is printable.
+    The message may quote files, paths and servers, so unprintable characters in it are escaped.
     """
 
     def __init__(self, message):
@@ -28,27 +28,27 @@ class DataError(ValueError):
 
 
 def brief(value, most=60):
-    """A value as a text of no more than so many characters and three dots."""
+    """A value as text, shortened to `most` characters and three dots if it is longer."""
     text = value if isinstance(value, str) else str(value)
     return text if len(text) <= most else text[:most] + "..."
 
 
 def printable(text):
-    """A text with all characters escaped that would break its line or steer a terminal."""
+    """A text with line breaks, terminal controls and all other unprintable characters escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """A binary file to write and read, which takes the place of `path` when the block ends well.
+    """A context with a binary file, open for writing and reading, that replaces `path` at the end.
 
-    Until then, and for ever if the block fails or the process dies, `path` is what it was. Raises
-    OSError, which always names a file.
+    If the block raises an error or the process dies, `path` stays as it was. Raises OSError, always
+    with a file name.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        # Not `tempfile`: its files are readable by their owner only, and would stay so.
+        # Not `tempfile`: only the owner may read its files, and os.replace keeps the permissions.
         with open(temporary, "x+b") as file:
             yield file
             file.flush()
@@ -58,14 +58,14 @@ def atomic_write(path):
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        # "No space left on device" does not say where, and nobody knows the temporary file's name.
+        # "No space left on device" names no file, and the user does not know the temporary one.
         if isinstance(error, OSError) and error.filename in (None, temporary, str(temporary)):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from None
         raise
 
 
 def _sync_folder(folder):
-    """Make a new name in a folder outlast a power failure, where the system has a way to."""
+    """Write a folder's entries to disk, so that they survive a power failure, if the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -75,25 +75,26 @@ def _sync_folder(folder):
 
 
 def remove_unfinished(folder):
-    """Remove what processes that were killed in an `atomic_write` have left in a folder."""
+    """Remove the temporary files in a folder of processes that were killed in `atomic_write`."""
     for path in Path(folder).glob(".*.????????.tmp"):
         path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def in_use(folder, alone=False):
-    """Within this context a folder is in use; with `alone` only if it is not yet.
+    """A context in which this process holds a shared lock on a folder.
 
-    The mark is a lock of the system's, which ends with the process that holds it, however that
-    ends. Raises DataError where another process has the folder in use alone, or, with `alone`, at
-    all. Where there are no such locks a warning says so.
+    With `alone`, the folder must not be locked by any process yet. Raises DataError if it is, and,
+    without `alone`, at a moment in which another process takes its lock. The operating system
+    releases a lock when its process ends. Warns if the file system has no locks; on Windows it does
+    nothing.
     """
     if fcntl is None:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        if alone:  # then others that work for this process may come in
+        if alone:  # exclusive first, then shared: this process's workers lock the folder as well
             _lock(folder, handle, fcntl.LOCK_EX)
         _lock(folder, handle, fcntl.LOCK_SH)
         yield
@@ -106,19 +107,18 @@ def _lock(folder, handle, kind):
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         raise DataError(
-            f"{folder}: in use by another process, expected a folder that is free; wait until "
-            "that has ended, or choose another"
+            f"{folder}: in use by another process; wait until it ends, or choose another folder"
         ) from None
-    except OSError as error:  # some network file systems have none
+    except OSError as error:  # some network file systems have no locks
         message = f"{folder}: cannot be locked ({error.strerror}); use it in one process at a time"
         warnings.warn(message, stacklevel=4)
 
 
 def cache_folder():
-    """The user's cache folder for this program, a Path; it need not exist yet.
+    """The folder for this program's downloads and compiled code, a Path; it may not exist yet.
 
-    $MINICNN_CACHE where that is set, else what the system has for caches. Raises DataError where
-    the user has no home folder.
+    $MINICNN_CACHE if that is set, else `minicnn` in the system's folder for caches. Raises
+    DataError if the user has no home folder.
     """
     if os.environ.get("MINICNN_CACHE"):
         return Path(os.environ["MINICNN_CACHE"])

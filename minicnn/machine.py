@@ -1,15 +1,15 @@
-"""What the machine has: cores and memory."""
+"""The machine: its cores and its free memory, and arrays at aligned addresses."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 
-_most_cores = None  # if this process has only a share of them
+_most_cores = None  # the limit set by use_cores, None without
 
 
 def cores():
-    """The cores that this process may use."""
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         usable = len(os.sched_getaffinity(0))
     else:
@@ -18,13 +18,13 @@ def cores():
 
 
 def use_cores(count):
-    """Use at most so many cores from now on, in this process."""
-    global _most_cores  # noqa: PLW0603  it is the process's
+    """Limit this process to `count` cores from now on."""
+    global _most_cores  # noqa: PLW0603  a setting of the process
     _most_cores = count
 
 
 def aligned_empty(shape, dtype, alignment):
-    """An array whose content is not set, at an address that `alignment` divides."""
+    """An uninitialised array whose address is a multiple of `alignment` bytes."""
     dtype = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     memory = np.empty(size + alignment, np.uint8)
@@ -33,12 +33,12 @@ def aligned_empty(shape, dtype, alignment):
 
 
 def free_memory():
-    """Bytes of memory that can be used without swapping; None where the system does not say."""
-    free = [_kernel_says_free(), _container_has_left()]
+    """Bytes of memory that are free without swapping; None if the system does not report it."""
+    free = [_system_free_memory(), _container_free_memory()]
     return min((f for f in free if f is not None), default=None)
 
 
-def _kernel_says_free():
+def _system_free_memory():
     try:
         with open("/proc/meminfo") as file:
             for line in file:
@@ -49,13 +49,13 @@ def _kernel_says_free():
     return None
 
 
-def _container_has_left():
-    """What a control group (version 2) still allows."""
+def _container_free_memory():
+    """Bytes that this process's control group (version 2) still allows; None without a limit."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
         parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return limit - used + int(parts.get("inactive_file", 0))  # a cache, given up when needed
-    except (OSError, ValueError):  # there is none, or its limit is "max"
+        return limit - used + int(parts.get("inactive_file", 0))  # file cache: freed on demand
+    except (OSError, ValueError):  # no group, or its limit is "max"
         return None

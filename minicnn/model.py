@@ -1,9 +1,13 @@
-"""Sequential: a stack of layers, trained as many nets at once; and mnist_cnn, the notebook's net.
+"""Sequential: E nets with the same layers, trained at once. mnist_cnn: the notebook's network.
 
-All weights of a net are one flat row of `params` (E, P), all gradients one of `gradients`, so that
-Adam is one operation and a checkpoint a few arrays; layers get named views into them.
+The P trainable weights of a net are one row of the flat array `params` (E, P), its gradients one
+row of `gradients` (E, P). So Adam is one operation, and a checkpoint is a few arrays. The layers
+work on named views into these rows.
 
-Read plan.py and layers.py next, then ops_numpy.py.
+A training step is Sequential.train_step: forward, loss, backward, moving statistics, Adam.
+
+Read network/stack.py (the flat arrays), network/layers.py and network/plan.py (the arrays of one
+batch) next, then backends/ops_numpy.py.
 """
 
 import contextlib
@@ -22,13 +26,14 @@ PREDICT_BATCH = 64
 
 
 class Sequential:
-    """`nets` networks of the same layers, numbered from `first_net`, each with weights of its own.
+    """E = `nets` networks of the same layers, each with its own weights, numbered from `first_net`.
 
-    layers: the stack; input_shape: (H, W, C) or (K,). The loss is softmax cross-entropy, so a
-    stack that is trained ends in activation "softmax". Net n's random numbers depend on (seed, n)
-    alone. device: a name that devices.py knows, or the Operations of ops_cuda.py or ops_cpu.py;
-    dtype: "float32" or "float64".
-    Raises ValueError that names the argument for anything else.
+    layers: a list of layers; input_shape: (H, W, C) or (K,), without nets and batch. The loss is
+    softmax cross-entropy, so to be trained the stack must end in activation "softmax". The random
+    numbers of net n depend on (seed, n) only. device: a name in devices.py, or the Operations of
+    backends/ops_cuda.py or ops_cpu.py; dtype: "float32" or "float64"; precision: "float32" or
+    "tf32", that of matrix products; optimizer: an Adam.
+    Raises ValueError that names the argument.
     """
 
     def __init__(
@@ -55,7 +60,7 @@ class Sequential:
         self.seed = checks.word("seed", seed)
         first_net, nets = checks.word("first_net", first_net), checks.integer("nets", nets, 1)
         checks.word("first_net + nets - 1", first_net + nets - 1)
-        self.nets = np.arange(first_net, first_net + nets)  # (E,); net_numbers on the device
+        self.nets = np.arange(first_net, first_net + nets)  # (E,); on the device: net_numbers
         self.optimizer = Adam() if optimizer is None else optimizer
         if not isinstance(self.optimizer, Adam):
             raise ValueError(f"optimizer: got {optimizer!r}, expected an Adam")
@@ -74,11 +79,11 @@ class Sequential:
     # ---- weights ----------------------------------------------------------------------------
 
     def _allocate(self):
-        """Make the flat arrays, and each node's named views into them."""
+        """Allocate the flat arrays, and set each node's named views into them."""
         layout = weights_layout(self.nodes, len(self.nets), self.dtype)
         arrays = {name: self.ops.zeros(shape, dtype) for name, (shape, dtype) in layout.items()}
         self.params, self.gradients = arrays["params"], arrays["gradients"]  # (E, P)
-        self.moment_1, self.moment_2 = arrays["moment_1"], arrays["moment_2"]  # (E, P), Adam's
+        self.moment_1, self.moment_2 = arrays["moment_1"], arrays["moment_2"]  # (E, P), of Adam
         self.moving = arrays["moving"]  # (E, M)
         self.step, self.learning_rate = arrays["step"], arrays["learning_rate"]  # (1,)
         self.net_numbers = self.ops.to_device(self.nets)
@@ -89,7 +94,10 @@ class Sequential:
             node.moving, moving_at = views(self.moving, node.moving_specs, moving_at)
 
     def _initialize(self):
-        """Draw the weights: element i of a net's flat row uses word i of the stream WEIGHTS."""
+        """Set the initial weights of each net, and reset its moving statistics.
+
+        params[e, i] = center[i] + limit[i] * u, with u in [-1, 1) from word i of stream WEIGHTS.
+        """
         P, M = self.params.shape[1], self.moving.shape[1]
         center, limit = np.zeros((2, 1, P), np.float32)
         moving = np.zeros((1, M), self.dtype)
@@ -112,7 +120,7 @@ class Sequential:
 
     @property
     def named_weights(self):
-        """{"conv2d/kernel": view (E, ...), ...} in Keras's order, moving statistics included."""
+        """{"conv2d/kernel": view (E, ...), ...} in Keras's order, including moving statistics."""
         return {
             f"{node.name}/{name}": view
             for node in self.nodes
@@ -122,15 +130,15 @@ class Sequential:
 
     @property
     def trainable_weights(self):
-        """Copies of the trained weights, each (E, ...): the order of the gradients."""
+        """Copies of the trainable weights, each (E, ...), in the order of the gradients."""
         return [self.ops.to_host(v) for node in self.nodes for v in vars(node.weights).values()]
 
     def get_weights(self):
-        """Copies of all weights in Keras's order, each with the net axis first."""
+        """Copies of all weights, each (E, ...), in Keras's order."""
         return [self.ops.to_host(view) for view in self.named_weights.values()]
 
     def set_weights(self, weights):
-        """Take weights as get_weights gives them. Raises ValueError if they do not fit."""
+        """Set all weights, in the form of get_weights. Raises ValueError for other shapes."""
         ours = self.named_weights
         if not isinstance(weights, (list, tuple)):
             raise ValueError(f"weights: got {weights!r}, expected a list of arrays")
@@ -146,16 +154,16 @@ class Sequential:
                     f"weights: {name} has shape {weight.shape}, this model expects {view.shape}"
                 )
             if weight.dtype.kind not in "iuf":
-                raise ValueError(f"weights: {name} is of {weight.dtype}, expected numbers")
+                raise ValueError(f"weights: {name} has dtype {weight.dtype}, expected numbers")
         for view, weight in zip(ours.values(), weights, strict=True):
             self.ops.copy(self.ops.to_device(weight.astype(self.dtype)), view)
 
     def count_params(self):
-        """How many weights one net has, moving statistics included."""
+        """The number of weights of one net, including moving statistics."""
         return sum(prod(view.shape[1:]) for view in self.named_weights.values())
 
     def summary(self):
-        """The stack as a table: layer, output shape, number of weights."""
+        """A table as text: layer, output shape, number of weights."""
         lines = [f"{'Layer':<28}{'Output':<18}{'Weights':>10}"]
         for node in self.nodes:
             specs = *node.specs.values(), *node.moving_specs.values()
@@ -164,27 +172,31 @@ class Sequential:
         total = f"{self.count_params():,} weights a net, {len(self.nets)} net(s)"
         return "\n".join([*lines, total])
 
-    # ---- the public passes: NumPy arrays in, NumPy arrays out --------------------------------
+    # ---- public methods: NumPy arrays in, NumPy arrays out ------------------------------------
 
     def predict(self, x):
-        """Class probabilities of images x (N, H, W, C) in [0, 1], by each net: (E, N, classes)."""
+        """Class probabilities (E, N, classes) by each net, for images x (N, H, W, C) in [0, 1].
+
+        Changes no state.
+        """
         x = self._check_images("x", x, "N")
         outputs = np.empty((len(self.nets), len(x), *self.output_shape), self.dtype)
         plan = self.plan(min(PREDICT_BATCH, max(len(x), 1)), training=False)
         with self.ops.session():
             for first in range(0, len(x), plan.batch):
                 part = x[first : first + plan.batch]
-                # A short last batch keeps the shape: the rows behind it hold older images.
+                # A short last batch leaves older images in the other rows; they are not used.
                 plan.x[:, : len(part)] = self.ops.to_device(part)
                 probabilities = self.ops.to_host(self.infer(plan))
                 outputs[:, first : first + len(part)] = probabilities[:, : len(part)]
         return outputs
 
     def loss_and_gradients(self, x, y):
-        """The loss (E,) of a batch in training mode, and its gradients; changes no state.
+        """Loss (E,) and gradients of a batch in training mode, without changing any state.
 
-        x (E, B, H, W, C), y (E, B) integers. The gradients are in the order of trainable_weights.
-        Dropout's masks are those of the current step, so a second call gives the same numbers.
+        x (E, B, H, W, C) in [0, 1]; y (E, B) integer labels. The gradients are a list in the order
+        of trainable_weights. Dropout uses the masks of the current step, so a second call returns
+        the same values.
         """
         with self.ops.session():
             plan = self._load(x, y)
@@ -194,7 +206,11 @@ class Sequential:
         return loss, [self.ops.to_host(view) for view in views]
 
     def train_on_batch(self, x, y, learning_rate=None):
-        """One step of Adam on x (E, B, H, W, C), y (E, B). Returns loss (E,), accuracy (E,)."""
+        """One Adam step on images x (E, B, H, W, C) in [0, 1] with integer labels y (E, B).
+
+        learning_rate: the optimizer's unless given. Returns loss (E,) and accuracy (E,) of this
+        batch before the step.
+        """
         if learning_rate is None:
             learning_rate = self.optimizer.learning_rate
         rate = checks.number("learning_rate", learning_rate, 0)
@@ -209,7 +225,7 @@ class Sequential:
         E, B = x.shape[:2]
         if E != len(self.nets) or B < 1:
             raise ValueError(
-                f"x: got {B} images for {E} nets, expected at least one for {len(self.nets)} nets"
+                f"x: got {E} nets, {B} images; expected {len(self.nets)} nets, at least 1 image"
             )
         y = np.asarray(y)
         classes = self.output_shape[0]
@@ -232,10 +248,13 @@ class Sequential:
             raise ValueError(f"{name}: got shape {x.shape}, expected {expected}")
         return x.astype(self.dtype, copy=False)
 
-    # ---- passes over a plan's arrays, on the device -------------------------------------------
+    # ---- passes over the arrays of a plan, on the device --------------------------------------
 
     def plan(self, batch, training):
-        """The arrays for a batch size; made once and kept."""
+        """The Plan (network/plan.py) for a batch size. It is allocated once and kept.
+
+        Raises ValueError for training if the loss does not fit the stack's output.
+        """
         if training and not self._ends_in_softmax:
             raise ValueError(
                 "layers: the loss is softmax cross-entropy; the last layer's activation is "
@@ -243,25 +262,25 @@ class Sequential:
             )
         if training and len(self.output_shape) != 1:
             raise ValueError(
-                f"layers: the loss needs one probability a class; the output is {self.output_shape}"
-                " an image, expected (classes,), as Flatten() and Dense() give it"
+                f"layers: the output has shape {self.output_shape}, expected (classes,) for the "
+                "loss; end the stack with Flatten() and Dense()"
             )
         if training and not any(node.specs for node in self.nodes):
-            raise ValueError("layers: got none with weights, expected at least one to train")
+            raise ValueError("layers: got no layer with weights, expected at least one to train")
         key = batch, training
         if key not in self._plans:
             self._plans[key] = make_plan(self, batch, training)
         return self._plans[key]
 
     def infer(self, plan):
-        """The stack's output for plan.x in inference mode, on the device: (E, B, ...)."""
+        """The output (E, B, ...) for plan.x in inference mode, on the device."""
         plan.forward()
         if self._ends_in_softmax:
             self.ops.activate("softmax", plan.output)
         return plan.output
 
     def train_step(self, plan):
-        """One optimizer step on the batch in the plan, moving statistics included."""
+        """One training step on the batch in plan.x and plan.labels."""
         plan.forward_backward()
         plan.update_moving()
         self.optimizer.update(
@@ -285,9 +304,10 @@ def mnist_cnn(
     dropout=0.4,
     momentum=0.99,
 ):
-    """The notebook's network for 28x28 digits: 327,242 weights a net.
+    """The notebook's network for 28 x 28 digits: 327,242 weights in each net.
 
-    Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018.
+    Arguments as for Sequential; dropout: the rate of each Dropout; momentum: that of the moving
+    statistics. Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018.
     """
     layers = mnist_layers(dropout, momentum)
     return Sequential(layers, MNIST_SHAPE, nets, first_net, seed, device, dtype, precision)
@@ -321,7 +341,8 @@ def mnist_layers(dropout, momentum):
 
 def _check_dtype(dtype):
     with contextlib.suppress(TypeError):
-        if dtype is not None and np.dtype(dtype) in (np.float32, np.float64):  # None is float64
+        # np.dtype(None) is float64
+        if dtype is not None and np.dtype(dtype) in (np.float32, np.float64):
             return np.dtype(dtype)
     raise ValueError(f"dtype: got {dtype!r}, expected 'float32' or 'float64'")
 

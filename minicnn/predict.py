@@ -1,4 +1,7 @@
-"""python -m minicnn.predict: a trained ensemble's checkpoint and images in, a submission out."""
+"""python -m minicnn.predict: reads a checkpoint and test images, writes a submission.
+
+This module reads the arguments. training/prediction.py loads the checkpoint and predicts.
+"""
 
 import sys
 from pathlib import Path
@@ -7,6 +10,8 @@ import numpy as np
 
 from . import devices
 from .command import (
+    DEVICE_HELP,
+    EXIT_STATUS,
     REFUSALS,
     Parser,
     StopOnSignal,
@@ -42,14 +47,16 @@ def _main(argv):
 
 
 def predict(arguments, should_stop=lambda: False):
-    """Predict as the parsed arguments say, and write the submission."""
+    """Predict the test images, and write the submission, as the parsed arguments say."""
     device, ops, _ = devices.choose(arguments.device)
-    if not arguments.out.resolve().parent.is_dir():  # known before the work, not after it
+    if not arguments.out.resolve().parent.is_dir():  # fail before the work, not after it
         raise ValueError(
-            f"argument --out: got {arguments.out}, expected a file in a folder that is there"
+            f"argument --out: got {arguments.out}, expected a file in an existing folder"
         )
     if arguments.out.exists() and not arguments.out.is_file():
-        raise ValueError(f"argument --out: {arguments.out} is no file, expected one or none")
+        raise ValueError(
+            f"argument --out: {arguments.out} is not a file, expected a file or a new name"
+        )
     trained = prediction.load(arguments.checkpoint)
     images, truth = load_test(arguments.data, progress=not arguments.quiet)
     with images_bar(len(trained.nets) * len(images), arguments.quiet) as bar:
@@ -67,7 +74,9 @@ def _parser():
     parser = Parser(
         prog="minicnn.predict",
         usage="python -m minicnn.predict --checkpoint FILE --data DIR [--out FILE] [options]",
-        description="Predict digits with a trained ensemble, and write a submission.",
+        description="Predict digits with a trained ensemble and write a Kaggle submission. Where "
+        "the labels are known, print the accuracy.",
+        epilog=EXIT_STATUS,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -75,27 +84,27 @@ def _parser():
         required=True,
         type=Path,
         metavar="FILE",
-        help="checkpoint.npz of a run of minicnn.train",
+        help="checkpoint.npz in a run folder of minicnn.train",
     )
     parser.add_argument(
         "--data",
         required=True,
         metavar="DIR",
-        help="a folder with Kaggle's test.csv or MNIST's two t10k files; or 'mnist' or 'digits', "
-        "for their test images",
+        help="a folder with Kaggle's test.csv or MNIST's two t10k files; or 'mnist' or 'digits': "
+        "the test images of these data sets",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("submission.csv"),
         metavar="FILE",
-        help="the submission (default: submission.csv)",
+        help="the submission to write (default: submission.csv)",
     )
-    parser.add_argument("--device", choices=devices.NAMES, default="auto", help="default: auto")
+    parser.add_argument("--device", choices=devices.NAMES, default="auto", help=DEVICE_HELP)
     parser.add_argument(
-        "--workers", type=positive, metavar="N", help="processes (default: one a core)"
+        "--workers", type=positive, metavar="N", help="number of processes (default: one per core)"
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     return parser
 
 

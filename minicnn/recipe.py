@@ -1,4 +1,8 @@
-"""Recipes: every number that decides what an ensemble is trained to."""
+"""Recipes: the settings of the networks and of their training.
+
+The data and the machine (device, precision, processes, memory) are not part of a recipe. Read
+training/ensemble.py next.
+"""
 
 from dataclasses import asdict, dataclass
 
@@ -11,10 +15,12 @@ from .network.stack import connect
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an ensemble is trained. Raises ValueError that names the field for an impossible one.
+    """How an ensemble is trained. The defaults are the notebook's.
 
-    Nets count from 1. rotation is in degrees; zoom, width_shift and height_shift are fractions.
-    momentum is that of the moving statistics of batch normalisation.
+    Nets are numbered from 1. rotation, zoom, width_shift and height_shift are the ranges of
+    RandomAffine: degrees and fractions. The learning rate of epoch e (from 1) is
+    learning_rate * decay**(e - 1). momentum is that of batch normalisation's moving statistics.
+    Raises ValueError that names the field out of range.
     """
 
     nets: int = 15
@@ -48,7 +54,7 @@ class Recipe:
 
     @property
     def all_nets(self):
-        """The numbers of the nets."""
+        """The numbers of the nets, a range."""
         return range(self.first_net, self.first_net + self.nets)
 
     @property
@@ -68,12 +74,12 @@ class Recipe:
 
     @property
     def nodes(self):
-        """The network's layers put in order: stack.py's nodes."""
+        """The network's layers with their names and shapes: nodes of network/stack.py."""
         return connect(self.layers, MNIST_SHAPE)
 
     def model(self, nets, device="auto", precision="float32"):
-        """The network for a range of nets, before training."""
-        # Net n of the ensemble, from 1, draws its random numbers as n - 1.
+        """A new, untrained Sequential of the nets in a range."""
+        # Nets of an ensemble are numbered from 1, those of Sequential from 0.
         return Sequential(
             self.layers,
             MNIST_SHAPE,
@@ -85,12 +91,12 @@ class Recipe:
         )
 
     def as_dict(self):
-        """The fields as a dict that JSON can hold."""
+        """The fields as a dict of numbers, for JSON."""
         return asdict(self)
 
 
-# With momentum 0.99 the moving statistics take about 500 steps to follow the weights; the demo is
-# over before that.
+# With momentum 0.99 the moving statistics need about 500 steps to follow the weights. The demo has
+# fewer, so its momentum is 0.9.
 RECIPES = {
     "seed": Recipe(),
     "demo": Recipe(nets=4, epochs=3, momentum=0.9),

@@ -1,15 +1,24 @@
-"""python -m minicnn.report DIR: a run or study folder in, one HTML page out.
+"""python -m minicnn.report DIR: reads a run or study folder, writes one HTML page about it.
 
-The front door of reports/: it reads the arguments, and puts the page together of the parts that
-run.py and study.py make. Files may come from anywhere: reports/files.py reads those of a run, and
-all that a page says goes through reports/webpage.py, which escapes it.
+This module reads the arguments and joins the sections of the page. reports/run.py and
+reports/study.py write the sections. The folder may come from anywhere: reports/files.py validates
+the files of a run, and reports/webpage.py escapes all text.
 """
 
 import sys
 from pathlib import Path
 
 from . import __version__, devices, drawing
-from .command import REFUSALS, Parser, StopOnSignal, one_line, run, warnings_in_one_line
+from .command import (
+    DEVICE_HELP,
+    EXIT_STATUS,
+    REFUSALS,
+    Parser,
+    StopOnSignal,
+    one_line,
+    run,
+    warnings_in_one_line,
+)
 from .files import DataError, atomic_write
 from .reports import run as run_page
 from .reports import study as study_page
@@ -39,17 +48,17 @@ def _main(argv):
 
 
 def report(arguments, should_stop=lambda: False):
-    """Write the page that the parsed arguments ask for."""
+    """Write the page, as the parsed arguments say."""
     folder = arguments.folder
     out = arguments.out or folder / "report.html"
     if not drawing.available():
         raise ValueError('a report needs matplotlib: pip install "minicnn[figures]"')
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder, expected that of a run or study")
-    if not out.resolve().parent.is_dir():  # known before the work, not after it
-        raise ValueError(f"argument --out: got {out}, expected a file in a folder that is there")
+        raise DataError(f"{folder}: no such folder, expected the folder of a run or study")
+    if not out.resolve().parent.is_dir():  # fail before the work, not after it
+        raise ValueError(f"argument --out: got {out}, expected a file in an existing folder")
     if out.exists() and not out.is_file():
-        raise ValueError(f"argument --out: {out} is no file, expected one or none")
+        raise ValueError(f"argument --out: {out} is not a file, expected a file or a new name")
     kinds, parts = [], []
     if (folder / CONFIG).exists():
         kinds.append("Run")
@@ -72,7 +81,7 @@ def report(arguments, should_stop=lambda: False):
 
 
 def _body(title, parts):
-    """The page of a list of (title, HTML, whether it begins on a sheet of its own)."""
+    """The page's HTML. parts: a list of (title, HTML, whether to start it on a new sheet)."""
     places = {f"part-{number}": part[0] for number, part in enumerate(parts, start=1)}
     sections = [
         webpage.section(webpage.heading(2, heading, place) + html, "sheet" if sheet else "")
@@ -90,10 +99,9 @@ def _parser():
     parser = Parser(
         prog="minicnn.report",
         usage="python -m minicnn.report DIR [--out FILE] [options]",
-        description="Write a page about a run or about studies: one HTML file with its pictures, "
-        "to be read in a browser or printed.",
-        epilog="Exit status: 0; 2 for bad arguments or input, or where the machine fails; 130 "
-        "after Ctrl-C, 143 after SIGTERM.",
+        description="Write a report about a run or about studies: one HTML file with all pictures, "
+        "for the browser or the printer.",
+        epilog=EXIT_STATUS,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -103,20 +111,16 @@ def _parser():
         help="a run folder of minicnn.train, or a study folder of minicnn.study",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the page (default: report.html in DIR)"
+        "--out", type=Path, metavar="FILE", help="the file to write (default: report.html in DIR)"
     )
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="where the test images are now: as for minicnn.predict (default: where they were)",
+        help="where the test images are now, as for minicnn.predict (default: where they were for "
+        "the run)",
     )
-    parser.add_argument(
-        "--device",
-        choices=devices.NAMES,
-        default="auto",
-        help="where the nets of a run predict (default: auto)",
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--device", choices=devices.NAMES, default="auto", help=DEVICE_HELP)
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     return parser
 
 

@@ -1,22 +1,22 @@
-"""Philox4x32-10: random numbers that are a function of where they are used, not of when.
+"""Philox4x32-10, a counter-based random number generator.
 
-A counter-based generator keeps no state: the same key and counter always give the same four
-32-bit words, in any order, on any device, on any number of threads. So a net's weights, split,
-shuffles, augmentation and dropout masks are the same bits on every backend, and the same whether
-the net is trained alone or among fifteen.
+It keeps no state: a key and a counter determine four 32-bit words, on any device, in any order and
+for any number of threads. So every backend draws the same bits for a net's weights, split,
+shuffles, augmentation and dropout masks, whether the net is trained alone or with others.
 
     key     = (seed, net)
     counter = (block, step or epoch, stream, 0)      element i is word i % 4 of block i // 4
 
 Source: J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as easy as
-1, 2, 3", SC'11. Its published known answers are in tests/test_rng.py.
+1, 2, 3", SC'11. The tests check its published known answers on every backend. kernels/philox.h and
+kernels/philox.cuh are the same generator in C and CUDA.
 """
 
 import threading
 
 import numpy as np
 
-# Streams: what a random number is for. Each dropout layer has a stream of its own, from DROPOUT on.
+# A stream for each use of random numbers. Dropout layer number i (from 0) has stream DROPOUT + i.
 WEIGHTS, SPLIT, SHUFFLE, AUGMENTATION, DIGITS, BOOTSTRAP = range(6)
 DROPOUT = 16
 
@@ -25,18 +25,24 @@ _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _KEY_INCREMENTS = 0x9E3779B9, 0xBB67AE85
 _WORD = 0xFFFFFFFF
 
-_CHUNK = 1 << 14  # blocks computed at a time: the six 64-bit lanes of a chunk stay in the L2 cache
+_CHUNK = 1 << 14  # blocks computed at a time: the six 64-bit arrays of a chunk fit the L2 cache
 _INDICES = np.arange(_CHUNK, dtype=np.uint64)
 _scratch = threading.local()
 
 
 def threshold(rate):
-    """The least word that a layer which drops numbers at this rate keeps."""
+    """Dropout keeps an element if its word is at least this: the rate as a fraction of 2^32."""
     return min(round(rate * 2**32), 2**32 - 1)
 
 
 def _permute(c, p, k0, k1):
-    """Run the ten rounds on the counters `c` (4, N), uint64 below 2^32, in place. `p` (2, N)."""
+    """Turn counters c (4, N), uint64 below 2^32, into random words, in place. p (2, N) is scratch.
+
+    Ten times, with M and W the constants above, hi and lo the halves of a 64-bit product:
+
+        c0, c1, c2, c3 = hi(M1 * c2) ^ c1 ^ k0, lo(M1 * c2), hi(M0 * c0) ^ c3 ^ k1, lo(M0 * c0)
+        k0, k1 = k0 + W0, k1 + W1        modulo 2^32
+    """
     c0, c1, c2, c3 = c
     p0, p1 = p
     for _ in range(_ROUNDS):
@@ -55,10 +61,10 @@ def _permute(c, p, k0, k1):
 
 
 def philox4x32(counter, key):
-    """The four random words of each counter under its key.
+    """Four random words for each pair of a counter and a key.
 
-    counter: (N, 4) uint32; key: (N, 2) uint32. Returns (N, 4) uint32.
-    Raises ValueError for other shapes, and for values that are not integers below 2^32.
+    counter (N, 4) and key (N, 2), integers below 2^32. Returns (N, 4) uint32. Raises ValueError for
+    other shapes or values.
     """
     counter = _as_words("counter", counter, 4)
     key = _as_words("key", key, 2)
@@ -83,7 +89,8 @@ def _as_words(name, values, width):
 def random_words(seed, net, stream, step, out):
     """Fill `out` (N,) uint32 with the words of elements 0 .. N-1, and return it.
 
-    `step` is the training step or epoch in which the numbers are used; 0 where neither counts.
+    stream: one of those above. step: the training step or the epoch that uses the words, or 0 if
+    the use depends on neither.
     """
     lanes = getattr(_scratch, "lanes", None)
     if lanes is None:
@@ -99,27 +106,27 @@ def random_words(seed, net, stream, step, out):
         chunk = rows[first : first + blocks]
         for word in range(4):
             np.copyto(chunk[:, word], c[word, : len(chunk)], casting="unsafe")
-        if len(chunk) < blocks:  # the last block is used in part
+        if len(chunk) < blocks:  # only part of the last block is used
             out[whole:] = c[: len(out) - whole, -1]
     return out
 
 
 def uniform(words):
-    """Words as float32 in [0, 1): their upper 24 bits, which float32 holds exactly."""
+    """Words as float32 in [0, 1): (word >> 8) * 2^-24, exact in float32."""
     return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
 def draw(low, high, words):
-    """Words as float32 from `low` to `high`.
+    """Words as float32 from low to high: low + (high - low) * uniform(words).
 
-    The product and the sum are rounded one after the other, never as one fused operation, so that
-    every backend draws the same bits.
+    Product and sum are rounded separately, never by a fused multiply-add, so that every backend
+    draws the same bits.
     """
     low, high = np.float32(low), np.float32(high)
     return low + (high - low) * uniform(words)
 
 
 def permutation(seed, net, stream, epoch, count):
-    """A random order of `count` elements: the stable argsort of a word each. (count,) int32."""
+    """A random order of `count` elements, (count,) int32: the stable argsort of one word each."""
     words = random_words(seed, net, stream, epoch, np.empty(count, np.uint32))
     return np.argsort(words, kind="stable").astype(np.int32)

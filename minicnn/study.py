@@ -1,7 +1,9 @@
-"""python -m minicnn.study NAME: one of the notebook's studies, on this machine or on many.
+"""python -m minicnn.study NAME: one of the notebook's studies, on this machine or on a cluster.
 
-The front door of studies/. It reads the arguments, says what the study will cost, has the tasks
-done that are not yet, keeps each result as it comes, and writes what was found.
+A study trains many nets, stores each result in the study folder as soon as it is known, and writes
+tables and figures. (The study `variance` measures images and trains nothing.) This module reads the
+arguments, prints the estimated time and starts the tasks whose results are not stored yet. The work
+is done in studies/: read studies/__init__.py next.
 """
 
 import contextlib
@@ -14,6 +16,8 @@ from pathlib import Path
 
 from . import __version__, checks, devices, drawing
 from .command import (
+    DEVICE_HELP,
+    EXIT_STATUS,
     REFUSALS,
     Parser,
     StopOnSignal,
@@ -36,7 +40,7 @@ from .studies.work import Work, in_words
 from .training.resources import share
 from .training.workers import Interrupted
 
-_MOST_NETS = 1_000_000  # of a study; the notebook's largest has 1,500
+_MOST_NETS = 1_000_000  # in one study; the notebook's largest study has 1,500
 
 
 def main(argv=None):
@@ -48,14 +52,14 @@ def main(argv=None):
 def _main(argv):
     arguments = _parser().parse_args(argv)
     folder = Path(arguments.out or Path("studies") / datetime.now().strftime("%Y%m%d-%H%M%S"))
-    stop = StopOnSignal("stopping after the step in hand; once more stops at once")
+    stop = StopOnSignal("stopping after this step; press Ctrl-C again to stop at once")
     try:
         with stop, warnings_in_one_line("minicnn.study"):
             study(arguments, folder, stop)
     except (Interrupted, KeyboardInterrupt):
         again = list(argv) if arguments.out else [*argv, "--out", str(folder)]
         print(
-            "stopped; the nets of the tasks that had ended are kept; go on with: python -m "
+            "stopped; the results of finished tasks are saved; continue with: python -m "
             f"minicnn.study {shlex.join(again)}",
             file=sys.stderr,
         )
@@ -67,15 +71,17 @@ def _main(argv):
 
 
 def study(arguments, folder, should_stop=lambda: False):
-    """Do what the parsed arguments say: train what is missing, and write what was found."""
+    """Train the nets that are missing, and write the findings, as the parsed arguments say."""
     module = STUDIES[arguments.study]
     _fill_in(arguments, module)
     seed = checks.word("argument --seed", arguments.seed)
     if module is not variance and arguments.dask is not None and arguments.workers is not None:
-        raise ValueError("argument --workers: is for this machine's processes, not for --dask")
+        raise ValueError(
+            "argument --workers: not allowed with --dask: it sets this machine's processes"
+        )
     name = arguments.data
     if name not in ("digits", "mnist"):
-        name = str(Path(name).absolute())  # workers have folders of their own to be in
+        name = str(Path(name).absolute())  # workers have other working folders
     source = Source(name, arguments.limit, arguments.test_limit)
     data, source = source.load(progress=not arguments.quiet)
     settings = {
@@ -93,7 +99,7 @@ def study(arguments, folder, should_stop=lambda: False):
         if module is not variance and arguments.dask is not None:
             client = stack.enter_context(executors.connect(arguments.dask))
         elif module is not variance:
-            devices.choose(arguments.device, arguments.precision)  # it is there
+            devices.choose(arguments.device, arguments.precision)  # raises if it is not available
         own = folder / (module.NAME if seed == 0 else f"{module.NAME}-seed-{seed}")
         own.mkdir(parents=True, exist_ok=True)
         stack.enter_context(in_use(own, alone=True))
@@ -107,16 +113,19 @@ def study(arguments, folder, should_stop=lambda: False):
         found = _write(arguments, module, store.results(module.NAME, seed), data, own)
     for line in found.lines:
         print(line)
-    print(f"Study folder: {folder}{os.sep}; a page of it: python -m minicnn.report {folder}")
+    print(f"Study folder: {folder}{os.sep}; for a report: python -m minicnn.report {folder}")
 
 
 def _write(arguments, module, results, data, folder):
-    """Write what a study has found into its own folder: the Findings."""
+    """Write the tables and figures of a study into its folder. Returns the Findings."""
     images = (data.test_images,) if module is hardest else ()
     found = module.findings(results, *images)
     draw = not arguments.no_figures
     if draw and not drawing.available():
-        print("no figures without matplotlib: pip install matplotlib", file=sys.stderr)
+        print(
+            'no figures, because matplotlib is missing: pip install "minicnn[figures]"',
+            file=sys.stderr,
+        )
         draw = False
     findings.write(found, folder, draw)
     if images and "hardest" in found.tables:
@@ -127,7 +136,7 @@ def _write(arguments, module, results, data, folder):
 
 
 def _fill_in(arguments, module):
-    """Give what was not said the value that it has in the notebook's study, or the quick one."""
+    """Set each argument that is None to the notebook's value, or with --quick to the quick one."""
     size = module.QUICK if arguments.quick else module.FULL
     for name, value in size.items():
         if getattr(arguments, name) is None:
@@ -137,21 +146,21 @@ def _fill_in(arguments, module):
 
 
 def _cells(arguments, module, data):
-    """What the study trains. Raises ValueError that names the argument for what cannot be."""
+    """The cells that the study trains. Raises ValueError that names the argument at fault."""
     given = {
         name: getattr(arguments, name)
         for name in ("nets", "epochs", "momentum", "seed")
         if getattr(arguments, name) is not None
     }
     try:
-        # The split is that of the data: nothing is chosen by the test images, nor by others.
+        # No validation images: a study selects nothing, so all training images are used.
         cells = module.cells(Recipe(validation_fraction=0.0, **given), arguments)
     except ValueError as error:
         raise ValueError(f"argument --{error}") from None
     nets = sum(cell.recipe.nets * cell.trials for cell in cells)
     if nets > _MOST_NETS:
         raise ValueError(
-            f"argument --trials: {arguments.trials:,} trials are {nets:,} nets, expected at most "
+            f"argument --trials: {arguments.trials:,} trials need {nets:,} nets, expected at most "
             f"{_MOST_NETS:,}"
         )
     batch = cells[0].recipe.batch_size
@@ -161,9 +170,9 @@ def _cells(arguments, module, data):
             f"one batch of {batch}"
         )
     if data.test_images is None:
-        raise DataError(f"{arguments.data}: has no test images, expected some to be predicted")
+        raise DataError(f"{arguments.data}: has no test images, expected at least one")
     if data.test_labels is None and module is not hardest:
-        raise DataError(f"{arguments.data}: has no labels of its test images, expected them")
+        raise DataError(f"{arguments.data}: has no labels for its test images, expected labels")
     return cells
 
 
@@ -171,9 +180,9 @@ def _cells(arguments, module, data):
 
 
 def _train(arguments, client, store, cells, data, source, should_stop):
-    """Train the nets that the store has not, and put them there.
+    """Train the nets whose results are not in the store, and add them.
 
-    client: of a cluster, None for this machine.
+    client: the client of a Dask cluster, or None to work on this machine.
     """
     key = arguments.study, arguments.seed
     work = Work(
@@ -184,9 +193,9 @@ def _train(arguments, client, store, cells, data, source, should_stop):
         precision=arguments.precision,
         memory=arguments.memory,
     )
-    cost = f"{arguments.study}: {work.nets:,} nets to train, on {work.images:,} images"
+    cost = f"{arguments.study}: {work.nets:,} nets to train, on {work.images:,} images in total"
     if work.trained_nets:
-        cost += f"; {work.trained_nets:,} are trained already"
+        cost += f"; {work.trained_nets:,} nets are already trained"
     print(cost, file=sys.stderr, flush=True)
     if not work.nets:
         return
@@ -209,14 +218,14 @@ def _train(arguments, client, store, cells, data, source, should_stop):
 
 
 def _place(arguments, client, cells, data, tell):
-    """Where the tasks are done, an executors.Place, as a context."""
+    """A context with the executors.Place that runs the tasks: this machine or a cluster."""
     if client is not None:
         return executors.cluster(client, arguments.dask, tell)
     _, ops, _ = devices.choose(arguments.device, arguments.precision)
     nets = min(sum(cell.recipe.nets * cell.trials for cell in cells), arguments.workers or cores())
     recipe = replace(cells[-1].recipe, nets=nets)
     _, count = share(recipe, data, ops, arguments.memory, arguments.workers)
-    message = "minicnn.study: warning: a worker process died; another does its task once more"
+    message = "minicnn.study: warning: a worker process died; another one repeats its task"
     return executors.local(count, lambda: tell(message))
 
 
@@ -227,13 +236,13 @@ def _parser():
     parser = Parser(
         prog="minicnn.study",
         usage="python -m minicnn.study NAME [--quick] [--data DIR] [--out DIR] [options]",
-        description="Do one of the studies of the notebook: train many nets, and write tables and "
-        "figures. Without options it is the notebook's size, on MNIST: days on a CPU. --quick "
-        "takes the embedded digits and is done in two minutes.",
-        epilog="python -m minicnn.study NAME --help tells of a study's options. Results go into "
-        "results.sqlite in the study folder as they come: the same command goes on with a study "
-        "that was stopped, and several studies may share a folder. Exit status: 0; 2 for bad "
-        "arguments or input, or where the machine fails; 130 after Ctrl-C, 143 after SIGTERM.",
+        description="Run one of the notebook's studies: train many networks, and write tables and "
+        "figures. By default, a study has the notebook's size and uses MNIST: days on a CPU. "
+        "--quick uses the embedded digits and takes two minutes.",
+        epilog="For the options of a study: python -m minicnn.study NAME --help. Each result is "
+        "stored in results.sqlite in the study folder as soon as it is known. To continue a "
+        "stopped study, repeat the command with its --out. Several studies may share a folder. "
+        + EXIT_STATUS,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"minicnn {__version__}")
@@ -255,21 +264,23 @@ def _add_study(studies, name, module):
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a small size: two minutes at most on two cores"
+        "--quick", action="store_true", help="a small study: at most two minutes on two cores"
     )
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="as for minicnn.train: a folder, 'mnist' or 'digits' (default: mnist; --quick: "
+        help="a folder, 'mnist' or 'digits', as for minicnn.train (default: mnist; --quick: "
         "digits)",
     )
-    parser.add_argument("--out", metavar="DIR", help="study folder (default: studies/DATE-TIME)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="the study folder (default: studies/DATE-TIME)"
+    )
     limit = module.QUICK.get("limit", "all")
     parser.add_argument(
         "--limit",
         type=positive,
         metavar="N",
-        help=f"the first N training images (default: all; --quick: {limit})",
+        help=f"use only the first N training images (default: all; --quick: {limit})",
     )
     if not trains:
         parser.set_defaults(test_limit=None, seed=0)
@@ -278,13 +289,13 @@ def _add_study(studies, name, module):
             "--test-limit",
             type=positive,
             metavar="N",
-            help="the first N test images (default: all; --quick: "
+            help="use only the first N test images (default: all; --quick: "
             f"{module.QUICK.get('test_limit', 'all')})",
         )
         _add_size(parser.add_argument_group("size"), module)
         _add_machine(parser.add_argument_group("machine"))
     parser.add_argument("--no-figures", action="store_true", help="draw no figures")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
 def _add_size(group, module):
@@ -295,53 +306,65 @@ def _add_size(group, module):
         return f"(default: {values[0]}; --quick: {values[1]})"
 
     group.add_argument(
-        "--trials", type=positive, metavar="N", help=f"of each cell {default('trials')}"
+        "--trials",
+        type=positive,
+        metavar="N",
+        help=f"trials of each configuration {default('trials')}",
     )
     group.add_argument(
-        "--nets", type=positive, metavar="N", help=f"in an ensemble {default('nets')}"
+        "--nets", type=positive, metavar="N", help=f"networks in an ensemble {default('nets')}"
     )
     group.add_argument(
-        "--epochs", type=positive, metavar="N", help=f"of each net {default('epochs')}"
+        "--epochs", type=positive, metavar="N", help=f"epochs of each network {default('epochs')}"
     )
     group.add_argument(
         "--momentum",
         type=number,
         metavar="X",
-        help="of the moving statistics; 0.9 for nets that are trained for less than some 500 steps "
-        f"{default('momentum')}",
+        help="momentum of the moving statistics; use 0.9 for training of fewer than about 500 "
+        f"steps {default('momentum')}",
     )
     group.add_argument(
-        "--seed", type=integer, default=0, metavar="N", help="of all random numbers (0)"
+        "--seed",
+        type=integer,
+        default=0,
+        metavar="N",
+        help="seed of all random numbers (default: 0)",
     )
     if hasattr(module, "add_arguments"):
         module.add_arguments(group)
 
 
 def _add_machine(group):
-    group.add_argument("--device", choices=devices.NAMES, default="auto", help="default: auto")
+    group.add_argument("--device", choices=devices.NAMES, default="auto", help=DEVICE_HELP)
     group.add_argument(
-        "--precision", choices=devices.PRECISIONS, help="of products, as for minicnn.train"
+        "--precision",
+        choices=devices.PRECISIONS,
+        help="precision of matrix products, as for minicnn.train",
     )
     group.add_argument(
         "--workers",
         type=positive,
         metavar="N",
-        help="processes of this machine; they change the time, not a bit of the result (default: "
-        "as many as there are cores and memory for; 1 on a GPU)",
+        help="number of processes on this machine; the result does not depend on it (default: as "
+        "many as cores and memory allow; 1 with a GPU)",
     )
     group.add_argument(
         "--group",
         type=positive,
         metavar="N",
-        help="nets that a GPU trains together, at most (default: as many as memory allows)",
+        help="train at most N networks together on a GPU (default: as many as memory allows)",
     )
     group.add_argument(
-        "--memory", type=positive, metavar="BYTES", help="how much to use, as for minicnn.train"
+        "--memory",
+        type=positive,
+        metavar="BYTES",
+        help="how much memory to use, as for minicnn.train",
     )
     group.add_argument(
         "--dask",
         metavar="ADDRESS",
-        help="do the work on a Dask cluster, by the address of its scheduler: tcp://HOST:8786",
+        help="run on a Dask cluster, given the address of its scheduler: tcp://HOST:8786",
     )
 
 

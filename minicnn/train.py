@@ -1,8 +1,13 @@
-"""python -m minicnn.train: data in, a trained ensemble, its submission and its figures out.
+"""python -m minicnn.train: reads data, trains an ensemble, writes its submission and figures.
 
-This is the front door. It reads the arguments and writes the run folder; the work is done by
-ensemble.py (nets and processes), trainer.py (epochs), model.py and layers.py (one step) and
-ops_numpy.py (the arithmetic).
+This is the front door. It reads the arguments and fills the run folder. The work is done further
+down; read in this order:
+
+    recipe.py                the settings
+    training/ensemble.py     nets and processes
+    training/trainer.py      the loop over epochs and steps
+    model.py                 one step; then network/stack.py, network/layers.py, network/plan.py
+    backends/ops_numpy.py    the arithmetic; then kernels/
 """
 
 import os
@@ -15,6 +20,8 @@ from pathlib import Path
 
 from . import __version__, devices
 from .command import (
+    DEVICE_HELP,
+    EXIT_STATUS,
     REFUSALS,
     Parser,
     StopOnSignal,
@@ -36,7 +43,7 @@ from .training.workers import Interrupted, WorkerDiedError
 
 
 class RunStoppedError(Exception):
-    """The machine has stopped a run, whose checkpoints are intact."""
+    """A run failed for lack of memory, disk or a process. Its last checkpoints are intact."""
 
 
 def main(argv=None):
@@ -48,7 +55,7 @@ def main(argv=None):
 def _main(argv):
     arguments = _parser().parse_args(argv)
     folder = Path(arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))
-    stop = StopOnSignal("stopping after the step in hand; once more stops at once")
+    stop = StopOnSignal("stopping after this step; press Ctrl-C again to stop at once")
     try:
         with stop, warnings_in_one_line("minicnn.train"):
             train(arguments, folder, stop)
@@ -57,7 +64,8 @@ def _main(argv):
         if not arguments.out:
             again += ["--out", str(folder)]
         print(
-            f"stopped, and saved; go on with: python -m minicnn.train {shlex.join(again)} --resume",
+            "stopped and saved; continue with: python -m minicnn.train "
+            f"{shlex.join(again)} --resume",
             file=sys.stderr,
         )
         return stop.status
@@ -71,17 +79,17 @@ def _main(argv):
 
 
 def train(arguments, folder, should_stop=lambda: False):
-    """Train as the parsed arguments say, and fill the run folder.
+    """Train an ensemble and fill the run folder, as the parsed arguments say.
 
-    Raises RunStoppedError where that fails when the folder is this run's already.
+    Raises RunStoppedError if training or writing fails after the run has claimed its folder.
     """
     started = time.monotonic()
     recipe = _recipe(arguments)
     device, ops, reason = devices.choose(arguments.device, arguments.precision)
     if arguments.resume and not arguments.out:
-        raise ValueError("argument --resume: expected --out, the folder of the run to go on with")
+        raise ValueError("argument --resume: expected --out, the folder of the run to continue")
     data = _load(arguments)
-    steps_per_epoch(recipe, len(data.train_images))  # there must be one
+    steps_per_epoch(recipe, len(data.train_images))  # raises if there is none
     together, workers = share(recipe, data, ops, arguments.memory, arguments.workers)
     job = Job(recipe, data, device, ops.precision, folder, together, not arguments.no_graph)
     if folder.exists() and not folder.is_dir():
@@ -103,17 +111,20 @@ def train(arguments, folder, should_stop=lambda: False):
             run_folder.write_outputs(job, trained, draw=not arguments.no_figures)
             summary = run_folder.write_summary(job, trained, images, seconds)
         except KeyboardInterrupt:
-            remove_unfinished(folder)  # by workers that had to stop at once
+            remove_unfinished(folder)  # left by workers that were killed
             raise
         except (OSError, MemoryError, WorkerDiedError) as error:
             raise RunStoppedError(
-                f"{one_line(error)}; the last checkpoints are intact, --resume goes on from them"
+                f"{one_line(error)}; the last checkpoints are intact; --resume continues from them"
             ) from error
     _print_summary(summary, folder)
 
 
 def _train(job, arguments, workers, should_stop):
-    """(what comes of training, images trained on), with a progress bar and a line a net."""
+    """Train all nets, with a progress bar and one line per net.
+
+    Returns the ensemble's Trained, and the number of images trained on.
+    """
     recipe = job.recipe
     steps = steps_per_epoch(recipe, len(job.data.train_images))
     total = recipe.nets * recipe.epochs * steps * recipe.batch_size
@@ -125,27 +136,29 @@ def _train(job, arguments, workers, should_stop):
             images += count
             bar.update(count)
 
-        def tell(part):
-            for line in _net_lines(part, recipe.epochs):
+        def on_group(group):
+            for line in _net_lines(group, recipe.epochs):
                 bar.write(line, file=sys.stdout)
-            for net, (epoch, step) in part.diverged.items():
+            for net, (epoch, step) in group.diverged.items():
                 warn(
-                    f"net {net} stopped, for its loss or weights were no longer finite in epoch "
-                    f"{epoch}, step {step} of {steps}"
+                    f"net {net} stopped: its loss or weights were not finite in epoch {epoch}, "
+                    f"step {step} of {steps}"
                 )
 
-        def tell_death(nets):
+        def on_death(nets):
             which = f"net {nets[0]}" if len(nets) == 1 else f"nets {nets[0]} to {nets[-1]}"
-            warn(f"the process that trained {which} died; another goes on from the checkpoint")
+            warn(
+                f"the process that trained {which} died; another one continues from the checkpoint"
+            )
 
         def warn(message):
             bar.write(f"minicnn.train: warning: {message}", file=sys.stderr)
 
-        trained = ensemble.train_ensemble(job, workers, report, tell, should_stop, tell_death)
+        trained = ensemble.train_ensemble(job, workers, report, on_group, should_stop, on_death)
         bar.update(total - bar.n)
     if len(trained.diverged) == recipe.nets:
         raise ValueError(
-            "no net is left: the loss or weights of each were no longer finite; try a smaller "
+            "every net stopped because its loss or weights were not finite; try a smaller "
             "--learning-rate"
         )
     return trained, images
@@ -159,85 +172,90 @@ def _parser():
         prog="minicnn.train",
         usage="python -m minicnn.train [--data DIR] [options]",
         description="Train an ensemble of convolutional networks on handwritten digits. Without "
-        "options it takes the embedded digits and the recipe 'demo', and is done in two minutes.",
-        epilog="The run folder holds config.json, history.csv, checkpoint.npz, submission.csv, "
-        "figures/ and summary.json. Ctrl-C saves the state; --resume goes on from it. Exit status: "
-        "0; 2 for bad arguments or input, or where the machine fails; 130 after Ctrl-C, 143 after "
-        "SIGTERM.",
+        "options, it trains the recipe 'demo' on the embedded digits, in two minutes. On other "
+        "data, it trains the recipe 'seed': 15 networks for 45 epochs.",
+        epilog="The run folder contains config.json, history.csv, checkpoint.npz, submission.csv, "
+        "summary.json and figures/. Ctrl-C saves the run; --resume continues it. " + EXIT_STATUS,
         allow_abbrev=False,
     )
     parser.add_argument(
         "--data",
         default="digits",
         metavar="DIR",
-        help="a folder with Kaggle's train.csv (and test.csv) or MNIST's four IDX files, .gz or "
-        "not; 'mnist' to download it; 'digits' for the embedded ones (default)",
+        help="a folder with Kaggle's train.csv (and test.csv) or MNIST's four IDX files, plain or "
+        ".gz; or 'mnist', downloaded once; or 'digits', the embedded digits (default)",
     )
     parser.add_argument(
         "--recipe",
         choices=sorted(RECIPES),
-        help="the numbers below: 'demo' for the embedded digits, else 'seed' (default)",
+        help="the defaults of the options under 'recipe' (default: demo for the embedded digits, "
+        "else seed)",
     )
-    parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/DATE-TIME)")
+    parser.add_argument("--out", metavar="DIR", help="the run folder (default: runs/DATE-TIME)")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in --out where it stopped"
+        "--resume", action="store_true", help="continue the run in --out where it stopped"
     )
 
-    group = parser.add_argument_group("recipe", "each in place of the recipe's own value")
+    group = parser.add_argument_group("recipe", "each option replaces a value of the recipe")
     helps = {
-        "nets": "networks in the ensemble",
-        "first_net": "number of the first one; net N is the same in any ensemble",
+        "nets": "number of networks in the ensemble",
+        "first_net": "number of the first network; network N is the same in every ensemble",
         "epochs": "passes over the training images",
-        "batch_size": "images a step",
-        "validation_fraction": "of the images, for each net another choice",
-        "rotation": "of the images, up to so many degrees either way",
-        "zoom": "up to this fraction, each axis on its own",
-        "width_shift": "up to this fraction of the width",
-        "height_shift": "up to this fraction of the height",
-        "learning_rate": "of Adam, in the first epoch",
+        "batch_size": "images per training step",
+        "validation_fraction": "fraction of the images for validation, other images for each "
+        "network",
+        "rotation": "largest random rotation, in degrees, in both directions",
+        "zoom": "largest random zoom, as a fraction, separately for each axis",
+        "width_shift": "largest random shift, as a fraction of the width",
+        "height_shift": "largest random shift, as a fraction of the height",
+        "learning_rate": "Adam's learning rate in the first epoch",
         "decay": "factor on the learning rate after each epoch",
-        "seed": "of all random numbers",
+        "seed": "seed of all random numbers",
     }
     for name, text in helps.items():
         default, demo = (getattr(RECIPES[recipe], name) for recipe in ("seed", "demo"))
-        values = f"{default}" if demo == default else f"seed: {default}, demo: {demo}"
+        values = f"default: {default}" if demo == default else f"seed: {default}, demo: {demo}"
         kind, metavar = (integer, "N") if isinstance(default, int) else (number, "X")
         group.add_argument(_option(name), type=kind, metavar=metavar, help=f"{text} ({values})")
 
     group = parser.add_argument_group("data")
-    group.add_argument("--limit", type=positive, metavar="N", help="the first N training images")
-    group.add_argument("--test-limit", type=positive, metavar="N", help="the first N test images")
+    group.add_argument(
+        "--limit", type=positive, metavar="N", help="use only the first N training images"
+    )
+    group.add_argument(
+        "--test-limit", type=positive, metavar="N", help="use only the first N test images"
+    )
 
     group = parser.add_argument_group("machine")
-    group.add_argument("--device", choices=devices.NAMES, default="auto", help="default: auto")
+    group.add_argument("--device", choices=devices.NAMES, default="auto", help=DEVICE_HELP)
     group.add_argument(
         "--precision",
         choices=devices.PRECISIONS,
-        help="of products: tf32 is that of tensor cores (default: tf32 on a GPU that has them, "
-        "else float32)",
+        help="precision of matrix products: tf32 uses tensor cores, which keep 10 bits of the "
+        "mantissa (default: tf32 on a GPU that has it, else float32)",
     )
     group.add_argument(
         "--workers",
         type=positive,
         metavar="N",
-        help="processes; they change the time, not a bit of the result "
-        "(default: as many as there are cores, nets and memory for)",
+        help="number of processes; the result does not depend on it (default: as many as cores, "
+        "networks and memory allow)",
     )
     group.add_argument(
         "--memory",
         type=positive,
         metavar="BYTES",
-        help="how much to use, of the GPU's on a GPU; it decides how many processes there are, or "
-        "how many nets are trained together (default: what is free)",
+        help="how much memory to use (with a GPU: of its memory); it limits the number of "
+        "processes, or of networks trained together (default: what is free)",
     )
     group.add_argument(
         "--no-graph",
         action="store_true",
-        help="call each kernel of a step by itself, rather than all at once (on a GPU: as one CUDA "
-        "graph)",
+        help="launch the kernels of a training step one by one, instead of replaying a captured "
+        "step (with a GPU: a CUDA graph)",
     )
     group.add_argument("--no-figures", action="store_true", help="draw no figures")
-    group.add_argument("--quiet", action="store_true", help="no progress bar")
+    group.add_argument("--quiet", action="store_true", help="show no progress bar")
     parser.add_argument("--version", action="version", version=f"minicnn {__version__}")
     return parser
 
@@ -267,7 +285,7 @@ def _load(arguments):
     return Data(x, y, x_test, y_test, fingerprint(x, y))
 
 
-# ---- what a person reads -------------------------------------------------------------------------
+# ---- output --------------------------------------------------------------------------------------
 
 
 def _precision(ops):
@@ -275,20 +293,20 @@ def _precision(ops):
 
 
 def _grouping(job, ops, workers):
-    """How the nets are trained: in how many processes, or in which groups."""
+    """A sentence on how the nets are trained: the number of processes, or the groups."""
     if not ops.lockstep:
         return f"Processes: {workers}."
     sizes = [len(nets) for nets in ensemble.groups(job)]
     if len(sizes) == 1:
         return "All nets together."
-    why = "as memory allows" if job.group_size < job.recipe.nets else "as they were saved"
+    why = "as memory allows" if job.group_size < job.recipe.nets else "as in the checkpoints"
     if max(sizes) == 1:
         return f"Nets one by one, {why}."
     return f"In groups of {', '.join(map(str, sizes))} nets, {why}."
 
 
 def _net_lines(trained, epochs):
-    """The notebook's line for each net trained: the best accuracies over its epochs."""
+    """One line per trained net, in the notebook's form: its best accuracies over the epochs."""
     for net in sorted({row["net"] for row in trained.history} - set(trained.diverged)):
         rows = [row for row in trained.history if row["net"] == net]
         line = f"CNN {net}: Epochs={epochs}, "

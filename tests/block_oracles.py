@@ -3,7 +3,7 @@
 Convolutions are those of oracles.py. What lies between them exists twice: as mathematics has it,
 and with `rounded` in the roundings that kernels/block.cuh describes, to float32 and for the
 products to TF32; then only sums are left in which a kernel may differ. `given` is a namespace of
-float32 arrays and of the block's sizes: a Block of test_blocks.py, cut down to one net.
+float32 arrays and of the block's sizes: a Block of block_cases.py, cut down to one net.
 """
 
 import numpy as np

@@ -8,9 +8,11 @@ import inspect
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from hypothesis import settings
 
 few = settings(deadline=None, max_examples=40, derandomize=True)
+with_kernels = pytest.mark.usefixtures("cpu_ops")  # for tests that run kernels in C elsewhere
 
 
 @dataclass

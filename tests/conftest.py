@@ -13,6 +13,11 @@ from minicnn.backends.cpu import Cpu
 from minicnn.backends.ops_cuda import Operations
 from minicnn.emulator import Emulator
 
+# Their assertions tell what differs, as those of test files do.
+pytest.register_assert_rewrite(
+    "block_cases", "digit_files", "layer_frames", "report_pages", "stacks"
+)
+
 
 def pytest_addoption(parser):
     parser.addoption("--device", help="the device to test (default: numpy and emulated)")

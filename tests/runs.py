@@ -44,6 +44,20 @@ def command(module, *arguments, **options):
     )
 
 
+def python(*arguments, **environment):
+    """Run Python with more in its environment; a variable that is None is taken out of it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env={name: value for name, value in environment.items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+
+
 def state(folder):
     """All that must be equal to the bit: arrays, submission, and history but for its seconds."""
     arrays, _ = checkpoint.load(folder / "checkpoint.npz")

@@ -1,4 +1,4 @@
-"""Digits from anywhere: files, a download, or drawn by the package."""
+"""Data sets of digits: read from files, downloaded or drawn. Read load.py first."""
 
 from .load import load_data
 

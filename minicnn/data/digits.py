@@ -1,11 +1,10 @@
-"""The embedded data set: as many handwritten digits as you like, from no file and no network.
+"""The embedded data set: draws any number of handwritten digits, without a file or network.
 
-A digit is made as a person makes it. One of several shapes is chosen, its strokes are bent,
-slanted, scaled and moved, and a round pen is put down along them. `GLYPHS` is the alphabet, the
-rest of the module is the hand. The images are made to look like MNIST's, which formats.py reads.
+To draw a digit, choose one of its shapes in `GLYPHS` at random, then distort, slant, scale and move
+it, then draw it with a round pen. The images resemble MNIST's.
 
-Image i of a seed is a function of (seed, i) alone. Its pixels are computed without a library's
-sine or a BLAS sum, whose last bits differ from machine to machine.
+Image i of a seed depends on (seed, i) only, and its pixels are the same on every machine. So the
+module uses neither a library's sine nor BLAS, whose last bits differ between machines.
 """
 
 import numpy as np
@@ -14,9 +13,9 @@ from .. import checks, rng
 
 SIZE = 28  # pixels, the side of an image
 
-# The shapes of each digit. A shape is a few strokes, separated by "/"; a stroke is a smooth curve
-# through its points x,y (x to the right, y down, about 100 units high). It is closed smoothly where
-# its first point is also its last. A corner is where one stroke ends and the next one begins.
+# The shapes of each digit. A shape is a list of strokes, separated by "/". A stroke is a smooth
+# curve through points x,y (x to the right, y down, about 100 units high); if its first and last
+# points are the same, it is closed smoothly. At a corner, one stroke ends and the next one begins.
 GLYPHS = {
     0: [
         "30,0 9,14 0,50 9,86 30,100 51,86 60,50 51,14 30,0",
@@ -79,34 +78,35 @@ GLYPHS = {
         "46,2 22,4 3,24 8,46 28,48 46,32 54,3 / 54,3 50,52 52,100",
     ],
 }
-_POINTS = 80  # places a digit where the pen is put down: about 0.7 pixels apart
-_DETAIL = 32  # steps a piece of curve in which its length is measured
+_POINTS = 80  # points of a digit at which the pen is drawn: about 0.7 pixels apart
+_DETAIL = 32  # line segments between two points of a stroke, to measure its length
 
-# What differs from one image to the next: each is drawn uniformly from its range.
+# The style of an image: random parameters, each uniform in its range
 _RANGES = {
-    "slant": (-0.2, 0.5),  # columns to the right for each row up
-    "tilt": (-0.15, 0.15),  # rows up for each column to the right
-    "width": (0.75, 1.3),  # of the shape, before it is fitted to the box
+    "slant": (-0.2, 0.5),  # columns to the right per row up
+    "tilt": (-0.15, 0.15),  # rows up per column to the right
+    "width": (0.75, 1.3),  # factor on the width of the shape, before it is scaled
     "side": (15.0, 20.0),  # pixels, the longer side of the box around the strokes
-    "x": (-2.5, 2.5),  # pixels, the middle of that box to the right of the image's
-    "y": (-1.8, 1.8),  # pixels, and below it
+    "x": (-2.5, 2.5),  # pixels, from the centre of the image to that of the box, to the right
+    "y": (-1.8, 1.8),  # pixels, the same downwards
     "radius": (0.9, 1.8),  # pixels, of the pen
-    "pressure": (-0.25, 0.25),  # growth of the radius from the middle of the way to its end
-    "ink": (0.9, 1.4),  # brightness; above 1 it saturates
+    "pressure": (-0.25, 0.25),  # relative growth of the radius from the middle to the end
+    "ink": (0.9, 1.4),  # brightness; values above 1 saturate
 }
-_EDGE = 1.2  # pixels from full ink to none
+_EDGE = 1.2  # pixels, the width of the pen's soft edge, from full ink to none
 
-# The wobble moves a point (x, y) of a shape, both about -1 to 1, by a sum of T_i(x) T_j(y), T being
-# Chebyshev's polynomials. It bends the plane, not the strokes, so strokes that meet stay joined.
+# The distortion of a shape, with x and y about -1 to 1 and T the Chebyshev polynomials:
+#     x += sum of wobble_ij * T_i(x) * T_j(y) / (i + j); y likewise, with other wobbles
+# It distorts the plane rather than single strokes, so strokes that meet stay joined.
 _WOBBLE = [(i, n - i) for n in (2, 3, 4) for i in range(n + 1)]
-_WOBBLE_SIZE = 0.14  # largest factor of a term, divided by its degree i + j
-_WORDS = 2 + len(_RANGES) + 2 * len(_WOBBLE)  # random words an image
+_WOBBLE_SIZE = 0.14  # the largest |wobble_ij|
+_WORDS = 2 + len(_RANGES) + 2 * len(_WOBBLE)  # random words per image
 
-_CHUNK = 64  # images drawn at a time: two float planes (28, 28, 64) stay in the L2 cache
+_CHUNK = 64  # images drawn at a time: two float32 arrays (28, 28, 64) fit the L2 cache
 
 
 def _curve(stroke):
-    """A stroke "x,y x,y ..." as closely spaced points (2, S): a Catmull-Rom spline."""
+    """A stroke "x,y x,y ..." as closely spaced points (2, S) of a Catmull-Rom spline."""
     p = np.array([point.split(",") for point in stroke.split()], np.float64).T  # (2, P)
     if (p[:, 0] == p[:, -1]).all():
         before, after = p[:, -2], p[:, 1]
@@ -116,15 +116,15 @@ def _curve(stroke):
     slope = (q[:, 2:] - q[:, :-2]) / 2
     a, b, u, v = (side[..., None] for side in (p[:, :-1], p[:, 1:], slope[:, :-1], slope[:, 1:]))
     t = np.arange(_DETAIL) / _DETAIL
-    # Hermite's cubic from a to b with slopes u and v
+    # Cubic Hermite spline from a to b with slopes u and v
     curve = a + t * (u + t * (3 * (b - a) - 2 * u - v + t * (2 * (a - b) + u + v)))
     return np.column_stack([curve.reshape(2, -1), p[:, -1]])
 
 
 def _glyph(shape):
-    """A shape's strokes as `_POINTS` evenly spaced points (2, _POINTS), y from -1 to 1."""
+    """The strokes of a shape as evenly spaced points (2, _POINTS), y from -1 to 1."""
     strokes = [_curve(stroke) for stroke in shape.split("/")]
-    # The way to each point of its stroke from the one before; a lifted pen moves on at no cost.
+    # Distances between neighbouring points of a stroke; 0 from one stroke to the next.
     steps = [np.append(0, np.sqrt((np.diff(stroke) ** 2).sum(0))) for stroke in strokes]
     way = np.cumsum(np.concatenate(steps))
     at = np.linspace(0, way[-1], _POINTS)
@@ -135,21 +135,23 @@ def _glyph(shape):
 
 _SHAPES = np.stack([_glyph(s) for d in range(10) for s in GLYPHS[d]], axis=1).astype(np.float32)
 _COUNT = np.array([len(GLYPHS[d]) for d in range(10)])
-_FIRST = np.cumsum(_COUNT) - _COUNT  # where a digit's shapes begin in _SHAPES (2, shapes, _POINTS)
+_FIRST = np.cumsum(_COUNT) - _COUNT  # a digit's first shape in _SHAPES (2, shapes, _POINTS)
 
 
 def draw_digits(count, seed=0, first=0):
-    """Draw digits `first` to `first + count - 1` of the endless sequence that `seed` names.
+    """Draw the digits `first` to `first + count - 1` of the sequence of 2^32 digits of a seed.
 
     Returns images (count, 28, 28) uint8, white ink on black, and labels (count,) uint8 from 0 to 9.
-    Image i is a function of (seed, i) alone: draw_digits(10, first=5) is draw_digits(15)[5:].
-    Raises ValueError where count, seed or first is not an integer from 0 to 2^32 - 1, or where
-    the sequence ends before first + count.
+    Digit i depends on (seed, i) only: draw_digits(10, first=5) draws the last ten of
+    draw_digits(15). Raises ValueError unless count, seed and first are integers from 0 to 2^32 - 1
+    and first + count is at most 2^32.
     """
     count, seed = checks.word("count", count), checks.word("seed", seed)
     first = checks.word("first", first)
     if first + count > 1 << 32:
-        raise ValueError(f"first: got {first}, from where {count} digits would pass 2^32")
+        raise ValueError(
+            f"first: got {first}, expected at most {(1 << 32) - count} for {count} digits"
+        )
     images = np.empty((count, SIZE, SIZE), np.uint8)
     labels = np.empty(count, np.uint8)
     for start in range(0, count, _CHUNK):
@@ -157,20 +159,20 @@ def draw_digits(count, seed=0, first=0):
         words = _words(seed, first + np.arange(chunk.start, chunk.stop, dtype=np.int64))
         digit = _choose(words[0], 10)
         shape = _FIRST[digit] + _choose(words[1], _COUNT[digit])
-        hand_words, wobble_words = np.split(words[2:], [len(_RANGES)])
-        hand = {
+        style_words, wobble_words = np.split(words[2:], [len(_RANGES)])
+        style = {
             name: rng.draw(low, high, word)
-            for (name, (low, high)), word in zip(_RANGES.items(), hand_words, strict=True)
+            for (name, (low, high)), word in zip(_RANGES.items(), style_words, strict=True)
         }
         wobble = rng.draw(-_WOBBLE_SIZE, _WOBBLE_SIZE, wobble_words)
-        x, y = _write(*_SHAPES[:, shape].transpose(0, 2, 1), wobble, hand)
-        images[chunk] = _ink(x, y, hand)
+        x, y = _transform(*_SHAPES[:, shape].transpose(0, 2, 1), wobble, style)
+        images[chunk] = _ink(x, y, style)
         labels[chunk] = digit
     return images, labels
 
 
 def _words(seed, index):
-    """The random words (_WORDS, N) of the images `index` (N,), which take the place of steps."""
+    """The random words (_WORDS, N) of images `index` (N,), used as the step of the counter."""
     blocks = -(-_WORDS // 4)
     counter = np.zeros((len(index), blocks, 4), np.int64)
     counter[..., 0] = np.arange(blocks)
@@ -185,37 +187,38 @@ def _choose(words, count):
     return (words.astype(np.int64) * count) >> 32
 
 
-def _write(x, y, wobble, hand):
-    """Bend, slant, scale and place points x, y (_POINTS, N): where the pen goes, in pixels.
+def _transform(x, y, wobble, style):
+    """Distort, slant, scale and move points x, y (_POINTS, N). Returns x, y in pixels.
 
-    wobble: (2 terms, N), and hand: a value (N,) for each of `_RANGES`.
+    wobble: (2 * len(_WOBBLE), N); style: {name: values (N,)} of `_RANGES`.
     """
     tx, ty = _chebyshev(x), _chebyshev(y)
     for term, (i, j) in enumerate(_WOBBLE):
         bend = tx[i] * ty[j] / (i + j)
         x = x + wobble[2 * term] * bend
         y = y + wobble[2 * term + 1] * bend
-    x = x * hand["width"]
-    x, y = x - hand["slant"] * y, y - hand["tilt"] * x
-    scale = hand["side"] / np.maximum(x.max(0) - x.min(0), y.max(0) - y.min(0))
+    x = x * style["width"]
+    x, y = x - style["slant"] * y, y - style["tilt"] * x
+    scale = style["side"] / np.maximum(x.max(0) - x.min(0), y.max(0) - y.min(0))
     x, y = (scale * (axis - (axis.min(0) + axis.max(0)) / 2) for axis in (x, y))
     middle = (SIZE - 1) / 2
-    return x + (middle + hand["x"]), y + (middle + hand["y"])
+    return x + (middle + style["x"]), y + (middle + style["y"])
 
 
 def _chebyshev(t):
-    """Chebyshev's polynomials T_0 .. T_4 of `t`."""
+    """The Chebyshev polynomials T_0 .. T_4 at `t`."""
     square = t * t
     return 1, t, 2 * square - 1, (4 * square - 3) * t, 8 * square * (square - 1) + 1
 
 
-def _ink(x, y, hand):
-    """The images (N, 28, 28) of a round pen put down at the points x, y (_POINTS, N)."""
+def _ink(x, y, style):
+    """Draw a round pen at the points x, y (_POINTS, N). Returns images (N, 28, 28) uint8."""
     along = np.linspace(-1, 1, _POINTS, dtype=np.float32)[:, None]
-    radius = hand["radius"] * (1 + hand["pressure"] * along)  # (_POINTS, N)
+    radius = style["radius"] * (1 + style["pressure"] * along)  # (_POINTS, N)
     grid = np.arange(SIZE, dtype=np.float32)[:, None]
-    # A pixel's squared distance d^2 from a point, less the squared radius r^2, is smallest for the
-    # point that inks it most. The images are the last axis, the one that NumPy runs along.
+    # With d the distance of a pixel from a point and r the pen's radius there, the point with the
+    # smallest d^2 - r^2 gives the pixel most ink. Images are the last axis, so that NumPy's inner
+    # loops are long.
     columns = (grid - x[:, None]) ** 2 - (radius * radius)[:, None]  # (_POINTS, 28, N)
     rows = (grid - y[:, None]) ** 2
     nearest = np.full((SIZE, SIZE, x.shape[1]), np.float32(SIZE * SIZE))
@@ -223,6 +226,6 @@ def _ink(x, y, hand):
     for row, column in zip(rows, columns, strict=True):
         np.add(row[:, None], column, out=power)
         np.minimum(nearest, power, out=nearest)
-    # d^2 - r^2 is (d - r) (d + r), about 2 r (d - r) at the edge
-    cover = np.clip(0.5 - nearest / (2 * _EDGE * hand["radius"]), 0, 1)
-    return np.rint(255 * np.minimum(hand["ink"] * cover, 1)).astype(np.uint8).transpose(2, 0, 1)
+    # d^2 - r^2 = (d - r) (d + r), about 2 r (d - r) at the edge
+    cover = np.clip(0.5 - nearest / (2 * _EDGE * style["radius"]), 0, 1)
+    return np.rint(255 * np.minimum(style["ink"] * cover, 1)).astype(np.uint8).transpose(2, 0, 1)

@@ -1,7 +1,7 @@
-"""MNIST's four files, downloaded once into the user's cache folder.
+"""Downloads MNIST's four files, once, into the user's cache folder.
 
-A server is never trusted: each read has a time-out, the size and the time have bounds, and a file
-is kept only if the SHA-256 of its decompressed content is the known one.
+No server is trusted. Each read has a time-out, size and total time are limited, and a file is kept
+only if its decompressed content has the known SHA-256.
 """
 
 import gzip
@@ -45,19 +45,20 @@ FILES = {
 }
 
 _PIECE = 1 << 16
-_SLOWEST = 2_000  # bytes a second, on average: a server that trickles would never meet a time-out
+_SLOWEST = 2_000  # bytes a second, on average: a slow trickle never triggers the time-out of a read
 
 
 class _WrongContentError(Exception):
-    """A server answered, but not with the file."""
+    """A server sent something other than the requested file, or sent it too slowly."""
 
 
 def fetch_mnist(folder=None, mirrors=MIRRORS, timeout=20, progress=True):
-    """The folder, a Path, that holds MNIST's four .gz files, verified; downloads what it lacks.
+    """Download the MNIST files that are absent or damaged. Returns their folder, a Path.
 
-    folder: where to keep them (default: in the user's cache folder); mirrors: addresses of folders,
-    tried in turn; timeout: seconds, to connect and for each read; progress: bars on stderr.
-    Raises DataError, which says what failed at each mirror and what to do without the network.
+    folder: where to keep the four .gz files (default: in the user's cache folder); mirrors: URLs of
+    folders, tried in order; timeout: seconds for connecting and for each read; progress: whether to
+    show progress bars on stderr. Raises DataError, which says what failed at each mirror and what
+    to do without a network.
     """
     folder = cache_folder() / "mnist" if folder is None else Path(folder)
     mirrors = list(mirrors)
@@ -66,7 +67,7 @@ def fetch_mnist(folder=None, mirrors=MIRRORS, timeout=20, progress=True):
         if _is_cached(path):
             continue
         mirror, content = _try_mirrors(name, mirrors, timeout, progress)
-        # What worked comes first for the next file, or each file would wait for a dead mirror.
+        # The next file tries this mirror first. Otherwise each file would wait for a dead mirror.
         mirrors.remove(mirror)
         mirrors.insert(0, mirror)
         try:
@@ -76,7 +77,7 @@ def fetch_mnist(folder=None, mirrors=MIRRORS, timeout=20, progress=True):
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be written: {error.strerror or error};"
-                " set MINICNN_CACHE to a folder that can"
+                " set MINICNN_CACHE to a writable folder"
             ) from None
     return folder
 
@@ -90,7 +91,7 @@ def _is_cached(path):
 
 
 def _sha256(name, file):
-    """SHA-256 of the decompressed content, of one byte more than it should have at most."""
+    """SHA-256 of the decompressed content, read up to one byte past the expected size."""
     digest, left = hashlib.sha256(), FILES[name][0] + 1
     with gzip.open(file, "rb") as stream:
         while left and (piece := stream.read(min(left, 1 << 20))):
@@ -100,13 +101,13 @@ def _sha256(name, file):
 
 
 def _try_mirrors(name, mirrors, timeout, progress):
-    """The first mirror with the right file, and the file, compressed."""
+    """(mirror, content): the first mirror that has the right file, and its compressed bytes."""
     reasons = []
     for mirror in mirrors:
         try:
             content = _download(f"{mirror.rstrip('/')}/{name}", name, timeout, progress)
             if _sha256(name, io.BytesIO(content)) != FILES[name][1]:
-                raise _WrongContentError("another file (its SHA-256 is not MNIST's)")
+                raise _WrongContentError("wrong file (its SHA-256 is not MNIST's)")
             return mirror, content
         except (OSError, http.client.HTTPException, _WrongContentError) as error:
             reason = _reason(error, timeout)
@@ -120,7 +121,7 @@ def _try_mirrors(name, mirrors, timeout, progress):
 
 
 def _download(url, name, timeout, progress):
-    # A gzip stream is never much longer than its content.
+    # The limit is on compressed bytes: a gzip stream is hardly longer than its content.
     limit = FILES[name][0] + FILES[name][0] // 100 + 4096
     request = urllib.request.Request(url, headers={"User-Agent": "minicnn"})
     start, content = time.monotonic(), bytearray()
@@ -128,9 +129,9 @@ def _download(url, name, timeout, progress):
         urllib.request.urlopen(request, timeout=timeout) as response,
         tqdm(desc=name, unit="B", unit_scale=True, disable=not progress) as bar,
     ):
-        if (response.length or limit) < limit:  # for the eye only: a server may say anything
+        if (response.length or limit) < limit:  # for display only: it may be wrong
             bar.total = response.length
-        # read1 returns with what one packet brought; read would wait for the whole piece.
+        # read1 returns what has arrived; read would wait for the whole piece.
         while piece := response.read1(_PIECE):
             content += piece
             bar.update(len(piece))

@@ -1,8 +1,8 @@
-"""The file formats: MNIST's IDX, Kaggle's CSV, and Kaggle's submission.
+"""File formats: reads MNIST's IDX and Kaggle's CSV files, writes Kaggle's submission.
 
-Files come from anywhere. Sizes in headers are checked before anything is allocated, compressed
-streams are read no further than they should go, and a fault is a DataError that names the file and
-the line or field.
+No file is trusted. Sizes in headers are checked before memory is allocated, and a compressed stream
+is read no further than its expected end. A fault raises DataError, which names the file and the
+line or field.
 """
 
 import codecs
@@ -19,22 +19,22 @@ import numpy as np
 from ..files import DataError, atomic_write
 
 SIZE = 28  # rows and columns of an image
-MAX_IMAGES = 500_000  # in one file: seven times MNIST, and what a hostile one can make us hold
+MAX_IMAGES = 500_000  # in one file, seven times MNIST: limits the memory that a bad file can use
 
 _PIXELS = [f"pixel{i}" for i in range(SIZE * SIZE)]
 _BLOCK = 1 << 20  # bytes of CSV parsed at a time, about 600 images
-_FEW_LINES = 64  # that are read one by one
-_LONGEST_LINE = 1 << 14  # bytes; 785 quoted names take 9 kB
+_FEW_LINES = 64  # a block of at most so many lines is parsed without pandas
+_LONGEST_LINE = 1 << 14  # bytes; the header, 785 quoted names, has 9 kB
 
 
 @contextlib.contextmanager
 def _opened(path):
-    """The file's decompressed bytes as a stream; all that can go wrong with it is a DataError."""
+    """A context with a stream of the file's decompressed bytes. Its errors become DataError."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
             yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: bad gzip stream: {error}, expected a whole one") from None
+        raise DataError(f"{path}: bad gzip stream: {error}, expected a complete one") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
@@ -43,7 +43,7 @@ def _opened(path):
 
 
 def read_idx_pair(images_path, labels_path):
-    """Images (N, 28, 28) and labels (N,), both uint8, of two IDX files. Raises DataError."""
+    """Read images (N, 28, 28) and labels (N,), both uint8, from two IDX files. Raises DataError."""
     images = _read_idx(images_path, "images", (SIZE, SIZE))
     labels = _read_idx(labels_path, "labels", ())
     if len(images) != len(labels):
@@ -61,10 +61,13 @@ def read_idx_pair(images_path, labels_path):
 
 
 def _read_idx(path, what, shape):
-    """The array of an IDX file: (N, *shape) uint8.
+    """Read the array (N, *shape) uint8 of an IDX file. The format, with big-endian integers:
 
-    A magic number (0, 0, 8 for uint8, number of axes), the length of each axis, then the values;
-    all numbers are big-endian (Y. LeCun, C. Cortes, C. Burges, "The MNIST database").
+        4 bytes     0, 0, 8 for uint8, the number of axes
+        4 an axis   its length
+        the rest    the values, row-major
+
+    Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database".
     """
     axes = 1 + len(shape)
     with _opened(path) as stream:
@@ -84,7 +87,8 @@ def _read_idx(path, what, shape):
             )
         if not 1 <= count <= MAX_IMAGES:
             raise DataError(f"{path}: number of {what}: got {count}, expected 1 to {MAX_IMAGES}")
-        # Untouched memory costs nothing, so a header that lies about a short file gains nothing.
+        # The system provides memory when it is first written, so a short file with a header that
+        # promises more uses no more memory than it fills.
         values = np.empty((count, *shape), np.uint8)
         flat, filled = memoryview(values.reshape(-1)), 0
         while got := stream.readinto(flat[filled : filled + (1 << 20)]):
@@ -106,10 +110,11 @@ def _read_idx(path, what, shape):
 
 
 def read_csv(path, labelled=True):
-    """Images (N, 28, 28) and labels (N,), or None, of a file in Kaggle's form.
+    """Read images (N, 28, 28) and labels (N,), both uint8, from a CSV file in Kaggle's form.
 
-    It goes block by block, so that 42,000 x 785 integers never exist as such, and fast: what looks
-    regular is given to pandas, and only what fails is searched for its line and column.
+    Without `labelled`, the file has no label column, and labels are None. The file is parsed in
+    blocks, so that its values never exist as int64 all at once. pandas parses each block; only if
+    it fails are the block's lines searched for the error. Raises DataError.
     """
     names = ["label"] * labelled + _PIXELS
     pixels, labels = bytearray(), bytearray()
@@ -141,7 +146,7 @@ def _check_header(path, line, names):
 
 
 def _blocks(path, stream):
-    """Yield (number of its first line, block of whole lines), from line 2 on."""
+    """Yield (number of the block's first line, block of whole lines), from line 2 on."""
     first, rest = 2, b""
     while piece := stream.read(_BLOCK):
         block = rest + piece
@@ -151,7 +156,9 @@ def _blocks(path, stream):
             yield first, block[:end]
             first += block.count(b"\n")
         if first > MAX_IMAGES + 2:
-            raise DataError(f"{path}: got more than {MAX_IMAGES} lines, expected at most that")
+            raise DataError(
+                f"{path}: got more than {MAX_IMAGES} lines, expected at most {MAX_IMAGES}"
+            )
         if len(rest) > _LONGEST_LINE:
             raise _too_long(f"{path}, line {first}")
     if rest:
@@ -159,7 +166,7 @@ def _blocks(path, stream):
 
 
 def _parse(path, first, block, names):
-    """The block's values, (rows, columns) uint8. Empty lines are left out."""
+    """The values (rows, columns) uint8 of a block. Empty lines are skipped. Raises DataError."""
     table = _table(block, names)
     if table is None:
         raise _fault(path, first, block.split(b"\n"), names)
@@ -167,7 +174,7 @@ def _parse(path, first, block, names):
 
 
 def _table(block, names):
-    """The values of a block of lines, or None where one of them is bad."""
+    """The values (rows, columns) uint8 of a block, or None if a line is bad."""
     lines = block.split(b"\n")
     rows = [line for line in lines if line not in (b"", b"\r")]
     if not rows:
@@ -178,24 +185,24 @@ def _table(block, names):
         and block.count(b",") == len(rows) * (len(names) - 1)
     ):
         with contextlib.suppress(ValueError, OverflowError):
-            table = _few(rows) if len(rows) <= _FEW_LINES else _many(block)
+            table = _parse_few(rows) if len(rows) <= _FEW_LINES else _parse_many(block)
             if table.shape == (len(rows), len(names)) and (table <= _largest(names)).all():
                 return table.astype(np.uint8)
     return None
 
 
-def _many(block):
-    """The integers of a block's lines, by pandas. Raises ValueError."""
-    import pandas  # noqa: PLC0415  half a second and 50 MB
+def _parse_many(block):
+    """The integers of a block, parsed by pandas. Raises ValueError or OverflowError."""
+    import pandas  # noqa: PLC0415  its import takes 0.5 s and 50 MB
 
     options = {"header": None, "na_filter": False, "low_memory": False}
     return pandas.read_csv(io.BytesIO(block), dtype=np.int64, **options).to_numpy()
 
 
-def _few(rows):
-    """The integers of some lines, which pandas would take longer to set out for. Raises ValueError.
+def _parse_few(rows):
+    """The integers of a few lines, faster than by pandas. Raises ValueError.
 
-    What is around them is quotes only: a field has both or none, lest one go on in the next line.
+    A field has a quote on both sides or on none: a single one would continue in the next line.
     """
     table = []
     for row in rows:
@@ -209,10 +216,10 @@ def _few(rows):
 
 
 def _is_plain(block):
-    """Whether it holds digits, commas and line ends only, and quotes only around fields.
+    """Whether a block holds only digits, commas, line ends, and quotes around whole fields.
 
-    pandas would also take "True", "1e2" and "1.0" for integers, and '"1"2' for 12. And it would
-    leave out a carriage return before a field, which is no line end: the csv module refuses it.
+    Without this check pandas would read "True", "1e2" and "1.0" as integers, and '"1"2' as 12. It
+    would also ignore a carriage return inside a line, which the csv module rejects.
     """
     if re.search(rb"\r[^\r\n]", block):
         return False
@@ -228,7 +235,7 @@ def _largest(names):
 
 
 def _fault(path, first, lines, names):
-    """The DataError for the first bad value in `lines`, the first of which is line `first`."""
+    """The DataError for the first bad value in `lines`, which start at line number `first`."""
     while len(lines) > _FEW_LINES:
         half = lines[: len(lines) // 2]
         if _table(b"\n".join(half), names) is None:
@@ -282,9 +289,9 @@ def _brief(field):
 
 
 def write_submission(path, labels):
-    """Write `labels` (N,), integers, in Kaggle's form: ImageId, from 1, and Label.
+    """Write integer labels (N,) in Kaggle's form, atomically: columns ImageId (from 1) and Label.
 
-    The file is whole or not there at all. Raises OSError.
+    Raises OSError.
     """
     rows = (f"{image},{int(label)}\n" for image, label in enumerate(labels, 1))
     with atomic_write(path) as file:

@@ -1,8 +1,9 @@
-"""Digits to learn from: Kaggle's CSV, MNIST's IDX files, a download, or the embedded ones.
+"""Loads a data set: Kaggle's CSV files, MNIST's IDX files, MNIST downloaded, or embedded digits.
 
     (x_train, y_train), (x_test, y_test) = load_data("digits")
 
-formats.py reads the files. split.py divides a training set for each net.
+formats.py reads the files, download.py fetches MNIST, digits.py draws the embedded digits. split.py
+splits a training set for each net.
 """
 
 import hashlib
@@ -26,11 +27,11 @@ _EXPECTED = (
 def load_data(source, progress=True):
     """Images and labels, ((x_train, y_train), (x_test, y_test)).
 
-    source: "digits", embedded, 6,000 and 2,000 images; "mnist", downloaded once; or the path of a
-    folder with Kaggle's CSV files or MNIST's IDX files. progress: bars on stderr when downloading.
-    Images are uint8 (N, 28, 28), labels uint8 (N,) from 0 to 9. Labels are None where a file
-    has none (Kaggle's test.csv), the test pair is (None, None) where there is no test file.
-    Raises DataError.
+    source: "digits": embedded, 6,000 training and 2,000 test images; "mnist": downloaded once; or
+    the path of a folder with Kaggle's CSV files or MNIST's IDX files.
+    progress: whether to show a download's progress on stderr.
+    Images are uint8 (N, 28, 28), labels uint8 (N,) from 0 to 9. Labels are None if the file has
+    none (Kaggle's test.csv); the test pair is (None, None) without a test file. Raises DataError.
     """
     if source == "digits":
         from .digits import draw_digits  # noqa: PLC0415
@@ -44,9 +45,9 @@ def load_data(source, progress=True):
 
 
 def load_test(source, progress=True):
-    """The test pair (x_test, y_test) of load_data, from a folder that need hold no other.
+    """The test pair (x_test, y_test) of load_data. A folder needs no training files.
 
-    Raises DataError, also where there are no test images.
+    Raises DataError, also if there are no test images.
     """
     if source in ("digits", "mnist"):
         return load_data(source, progress)[1]
@@ -73,7 +74,9 @@ def _read_folder(folder, need_train=True):
         ) from None
     found = [path.name for path in (train_csv, test_csv, *idx) if path]
     if any(idx) and (train_csv or test_csv):
-        raise DataError(f"{folder}: found both kinds, {', '.join(found)}; expected {_EXPECTED}")
+        raise DataError(
+            f"{folder}: found files of both kinds, {', '.join(found)}; expected {_EXPECTED}"
+        )
     if train_csv or (test_csv and not need_train):
         train = read_csv(train_csv) if need_train else (None, None)
         return train, read_csv(test_csv, labelled=False) if test_csv else (None, None)
@@ -89,7 +92,10 @@ def _read_folder(folder, need_train=True):
 
 
 def _find(folder, name):
-    """The file of that name, plain or .gz, or None. Some archives have a dot before "idx"."""
+    """The path of the file `name`, plain or .gz; None if absent.
+
+    Some archives name it with ".idx" in place of "-idx".
+    """
     for variant in (name, name.replace("-idx", ".idx")):
         for suffix in ("", ".gz"):
             if (path := folder / f"{variant}{suffix}").is_file():
@@ -98,7 +104,7 @@ def _find(folder, name):
 
 
 def fingerprint(images, labels=None):
-    """SHA-256, in hexadecimal, of both arrays' types, shapes and values."""
+    """A SHA-256, in hexadecimal, of the types, shapes and values of both arrays."""
     digest = hashlib.sha256()
     for array in (images, np.empty(0) if labels is None else labels):
         digest.update(f"{array.dtype.str} {array.shape} ".encode())

@@ -1,1 +1,8 @@
-"""What a network is: its layers, shapes, arrays and optimizer. No numbers are held here."""
+"""The parts of a network. Read them in this order; ../model.py combines them.
+
+stack.py     a list of layers: names, shapes, and where the weights lie in flat arrays
+layers.py    the layers: formulas, weights, forward and backward pass
+geometry.py  strides and padding of a sliding window
+plan.py      the arrays of one batch, and the passes over them
+optim.py     Adam and the learning-rate schedule
+"""

@@ -1,4 +1,8 @@
-"""Where a window slides: the arithmetic of strides and padding for convolution and pooling."""
+"""Sliding windows: the arithmetic of strides and padding for convolution and pooling.
+
+A window of kh x kw taps is placed at Ho x Wo output positions. Along each axis, the tap k of output
+position o lies at input position o * stride + k - before.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,11 +10,15 @@ from typing import NamedTuple
 
 
 class Phase(NamedTuple):
-    """One of the `stride` interleaved grids into which an axis of the input falls.
+    """One of the interleaved grids, `stride` at most, into which an axis of the input is split.
 
-    The input positions `first, first + stride, ...` (`count` of them) are touched by the kernel's
-    taps `tap, tap + stride, ...` (`taps` of them) and by no other. Their gradient is a plain
-    correlation of the output gradient, from position `start` on, with these taps in reverse order.
+    The input positions first, first + stride, ... (`count` of them) are used by the kernel's taps
+    tap, tap + stride, ... (`taps` of them) only. So the gradient with respect to these positions is
+    a convolution of stride 1 over the output gradient dy, with these taps in reverse order:
+
+        for n in range(count):
+            dx[first + stride*n] = sum of dy[start + n + t] * kernel[tap + stride*(taps - 1 - t)]
+                                   for t in range(taps), where dy is 0 outside its bounds
     """
 
     first: int
@@ -22,9 +30,10 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True)
 class Window:
-    """A window of `size` (rows, columns) that moves by `strides` over an `input` (rows, columns).
+    """A window that slides over an image. Every field is a pair (rows, columns).
 
-    `before` and `after` are the zeros imagined around the input; `output` is the number of places.
+    size: kh, kw; strides; input: H, W; before, after: the padding on either side of the input;
+    output: Ho, Wo, the number of positions of the window.
     """
 
     size: tuple
@@ -36,11 +45,14 @@ class Window:
 
     @classmethod
     def fit(cls, size, strides, padding, input):
-        """Place the window as TensorFlow does.
+        """A Window with padding "valid" or "same", as TensorFlow defines them. For each axis:
 
-        "valid" stays inside the input, which must hold it. "same" gives `ceil(input / stride)`
-        places and pads by what that takes, the smaller half first: 1 before and 2 after for size 5,
-        stride 2, even inputs.
+            valid:  output = (input - size) // stride + 1, no padding; size must not exceed input
+            same:   output = ceil(input / stride)
+                    before + after = max((output - 1) * stride + size - input, 0)
+
+        The smaller half of the padding comes first: 1 before and 2 after for size 5, stride 2 and
+        an even input.
         """
         rows_and_columns = zip(size, strides, input, strict=True)
         axes = [_fit_axis(*axis, padding) for axis in rows_and_columns]
@@ -49,7 +61,7 @@ class Window:
 
     @cached_property
     def phases(self):
-        """The phases of the rows and those of the columns; see Phase."""
+        """(phases of the rows, phases of the columns), tuples of Phase."""
         return tuple(
             tuple(_phases(*axis))
             for axis in zip(self.size, self.strides, self.input, self.before, strict=True)
@@ -65,8 +77,8 @@ def _fit_axis(size, stride, length, padding):
 
 
 def _phases(size, stride, length, before):
-    # Input i meets tap k at output o where o*stride + k - before = i. With k = tap + stride*t this
-    # is o = q - t for q = (i + before - tap) / stride: fixed `tap`, consecutive q, all t.
+    # Output o uses input i with tap k if o*stride + k - before = i. With k = tap + stride*t this is
+    # o = q - t, where q = (i + before - tap) / stride. `q` below is that of the first input.
     for tap in range(stride):
         first = (tap - before) % stride
         count = -(-(length - first) // stride)

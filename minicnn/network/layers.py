@@ -1,9 +1,9 @@
-"""The layers. Each says what it turns a shape into, which arrays it needs, and its two passes.
+"""The layers: each declares its output shape and its arrays, and runs its two passes.
 
-A layer object is a description and holds no numbers: weights, gradients and activations live in
-flat arrays that the model owns (model.py), and a pass is given a frame of views into them. Layers
-know nothing of devices: they call the operations of one backend module (ops_numpy.py). Names and
-conventions are Keras's.
+A layer object is a description and holds no arrays. The model (model.py) owns the weights and
+gradients, a plan (plan.py) the activations. A pass receives a plan.Frame with views into them.
+Layers do not depend on the device: they call the operations `ops` of a backend, of which
+backends/ops_numpy.py is the reference. Names and conventions are Keras's.
 """
 
 from math import prod, sqrt
@@ -17,7 +17,7 @@ PADDINGS = "valid", "same"
 
 
 class Weight(NamedTuple):
-    """A weight of one net: its shape, and its start, uniform within `limit` of `center`."""
+    """A weight of one net: its shape, and its initial values, uniform in center +- limit."""
 
     shape: tuple
     center: float = 0.0
@@ -25,60 +25,68 @@ class Weight(NamedTuple):
 
 
 class Layer:
-    """What a layer has to say; the defaults are those of a layer without weights.
+    """The interface of a layer. The defaults are those of a layer without weights.
 
-    Shapes are those of one image, without the axes of nets and batch. What a pass works on is a
-    plan.Frame `f`.
+    Shapes are those of one image, without the axes E and B. A pass works on a plan.Frame `f`.
     """
 
     activation = "linear"
-    # Whether its backward pass takes the gradient of the activation that made its input, too.
+    # Whether its backward pass also differentiates the activation that computed its input.
     differentiates_input_activation = False
 
     def output_shape(self, input_shape):
-        """The shape of the output. Raises ValueError for an input that the layer cannot take."""
+        """The shape of the output. Raises ValueError for an input shape that does not fit."""
         return input_shape
 
     def weights(self, input_shape):
-        """{name: Weight} of what is trained."""
+        """{name: Weight} of the trainable weights."""
         return {}
 
     def moving(self, input_shape):
-        """{name: Weight} of what is not trained but kept: moving statistics."""
+        """{name: Weight} of the moving statistics."""
         return {}
 
     def saved(self, input_shape):
-        """{name: (per, shape, dtype)}: arrays kept for the backward pass, per "net" or "image".
+        """{name: (per, shape, dtype)} of the arrays that forward saves for backward.
 
-        A dtype of None stands for the model's.
+        per: "net" for an array (E, *shape), "image" for (E, B, *shape). dtype None is the model's.
         """
         return {}
 
     def workspace(self, ops, nets, batch, input_shape):
-        """Bytes of memory that the passes use and leave nothing in."""
+        """Bytes of scratch memory that a pass needs."""
         return 0
 
     def shares_memory(self, training):
-        """Whether the output is the input's own memory in another shape, and passes do nothing."""
+        """Whether the output is a view of the input, possibly reshaped, and no pass is needed."""
         return False
 
     def forward(self, ops, f, training):
         """Compute f.y from f.x."""
 
     def backward(self, ops, f):
-        """Compute f.gradients and f.dx from f.dy, whose content may be destroyed."""
+        """Compute f.gradients and f.dx from f.dy. May overwrite f.dy."""
 
     def activate_backward(self, ops, f):
-        """Turn f.dy into the gradient by what the activation was given, unless it is that."""
+        """Turn f.dy into the gradient with respect to the activation's input.
+
+        Does nothing if the next layer has done so (Frame.dy_is_before_activation).
+        """
         if not f.dy_is_before_activation:
             ops.activate_backward(self.activation, f.y, f.dy)
 
     def update(self, ops, f):
-        """Bring f.moving up to date after a training step."""
+        """Update the moving statistics f.moving after a training step."""
 
 
 class Conv2D(Layer):
-    """Convolution of (H, W, Cin) images with `filters` kernels; then bias, then activation."""
+    """Convolution of images (H, W, Cin) with Cout = `filters` kernels, then bias, then activation.
+
+        y[i, j, o] = activation(bias[o] + sum over rows r, columns c and input channels n of
+                                x[i*s + r - top, j*s + c - left, n] * kernel[r, c, n, o])
+
+    s is the stride; top and left are the padding (geometry.Window). Convention: Keras's Conv2D.
+    """
 
     def __init__(self, filters, kernel_size, strides=1, padding="valid", activation="linear"):
         self.filters = checks.integer("filters", filters, 1)
@@ -88,7 +96,7 @@ class Conv2D(Layer):
         self.activation = _activation(activation)
 
     def window(self, input_shape):
-        """Where the kernel slides over the input."""
+        """The Window of the kernel over the input."""
         return _fit_window(self, "kernel_size", self.kernel_size, input_shape)
 
     def output_shape(self, input_shape):
@@ -119,7 +127,14 @@ class Conv2D(Layer):
 
 
 class BatchNormalization(Layer):
-    """Normalisation of each channel by the statistics of its batch, or by the moving ones."""
+    """Batch normalisation of each channel. In training, over all images and pixels of the batch:
+
+        y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+        moving = momentum * moving + (1 - momentum) * (mean or variance)
+
+    Inference uses the moving statistics. The variance is the biased one (divided by n), in `moving`
+    too. Source: S. Ioffe, C. Szegedy, arXiv:1502.03167.
+    """
 
     differentiates_input_activation = True
 
@@ -172,7 +187,10 @@ class BatchNormalization(Layer):
 
 
 class Dropout(Layer):
-    """In training, drops each number with probability `rate` and scales up the others."""
+    """Dropout. In training, each element is 0 with probability `rate`, else x / (1 - rate).
+
+    Inference returns x. Source: N. Srivastava et al., JMLR 15, 2014.
+    """
 
     def __init__(self, rate):
         self.rate = checks.number("rate", rate, 0, 1, "[)")
@@ -193,17 +211,23 @@ class Dropout(Layer):
 
 
 class MaxPooling2D(Layer):
-    """The largest number under a window; `strides` are the window's size unless given."""
+    """The maximum under a window of `pool_size`, per channel. Padding is never the maximum.
+
+        y[i, j, c] = max of x[i*s + r - top, j*s + k - left, c]
+                     over rows r and columns k of the window
+
+    s is the stride: the window's size unless given.
+    """
 
     def __init__(self, pool_size=2, strides=None, padding="valid"):
         self.pool_size = _pair("pool_size", pool_size)
-        if prod(self.pool_size) > 2**16:  # a tap's number is 16 bits wide
+        if prod(self.pool_size) > 2**16:  # `winner` holds 16 bits
             raise ValueError(f"pool_size: got {self.pool_size}, expected at most 65536 pixels")
         self.strides = self.pool_size if strides is None else _pair("strides", strides)
         self.padding = checks.choice("padding", padding, PADDINGS)
 
     def window(self, input_shape):
-        """Where the window slides over the input."""
+        """The Window over the input."""
         return _fit_window(self, "pool_size", self.pool_size, input_shape)
 
     def output_shape(self, input_shape):
@@ -221,7 +245,7 @@ class MaxPooling2D(Layer):
 
 
 class Flatten(Layer):
-    """Images (H, W, C) as vectors (H*W*C,)."""
+    """Reshapes images (H, W, C) to vectors (H*W*C,)."""
 
     def output_shape(self, input_shape):
         return (prod(input_shape),)
@@ -231,7 +255,7 @@ class Flatten(Layer):
 
 
 class Dense(Layer):
-    """Product of vectors (K,) with a matrix (K, units); then bias, then activation."""
+    """y = activation(x @ kernel + bias): vectors (K,) to vectors (units,), kernel (K, units)."""
 
     def __init__(self, units, activation="linear"):
         self.units = checks.integer("units", units, 1)
@@ -240,7 +264,7 @@ class Dense(Layer):
     def output_shape(self, input_shape):
         if len(input_shape) != 1:
             raise ValueError(
-                f"Dense: got an input of shape {input_shape}, expected (K,) as Flatten() gives it"
+                f"Dense: got an input of shape {input_shape}, expected (K,); add Flatten() before"
             )
         return (self.units,)
 
@@ -267,7 +291,7 @@ class Dense(Layer):
 
 
 class Activation(Layer):
-    """An activation as a layer of its own."""
+    """An activation as a separate layer: y = activation(x)."""
 
     def __init__(self, activation):
         self.activation = _activation(activation)
@@ -282,7 +306,10 @@ class Activation(Layer):
 
 
 def _glorot_uniform(shape, fan_in, fan_out):
-    """Source: X. Glorot, Y. Bengio, AISTATS 2010, equation 16."""
+    """A Weight uniform in +- sqrt(6 / (fan_in + fan_out)).
+
+    Source: X. Glorot, Y. Bengio, AISTATS 2010, equation 16.
+    """
     return Weight(shape, limit=sqrt(6 / (fan_in + fan_out)))
 
 

@@ -7,7 +7,14 @@ from .. import checks
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam over the flat parameters; defaults and the place of epsilon are Keras's."""
+    """Adam on the flat parameters w (E, P) with gradients g. In step t, from 1:
+
+        m = beta_1 * m + (1 - beta_1) * g
+        v = beta_2 * v + (1 - beta_2) * g**2
+        w = w - learning_rate * sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (sqrt(v) + epsilon)
+
+    Defaults, and where epsilon is added, are Keras's. Source: D. Kingma, J. Ba, arXiv:1412.6980.
+    """
 
     learning_rate: float = 1e-3
     beta_1: float = 0.9
@@ -21,7 +28,10 @@ class Adam:
         checks.number("epsilon", self.epsilon, 0, ends="(]")
 
     def update(self, ops, params, gradients, m, v, step, learning_rate):
-        """One step on arrays (E, P), in place; `step` and `learning_rate` are arrays of one."""
+        """One step, in place, on params, gradients, m and v (E, P). Increments `step` by 1.
+
+        step and learning_rate are arrays of one element on the device.
+        """
         ops.adam(
             params,
             gradients,
@@ -37,7 +47,7 @@ class Adam:
 
 @dataclass(frozen=True)
 class ExponentialDecay:
-    """A learning rate that is multiplied by `decay` after each epoch."""
+    """The learning rate of epoch e (from 1): initial * decay**(e - 1)."""
 
     initial: float
     decay: float
@@ -47,5 +57,5 @@ class ExponentialDecay:
         checks.number("decay", self.decay, 0, ends="(]")
 
     def __call__(self, epoch):
-        """The learning rate of an epoch; epochs count from 1."""
+        """The learning rate of an epoch, from 1."""
         return self.initial * self.decay ** (epoch - 1)

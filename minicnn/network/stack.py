@@ -1,6 +1,7 @@
-"""A stack of layers put in order: each one's name, shapes, and place in the flat arrays of weights.
+"""A stack of layers: their names and shapes, and where their weights lie in the flat arrays.
 
-Nothing here holds numbers; what a network will take in memory is known before any is taken.
+Nothing here allocates: layouts {key: (shape, dtype)} give the memory that a network needs before
+it is allocated. Read layers.py next, then plan.py for the arrays of one batch.
 """
 
 import copy
@@ -14,28 +15,28 @@ import numpy as np
 from .. import rng
 from .layers import Dropout, Layer
 
-_ALIGNMENT = 16  # numbers: a weight starts at a multiple of 64 bytes, for wide loads
+_ALIGNMENT = 16  # elements: in float32 a weight starts at a multiple of 64 bytes, for wide loads
 
 
 @dataclass
 class Node:
-    """A layer's place in the stack: its name, shapes, weights, and stream of random numbers."""
+    """A layer in the stack: its name, shapes, weights, and stream of random numbers (rng.py)."""
 
     layer: Layer
     name: str
     input_shape: tuple
     output_shape: tuple
-    specs: dict  # {name: layers.Weight} of what is trained
-    moving_specs: dict  # and of what is kept beside it
+    specs: dict  # {name: layers.Weight} of the trainable weights
+    moving_specs: dict  # {name: layers.Weight} of the moving statistics
     stream: int
-    # Named views (E, ...) into the model's flat arrays
+    # Named views (E, ...) into the model's flat arrays, which the model sets
     weights: SimpleNamespace = None
     gradients: SimpleNamespace = None
     moving: SimpleNamespace = None
 
 
 def connect(layers, input_shape):
-    """A node for each layer. Raises ValueError for a stack that does not fit together."""
+    """A list with one Node per layer. Raises ValueError if a layer does not fit its input."""
     nodes, seen, stream, shape = [], {}, rng.DROPOUT, input_shape
     for i, layer in enumerate(layers):
         if not isinstance(layer, Layer):
@@ -57,27 +58,27 @@ def connect(layers, input_shape):
         stream += isinstance(layer, Dropout)
         shape = output_shape
     if layers[-1].activation == "softmax":
-        # The loss and its gradient are taken from logits; Sequential.infer does the rest.
+        # The loss is computed from logits. Sequential.infer applies the softmax.
         nodes[-1].layer = copy.copy(layers[-1])
         nodes[-1].layer.activation = "linear"
     return nodes
 
 
 def weights_layout(nodes, nets, dtype):
-    """{name: (shape, dtype)} of the flat arrays of all weights, and of what training them takes."""
+    """{name: (shape, dtype)} of the flat arrays of weights, gradients and optimizer state."""
     params = sum(_aligned(spec.shape) for node in nodes for spec in node.specs.values())
     moving = sum(_aligned(spec.shape) for node in nodes for spec in node.moving_specs.values())
     flat = dict.fromkeys(("params", "gradients", "moment_1", "moment_2"), ((nets, params), dtype))
     return {
         **flat,
         "moving": ((nets, moving), dtype),
-        "step": ((1,), np.dtype(np.int64)),  # optimizer steps done
+        "step": ((1,), np.dtype(np.int64)),  # optimizer steps so far
         "learning_rate": ((1,), np.dtype(np.float64)),
     }
 
 
 def views(flat, specs, at):
-    """Named views into the flat (E, P) array from column `at` on, and the column behind them."""
+    """Named views (E, ...) into `flat` (E, P), from column `at` on, and the column after them."""
     found = {}
     for name, spec in specs.items():
         found[name] = flat[:, at : at + prod(spec.shape)].reshape(len(flat), *spec.shape)
@@ -86,7 +87,7 @@ def views(flat, specs, at):
 
 
 def layout_bytes(layout):
-    """What the arrays of a layout {key: (shape, dtype)} take together."""
+    """The bytes of all arrays of a layout {key: (shape, dtype)}."""
     return sum(prod(shape) * dtype.itemsize for shape, dtype in layout.values())
 
 

@@ -1,1 +1,4 @@
-"""The pages of runs and studies. Read report.py, above, first; then run.py and study.py here."""
+"""Web pages about runs and studies.
+
+Read the command ../report.py first, then run.py and study.py, which build the two kinds of pages.
+"""

@@ -1,4 +1,7 @@
-"""The files of a run, and the test images, read with care: they may come from anywhere."""
+"""Read the files of a run and the test images.
+
+The files may come from an unknown source, so their size and every field are checked.
+"""
 
 import json
 from dataclasses import dataclass
@@ -11,12 +14,12 @@ from ..files import DataError, brief
 from ..recipe import Recipe
 from ..training.checkpoint import HISTORY_COLUMNS
 
-_MOST_JSON, _MOST_HISTORY = 1 << 24, 1 << 26  # bytes that are read
+_MOST_JSON, _MOST_HISTORY = 1 << 24, 1 << 26  # largest accepted size in bytes
 
 
 @dataclass(frozen=True)
 class Number:
-    """What a number in a JSON file must be: of these types, in this range."""
+    """The allowed types and range of a number in a JSON file."""
 
     kinds: tuple
     low: float
@@ -24,7 +27,7 @@ class Number:
 
 
 COUNT = Number((int,), 1, 2**32)
-_SHARE = Number((int, float, type(None)), 0, 1)
+_FRACTION = Number((int, float, type(None)), 0, 1)
 _RATE = Number((int, float), 0, 1e30)
 _OF_CONFIG = {
     "recipe": dict,
@@ -40,19 +43,19 @@ _OF_SUMMARY = {
     "images_per_second": _RATE,
     "seconds": _RATE,
     "nets": list,
-    "ensemble_test_accuracy": _SHARE,
+    "ensemble_test_accuracy": _FRACTION,
 }
 OF_NET = {
     "net": COUNT,
-    "best_train_accuracy": _SHARE,
-    "best_validation_accuracy": _SHARE,
-    "test_accuracy": _SHARE,
+    "best_train_accuracy": _FRACTION,
+    "best_validation_accuracy": _FRACTION,
+    "test_accuracy": _FRACTION,
 }
 OF_DIVERGED = dict.fromkeys(("net", "epoch", "step"), COUNT)
 
 
 def read_config(path):
-    """(config, its Recipe). Raises DataError."""
+    """Read config.json: (config, its Recipe). Raises DataError."""
     config = _read_json(path, _OF_CONFIG)
     if config.get("test_images") is None:
         config["test_images"] = config["test_data"] = None
@@ -65,7 +68,7 @@ def read_config(path):
 
 
 def read_summary(path):
-    """The summary of a run. Raises DataError."""
+    """Read summary.json, the summary of a run. Raises DataError."""
     summary = _read_json(path, _OF_SUMMARY)
     for row in summary["nets"]:
         check(path, row, OF_NET)
@@ -80,14 +83,14 @@ def _read_json(path, fields):
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
-        raise DataError(f"{path}: no JSON, expected what minicnn.train had written") from None
+        raise DataError(f"{path}: not JSON, expected what minicnn.train writes") from None
     check(path, value, fields)
     return value
 
 
 def _read(path, most):
-    if not path.is_file():  # to open a pipe would wait for ever
-        raise DataError(f"{path}: no such file, expected what minicnn.train had written")
+    if not path.is_file():  # opening a pipe would block
+        raise DataError(f"{path}: no such file, expected what minicnn.train writes")
     with open(path, "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -96,7 +99,10 @@ def _read(path, most):
 
 
 def check(path, value, expected, name="the file"):
-    """Raise DataError unless a value of a JSON file is of a type, a Number, or a dict of such."""
+    """Raise DataError unless a value from a JSON file is as expected.
+
+    expected: a type, a Number, or {key: expected} for a dict. name: the value's name in messages.
+    """
     if isinstance(expected, dict):
         check(path, value, dict, name)
         for key, of_key in expected.items():
@@ -116,7 +122,7 @@ def check(path, value, expected, name="the file"):
 
 
 def read_history(path):
-    """The history of a run, a DataFrame. Raises DataError."""
+    """Read history.csv as a DataFrame. Raises DataError."""
     content = _read(path, _MOST_HISTORY)
     lines = content.decode("utf-8", "replace").splitlines()
     try:
@@ -128,11 +134,11 @@ def read_history(path):
     except DataError:
         raise
     except ValueError:
-        raise DataError(f"{path}: not a history, expected what minicnn.train had written") from None
+        raise DataError(f"{path}: not a history, expected what minicnn.train writes") from None
 
 
 def checked_history(path, history):
-    """A history that can be drawn. Raises DataError for another."""
+    """Return a history after checking it. Raises DataError if it cannot be drawn."""
     values = history[[c for c in HISTORY_COLUMNS if not c.startswith("validation")]].astype(float)
     fine = np.isfinite(values).all(axis=None) and (history["epoch"] >= 1).all()
     if not fine or history.duplicated(["net", "epoch"]).any():
@@ -141,12 +147,12 @@ def checked_history(path, history):
 
 
 def test_images(settings, arguments):
-    """The test images and labels that settings, a run's or study's, name.
+    """Load the test images and labels of a run or study, as described by its settings.
 
-    Raises DataError where they are not to be had, or others.
+    Raises DataError if they cannot be loaded or differ from those of the run or study.
     """
     source = arguments.data or settings["source"]
-    hint = "; --data DIR says where they are"
+    hint = "; use --data DIR to say where they are"
     try:
         images, labels = load_test(source, progress=not arguments.quiet)
     except DataError as error:

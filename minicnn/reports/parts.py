@@ -1,4 +1,4 @@
-"""Parts of a page that runs and studies have in common: HTML from their numbers."""
+"""Parts that the pages of runs and of studies have in common: HTML from results."""
 
 from dataclasses import fields
 
@@ -9,12 +9,12 @@ from ..recipe import Recipe
 from ..training.figures import learning_panel
 from . import webpage
 
-MOST_ROWS = 1_000  # of a table
-_MOST_CURVES = 100  # nets whose curves can be told apart at all
+MOST_ROWS = 1_000  # shown of a table
+_MOST_CURVES = 100  # nets drawn in a figure of learning curves
 
 
 def curves(history, which=""):
-    """The learning curves of nets, in two panels."""
+    """The learning curves of nets, in two panels. `which` ends the caption's first sentence."""
     nets = history["net"].drop_duplicates()
     shown = history[history["net"].isin(nets[:_MOST_CURVES])]
     count = f"{len(nets):,} nets" if len(nets) > 1 else "one net"
@@ -39,47 +39,45 @@ def curves(history, which=""):
 
 
 def diverged_nets(frame):
-    """Those nets whose numbers ran away."""
-    caption = (
-        "Nets that diverged, for their loss or weights were no longer finite: they have no vote"
-    )
+    """A table of the diverged nets."""
+    caption = "Diverged nets: their loss or weights are not finite, so they do not vote"
     caption = f"{caption}{first_of(len(frame), MOST_ROWS)}."
     return webpage.table(caption, frame[:MOST_ROWS])
 
 
 def count_pairs(labels, predicted):
-    """How often each label (row) was predicted as each digit (column): (10, 10)."""
+    """The confusion matrix (10, 10): counts by label (row) and predicted digit (column)."""
     pairs = labels.astype(int) * 10 + predicted
     return np.bincount(pairs, minlength=100).reshape(10, 10)
 
 
 def recipe_facts(recipe):
-    """The fields of a recipe, in words, in the order of Recipe."""
+    """{name: value} of a recipe's fields, both as text, in the order of Recipe."""
     order = [field.name for field in fields(Recipe)]
     names = sorted(recipe, key=lambda name: order.index(name) if name in order else len(order))
     return {spaced(name): shown_value(recipe[name]) for name in names}
 
 
 def first_of(count, most):
-    """What to add to a caption where only the first are shown."""
+    """The end of a caption if only the first `most` of `count` rows are shown, else ""."""
     return f"; the first {most:,} of {count:,}" if count > most else ""
 
 
 def spaced(name):
-    """The name of a field in words."""
+    """The name of a field, with spaces for underscores."""
     return name.replace("_", " ")
 
 
 def shown_value(value):
-    """The value of a field as a text."""
+    """The value of a field as text."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def thousands(value):
-    """A number with commas; what is none stays as it is."""
+    """An integer with commas between thousands; any other value unchanged."""
     return f"{value:,}" if isinstance(value, int) else value
 
 
 def percent(share):
-    """A fraction in percent, nothing for None."""
+    """A fraction in percent as text; "" for None."""
     return "" if share is None else f"{100 * share:.2f} %"

@@ -1,6 +1,6 @@
-"""The page of a run: what came of it, how it learned, what it takes for what, and a quiz.
+"""The page of a run: results, settings, learning curves, confusion matrix, figures and a quiz.
 
-A run keeps no probabilities: its nets predict the test images once more.
+A run does not save its probabilities, so its nets predict the test images again.
 """
 
 import warnings
@@ -19,56 +19,56 @@ from . import webpage
 from .files import OF_DIVERGED, OF_NET, read_config, read_history, read_summary, test_images
 from .parts import MOST_ROWS, count_pairs, curves, diverged_nets, percent, recipe_facts
 
-_DRAWN = {
+_CAPTIONS = {
     "training_images": "The first training images, with their labels.",
-    "augmented_images": "Three training images, and what augmentation makes of each.",
-    "predictions": "The first test images, with what the ensemble takes them for.",
+    "augmented_images": "Three training images, each augmented ten times.",
+    "predictions": "The first test images, with the ensemble's predictions.",
 }
 _MOST_PICTURE = 1 << 23  # bytes
 
 
 def parts(arguments, should_stop):
-    """What the page of a run has: [(title, HTML, whether it begins on a sheet of its own)].
+    """The sections of a run's page: [(title, HTML, whether it starts a new sheet when printed)].
 
-    Raises DataError for files that are none of a run's, Interrupted.
+    Raises DataError if files of the run are missing or invalid, and Interrupted.
     """
     folder = arguments.folder
     config, recipe = read_config(folder / CONFIG)
     if not (folder / SUMMARY).exists():
         raise DataError(
-            f"{folder}: has no {SUMMARY}, expected a run that is finished; go on with it by "
+            f"{folder}: has no {SUMMARY}, expected a finished run; continue it with "
             "python -m minicnn.train --resume"
         )
     summary = read_summary(folder / SUMMARY)
     history = read_history(folder / HISTORY)
-    seen, missing = None, "The run had no test images."
+    predictions, missing = None, "The run had no test images."
     if config["test_images"] is not None:
         try:
-            seen, missing = _predict_again(config, arguments, should_stop), None
+            predictions, missing = _predict_again(config, arguments, should_stop), None
         except (DataError, OSError) as error:
             missing = f"No confusion matrix and no quiz: {one_line(error)}"
             warnings.warn(missing[0].lower() + missing[1:], stacklevel=2)
 
     found = [
-        ("Result", _result(summary, config, seen, missing), False),
+        ("Result", _result(summary, config, missing), False),
         ("Settings", _settings_of_run(config, recipe, summary), False),
     ]
     if len(history):
         found.append(("Learning curves", curves(history), False))
-    if seen and seen.labels is not None:
-        found.append(("Confusion matrix", _confusion_of_run(summary, seen), False))
-    if pictures := _drawn(folder / "figures"):
+    if predictions and predictions.labels is not None:
+        found.append(("Confusion matrix", _confusion_of_run(summary, predictions), False))
+    if pictures := _figures(folder / "figures"):
         found.append(("Figures", pictures, False))
-    if seen:
-        table = hardest.rank(seen.probabilities, seen.labels)
-        found.append(("Quiz", webpage.quiz(seen.images, table), True))
+    if predictions:
+        table = hardest.rank(predictions.probabilities, predictions.labels)
+        found.append(("Quiz", webpage.quiz(predictions.images, table), True))
     return found
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Test images (N, 28, 28), labels (N,) or None, what nets say of them (nets, N, classes), and
-    the device that they ran on.
+class _Predictions:
+    """Test images (N, 28, 28), labels (N,) or None, probabilities (nets, N, classes), and the
+    device that computed them.
     """
 
     images: np.ndarray
@@ -78,30 +78,30 @@ class _Seen:
 
 
 def _predict_again(config, arguments, should_stop):
-    """What the nets of a run say of its test images, a _Seen. Raises DataError, Interrupted."""
+    """Predict the test images of a run with its nets. Raises DataError, Interrupted."""
     path = arguments.folder / ensemble.FINAL
     trained = prediction.load(path)
     if trained.about["data"] != config["data"] or trained.about["recipe"] != config["recipe"]:
-        raise DataError(f"{path}: of another run than {CONFIG}, expected the same")
+        raise DataError(f"{path}: belongs to another run than {CONFIG}, expected the same")
     images, labels = test_images(config, arguments)
     device, ops, _ = devices.choose(arguments.device)
     with images_bar(len(trained.nets) * len(images), arguments.quiet) as bar:
         probabilities = prediction.probabilities_of(
             trained, images, device, ops, None, bar.update, should_stop
         )
-    return _Seen(images, labels, probabilities, device)
+    return _Predictions(images, labels, probabilities, device)
 
 
-def _result(summary, config, seen, missing):
-    """What came of a run: a sentence, and the accuracy of each net and of the ensemble."""
+def _result(summary, config, missing):
+    """The results of a run: a sentence, and a table of accuracies of the nets and the ensemble."""
     nets, accuracy = summary["nets"], summary["ensemble_test_accuracy"]
     count = config["test_images"]
     if accuracy is None:
-        lead = "The labels of the test images are not known, and so no test accuracy is."
+        lead = "The labels of the test images are unknown, so there is no test accuracy."
     else:
         lead = (
-            f"The ensemble of {len(nets)} has {percent(accuracy)} of {count or 0:,} test images "
-            "right."
+            f"The ensemble of {len(nets)} predicts {percent(accuracy)} of {count or 0:,} test "
+            "images correctly."
         )
         alone = [net["test_accuracy"] for net in nets if net["test_accuracy"] is not None]
         if alone:
@@ -143,33 +143,33 @@ def _settings_of_run(config, recipe, summary):
     return html + webpage.facts(recipe_facts(asdict(recipe)))
 
 
-def _confusion_of_run(summary, seen):
-    predicted = ensemble.vote(seen.probabilities)
-    right = float(np.mean(predicted == seen.labels))
+def _confusion_of_run(summary, predictions):
+    predicted = ensemble.vote(predictions.probabilities)
+    right = float(np.mean(predicted == predictions.labels))
     html = ""
     told = summary["ensemble_test_accuracy"]
     if told is not None and abs(right - told) > 1e-9:
         html = webpage.paragraph(
-            f"Predicted once more, on {seen.device}, the ensemble has {percent(right)} right; the "
-            f"run itself had {percent(told)}.",
+            f"Predicted again, on {predictions.device}, the ensemble has a test accuracy of "
+            f"{percent(right)}; in the run it was {percent(told)}.",
             "note",
         )
-    counts = count_pairs(seen.labels, predicted)
-    caption = f"What the ensemble takes the {len(predicted):,} test images for."
+    counts = count_pairs(predictions.labels, predicted)
+    caption = f"Predictions of the {len(predicted):,} test images by the ensemble."
     return html + webpage.confusion(caption, counts)
 
 
-def _drawn(folder):
-    """The figures that the run has drawn."""
+def _figures(folder):
+    """The figures in the run folder, as HTML; "" without any."""
     found = {}
-    for name, caption in _DRAWN.items():
+    for name, caption in _CAPTIONS.items():
         path = folder / f"{name}.png"
         if not path.is_file():
             continue
         with open(path, "rb") as file:
             content = file.read(_MOST_PICTURE + 1)
         if not content.startswith(webpage.PNG) or len(content) > _MOST_PICTURE:
-            warnings.warn(f"{path}: not a PNG of a run, and left out", stacklevel=2)
+            warnings.warn(f"{path}: not a PNG of a run; left out", stacklevel=2)
             continue
         found[caption] = content
     return webpage.panels(found) if found else ""

@@ -1,4 +1,4 @@
-"""The page of a study folder: what each study has found, and the nets that it rests on."""
+"""The page of a study folder: the results of each study, and the nets that it trained."""
 
 import warnings
 from collections import Counter
@@ -28,13 +28,13 @@ from .parts import (
     thousands,
 )
 
-_MOST_COLUMNS = 30  # of a table
+_MOST_COLUMNS = 30  # nets shown in a row of a table
 
 
 def parts(arguments, should_stop):
-    """What the page of a study folder has, each study's own, then the quizzes: as run.parts.
+    """The sections of a study folder's page, in the form of run.parts: the studies, then quizzes.
 
-    Raises DataError for a file that is none of a study's, Interrupted.
+    Raises DataError if the file of results is missing or invalid, and Interrupted.
     """
     path = arguments.folder / FILE
     found, quizzes = [], []
@@ -52,11 +52,11 @@ def parts(arguments, should_stop):
                 title, html, quiz = _study(store, name, seed, arguments, should_stop)
             except DataError:
                 raise
-            # A file may hold anything; what a study makes of that cannot be foreseen.
+            # The file's content may be anything, so findings() can fail in many ways.
             except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
                 raise DataError(
                     f"{path}: the study {name} of seed {brief(seed)} is damaged "
-                    f"({brief(one_line(error))}), expected what minicnn.study has written"
+                    f"({brief(one_line(error))}), expected what minicnn.study writes"
                 ) from None
             found.append((title, html, False))
             if quiz:
@@ -67,7 +67,7 @@ def parts(arguments, should_stop):
 
 
 def _study(store, name, seed, arguments, should_stop):
-    """(title, HTML, HTML of a quiz or "") of a study."""
+    """(title, HTML, HTML of its quiz or "") of a study."""
     module = STUDIES[name]
     results = store.results(name, seed)
     if results.labels is not None and len(results.labels) and results.labels.max() > 9:
@@ -90,7 +90,7 @@ def _study(store, name, seed, arguments, should_stop):
             raise Interrupted
         pictures[picture.caption] = drawing.png(picture.build)
     html += webpage.panels(pictures)
-    if not quiz:  # which has the same table, under the fold of its answers
+    if not quiz:  # a quiz has the same table among its answers
         for table in found.tables.values():
             html += webpage.table(table.caption, table.readable()[:MOST_ROWS])
     html += webpage.heading(3, "Settings") + _settings_of_study(results)
@@ -103,13 +103,13 @@ def _study(store, name, seed, arguments, should_stop):
 
 
 def _test_settings(path, results):
-    """The settings of a study, checked where they say which its test images are."""
+    """The settings of a study; the fields that identify its test images are checked."""
     check(path, results.settings, {"source": str, "test_images": COUNT, "test_data": str})
     return results.settings
 
 
 def _quiz_of_study(results, images):
-    """The quiz of all complete ensembles together, as hardest.findings ranks the images; or ""."""
+    """The quiz, with the images ranked by all complete ensembles together; "" without any."""
     (cell,) = results.cells
     arrays = [results.probabilities(cell, trial) for trial in results.trials(cell)]
     arrays = [array for array in arrays if len(array)]
@@ -140,14 +140,14 @@ def _settings_of_study(results):
     html = webpage.facts({name: "unknown" if v is None else v for name, v in about.items()})
     if any(maker != makers[0] for maker in makers):
         html += webpage.paragraph(
-            "Not all nets were made by the same device and versions: their last bits may differ.",
+            "The nets were trained with different devices or versions: rounding may differ.",
             "note",
         )
     return html
 
 
 def _cells(results):
-    """What was trained: what the recipes share, and a table of that in which they differ."""
+    """What was trained: the fields that all recipes share, and a table of those that differ."""
     recipes = {cell: recipe.as_dict() for cell, recipe in results.cells.items()}
     names = dict.fromkeys(name for recipe in recipes.values() for name in recipe)
     differ = [name for name in names if len({r.get(name) for r in recipes.values()}) > 1]
@@ -163,11 +163,11 @@ def _cells(results):
         for cell, recipe in recipes.items()
     ]
     frame = pd.DataFrame(rows, columns=["cell", *map(spaced, differ), "trials done"])
-    return html + webpage.table("What differs from cell to cell.", frame[:MOST_ROWS])
+    return html + webpage.table("Settings that differ between cells.", frame[:MOST_ROWS])
 
 
 def _nets(path, results):
-    """How the nets learned, what they take for what, and how good each is."""
+    """Learning curves, confusion matrix, accuracies, and diverged nets."""
     html, cell = "", list(results.cells)[-1]
     which = "" if len(results.cells) == 1 else f" of the cell “{cell}”, the last one"
     history = checked_history(path, results.history(cell))
@@ -191,7 +191,7 @@ def _nets(path, results):
 
 
 def _confusion_of_study(results, cell):
-    """Of the ensembles of a cell, all complete trials together."""
+    """The confusion matrix of a cell's ensembles, added up over all complete trials."""
     counts, ensembles = np.zeros((10, 10), int), 0
     for trial in results.trials(cell):
         probabilities = results.probabilities(cell, trial)
@@ -200,19 +200,15 @@ def _confusion_of_study(results, cell):
             ensembles += 1
     if not ensembles:
         return ""
-    caption = f"What the ensemble takes the {len(results.labels):,} test images for"
-    if ensembles > 1:
-        caption = (
-            f"What {ensembles:,} ensembles take the {len(results.labels):,} test images for, all "
-            "together"
-        )
+    caption = f"Predictions of the {len(results.labels):,} test images by "
+    caption += "the ensemble" if ensembles == 1 else f"{ensembles:,} ensembles, added up"
     if len(results.cells) > 1:
         caption += f"; the cell “{cell}”, the last one"
     return webpage.heading(3, "Confusion matrix") + webpage.confusion(f"{caption}.", counts)
 
 
 def _accuracies(results):
-    """Each net's accuracy, by trial, and the ensemble's, under a fold."""
+    """A folded table: for each trial, the accuracies of its nets and of its ensemble."""
     rows, most = [], min(max(results.ensemble.values()), _MOST_COLUMNS)
     for cell, nets in results.ensemble.items():
         whole = dict(zip(results.trials(cell), results.ensembles(cell), strict=True))

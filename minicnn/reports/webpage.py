@@ -1,8 +1,8 @@
-"""Pages for a browser and for paper: one HTML file that needs nothing else, and no script.
+"""Build web pages for screen and paper: one HTML file, without scripts or further files.
 
-What these functions return is HTML. What they take is plain text from anywhere, and is escaped, but
-for arguments called `html`, which are such functions' results. run.py and study.py put the pieces
-together; the command minicnn.study writes the quiz of its hardest images.
+These functions return HTML. Arguments are plain text and are escaped, because they may come from an
+unknown source. Only arguments called `html` are HTML already, made by these functions. run.py and
+study.py build pages from them; the command minicnn.study writes quiz_page.
 """
 
 import base64
@@ -16,9 +16,9 @@ import numpy as np
 from ..drawing import PANEL
 from ..files import brief, printable
 
-PNG = b"\x89PNG\r\n\x1a\n"  # how each such file begins
+PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a PNG file
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( %)?")
-_MOST_CELL = 200  # characters of a cell of a table
+_MOST_CELL = 200  # characters shown in a cell of a table
 
 _STYLE = """
 :root { --ink: #222; --quiet: #666; --line: #ddd; --wrong: #cc3311;
@@ -116,7 +116,7 @@ summary { cursor: pointer; font: 600 .95rem var(--sans); padding: .4rem 0; }
   .sheet h2 { margin-top: 0; }
   .quiz { grid-template-columns: repeat(8, 1fr); gap: 3mm; max-width: none; }
   .quiz img { max-width: 20mm; }
-  .answers { break-before: page; } /* whoever prints the quiz lays this sheet aside */
+  .answers { break-before: page; } /* printed, the answers are a separate sheet */
   .answers::details-content { content-visibility: visible; block-size: auto; }
   .answers .digit { width: 3.6mm; height: 3.6mm; }
   .answers tr > * { padding: .25mm 2mm; }
@@ -125,12 +125,12 @@ summary { cursor: pointer; font: 600 .95rem var(--sans); padding: .4rem 0; }
 
 
 def text(value):
-    """A value as HTML. What does not print, or would turn the line around, is shown escaped."""
+    """A value as HTML. Control characters, also those that reverse the text, are shown escaped."""
     return escaping.escape(printable(value))
 
 
 def document(title, html):
-    """A whole page."""
+    """A complete HTML page."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -149,19 +149,19 @@ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 
 
 def heading(level, title, place=""):
-    """A heading, which may be a place to go to."""
+    """A heading; `place` is its anchor for links."""
     mark = f' id="{text(place)}"' if place else ""
     return f"<h{level}{mark}>{text(title)}</h{level}>"
 
 
 def section(html, kind=""):
-    """A part of the page."""
+    """A section of the page; `kind` is its CSS class."""
     mark = f' class="{kind}"' if kind else ""
     return f"<section{mark}>\n{html}\n</section>"
 
 
 def contents(places):
-    """Links to the places, {name: title}, of this page."""
+    """Links to anchors of this page, {anchor: title}."""
     links = (
         f'<li><a href="#{text(name)}">{text(title)}</a></li>' for name, title in places.items()
     )
@@ -175,12 +175,12 @@ def paragraph(words, kind=""):
 
 
 def bullets(lines):
-    """A list of lines."""
+    """A bulleted list of lines."""
     return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"
 
 
 def facts(values):
-    """Names and values, a dict."""
+    """A list of names and values, from a dict."""
     rows = (
         f"<div><dt>{text(name)}</dt><dd>{text(brief(value, 300))}</dd></div>"
         for name, value in values.items()
@@ -194,7 +194,7 @@ def footer(words):
 
 
 def table(caption, frame):
-    """A DataFrame of texts as a table, whose first column names its rows."""
+    """A DataFrame as a table. Its first column holds the row headers."""
     frame = frame.map(lambda value: brief(value, _MOST_CELL))
     marks = [_alignment(frame.iloc[:, place]) for place in range(frame.shape[1])]
     head = "".join(
@@ -211,7 +211,7 @@ def table(caption, frame):
 
 
 def _alignment(values):
-    """Columns of numbers stand on the right; those of long texts do not shrink to a word."""
+    """The CSS class of a column: right-aligned for numbers, a minimum width for long text."""
     shown = [str(value) for value in values if str(value)]
     if shown and all(_NUMBER.fullmatch(value) for value in shown):
         return ' class="number"'
@@ -219,7 +219,7 @@ def _alignment(values):
 
 
 def _scrolled(caption, head, rows, kind=""):
-    """A table in a box of its own, which scrolls sideways where it is too wide for the page."""
+    """A table in a box that scrolls sideways if the table is wider than the page."""
     body = "\n".join(rows)
     return (
         f'<div class="scroll{kind}" role="region" tabindex="0" aria-label="{text(caption)}">'
@@ -229,13 +229,13 @@ def _scrolled(caption, head, rows, kind=""):
 
 
 def fold(title, html, kind=""):
-    """What shows when a reader asks for it."""
+    """Content that is hidden until the reader opens it."""
     mark = f' class="{kind}"' if kind else ""
     return f"<details{mark}><summary>{text(title)}</summary>\n{html}\n</details>"
 
 
 def figure(caption, *pictures):
-    """A caption under pictures, (bytes of a PNG, what it shows, for those who cannot see it)."""
+    """Pictures with a caption below. A picture is (bytes of a PNG, its alternative text)."""
     images = "".join(_image(png, shows) for png, shows in pictures)
     if len(pictures) > 1:
         images = f'<div class="panels">{images}</div>'
@@ -243,7 +243,7 @@ def figure(caption, *pictures):
 
 
 def panels(pictures):
-    """Figures of one picture each, {caption: PNG}: narrow ones side by side where there is room."""
+    """One figure per picture of {caption: PNG}; narrow ones side by side if the page is wide."""
     narrow = [
         figure(caption, (png, caption)) for caption, png in pictures.items() if _is_narrow(png)
     ]
@@ -259,12 +259,12 @@ def _is_narrow(png):
 
 
 def _size(png):
-    """(width, height) as a PNG's header has them."""
+    """(width, height) from the header of a PNG."""
     return struct.unpack(">II", png[16:24].ljust(8, b"\0"))
 
 
 def _image(png, shows, more=""):
-    """An image within the page; its size lets a browser lay out the page before it is decoded."""
+    """An embedded PNG. With its size, browsers lay out the page before they decode the image."""
     width, height = _size(png)
     data = base64.b64encode(png).decode()
     return (
@@ -274,12 +274,12 @@ def _image(png, shows, more=""):
 
 
 def confusion(caption, counts):
-    """How often a digit (row) was taken for another (column), an array (10, 10) of numbers."""
+    """A confusion matrix: counts (10, 10), digits in rows, predicted digits in columns."""
     digits = range(len(counts))
     top = (
         '<tr><th scope="col" rowspan="2">digit</th>'
-        f'<th scope="colgroup" colspan="{len(counts)}">taken for</th>'
-        '<th scope="col" rowspan="2">right, %</th></tr>'
+        f'<th scope="colgroup" colspan="{len(counts)}">predicted as</th>'
+        '<th scope="col" rowspan="2">correct, %</th></tr>'
     )
     columns = "".join(f'<th scope="col">{digit}</th>' for digit in digits)
     most = max((counts[i, j] for i in digits for j in digits if i != j), default=0)
@@ -298,7 +298,7 @@ def _count(count, right, most):
         return f'<td class="right">{count:,}</td>'
     if not count:
         return '<td class="none">0</td>'
-    depth = 0.12 + 0.5 * (count / most) ** 0.5  # by its root, so that single mistakes show
+    depth = 0.12 + 0.5 * (count / most) ** 0.5  # square root: makes single errors visible
     return f'<td style="background: rgba(238, 119, 51, {depth:.2f})">{count:,}</td>'
 
 
@@ -306,9 +306,9 @@ def _count(count, right, most):
 
 
 def quiz(images, table):
-    """Pictures to guess, and the answers under a fold; on paper, both are sheets of their own.
+    """Pictures to guess, and the folded answers. Printed, each starts on a new sheet.
 
-    images (N, H, W) uint8, of which table, a DataFrame of hardest.rank, names some, from 1.
+    images: (N, H, W) uint8. table: a DataFrame of hardest.rank, which lists some of them.
     """
     known = "label" in table
     shown = [_png(images[number - 1]) for number in table["image"]]
@@ -322,7 +322,7 @@ def quiz(images, table):
     else:
         intro += (
             f"Of {len(images):,} test images these {len(table)} are those that the ensemble is "
-            "least sure of, the hardest first. Nobody has told what they are: the answers are the "
+            "least sure of, the hardest first. Their labels are unknown: the answers are the "
             "ensemble's guesses."
         )
     items = "\n".join(
@@ -341,7 +341,7 @@ _DIGIT = ' class="digit"'
 
 
 def _answers(shown, table):
-    """A table of what the pictures, PNGs, are, and what the ensemble takes them for."""
+    """A table of pictures (PNGs) with label, prediction and its probability."""
     known = "label" in table
     measure = "loss" if known else "entropy"
     names = ["picture", *["label"] * known, "ensemble", "probability", measure, "test image"]
@@ -363,23 +363,23 @@ def _answers(shown, table):
         right = (table["label"] == table["predicted"]).sum()
         caption = f"The ensemble has {right} of these {len(table)} right. And you?"
     else:
-        caption = "What the ensemble takes them for."
-    caption += f" Probability: of what it says; {measure}: in nats."
+        caption = "The ensemble's guesses."
+    caption += f" Probability: of the predicted digit; {measure}: in nats."
     return _scrolled(caption, f"<thead><tr>{head}</tr></thead>", rows)
 
 
 def quiz_page(images, table):
-    """The quiz alone, a whole page; its arguments as for quiz."""
+    """A complete page with only the quiz; arguments as for quiz()."""
     title = f"Quiz: the {len(table)} hardest digits"
     return document(title, f"<main>\n{heading(1, title)}\n{quiz(images, table)}\n</main>")
 
 
 def _png(image):
-    """An image (H, W) uint8, 255 for ink, as a PNG: dark ink on white paper.
+    """A PNG of an image (H, W) uint8 in inverted grey: 255, ink, becomes black on white.
 
     Source: "Portable Network Graphics (PNG) Specification", 3rd edition, W3C.
     """
-    rows = np.pad(255 - image, ((0, 0), (1, 0)))  # a row begins with its filter: 0, none
+    rows = np.pad(255 - image, ((0, 0), (1, 0)))  # first byte of a row: filter type 0, none
     header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 8, 0, 0, 0, 0)
     chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b"")
     return PNG + b"".join(

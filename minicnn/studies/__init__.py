@@ -1,9 +1,13 @@
-"""The notebook's studies: many trainings, and what comes of them.
+"""The notebook's studies: train many nets, store the results, and evaluate them.
 
-Read networks.py and tasks.py for what is trained, work.py and executors.py for when and where,
-store.py for what is kept of it. Each study then is a module of its own, with what it trains and
-what it finds in the results: trials.py, grid.py, variance.py, ablation.py, hardest.py. The command
-study.py, one floor up, runs them, and report.py tells of what they found.
+Read in this order:
+- networks.py, tasks.py: what is trained.
+- work.py, executors.py: which nets are missing, and where they are trained.
+- store.py: the database of results.
+- trials.py, grid.py, variance.py, ablation.py, hardest.py: one module per study. cells() returns
+  what it trains, findings() evaluates the results.
+
+The command ../study.py runs a study; ../report.py writes a web page about its results.
 """
 
 from . import ablation, grid, hardest, trials, variance

@@ -1,4 +1,4 @@
-"""ablation: from LeNet-5 to the seed network, one change at a time. Which of them helps?"""
+"""ablation: from LeNet-5 to the seed network, one change at a time. Which changes help?"""
 
 from math import prod
 
@@ -20,7 +20,7 @@ _AUGMENTED = STEPS.index("augmentation")
 
 
 def cells(recipe, arguments):
-    """What to train: one net a trial of each step, and an ensemble a trial of the last."""
+    """The Cells to train: one net per trial of each step, but an ensemble per trial of the last."""
     plain = {"rotation": 0.0, "zoom": 0.0, "width_shift": 0.0, "height_shift": 0.0}
     found = []
     for changes, name in enumerate(STEPS):
@@ -32,7 +32,7 @@ def cells(recipe, arguments):
 
 
 def findings(results):
-    """The Findings in a study's Results."""
+    """Evaluate a study's Results. Returns Findings."""
     rows, before = [], None
     for cell in results.cells:
         values = results.accuracies(cell)
@@ -44,7 +44,7 @@ def findings(results):
         whole = results.whole(last)
         rows.append(_row(f"an ensemble of {nets}", whole, None, nets * rows[-1]["weights"]))
         if len(whole):
-            # An ensemble is compared with the nets that it is made of.
+            # Compare each ensemble with the mean of its own nets.
             alone = [values.mean() for values in results.by_trial(last).values() if len(values)]
             gains = whole - np.array(alone)
             rows[-1] |= {"gain": gains.mean()}
@@ -58,8 +58,8 @@ def findings(results):
             lambda: plots.steps(table),
         )
     caption = (
-        "Mean test accuracy after each change, with its 95 % interval; the gain over the step "
-        "before, and its interval: Welch's; of the ensembles, that of the gain over their own nets"
+        "Mean test accuracy after each change, and its gain over the previous step, with 95 % "
+        "intervals (Student's and Welch's); the gain of the ensembles is over their own nets"
     )
     fractions = "mean", "low", "high", "gain", "gain_low", "gain_high"
     tables = {"steps": Table(caption, table, fractions)}
@@ -67,7 +67,7 @@ def findings(results):
 
 
 def _weights(recipe):
-    """How many weights a recipe's network has, moving statistics included."""
+    """The number of weights in a recipe's network, moving statistics included."""
     nodes = recipe.nodes
     specs = (
         spec
@@ -102,5 +102,5 @@ def _line(row):
     if np.isnan(row["gain_low"]):
         return text
     low, high = 100 * row["gain_low"], 100 * row["gain_high"]
-    verdict = "helps" if low > 0 else "harms" if high < 0 else "not told from chance"
+    verdict = "helps" if low > 0 else "harms" if high < 0 else "not significant"
     return f"{text}, gain {100 * row['gain']:+.3f} ({low:+.3f} to {high:+.3f}): {verdict}"

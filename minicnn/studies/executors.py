@@ -1,6 +1,7 @@
-"""Where a study's tasks are done: in processes of this machine, or by a cluster of Dask's.
+"""Where a study's tasks run: in processes of this machine, or on a Dask cluster.
 
-Both are executors as concurrent.futures has them, and so would any other be.
+Each is a concurrent.futures.Executor, so any other executor can be added. work.py submits the
+tasks.
 """
 
 import contextlib
@@ -18,16 +19,16 @@ from urllib.parse import urlsplit
 from .. import __version__, machine
 from ..training.workers import Interrupted, Worker, WorkerDiedError
 
-_PATIENCE = 10  # seconds until a cluster that does not answer counts as gone
-_LOOK_SECONDS = 3  # between looks at whether it has workers
+_PATIENCE = 10  # seconds to wait for an answer of a cluster
+_CHECK_SECONDS = 3  # between two checks that the cluster has workers
 
 
 @dataclass(frozen=True)
 class Place:
-    """An executor, and how many tasks it does at once.
+    """An executor, and the number of tasks that it runs at the same time.
 
-    in_hand(): the images trained on in the tasks that it is at, as far as it can tell. look(), to
-    be called from time to time, tells of what keeps it from working.
+    in_hand(): the images trained on so far by the running tasks; 0 if the executor does not report
+    it. look(): checks the executor and prints a warning if it cannot work. Call it regularly.
     """
 
     executor: Executor
@@ -37,11 +38,11 @@ class Place:
 
 
 class Processes(Executor):
-    """An executor of `count` local processes, each with its share of the cores.
+    """An executor with `count` local processes, each with an equal share of the cores.
 
-    One that dies takes nothing along but the task in its hands: on_death() is called, and the task
-    is done once more, by another. If that dies, too, its future raises WorkerDiedError. (In a
-    ProcessPoolExecutor, one death is that of all.)
+    If a process dies, only its task is lost: on_death() is called, and a new process runs the task
+    again, once. If that process dies, too, the future raises WorkerDiedError. (A
+    ProcessPoolExecutor breaks as a whole when one process dies.)
     """
 
     def __init__(self, count, on_death=lambda: None):
@@ -51,26 +52,26 @@ class Processes(Executor):
         self._idle = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
-        self._threads = ThreadPoolExecutor(count)  # one waits for each process
+        self._threads = ThreadPoolExecutor(count)  # each thread waits for one process
         self._busy = set()
         self._on_death, self._stopping = on_death, False
 
     def submit(self, function, /, *arguments, **named):
-        """A future of function(*arguments, **named): all of them importable or picklable."""
+        """A future of function(*arguments, **named); function and arguments must be picklable."""
         return self._threads.submit(self._run, functools.partial(function, *arguments, **named))
 
     def in_hand(self):
-        """What the processes have reported of the tasks that they are at."""
+        """The progress that the running tasks have reported, added up."""
         return sum(worker.done for worker in list(self._busy))
 
     def stop(self, at_once=False):
-        """Ask the processes to stop: after the step in hand, or `at_once`."""
+        """Ask the processes to stop after their current step; with `at_once`, kill them."""
         self._stopping = True
         for worker in self._workers:
             worker.stop(at_once)
 
     def shutdown(self, wait=True, *, cancel_futures=False):
-        """End the processes after the tasks that they are at, or all that were submitted."""
+        """End the processes after all submitted tasks, or only the running ones if cancelled."""
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
         for worker in self._workers:
             worker.close()
@@ -85,8 +86,8 @@ class Processes(Executor):
                 self._busy.add(worker)
                 try:
                     result, error = worker.connection.recv()
-                except (EOFError, OSError):  # the process is no more
-                    worker.bury()
+                except (EOFError, OSError):  # the process died
+                    worker.reap()
                     if not self._stopping:
                         self._on_death()
                     continue
@@ -97,19 +98,19 @@ class Processes(Executor):
                 return result
             if self._stopping:
                 raise Interrupted
-            raise WorkerDiedError("a worker process died, and so did the one in its place")
+            raise WorkerDiedError("a worker process died, and so did its replacement")
         finally:
             self._idle.put(worker)
 
 
 def _call(shared, call, report, should_stop):
-    """What a worker process does with a task."""
+    """Run a task in a worker process."""
     return call()
 
 
 @contextlib.contextmanager
 def local(count, on_death):
-    """As a context, the Place of `count` processes of this machine."""
+    """A context with the Place for `count` processes of this machine."""
     executor = Processes(count, on_death)
     try:
         yield Place(executor, count, executor.in_hand)
@@ -122,30 +123,30 @@ def local(count, on_death):
     finally:
         try:
             executor.shutdown(cancel_futures=True)
-        except KeyboardInterrupt:  # the second one, while tasks did the step in hand
+        except KeyboardInterrupt:  # a second Ctrl-C, while the tasks finish their current step
             executor.stop(at_once=True)
             executor.shutdown(cancel_futures=True)
             raise
 
 
 def connect(address):
-    """A Client of the Dask cluster by the address of its scheduler. Raises ValueError."""
+    """A Client of the Dask scheduler at an address. Raises ValueError if none answers."""
     try:
         from distributed import Client  # noqa: PLC0415
     except ImportError:
         raise ValueError(
             'argument --dask: needs the package distributed: pip install "minicnn[dask]"'
         ) from None
-    # Dask would log what goes wrong at length, which is told in one line here.
+    # Errors are reported below in one line; Dask would log tracebacks as well.
     for logger in ("distributed", "distributed.client"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         parts = urlsplit(address)
         if parts.scheme not in ("tcp", "tls") or not parts.hostname or not parts.port:
             raise ValueError("not of the form tcp://HOST:PORT")
-        _knock(parts.hostname, parts.port, silent=parts.scheme == "tls")
+        _probe(parts.hostname, parts.port, silent=parts.scheme == "tls")
         return Client(address, timeout=_PATIENCE, set_as_default=False)
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:  # what no scheduler says
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:  # from a wrong server, too
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"argument --dask: no scheduler answers at {address!r}: {reason}; expected the address "
@@ -153,10 +154,11 @@ def connect(address):
         ) from None
 
 
-def _knock(host, port, silent):
-    """Raise OSError unless a scheduler is there: a Client would wait for ever for what is none.
+def _probe(host, port, silent):
+    """Raise OSError unless a scheduler answers. A Client would wait forever for another server.
 
-    One of Dask's says its part at once, and first, but one that expects TLS is `silent`.
+    A Dask scheduler sends the first bytes of a connection. With TLS it is `silent` until the client
+    has sent something, so then only the connection is tested.
     """
     with socket.create_connection((host, port), _PATIENCE) as connection:
         if not silent:
@@ -167,10 +169,10 @@ def _knock(host, port, silent):
 
 @contextlib.contextmanager
 def cluster(client, address, tell):
-    """As a context, the Place of a Dask cluster, by its Client.
+    """A context with the Place for a Dask cluster.
 
-    Dask itself gives the task of a worker that died to another. tell(line) is called when no worker
-    is left. Raises ValueError where there is none to begin with.
+    Dask itself reruns the task of a worker that died on another worker. tell(line) prints a warning
+    when no worker is left. Raises ValueError if there is no worker at the start.
     """
     from distributed import KilledWorker  # noqa: PLC0415
 
@@ -178,47 +180,49 @@ def cluster(client, address, tell):
         client.wait_for_workers(1, timeout=_PATIENCE)
     except TimeoutError:
         raise ValueError(
-            f"argument --dask: the scheduler at {address} has no workers; start some by "
+            f"argument --dask: the scheduler at {address} has no workers; start some with "
             f"`dask worker {address} --nthreads 1`"
         ) from None
-    # A worker does one task at a time, however many threads it has.
+    # A worker runs one task at a time, even if it has several threads.
     count = len(client.nthreads())
     try:
-        # Two calls with the same arguments are two calls: `measure` is made several times.
+        # pure=False: run each call, even with equal arguments. `measure` is submitted repeatedly.
         executor = client.get_executor(pure=False)
-        yield Place(executor, count, look=_Lookout(client, address, tell))
+        yield Place(executor, count, look=_WorkerMonitor(client, address, tell))
     except KilledWorker as error:
         raise WorkerDiedError(
-            f"the workers of {address} died one after the other of the same task: "
+            f"several workers of {address} died while they ran the same task: "
             f"{' '.join(str(error).split())}"
         ) from None
     except CancelledError:
-        raise OSError(f"the cluster at {address} is gone; what was trained is kept") from None
+        raise OSError(
+            f"the cluster at {address} is gone; the nets trained so far are saved"
+        ) from None
     except ImportError as error:
         raise ValueError(
             f"argument --dask: the cluster at {address} cannot load the task: {error}; "
-            f"expected minicnn {__version__} with its scheduler and each worker"
+            f"expected minicnn {__version__} on its scheduler and on every worker"
         ) from None
 
 
-class _Lookout:
-    """Tells when a cluster has no workers; however often it is called, it looks now and then."""
+class _WorkerMonitor:
+    """Warns when a cluster has no workers left. Calls within _CHECK_SECONDS are ignored."""
 
     def __init__(self, client, address, tell):
         self._client, self._address, self._tell = client, address, tell
-        self._next, self._told = 0.0, False
+        self._next, self._warned = 0.0, False
 
     def __call__(self):
         if time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + _LOOK_SECONDS
+        self._next = time.monotonic() + _CHECK_SECONDS
         try:
             workers = self._client.nthreads()
-        except OSError:  # if the scheduler is gone, the tasks will tell
+        except OSError:  # the scheduler is gone: the futures will raise an error
             return
-        if not workers and not self._told:
+        if not workers and not self._warned:
             self._tell(
                 f"minicnn.study: warning: the cluster at {self._address} has no workers left; "
-                "waiting for some"
+                "waiting for new ones"
             )
-        self._told = not workers
+        self._warned = not workers

@@ -1,4 +1,4 @@
-"""What a study has found: lines, tables and pictures, for the command, its folder and a report."""
+"""The results of a study as lines, tables and pictures, and how they are written to files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ from ..files import atomic_write
 
 @dataclass
 class Table:
-    """What it shows, a pandas DataFrame, and which of its columns hold fractions."""
+    """A caption, a pandas DataFrame, and the names of its columns that hold fractions."""
 
     caption: str
     data: object
     fractions: tuple = ()
 
     def readable(self):
-        """The DataFrame with texts for people in place of numbers."""
+        """A copy of the DataFrame with every value formatted as text, fractions in percent."""
         shown = self.data.astype(object)
         for column in shown:
             kind, fraction = self.data[column].dtype.kind, column in self.fractions
@@ -28,7 +28,7 @@ class Table:
 
 @dataclass
 class Picture:
-    """What it shows, and a function that builds it, a matplotlib Figure."""
+    """A caption, and a function that returns the picture as a matplotlib Figure."""
 
     caption: str
     build: Callable
@@ -36,7 +36,7 @@ class Picture:
 
 @dataclass
 class Findings:
-    """What a study has found: lines that say what matters most, {name: Table}, {name: Picture}."""
+    """The results of a study: a title, the main results as lines, tables and pictures by name."""
 
     title: str
     lines: list

@@ -1,4 +1,4 @@
-"""grid: which augmentation helps? Every cell has rotation, zoom and shifts of its own."""
+"""grid: which augmentation helps? Each cell has another combination of rotation, zoom and shift."""
 
 import itertools
 from dataclasses import replace
@@ -27,9 +27,10 @@ QUICK = {
     "shift": [0, 0.1],
 }
 
-# Test accuracies in percent of ensembles of 15 and of single nets, by shift, rotations 0 to 30.
+# The notebook's test accuracies in percent: {shift: one value for each of _ROTATIONS}. Means of 6
+# ensembles of 15 nets, and of 30 single nets. None: not measured.
 # Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018, "Data augmentation
-# hyper-parameters": means of 6 ensembles and of 30 nets.
+# hyper-parameters".
 _ROTATIONS = range(0, 35, 5)
 NOTEBOOK = {
     "ensembles": {
@@ -46,26 +47,26 @@ NOTEBOOK = {
 
 
 def add_arguments(group):
-    """Options of this study alone."""
+    """Add the options that only this study has."""
     group.add_argument(
         "--rotation",
         type=number,
         nargs="+",
         metavar="X",
-        help="degrees; zoom is a hundredth of them (default: 0 to 30 by 5; --quick: 0 15)",
+        help="rotations in degrees; zoom is rotation / 100 (default: 0 to 30 by 5; --quick: 0 15)",
     )
     group.add_argument(
         "--shift",
         type=number,
         nargs="+",
         metavar="X",
-        help="fraction of width and height, each with each rotation (default: 0 0.1 0.2, or where "
-        "no --rotation is given the notebook's cells; --quick: 0 0.1)",
+        help="shifts as fractions of width and height; each is combined with each rotation "
+        "(default: 0 0.1 0.2; without --rotation, the notebook's combinations; --quick: 0 0.1)",
     )
 
 
 def cells(recipe, arguments):
-    """What to train: the notebook's cells, or every rotation with every shift."""
+    """The Cells to train: the notebook's, or every rotation combined with every shift."""
     if arguments.rotation is None and arguments.shift is None:
         pairs = [
             (rotation, shift)
@@ -79,9 +80,9 @@ def cells(recipe, arguments):
         pairs = [(rotation, shift) for shift, rotation in itertools.product(shifts, rotations)]
     found = {}
     for rotation, shift in pairs:
-        checks.number("rotation", rotation, 0, 100, "[)")  # for zoom is a hundredth of it
+        checks.number("rotation", rotation, 0, 100, "[)")  # zoom, a hundredth of it, is below 1
         checks.number("shift", shift, 0, 1)
-        degrees, part = abs(float(rotation)), abs(float(shift))  # there is a zero below zero
+        degrees, part = abs(float(rotation)), abs(float(shift))  # turns -0.0 into 0.0
         name = f"rotation {degrees:.12g}, zoom {degrees / 100:.12g}, shift {part:.12g}"
         augment = {
             "rotation": degrees,
@@ -94,7 +95,7 @@ def cells(recipe, arguments):
 
 
 def findings(results):
-    """The Findings in a study's Results."""
+    """Evaluate a study's Results. Returns Findings."""
     rows = []
     for cell, recipe in results.cells.items():
         for kind, values in (
@@ -125,15 +126,15 @@ def findings(results):
         name = kind.replace(" ", "_")
         what = f"ensembles of {nets}" if kind == "ensembles" else kind
         tables[name] = Table(
-            f"Mean test accuracy of {what} by augmentation, with its 95 % interval, beside the "
+            f"Mean test accuracy of {what} by augmentation, with its 95 % interval, and the "
             "notebook's",
             part,
             ("mean", "low", "high", "notebook"),
         )
         if part["n"].any():
             pictures[name] = Picture(
-                f"Mean test accuracy of {what} in percent, ± half of its 95 % interval; below, in "
-                "grey, the notebook's",
+                f"Mean test accuracy of {what} in percent, ± half of its 95 % interval; below, "
+                "smaller: the notebook's",
                 lambda part=part, what=what: plots.heat_map(part, what),
             )
             lines.append(_line(part, what))
@@ -147,13 +148,13 @@ def _notebook(kind, rotation, shift):
 
 
 def _line(part, what):
-    """Which cells could be the best ones: those whose interval overlaps with the best one's."""
+    """A line: the best cell, and how many other cells have an interval that overlaps its own."""
     best = part.loc[part["mean"].idxmax()]
     text = (
         f"{what}: highest mean {100 * best['mean']:.3f} % at rotation {best['rotation']:g}, shift "
         f"{best['shift']:g}"
     )
     if np.isnan(best["low"]):
-        return text + "; of one trial a cell, which tells little"
+        return text + "; each cell has only one trial, so there are no intervals"
     others = (part["high"] >= best["low"]).sum() - 1
-    return text + f"; the 95 % intervals of {others} of {len(part) - 1} others overlap with its own"
+    return text + f"; {others} of {len(part) - 1} other cells have overlapping 95 % intervals"

@@ -1,4 +1,4 @@
-"""hardest: the test images that an ensemble is least sure of, as a quiz for people."""
+"""hardest: the test images that are hardest for an ensemble, as a quiz for people."""
 
 import numpy as np
 import pandas as pd
@@ -16,16 +16,18 @@ COUNT = 50
 
 
 def cells(recipe, arguments):
-    """What to train."""
+    """The Cells to train: the seed network."""
     return [Cell("seed", recipe, arguments.trials)]
 
 
 def rank(probabilities, labels=None):
-    """The COUNT hardest of N images, a DataFrame, the hardest first: image (from 1), label,
-    predicted, accuracy of what was predicted, and their loss or entropy.
+    """The COUNT hardest of N images, a DataFrame, the hardest first.
 
-    probabilities (nets, N, classes). With the labels (N,) of the images, the hardest are those with
-    the highest loss of the nets' mean, and else those with its highest entropy, in nats.
+    Columns: image (counted from 1), label, predicted, probability of the predicted class, and loss
+    or entropy in nats. probabilities: (nets, N, classes). labels: (N,) or None.
+
+    p = mean of probabilities over nets
+    with labels: sort by loss = -log(p[label]); without: by entropy = -sum(p * log(p))
     """
     mean = probabilities.mean(axis=0, dtype=np.float64)  # (N, classes)
     logs = np.log(np.maximum(mean, np.finfo(np.float32).tiny))
@@ -48,23 +50,27 @@ def rank(probabilities, labels=None):
 
 
 def findings(results, images=None):
-    """The Findings in a study's Results; with the test images (N, 28, 28), a picture of them."""
+    """Evaluate a study's Results. Returns Findings, with a picture if `images` is given.
+
+    images: the test images (N, 28, 28).
+    """
     (cell,) = results.cells
     trials = results.trials(cell)
     if not trials:
         return Findings("The hardest images", ["no ensemble is trained yet"])
     probabilities = np.concatenate([results.probabilities(cell, trial) for trial in trials])
     if not len(probabilities):
-        return Findings("The hardest images", ["each net diverged"])
+        return Findings("The hardest images", ["all nets diverged"])
     table = rank(probabilities, results.labels)
-    shown = f"The {len(table)} test images that {len(probabilities)} nets together "
+    shown = f"The {len(table)} hardest test images for {len(probabilities)} nets together"
     if results.labels is None:
-        lines = [f"{shown}are least sure of: entropy up to {table['entropy'].max():.3f} nats"]
+        lines = [f"{shown}: entropy up to {table['entropy'].max():.3f} nats"]
     else:
         wrong = (table["label"] != table["predicted"]).sum()
         total = np.mean(vote(probabilities) != results.labels)
         lines = [
-            f"{shown}find hardest: {wrong} of them are wrong, as are {100 * total:.2f} % of all"
+            f"{shown}: {wrong} are misclassified; error rate on all test images: "
+            f"{100 * total:.2f} %"
         ]
     lines += results.notes()
     tables = {"hardest": Table("The hardest images, the hardest first", table, ("probability",))}

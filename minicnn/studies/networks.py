@@ -1,9 +1,9 @@
-"""The networks between LeNet-5 and the seed network, and the recipes for them.
+"""The networks from LeNet-5 to the seed network, one change at a time, and their recipes.
 
-Source: LeNet-5, Y. LeCun and others, "Gradient-based learning applied to document recognition",
-Proc. IEEE, 1998, as it is usually built for 28x28 images: with max pooling and without padding. The
-changes are those that the notebook lists, and one without which they would not end at its network:
-that has no hidden dense layer.
+LeNet-5: Y. LeCun and others, "Gradient-based learning applied to document recognition", Proc. IEEE,
+1998. Here in the usual form for 28x28 images: with max pooling, without padding. The changes are
+those of the notebook, plus one that it does not list: the hidden dense layer is removed, because
+the notebook's network has none.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ STEPS = (
 
 @dataclass(frozen=True)
 class Variant(Recipe):
-    """A recipe for the network that `changes` of the steps have led to."""
+    """A recipe for the network STEPS[changes]: LeNet-5 after `changes` changes."""
 
     changes: int = 0
 
@@ -37,7 +37,7 @@ class Variant(Recipe):
 
 
 def layers(changes, dropout, momentum):
-    """The layers of the network that LeNet-5 is after so many of the STEPS behind it."""
+    """The layers of the network STEPS[changes]: LeNet-5 after `changes` changes."""
     relu, pairs, strides, normalized, dropped, direct, wide = (changes > i for i in range(7))
     activation = "relu" if relu else "sigmoid"
     stack = []
@@ -66,5 +66,5 @@ def layers(changes, dropout, momentum):
 
 
 def recipe_of(fields):
-    """The Recipe or Variant that has these fields, a dict. Raises ValueError, TypeError."""
+    """A Variant if the dict `fields` has "changes", else a Recipe. Raises ValueError, TypeError."""
     return Variant(**fields) if "changes" in fields else Recipe(**fields)

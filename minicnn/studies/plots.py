@@ -1,4 +1,4 @@
-"""The pictures of the studies: matplotlib Figures, narrow enough for a phone."""
+"""The pictures of the studies, as matplotlib Figures that are narrow enough for a phone."""
 
 import numpy as np
 
@@ -9,13 +9,13 @@ _BOX = 0.13, 0.15, 0.83, 0.72  # of the only axes of a page: left, bottom, width
 
 
 def histograms(single, ensembles, nets, images, notebook):
-    """Accuracies of single nets (n,) and of ensembles (m,), each as shares of its own.
+    """Two histograms: accuracies of single nets (n,) and of ensembles (m,), in percent of each.
 
-    images: in the test set; notebook: rows with mean and sd to mark, of single nets and of
-    ensembles, may be empty.
+    nets: in an ensemble. images: number of test images. notebook: the notebook's rows for single
+    nets and for ensembles, of which mean and sd are marked; may be empty.
     """
     figure, axes = _panel()
-    # Some twenty bins, each of as many images of the test set as any other
+    # About twenty bins. Each covers the same whole number of correct test images.
     right = np.round(np.concatenate([single, ensembles]) * images)
     step = max(int(np.ceil(np.ptp(right) / 20)), 1)
     edges = np.arange(right.min() - 0.5, right.max() + step, step) / images
@@ -34,7 +34,7 @@ def histograms(single, ensembles, nets, images, notebook):
     if notebook:
         axes.set_ylim(0, 1.45 * top)
         axes.plot([], [], color=QUIET, marker="o", label="the notebook: mean ± sd")
-    axes.set_title("How test accuracy spreads", loc="left", pad=10)
+    axes.set_title("Distribution of test accuracies", loc="left", pad=10)
     axes.set_xlabel("test accuracy in percent")
     axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")
     axes.legend(loc="upper left")
@@ -42,7 +42,7 @@ def histograms(single, ensembles, nets, images, notebook):
 
 
 def by_size(table):
-    """Mean accuracy by the size of the ensemble, with interval and extremes."""
+    """Mean accuracy by ensemble size, with its interval, minimum and maximum."""
     figure, axes = _panel()
     size = table["size"]
     if table["low"].notna().any():
@@ -54,7 +54,7 @@ def by_size(table):
     for column in ("min", "max"):
         axes.plot(size, 100 * table[column], color=QUIET, linewidth=0.8, dashes=(2, 2))
     axes.plot([], [], color=QUIET, linewidth=0.8, dashes=(2, 2), label="lowest and highest")
-    axes.set_title("What each further net adds", loc="left", pad=10)
+    axes.set_title("Accuracy by ensemble size", loc="left", pad=10)
     axes.set_xlabel("nets in the ensemble")
     axes.set_ylabel("test accuracy in percent")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -63,7 +63,7 @@ def by_size(table):
 
 
 def heat_map(table, what):
-    """Mean accuracies by rotation and shift, each with half of its interval and the notebook's."""
+    """Mean accuracies by rotation and shift, with half of the interval and the notebook's value."""
     rotations, shifts = sorted(set(table["rotation"])), sorted(set(table["shift"]))
     values = np.full((len(shifts), len(rotations)), np.nan)
     figure = page(150 + 110 * max(len(shifts), 2), "", "", width=PANEL)
@@ -85,22 +85,22 @@ def heat_map(table, what):
     axes.set_xticks(range(len(rotations)), [f"{r:g}°" for r in rotations])
     axes.set_yticks(range(len(shifts)), [f"{s:g}" for s in shifts])
     axes.grid(False)
-    axes.set_xlabel("rotation (zoom: a hundredth of it)")
+    axes.set_xlabel("rotation (zoom: degrees / 100)")
     axes.set_ylabel("shift")
     axes.set_title(f"Mean test accuracy of {what}, in percent", loc="left", pad=10)
     return figure
 
 
 def _half(row):
-    """Half of an interval, in percent."""
+    """Half the width of an interval, in percent."""
     half = 50 * (row.high - row.low)
     return f"{half:.2f}" if half < 10 else f"{half:.0f}"
 
 
 def distributions(away, columns, unit, table):
-    """Histograms of how far images are from the mean, one above the other, with what holds 95 %.
+    """Histograms of deviations from the mean, one per column, with the range that holds 95 %.
 
-    table: variance.py's summary.
+    away: variance.deviations(). table: the summary of variance.findings().
     """
     pixels = 40 + 330 * len(columns)
     figure = page(pixels, "", "", width=PANEL)
@@ -112,7 +112,7 @@ def distributions(away, columns, unit, table):
         values = away[column]
         reach = values.abs().max() or 1
         edges = 60
-        if unit == "pixels":  # centres lie on halves
+        if unit == "pixels":  # centres are multiples of half a pixel
             first = np.floor(values.min() * 2) / 2
             edges = np.arange(first, values.max() + 0.5, 0.5)
         axes.hist(
@@ -138,7 +138,7 @@ def distributions(away, columns, unit, table):
 
 
 def steps(table):
-    """The error rate after each change, with its interval, from top to bottom."""
+    """The error rate after each change with its interval, from top to bottom."""
     from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415
 
     figure = page(130 + 52 * len(table), "", "", width=PANEL)
@@ -184,18 +184,18 @@ def steps(table):
 
 
 def hardest(images, table):
-    """The images (N, 28, 28) that the table of hardest.rank names, ten a row."""
+    """The images listed in a table of hardest.rank, ten per row. images: all, (N, 28, 28)."""
     shown = [images[number - 1] for number in table["image"]]
     known = "label" in table
-    notes = "Above each its number among the test images"
-    notes += ", below it the label and what was predicted" if known else ", below it the guess"
+    notes = "Above each image: its number in the test set. Below: the "
+    notes += "label and the prediction" if known else "prediction"
     figure = gallery("The hardest images", notes + ".", tens(shown), down=88)
     for axes, row in zip(figure.axes, table.itertuples(), strict=True):
         axes.set_title(f"{row.image:,}", size=8, color=QUIET)
         guess = f"{row.predicted}"
         if known:
             guess = (
-                f"{row.label}, taken for {row.predicted}" if row.label != row.predicted else guess
+                f"{row.label}, predicted {row.predicted}" if row.label != row.predicted else guess
             )
         axes.set_xlabel(guess, size=8, color=TEXT)
     return figure

@@ -1,11 +1,11 @@
-"""How sure a mean is: what a few trainings tell of all that could have been.
+"""Confidence intervals of accuracies, from a few trainings.
 
-These intervals are about the chance in training (weights, splits, shuffles, augmentation). The test
-images are the same each time, so of other test images they say nothing.
+The intervals cover the randomness of training only: weights, splits, shuffles, augmentation. The
+test images are the same in every training, so the intervals do not cover the choice of test images.
 """
 
 import numpy as np
-from scipy.special import stdtrit  # Student's t, whose quantiles are tables elsewhere
+from scipy.special import stdtrit  # quantiles of Student's t
 
 from .. import rng
 
@@ -16,27 +16,30 @@ _RESAMPLES = 4000
 def mean_interval(values):
     """(low, high): Student's 95 % interval of the mean of accuracies (n,); NaN for fewer than two.
 
-    Of a handful of values it is wide, as it should be, where a bootstrap would be too sure. It ends
-    where accuracies do, at 0 and 1.
+    Not a bootstrap: for a few values a bootstrap interval is too narrow. Limited to 0 and 1, the
+    range of accuracies.
     """
     low, high = gain_interval(values)
     return np.clip(low, 0, 1), np.clip(high, 0, 1)
 
 
 def gain_interval(gains):
-    """(low, high): Student's 95 % interval of the mean of gains (n,), each that of a pair."""
+    """(low, high): Student's 95 % interval of the mean of paired differences (n,).
+
+    mean ± t(n - 1, 0.975) * standard deviation / sqrt(n)
+    """
     gains = np.asarray(gains, float)
     if len(gains) < 2:
         return np.nan, np.nan
-    reach = stdtrit(len(gains) - 1, (1 + CONFIDENCE) / 2)
-    reach *= gains.std(ddof=1) / np.sqrt(len(gains))
-    return gains.mean() - reach, gains.mean() + reach
+    margin = stdtrit(len(gains) - 1, (1 + CONFIDENCE) / 2)
+    margin *= gains.std(ddof=1) / np.sqrt(len(gains))
+    return gains.mean() - margin, gains.mean() + margin
 
 
 def difference_interval(before, after):
-    """(low, high): Welch's 95 % interval of the difference of the means of two sets of accuracies.
+    """(low, high): Welch's 95 % interval of mean(after) - mean(before), two sets of accuracies.
 
-    NaN where either has fewer than two values. Source: B. L. Welch, Biometrika 34, 1947.
+    NaN if either has fewer than two values. Source: B. L. Welch, Biometrika 34, 1947.
     """
     if min(len(before), len(after)) < 2:
         return np.nan, np.nan
@@ -47,13 +50,15 @@ def difference_interval(before, after):
     freedom = parts.sum() ** 2 / (
         parts[0] ** 2 / (len(before) - 1) + parts[1] ** 2 / (len(after) - 1)
     )
-    reach = stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(parts.sum())
-    return max(middle - reach, -1.0), min(middle + reach, 1.0)
+    margin = stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(parts.sum())
+    return max(middle - margin, -1.0), min(middle + margin, 1.0)
 
 
 def bootstrap_interval(values, statistic):
-    """(low, high): the 95 % percentile interval of statistic(values, axis) over resamples of
-    values (n,); NaN for fewer than two.
+    """(low, high): the 95 % bootstrap interval of a statistic of values (n,); NaN for fewer than 2.
+
+    4000 times: resampled = n values drawn from values with replacement; statistic(resampled)
+    low, high = quantiles 0.025 and 0.975 of the 4000 results
 
     Source: B. Efron, R. J. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
     """
@@ -69,14 +74,12 @@ def bootstrap_interval(values, statistic):
 
 
 def deviation(values, axis=-1):
-    """The standard deviation of values, estimated from a sample: n - 1 below the line."""
+    """The sample standard deviation of values, with the divisor n - 1."""
     return np.std(values, axis=axis, ddof=1)
 
 
 def spread(values):
-    """What there is to say of accuracies (n,), a dict: n, mean and standard deviation, each with
-    its bootstrap interval, minimum and maximum.
-    """
+    """Summary of accuracies (n,), a dict: n, mean and sd with bootstrap intervals, min and max."""
     values = np.asarray(values, float)
     if not len(values):
         return {"n": 0}

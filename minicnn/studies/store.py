@@ -1,12 +1,13 @@
-"""The SQLite file of results: what was to be trained, and each net that is.
+"""The SQLite file of results: settings, cells and trained nets of one or more studies.
 
-    study   what a study, of one seed, is about: JSON, and the labels of its test images
-    cell    the recipe of each of its cells
-    net     a net: study, cell, trial and seed are its key, with its number within the ensemble
-    image   what the study of variance has measured of each training image
+    study   one row per study and seed: its settings as JSON, and the labels of the test images
+    cell    one row per cell: its recipe and the number of trials
+    net     one row per trained net; key: study, cell, trial, seed, net number
+    image   one row per training image, measured by the study "variance"
 
-A net that is told of twice counts once. Several studies may be in a file, and several processes
-may write to it. Files come from anywhere: one whose tables are not exactly these is refused.
+Adding a net a second time has no effect. Several processes may write to one file. The file may come
+from an unknown source, so it is refused unless its tables are exactly these. `Store` writes;
+`Results` reads one study.
 """
 
 import contextlib
@@ -53,7 +54,7 @@ _TABLES = {
     PRIMARY KEY (study, seed, image))""",
 }
 _CLASSES = 10
-_VARIED = "rotation", "zoom", "width_shift", "height_shift"  # from cell to cell of a grid
+_VARIED = "rotation", "zoom", "width_shift", "height_shift"  # differ between cells of a grid
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,21 @@ class Cell:
 
 
 class Store:
-    """The results in an SQLite file, which is made where there is none. A context, which closes it.
+    """An open file of results, a context manager that closes it.
 
-    Raises DataError for a file that is none of ours, OSError where it cannot be read or written.
+    create: create the file if it does not exist. Raises DataError if it is another kind of file,
+    OSError if it cannot be read or written.
     """
 
     def __init__(self, path, create=True):
         self.path = path
         if not create and not path.is_file():
             raise DataError(f"{path}: no such file, expected the results of minicnn.study")
-        if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+        if path.exists() and not path.is_file():  # opening a pipe would block
             raise DataError(f"{path}: not a file, expected the results of minicnn.study")
         with self._faults():
-            mode = "rwc" if create else "rw"  # what a process that was killed left is rolled back
+            # Not read-only: SQLite must roll back what a killed process left unfinished.
+            mode = "rwc" if create else "rw"
             uri = f"{path.resolve().as_uri()}?mode={mode}"
             self._connection = sqlite3.connect(uri, timeout=60, uri=True, isolation_level=None)
             self._connection.execute("PRAGMA trusted_schema = OFF")
@@ -99,7 +102,10 @@ class Store:
         self._connection.close()
 
     def claim(self, study, seed, settings, labels, cells):
-        """Note what is to be trained. Raises ValueError where the file has another such study."""
+        """Add a study and its cells, or check that the file has the same study already.
+
+        More trials than before are recorded. Raises ValueError if the study in the file differs.
+        """
         with self._transaction():
             known = self._rows("SELECT settings FROM study WHERE study=? AND seed=?", study, seed)
             if known:
@@ -125,11 +131,14 @@ class Store:
             self._compare_cells(study, seed, cells)
 
     def _compare_cells(self, study, seed, cells):
-        """All cells of a study are trained alike, in all but what it varies."""
+        """Raise ValueError unless cells of earlier commands have the same recipe as these.
+
+        The fields that a grid varies may differ.
+        """
         names = {cell.name for cell in cells}
         rows = self._rows("SELECT cell, recipe FROM cell WHERE study=? AND seed=?", study, seed)
         for name, recipe in rows:
-            if name not in names:  # a cell of a grid, which this command does not name
+            if name not in names:  # a cell of a grid, from an earlier command
                 new = cells[0].recipe.as_dict()
                 for varied in _VARIED:
                     del new[varied]
@@ -145,13 +154,13 @@ class Store:
                 )
 
     def trained(self, study, seed):
-        """{(cell, net)} of the nets that are there."""
+        """The set of (cell, net) of the trained nets."""
         with self._faults():
             rows = self._rows("SELECT cell, net FROM net WHERE study=? AND seed=?", study, seed)
             return set(rows)
 
     def add(self, study, seed, cell, nets, labels):
-        """Keep nets, tasks.TrainedNet, of a Cell: all of them or none."""
+        """Add trained nets of a Cell in one transaction. nets: list of tasks.TrainedNet."""
         with self._transaction():
             for net in nets:
                 trial = (net.net - 1) // cell.recipe.nets + 1
@@ -169,7 +178,7 @@ class Store:
                 )
 
     def add_images(self, study, seed, measures):
-        """Keep what was measured of the images, a DataFrame with the columns of the table."""
+        """Replace the measures of the images. measures: a DataFrame with the table's columns."""
         with self._transaction():
             self._connection.execute("DELETE FROM image WHERE study=? AND seed=?", (study, seed))
             self._connection.executemany(
@@ -178,7 +187,7 @@ class Store:
             )
 
     def studies(self):
-        """[(study, seed)] in the order in which they were begun."""
+        """[(study, seed)] in the order in which they were added."""
         with self._faults():
             return self._rows("SELECT study, seed FROM study ORDER BY rowid")
 
@@ -204,16 +213,16 @@ class Store:
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # SQLite may have done so by itself
+                with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
                     self._connection.execute("ROLLBACK")
                 raise
 
     @contextlib.contextmanager
     def _faults(self):
-        """Tell of what goes wrong with the file as the rest of the library does."""
+        """Convert SQLite's errors to OSError (file not accessible) or DataError (bad content)."""
         try:
             yield
-        except sqlite3.OperationalError as error:  # the disk is full, it is locked, may not be read
+        except sqlite3.OperationalError as error:  # full disk, locked file, no permission
             raise OSError(f"{self.path}: {error}") from None
         except (sqlite3.Error, UnicodeDecodeError) as error:
             raise DataError(
@@ -222,10 +231,11 @@ class Store:
 
 
 class Results:
-    """What is known of a study: its settings, labels (N,) or None, {name: recipe} of its cells, and
-    the nets, a DataFrame.
+    """The results of a study of one seed.
 
-    Raises DataError where the file holds what no study writes.
+    settings: a dict. labels: of the test images, (N,) or None. By name of the cell, dicts: `cells`
+    (recipes), `asked` (requested trials), `ensemble` (nets in an ensemble). nets: a DataFrame, one
+    row per net. Raises DataError if the content is not valid.
     """
 
     def __init__(self, store, study, seed):
@@ -260,21 +270,21 @@ class Results:
 
     @property
     def is_mnist(self):
-        """Whether the split is MNIST's, with which the notebook's figures can be compared."""
+        """Whether the data set has the size of MNIST, so the notebook's results can be compared."""
         sizes = self.settings.get("train_images"), self.settings.get("test_images")
         return sizes == (60_000, 10_000)
 
     def trials(self, cell):
-        """The numbers of a cell's trials of which all nets are there."""
+        """The numbers of a cell's complete trials: those with all nets trained."""
         counts = self.nets.loc[self.nets["cell"] == cell, "trial"].value_counts()
         return sorted(counts.index[counts >= self.ensemble[cell]])
 
     def accuracies(self, cell):
-        """The accuracies of a cell's single nets in all trials that are complete: (n,)."""
+        """Test accuracies (n,) of the single nets in a cell's complete trials."""
         return np.concatenate([[], *self.by_trial(cell).values()])
 
     def by_trial(self, cell):
-        """{trial: accuracies (nets,) of its single nets} of a cell's complete trials."""
+        """{trial: test accuracies (nets,) of its single nets} of a cell's complete trials."""
         nets = self.nets[self.nets["cell"] == cell]
         found = {}
         for trial in self.trials(cell):
@@ -282,7 +292,10 @@ class Results:
         return found
 
     def probabilities(self, cell, trial):
-        """Those of the test images by a trial's nets that have not diverged: (nets, N, classes)."""
+        """Probabilities (nets, N, classes) of the test images by a trial's nets.
+
+        Diverged nets are left out.
+        """
         with self._store._faults():
             rows = self._store._rows(
                 "SELECT probabilities FROM net WHERE study=? AND seed=? AND cell=? AND trial=? "
@@ -298,10 +311,10 @@ class Results:
             return np.stack(arrays)
 
     def ensembles(self, cell):
-        """Test accuracies (trials, sizes) of the first 1, 2, ... nets of each complete trial.
+        """Test accuracies (trials, sizes) of ensembles: the first 1, 2, ... nets of each trial.
 
-        Nets that diverged are none; where that leaves fewer, the last are NaN. Raises DataError
-        where the labels of the test images are unknown.
+        Complete trials only. Diverged nets are left out; sizes that are then missing are NaN.
+        Raises DataError if the labels of the test images are unknown.
         """
         if self.labels is None:
             raise DataError(f"{self._store.path}: has no labels of the test images, expected them")
@@ -314,25 +327,26 @@ class Results:
         return accuracies
 
     def whole(self, cell):
-        """Test accuracies (n,) of the ensembles of complete trials: of those of their nets that are
-        left, as minicnn.train has it.
+        """Test accuracies (n,) of the whole ensembles of complete trials.
+
+        As in minicnn.train, diverged nets do not vote. Trials without any other net are left out.
         """
         rows = (row[~np.isnan(row)] for row in self.ensembles(cell))
         return np.array([row[-1] for row in rows if len(row)])
 
     def notes(self):
-        """What must be known of the nets beside their accuracies: a list of lines."""
+        """Lines to print beside the accuracies: how many nets diverged, if any did."""
         diverged = self.nets[self.nets["diverged"].notna()]
         if not len(diverged):
             return []
         ensembles = len(diverged.groupby(["cell", "trial"]))
         return [
-            f"{len(diverged):,} of {len(self.nets):,} nets diverged and count nowhere: "
+            f"{len(diverged):,} of {len(self.nets):,} nets diverged and are left out: "
             f"{ensembles:,} of the ensembles have fewer nets than the others"
         ]
 
     def history(self, cell=None):
-        """The histories of the nets, of one cell or all, a DataFrame as in history.csv."""
+        """The histories of the nets of one cell, or of all: a DataFrame as in history.csv."""
         with self._store._faults():
             rows = self._store._rows(
                 "SELECT cell, history FROM net WHERE study=? AND seed=? ORDER BY cell, net",
@@ -344,7 +358,7 @@ class Results:
             return table.astype({"net": int, "epoch": int})
 
     def images(self):
-        """What was measured of the training images, a DataFrame."""
+        """The measures of the training images, a DataFrame."""
         columns = ["image", "label", "center_column", "center_row", "angle", "slant", "size"]
         with self._store._faults():
             rows = self._store._rows(
@@ -362,7 +376,7 @@ class Results:
         except (ValueError, TypeError, KeyError, IndexError, RecursionError):
             raise DataError(
                 f"{self._store.path}: the study {self.study} of seed {self.seed} is damaged, "
-                "expected what minicnn.study has written"
+                "expected what minicnn.study writes"
             ) from None
 
 

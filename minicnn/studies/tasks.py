@@ -1,11 +1,12 @@
-"""What a study trains, cut into tasks that any process can do by itself, here or on other machines.
+"""The tasks of a study. Any process, on this machine or another, can run a task by itself.
 
-A study has cells, each a recipe, and trains each `trials` times: trial t of a recipe of 15 nets are
-the nets 15 (t - 1) + 1 to 15 t of its seed. So the first trial is what minicnn.train makes of the
-same recipe, and nets of several trials can be trained together, since no net depends on another.
+A study has cells. A cell is a recipe that is trained `trials` times. With 15 nets in the recipe,
+trial t trains the nets 15 (t - 1) + 1 to 15 t of its seed. So the first trial equals what
+minicnn.train computes for this recipe. Nets are independent, so nets of several trials can train
+together.
 
-A task is told the name of its data, and finds them itself: it raises DataError where they are not
-those of the study, or where this is another version of minicnn.
+A task contains the name of its data set, not the images; the process that runs it loads them. It
+raises DataError if they differ from those of the study, or if its version of minicnn differs.
 """
 
 import os
@@ -27,22 +28,22 @@ from ..training.resources import arrays_bytes, group_size, split_nets
 from ..training.trainer import CapturedStep, Data, Job, Trainer, steps_per_epoch
 
 _MEASURED_SECONDS = 0.4
-_one_at_a_time = threading.Lock()  # a process that has several threads has one set of kernels
+_one_at_a_time = threading.Lock()  # threads of a process share its kernels: one task at a time
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set by its name, as load_data knows it, cut off at so many images; and which it is."""
+    """A data set: its name for load_data, limits on the number of images, and fingerprints."""
 
     name: str
     limit: int | None = None
     test_limit: int | None = None
-    images: int = 0  # to train on; this and the fingerprints are what was found
+    images: int = 0  # number of training images; load() fills in this and the fingerprints
     train: str = ""
     test: str = ""
 
     def load(self, progress=False):
-        """(the Data, this source with what was found). Raises DataError."""
+        """(Data, a copy of this Source with images and fingerprints). Raises DataError."""
         (x, y), (x_test, y_test) = load_data(self.name, progress)
         x, y = x[: self.limit], y[: self.limit]
         if x_test is not None:
@@ -55,7 +56,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Task:
-    """Some nets of a cell, to be trained with its recipe."""
+    """Train some nets of a cell with its recipe."""
 
     cell: str
     recipe: Recipe
@@ -68,15 +69,17 @@ class Task:
 
     @property
     def images(self):
-        """How many it trains on, in all."""
+        """The number of images that the task trains on, over all nets and epochs."""
         steps = steps_per_epoch(self.recipe, self.source.images)
         return len(self.nets) * self.recipe.epochs * steps * self.recipe.batch_size
 
 
 @dataclass(frozen=True)
 class TrainedNet:
-    """What is kept of a net: its number, the rows of its history, (epoch, step) if it diverged,
-    else its probabilities (N, classes) of the test images; and what made it.
+    """The results of training a net.
+
+    history: its rows. diverged: (epoch, step), or None. probabilities: (N, classes) of the test
+    images, None if it diverged. made_by: device, precision and versions.
     """
 
     net: int
@@ -88,7 +91,7 @@ class TrainedNet:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a process would do a task with: so many nets together, so many images a second."""
+    """The measured speed of a process: nets trained together, and images a second."""
 
     made_by: dict
     group: int
@@ -96,7 +99,7 @@ class Measured:
 
 
 def train_nets(task):
-    """Do a task: [TrainedNet for each of its nets]. Raises DataError, Interrupted, ValueError."""
+    """Run a task. Returns a TrainedNet per net. Raises DataError, Interrupted, ValueError."""
     with _one_at_a_time:
         data, device, ops, group = _prepare(task)
         results = []
@@ -115,26 +118,26 @@ def train_nets(task):
 
 
 def measure(task):
-    """What this process would do a task with: a Measured, after some steps of it."""
+    """Time some steps of a task in this process. Returns a Measured."""
     with _one_at_a_time:
         data, device, ops, group = _prepare(task)
         trainer = _trainer(task, data, device, ops, task.nets[:group])
-        again = CapturedStep(ops, graph=True)
+        run_step = CapturedStep(ops, graph=True)
         with ops.session():
             trainer.begin_epoch(0)
-            for _ in range(3):  # compiles, captures, and runs it once
-                again(trainer.step)
-            first = last = trainer.steps_done  # to read it waits for the device
+            for _ in range(3):  # warm-up: compile, capture, replay
+                run_step(trainer.step)
+            first = last = trainer.steps_done  # reading it waits for the device
             start = now = time.monotonic()
             while now - start < _MEASURED_SECONDS:
-                again(trainer.step)
+                run_step(trainer.step)
                 last, now = trainer.steps_done, time.monotonic()
         images = (last - first) * task.recipe.batch_size * min(group, len(task.nets))
         return Measured(_made_by(device, ops), group, images / (now - start))
 
 
 def _prepare(task):
-    """(the task's data, device, its operations, how many nets are trained together)."""
+    """(data, device, its operations, number of nets trained together) for a task."""
     if task.version != __version__:
         raise DataError(f"{_here()}: has minicnn {__version__}, expected {task.version}")
     try:
@@ -143,8 +146,8 @@ def _prepare(task):
         raise DataError(f"{_here()}: {error}") from None
     if (found.train, found.test) != (task.source.train, task.source.test):
         raise DataError(
-            f"{_here()}: {task.source.name}: holds other images or labels than where the study "
-            "was begun, expected the same"
+            f"{_here()}: {task.source.name}: has other images or labels than the study was "
+            "started with, expected the same"
         )
     device, ops, _ = devices.choose(task.device, task.precision)
     if not ops.lockstep:

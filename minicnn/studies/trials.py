@@ -1,4 +1,4 @@
-"""trials: many independent ensembles. How much does a result owe to chance?"""
+"""trials: many independent ensembles. How much does the accuracy vary between trainings?"""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from .statistics import mean_interval, spread
 from .store import Cell
 
 NAME = "trials"
-HELP = "independent ensembles: how accuracy spreads, and how it grows with the ensemble"
+HELP = "independent ensembles: how accuracy varies, and how it grows with ensemble size"
 FULL = {"trials": 100, "nets": 15, "epochs": 30}
 QUICK = {"trials": 3, "nets": 3, "epochs": 2, "limit": 1920, "test_limit": 1000, "momentum": 0.9}
 
@@ -28,12 +28,12 @@ _FRACTIONS = "mean", "mean_low", "mean_high", "sd", "sd_low", "sd_high", "min", 
 
 
 def cells(recipe, arguments):
-    """What to train."""
+    """The Cells to train: the seed network."""
     return [Cell("seed", recipe, arguments.trials)]
 
 
 def findings(results):
-    """The Findings in a study's Results."""
+    """Evaluate a study's Results. Returns Findings."""
     (cell,) = results.cells
     nets = results.ensemble[cell]
     single, ensembles = results.accuracies(cell), results.ensembles(cell)
@@ -79,7 +79,10 @@ def findings(results):
 
 
 def _by_size(ensembles):
-    """Statistics of accuracies (trials, sizes) by size, a DataFrame."""
+    """A DataFrame with statistics over the trials for each ensemble size.
+
+    ensembles: accuracies (trials, sizes), NaN where a size is missing.
+    """
     rows = []
     for size, column in enumerate(ensembles.T, start=1):
         values = column[~np.isnan(column)]
@@ -95,9 +98,9 @@ def _line(row):
     if not row["n"]:
         return f"{row['of']}: none yet"
     if row["n"] == 1:
-        return f"{row['of']}: {100 * row['mean']:.3f} %, the only one"
+        return f"{row['of']}: {100 * row['mean']:.3f} % (only one)"
     return (
         f"{row['n']:,} {row['of']}: mean {100 * row['mean']:.3f} % ({100 * row['mean_low']:.3f} to "
         f"{100 * row['mean_high']:.3f}), standard deviation {100 * row['sd']:.3f}, "
-        f"{100 * row['min']:.3f} to {100 * row['max']:.3f} %"
+        f"range {100 * row['min']:.3f} to {100 * row['max']:.3f} %"
     )

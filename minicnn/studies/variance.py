@@ -1,21 +1,22 @@
-"""variance: how much do the training images vary by themselves in place, rotation and size?
+"""variance: how much do the training images vary in position, rotation and size?
 
-An augmentation that makes what is there already does no harm. Definitions, of an image with pixels
-w at columns x and rows y, counted from 1:
+Augmentation within this natural variation should do no harm. Definitions, for an image with pixel
+values w at columns x and rows y, both counted from 1; (x0, y0) is the centroid, and the second
+moment m_xy is the mean of (x - x0)(y - y0) with weights w (m_xx and m_yy likewise):
 
 - centre: the middle of the bounding box of the pixels that are not zero.
-- angle: of the axis along which the pixels lie, from the second moments about their centroid:
-  atan2(2 m_xy, m_xx - m_yy) / 2, where m_xy is the mean of (x - x0)(y - y0) with weights w. An axis
-  has no direction, so angles are the same modulo 180 degrees; the mean of a class is that of
-  exp(2i angle), and a deviation from it lies within 90 degrees. Rows count downwards, so a positive
-  angle is clockwise. Round digits hardly have an axis: their angles say little.
-- slant: atan(m_xy / m_yy), the angle by which an image would have to be sheared to stand upright,
-  which round digits have, too; against the mean of its class.
-- size: the root of m_xx + m_yy, the pixels' distance from their centroid, as a fraction more or
-  less than the mean of its class. (The bounding box tells nothing: MNIST's are made of one size.)
+- angle: the direction of the principal axis, atan2(2 m_xy, m_xx - m_yy) / 2. Rows count downwards,
+  so a positive angle is clockwise. Angles that differ by 180 degrees are equal. So the mean angle
+  of a class is half the angle of the mean of exp(2i angle), and deviations are at most 90 degrees.
+  Round digits have no clear axis; their angles mean little.
+- slant: atan(m_xy / m_yy), the shear angle that makes the image upright. It is defined for round
+  digits, too. Deviations are from the mean of the class.
+- size: sqrt(m_xx + m_yy), the root mean square distance of the pixels from the centroid. Deviations
+  are fractions of the mean of the class. (The bounding box is no measure of size: MNIST's digits
+  are scaled to equal bounding boxes.)
 
-The range that holds 95 % is the 95 % quantile of the distance from the mean. The notebook does not
-say how it found its own for rotation and zoom.
+The range that holds 95 % is the 95 % quantile of the absolute deviations from the mean. The
+notebook does not say how it determined its ranges for rotation and zoom.
 """
 
 import numpy as np
@@ -26,9 +27,10 @@ from . import plots
 from .findings import Findings, Picture, Table
 
 NAME = "variance"
-HELP = "how much the training images vary in place, rotation and size"
+HELP = "how much the training images vary in position, rotation and size"
 FULL, QUICK = {}, {}
 
+# {name: (mean, standard deviation, setting of the augmentation)}.
 # Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018, its last section.
 NOTEBOOK = {
     "centre, column": (14.9, 0.99, 0.07),
@@ -40,15 +42,15 @@ _COVERED = 0.95
 
 
 def measure(images, labels):
-    """The measures of images (N, H, W) uint8, a DataFrame: columns as in the store's table.
+    """Measure images (N, H, W) uint8: a DataFrame with the columns of the store's table `image`.
 
-    Those of an image without any pixel are NaN.
+    The measures of an image whose pixels are all zero are NaN.
     """
     ink = images > 0
     columns = np.arange(1, images.shape[2] + 1, dtype=float)
     rows = np.arange(1, images.shape[1] + 1, dtype=float)
     weights = images.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # of an image without any pixel
+    with np.errstate(invalid="ignore"):  # 0 / 0 for an image whose pixels are all zero
         mass = weights.sum(axis=(1, 2))
         by_column, by_row = weights.sum(axis=1) / mass[:, None], weights.sum(axis=2) / mass[:, None]
         x, y = by_column @ columns, by_row @ rows  # (N,) each: the centroid
@@ -69,15 +71,17 @@ def measure(images, labels):
 
 
 def _middle(occupied):
-    """The middle between the first and the last True of each row (N, n), counted from 1."""
+    """The middle (N,) between the first and the last True of each row of (N, n), from 1."""
     first = occupied.argmax(axis=1) + 1
     last = occupied.shape[1] - occupied[:, ::-1].argmax(axis=1)
     return (first + last) / 2
 
 
 def deviations(images):
-    """How far each image of a measure() is from what it is compared with, a DataFrame: columns and
-    rows in pixels, angle and slant in degrees, size as a fraction.
+    """Deviations of measured images from the mean, a DataFrame.
+
+    images: the DataFrame of measure(). Centre: in pixels, from the mean of all images. Angle and
+    slant in degrees, size as a fraction: from the mean of the image's class.
     """
     images = images.dropna()
     doubled = np.exp(2j * np.radians(images["angle"]))
@@ -90,20 +94,20 @@ def deviations(images):
             "centre, row": images["center_row"] - images["center_row"].mean(),
             "angle": np.degrees(np.angle(doubled * np.conj(mean)) / 2),
             "slant": images["slant"] - by_class["slant"].transform("mean"),
-            # Where each image of a class is one pixel, none is larger than the others.
+            # If every image of a class is a single pixel, sizes are 0 / 0: no deviation.
             "size": (images["size"] / by_class["size"].transform("mean")).fillna(1) - 1,
         }
     )
 
 
 def findings(results):
-    """The Findings in a study's Results."""
+    """Evaluate a study's Results. Returns Findings."""
     images = results.images()
     if not len(images):
-        return Findings("Variance of the images", ["nothing is measured yet"])
+        return Findings("Variance of the images", ["no images are measured yet"])
     away = deviations(images)
     if not len(away):
-        return Findings("Variance of the images", ["no image has a pixel that is not zero"])
+        return Findings("Variance of the images", ["all pixels of all images are zero"])
     means = {
         "centre, column": images["center_column"].mean(),
         "centre, row": images["center_row"].mean(),
@@ -144,9 +148,9 @@ def findings(results):
     tables = {
         "summary": Table(
             f"{len(away):,} training images: mean, standard deviation, and the range around the "
-            "mean (angle, slant and size: that of the image's class) that holds 95 % of them; that "
-            "range as a setting of augmentation (shifts are fractions of the image); and the "
-            "notebook's",
+            "mean that holds 95 % of them (angle, slant and size: the mean of the image's class); "
+            "that range as a setting of the augmentation (shifts: fractions of the image size); "
+            "and the notebook's values",
             table,
         ),
         "by_class": Table(

@@ -1,1 +1,4 @@
-"""Runs: nets through their epochs, in processes, into checkpoints and a run folder."""
+"""Train nets and write their files: epochs, worker processes, checkpoints and the run folder.
+
+Read trainer.py first, then ensemble.py and workers.py.
+"""

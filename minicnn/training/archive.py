@@ -1,13 +1,13 @@
-"""Arrays and a text in one file that can be trusted to be whole, and read from a stranger.
+"""The checkpoint file format: arrays and a JSON object in one file with a checksum.
 
-The file is an .npz, which numpy.load reads, too: a zip of uncompressed .npy arrays. Behind them, as
-the zip's comment, stands what the file is, and the SHA-256 of every byte before. So a file that was
-cut short or changed is told from a whole one before anything in it is believed.
+The file is an .npz, a zip of uncompressed .npy arrays, which numpy.load can read. The zip's comment
+is at the end of the file. It holds the format's name and version and the SHA-256 of all bytes
+before it, so read() detects a truncated or changed file before it parses any content.
 
-A checksum keeps no liar out, and so read() goes its own way through the bytes: front to back, in
-the one layout that write() gives them. Nothing is unpickled, unpacked or looked up in the zip's
-directory, no name in it is used, and an array is a view into bytes that are there. checkpoint.py
-has what the arrays mean.
+A checksum does not protect against a file that was made to do harm. Therefore read() accepts only
+the layout that write() produces and parses it from front to back. It does not unpickle, decompress,
+use the zip's directory or use any name from the file. Each array is a view of the bytes read, so a
+false shape cannot allocate memory. checkpoint.py defines what the arrays mean.
 """
 
 import hashlib
@@ -24,16 +24,16 @@ from ..files import DataError, atomic_write
 from ..machine import free_memory
 
 FORMAT = 2
-MAX_TEXT = 1 << 20  # bytes; that of 10,000 nets takes half of it at most
+MAX_TEXT = 1 << 20  # bytes of JSON; 10,000 nets take half of it at most
 
 _COMMENT = f"minicnn checkpoint {FORMAT} sha256 "
-_DIGEST = 64  # characters, the last of the file
+_DIGEST = 64  # length of the SHA-256 in hexadecimal, the end of the file
 _END = re.compile(rb"minicnn checkpoint (\d{1,9}) sha256 ([0-9a-f]{64})\Z")
 
-# A zip's local header: signature, version, flags, method, time, date, CRC-32, sizes packed and not,
-# lengths of the name and of the extra field (PKWARE, APPNOTE.TXT, 4.3.7).
+# The local header of a zip entry: signature, version, flags, method, time, date, CRC-32, compressed
+# and uncompressed size, lengths of the name and of the extra field (PKWARE, APPNOTE.TXT, 4.3.7).
 _LOCAL = struct.Struct("<4s5H3L2H")
-# An .npy header as NumPy writes it for arrays of one or two axes (NumPy Enhancement Proposal 1).
+# The .npy header that NumPy writes for arrays of one or two axes (NumPy Enhancement Proposal 1).
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(<f4|<f8|\|u1)', 'fortran_order': False, "
     rb"'shape': \((\d{1,12}),(?: (\d{1,12}))?\), \} *\n",
@@ -42,7 +42,7 @@ _NPY = re.compile(
 
 
 def write(path, arrays, about):
-    """Write a dict of arrays of one or two axes, and a dict that JSON can hold. Raises OSError."""
+    """Write {name: array of one or two axes} and a JSON-compatible dict. Raises OSError."""
     text = np.frombuffer(json.dumps(about, allow_nan=False).encode(), np.uint8)
     with atomic_write(path) as file:
         with zipfile.ZipFile(file, "w") as archive:
@@ -63,9 +63,10 @@ def write(path, arrays, about):
 
 
 def read(path, names):
-    """The arrays of these names, which must be all, and the dict about them: (arrays, about).
+    """Read a file of write(): (arrays, about), two dicts.
 
-    The arrays cannot be written to. Raises DataError for all that write() does not write.
+    names: the names of the arrays, in the order written. The arrays are read-only. Raises DataError
+    for any file that write() cannot have written.
     """
     content = _content(path)
     end = _END.search(content, max(0, len(content) - 128))
@@ -86,7 +87,7 @@ def read(path, names):
 
 
 def _content(path):
-    """The file's bytes; no more than memory has room for, and none of a pipe or a device."""
+    """The bytes of a regular file. Raises DataError if it does not fit into the free memory."""
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):
@@ -106,7 +107,7 @@ def _content(path):
 
 
 def _array(path, content, at, name, limit):
-    """The array whose entry begins at an offset, and the offset of what follows it."""
+    """(the array whose zip entry starts at offset `at`, the offset after its end)."""
     entry = f"{name}.npy".encode()
     fault = DataError(f"{path}: {name}: not as minicnn writes it, expected an entry {name}.npy")
     if at + _LOCAL.size > limit:
@@ -123,7 +124,7 @@ def _array(path, content, at, name, limit):
     count = int(np.prod(shape, dtype=object))
     at = header.end()
     if count * dtype.itemsize > limit - at:
-        raise DataError(f"{path}: {name}: got shape {shape}, expected one that the file holds")
+        raise DataError(f"{path}: {name}: got shape {shape}, expected one that fits into the file")
     array = np.frombuffer(content, dtype, count, at).reshape(shape)
     return array, at + array.nbytes
 
@@ -143,7 +144,7 @@ def _about(path, text):
 
 
 def _short_integer(digits):
-    # What a million digits are worth takes Python 3.10 seconds to find out.
+    # Python 3.10 takes seconds to convert a million digits.
     if len(digits) > 20:
         raise ValueError
     return int(digits)

@@ -1,9 +1,14 @@
-"""Checkpoints: the state of nets in training, and its way into a file and back.
+"""Checkpoints: save, load, check, select and merge the training state of E nets.
 
-A state is (arrays, about). Arrays have one row a net: `params`, `moving`, `moment_1` and `moment_2`
-(E, ...), and `sums` (E, 3), the metrics of the epoch so far; and `history` has one a net and epoch.
-`about` has what is no array: the nets, the step, seed, recipe, data set, and which nets diverged.
-Read archive.py for how it is written, and for why a file can be believed.
+A state is a pair of dicts, (arrays, about):
+
+- arrays: `params` (E, P) and Adam's `moment_1` and `moment_2` (E, P); `moving`, the moving
+  statistics of batch normalisation, (E, M); `sums` (E, 3), the metrics of the epoch so far;
+  `history`, one row for each net and epoch, columns HISTORY_COLUMNS.
+- about: the rest: net numbers (from 0), step, seed, recipe, data set, diverged nets. Rows of
+  `history` and of `diverged` count nets from 1.
+
+archive.py defines the file format and explains how files from an unknown source are read safely.
 """
 
 from math import isfinite, isnan, nan
@@ -26,20 +31,19 @@ HISTORY_COLUMNS = (
 )
 MAX_NETS = 10_000
 
-_OF_MODEL = "params", "moving", "moment_1", "moment_2"
-_ARRAYS = *_OF_MODEL, "sums", "history"
+_MODEL_ARRAYS = "params", "moving", "moment_1", "moment_2"
+_ARRAYS = *_MODEL_ARRAYS, "sums", "history"
 
 
 def save(path, arrays, about):
-    """Write the state of nets, whole or not at all. Raises OSError."""
+    """Write a state to a file atomically. Raises OSError."""
     archive.write(path, {name: arrays[name] for name in _ARRAYS}, about)
 
 
 def load(path):
-    """The state (arrays, about) of a file. Raises DataError if it is not a whole checkpoint.
+    """The state (arrays, about) in a file. Raises DataError if it is not a valid checkpoint.
 
-    All of it is checked but what only a model can know: whether its arrays are those of the
-    network, which check_shapes and restore_model do.
+    check_shapes and restore_model check the rest: whether the arrays fit a network.
     """
     arrays, about = archive.read(path, _ARRAYS)
     for name, (expected, is_fine) in _FIELDS.items():
@@ -64,7 +68,10 @@ def load(path):
 
 
 def _check_history(path, table, nets):
-    """Each row is of a net of the file, and holds numbers; only validation may be missing."""
+    """Raise DataError unless each row of the history belongs to one of `nets` and is valid.
+
+    Only the validation columns may be NaN.
+    """
     if table.dtype != np.float64 or table.shape[1] != len(HISTORY_COLUMNS):
         raise DataError(
             f"{path}: history: got shape {table.shape} of {table.dtype}, expected rows of "
@@ -87,13 +94,13 @@ def _check_history(path, table, nets):
 
 
 def history_table(rows):
-    """A history, a list of dicts, as an array (rows, columns); None is not a number in it."""
+    """A history, a list of dicts, as an array (rows, columns), with NaN for None."""
     values = [[nan if row[n] is None else row[n] for n in HISTORY_COLUMNS] for row in rows]
     return np.array(values, np.float64).reshape(-1, len(HISTORY_COLUMNS))
 
 
 def history_rows(table):
-    """A history as history_table took it."""
+    """The inverse of history_table: a list of dicts from an array."""
     rows = [dict(zip(HISTORY_COLUMNS, values, strict=True)) for values in table.tolist()]
     for row in rows:
         row["net"], row["epoch"] = int(row["net"]), int(row["epoch"])
@@ -102,36 +109,36 @@ def history_rows(table):
     return rows
 
 
-def _is_word(value):
+def _is_uint32(value):
     return type(value) is int and 0 <= value < 2**32
 
 
-def _are_words(values):
-    return isinstance(values, list) and all(map(_is_word, values))
+def _are_uint32(values):
+    return isinstance(values, list) and all(map(_is_uint32, values))
 
 
 def _are_nets(values):
-    return _are_words(values) and 1 <= len(values) <= MAX_NETS
+    return _are_uint32(values) and 1 <= len(values) <= MAX_NETS
 
 
 def _are_sizes(value):
-    return isinstance(value, dict) and all(map(_are_words, value.values()))
+    return isinstance(value, dict) and all(map(_are_uint32, value.values()))
 
 
 def _are_steps(values):
     return isinstance(values, list) and all(
         isinstance(row, dict)
         and set(row) == {"net", "epoch", "step"}
-        and all(_is_word(value) and value >= 1 for value in row.values())
+        and all(_is_uint32(value) and value >= 1 for value in row.values())
         for row in values
     )
 
 
-# Of each field: what it should be, in words and as a function of its value.
+# {field: (what is expected, a function that checks the value)}
 _FIELDS = {
     "nets": (f"a list of 1 to {MAX_NETS} numbers", _are_nets),
-    "seed": ("an integer from 0 to 4294967295", _is_word),
-    "step": ("an integer from 0 to 4294967295", _is_word),
+    "seed": ("an integer from 0 to 4294967295", _is_uint32),
+    "step": ("an integer from 0 to 4294967295", _is_uint32),
     "seconds": ("a number from 0 up", lambda v: type(v) is float and isfinite(v) and v >= 0),
     "recipe": ("a recipe's fields", lambda v: isinstance(v, dict)),
     "data": ("the data's fingerprint", lambda v: isinstance(v, str)),
@@ -141,9 +148,9 @@ _FIELDS = {
 
 
 def model_state(model):
-    """What training has made of a model: ({name: array}, {field: value}), parts of a state."""
+    """The part of a state that a model holds: ({name: array}, {field: value})."""
     to_host = model.ops.to_host
-    arrays = {name: to_host(getattr(model, name)) for name in _OF_MODEL}
+    arrays = {name: to_host(getattr(model, name)) for name in _MODEL_ARRAYS}
     about = {
         "nets": [int(net) for net in model.nets],
         "seed": model.seed,
@@ -154,15 +161,15 @@ def model_state(model):
 
 
 def check_shapes(path, arrays, nodes):
-    """Raise DataError if the arrays of a file are not those of a network, before one is made."""
+    """Raise DataError if the arrays of a file do not fit a network. Needs no model of it."""
     nets = len(arrays["params"])
     for name, (shape, _) in weights_layout(nodes, nets, np.dtype(np.float32)).items():
-        if name in _OF_MODEL and arrays[name].shape != shape:
+        if name in _MODEL_ARRAYS and arrays[name].shape != shape:
             raise DataError(f"{path}: {name}: got shape {arrays[name].shape}, expected {shape}")
 
 
 def restore_model(model, arrays, about, path):
-    """Give a model the state that `load` read from `path`. Raises DataError if it does not fit."""
+    """Copy the state that `load` read from `path` into a model. Raises DataError if unfit."""
     expected = {
         "network": {name: list(view.shape[1:]) for name, view in model.named_weights.items()},
         "nets": [int(net) for net in model.nets],
@@ -173,14 +180,14 @@ def restore_model(model, arrays, about, path):
             raise DataError(f"{path}: {name}: got {_shown(about[name])}, expected {_shown(value)}")
     check_shapes(path, arrays, model.nodes)
     with model.ops.session():
-        for name in _OF_MODEL:
+        for name in _MODEL_ARRAYS:
             target = getattr(model, name)
             model.ops.copy(model.ops.to_device(arrays[name].astype(model.dtype)), target)
         model.step[...] = about["step"]
 
 
 def select(arrays, about, nets, path):
-    """The state of some nets, (arrays, about), from that of all in a file."""
+    """The state (arrays, about) of `nets` only. Raises DataError if one is missing."""
     places = {net: row for row, net in enumerate(about["nets"])}
     chosen = [int(net) for net in nets]
     for net in chosen:
@@ -196,7 +203,7 @@ def select(arrays, about, nets, path):
 
 
 def concatenate(states):
-    """One state (arrays, about) of all nets from the states of several groups of nets."""
+    """Merge the states of several groups of nets into one state (arrays, about)."""
     arrays, abouts = zip(*states, strict=True)
     merged = {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
     joined = {**abouts[0], "step": max(about["step"] for about in abouts)}

@@ -1,7 +1,7 @@
-"""Training an ensemble: each net on a split of its own, then all of their predictions summed.
+"""Train an ensemble: each net on its own split of the images; the nets then vote.
 
-A Trainer (trainer.py) takes a group of nets through the epochs. train_ensemble hands the groups
-out to processes (workers.py), and puts together what they bring back.
+The nets are split into groups. train_ensemble trains the groups in processes (workers.py), one
+Trainer (trainer.py) per group, and merges their histories, checkpoints and test probabilities.
 """
 
 import itertools
@@ -16,15 +16,18 @@ from .resources import split_nets
 from .trainer import Trainer
 from .workers import Interrupted, run_jobs
 
-FINAL = "checkpoint.npz"  # the state of all nets, once they are trained
-_PARTIAL = re.compile(r"checkpoint-nets?-(\d+)(?:-(\d+))?\.npz")  # that of a group until then
+FINAL = "checkpoint.npz"  # the state of all nets, written when all are trained
+_PARTIAL = re.compile(r"checkpoint-nets?-(\d+)(?:-(\d+))?\.npz")  # of a group, during training
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What comes of training nets: the history, a list of dicts, of all; `diverged` {net: (epoch,
-    step)} of those whose loss or weights were no longer finite after that; and of the others, in
-    order, the probabilities (nets, N, classes) of the test images, None without test images.
+    """Result of training nets.
+
+    history: one dict for each net and epoch.
+    diverged: {net: (epoch, step)} at which the loss or a weight of a net stopped being finite.
+    probabilities: (nets, N, classes) of the N test images by the nets that did not diverge, in
+    order of the nets; None without test images.
     """
 
     history: list
@@ -33,11 +36,12 @@ class Trained:
 
 
 def train_group(job, nets, report, should_stop):
-    """Train a group of nets from the start, or from its checkpoint, to the end: a Trained.
+    """Train a group of nets to the end, from its checkpoint if there is one. Returns a Trained.
 
-    Raises Interrupted, the state saved, if should_stop() turns true.
+    report(n): n more images were trained on. Saves a checkpoint after each epoch. When
+    should_stop() returns True, saves the state and raises Interrupted.
     """
-    with in_use(job.folder):  # as long as a worker is, which may outlive its parent for a moment
+    with in_use(job.folder):  # locked by each worker, too: it may end later than its parent
         trainer = Trainer(job, nets)
         path = group_checkpoint(job.folder, nets)
         saved = _saved(job.folder, nets)
@@ -60,19 +64,19 @@ def train_group(job, nets, report, should_stop):
 
 
 def group_checkpoint(folder, nets):
-    """The file of a group's state while the ensemble is being trained."""
+    """The path of a group's checkpoint during training."""
     numbers = f"net-{nets[0]:03}" if len(nets) == 1 else f"nets-{nets[0]:03}-{nets[-1]:03}"
     return folder / f"checkpoint-{numbers}.npz"
 
 
 def _partial_checkpoints(folder):
-    """{path: the numbers of the nets in it} of the groups' files in a folder."""
+    """{path: range of its net numbers} of the checkpoints of groups in a folder."""
     names = ((path, _PARTIAL.fullmatch(path.name)) for path in folder.glob("checkpoint-*.npz"))
     return {path: range(int(m[1]), int(m[2] or m[1]) + 1) for path, m in names if m}
 
 
 def _saved(folder, nets):
-    """{net: (path, step)}, or None, of the file that has each of the nets furthest in training."""
+    """{net: (path, step)} of the checkpoint where each net is furthest; None without one."""
     files = dict.fromkeys([folder / FINAL], nets) if (folder / FINAL).exists() else {}
     files.update(_partial_checkpoints(folder))
     found, best = dict.fromkeys(nets), dict.fromkeys(nets)
@@ -82,7 +86,8 @@ def _saved(folder, nets):
             about = checkpoint.load(path)[1]
             diverged = {row["net"] for row in about["diverged"]}
             for net in held:
-                # A net may diverge when all is trained, as it predicts: that is no step further.
+                # After the last step, predicting the test images may still find that a net
+                # diverged. That file is newer, though its step is the same.
                 progress = about["step"], net in diverged
                 if best[net] is None or progress > best[net]:
                     best[net], found[net] = progress, (path, about["step"])
@@ -90,40 +95,43 @@ def _saved(folder, nets):
 
 
 def images_done(job):
-    """How many images the nets saved in the job's folder have been trained on."""
+    """The number of images that the nets saved in the job's folder have been trained on."""
     saved = _saved(job.folder, job.recipe.all_nets).values()
     return sum(state[1] for state in saved if state) * job.recipe.batch_size
 
 
 def groups(job):
-    """The nets that are trained together: ranges of net numbers, in order.
+    """The groups of nets that are trained together: ranges of net numbers, in order.
 
-    They are as equal as can be, and none is longer than job.group_size. Nets go on together only
-    if they were saved together, for those of a group are all at one step.
+    Groups have at most job.group_size nets and are as equal in size as possible. On resuming, a
+    group holds only nets of one checkpoint, because all nets of a group must be at the same step.
     """
     saved = _saved(job.folder, job.recipe.all_nets)
     together = itertools.groupby(job.recipe.all_nets, lambda net: saved[net])
     return [part for _, nets in together for part in split_nets(nets, job.group_size)]
 
 
-def _nothing(_):
+def _ignore(_):
     pass
 
 
 def train_ensemble(
     job,
     workers=1,
-    report=_nothing,
-    on_group=_nothing,
+    report=_ignore,
+    on_group=_ignore,
     should_stop=lambda: False,
-    on_death=_nothing,
+    on_death=_ignore,
 ):
-    """Train every net of the job's recipe, in `workers` processes: a Trained.
+    """Train every net of the job's recipe in `workers` processes. Returns a Trained.
 
-    report(n): n images were trained on; on_group(trained): the next group of nets is done;
-    on_death(nets): the process of a group died, which goes on in another from its checkpoint.
-    Leaves one checkpoint of all nets in the job's folder. Raises Interrupted once should_stop() is
-    true and every state is saved.
+    Callbacks:
+    - report(n): n more images were trained on.
+    - on_group(trained): the next group is trained; called in the order of the groups.
+    - on_death(nets): the process of a group died; a new process resumes from its checkpoint.
+    - should_stop(): when it returns True, all states are saved, then Interrupted is raised.
+
+    At the end the job's folder holds one checkpoint with all nets.
     """
     results = run_jobs(
         train_group, job, groups(job), workers, report, on_group, should_stop, on_death
@@ -138,21 +146,24 @@ def train_ensemble(
 
 
 def by_net(history):
-    """Rows of a history, all epochs of the first net first."""
+    """The rows of a history, sorted by net, then by epoch."""
     return sorted(history, key=lambda row: (row["net"], row["epoch"]))
 
 
 def vote(probabilities):
-    """The class with the largest sum of probabilities (nets, N, classes) over the nets: (N,)."""
+    """The classes (N,) that nets predict together, from their probabilities (nets, N, classes).
+
+    class = argmax over classes of: sum over nets of probabilities
+    """
     return probabilities.sum(axis=0, dtype=np.float64).argmax(axis=1)
 
 
 def _merge_checkpoints(job):
-    """Put the groups' checkpoints into one, and remove them."""
+    """Merge the checkpoints of the groups into one file, and delete them."""
     saved = _saved(job.folder, job.recipe.all_nets)
     paths = list(dict.fromkeys(path for path, _ in saved.values()))
     final = job.folder / FINAL
-    if paths != [final]:  # else they were merged before this run was resumed
+    if paths != [final]:  # otherwise an earlier process of this run has merged them
         states = []
         for path in paths:
             nets = [net - 1 for net, (source, _) in saved.items() if source == path]

@@ -1,6 +1,6 @@
-"""The figures of a run: what went in, how it was augmented, how the nets learned, what they say.
+"""The figures of a run: training images, augmented images, learning curves, predictions.
 
-train.py calls write_all, the last thing that a run does.
+run_folder.py calls write_all at the end of a run. drawing.py has colours, layout and saving.
 """
 
 from pathlib import Path
@@ -27,11 +27,11 @@ from ..drawing import (
 def write_all(
     folder, images, labels, augment, history, test_images=None, predicted=None, truth=None
 ):
-    """Write a run's figures into `folder`, which is made where it is missing.
+    """Write a run's figures into `folder`, and create the folder if it does not exist.
 
-    images (N, H, W) uint8 and labels (N,) of the training set, augment a RandomAffine, history as
-    for learning_curves; test_images (M, H, W) uint8 with their predicted labels (M,) and, where it
-    is known, the truth (M,). Without a test set there is no predictions.png. Raises OSError.
+    images (N, H, W) uint8 and labels (N,): the training set. augment: a RandomAffine. history: as
+    for learning_curves. test_images (M, H, W) uint8, their predicted labels (M,) and, if known,
+    their true labels (M,). Without test images there is no predictions.png. Raises OSError.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def training_images(path, images, labels):
 def augmented_images(path, images, labels, augment):
     """Write three of images (N, H, W) uint8, augmented ten times each, as a PNG.
 
-    They differ in their labels (N,) where those do. augment: a RandomAffine.
+    The three have different labels if labels (N,) has three. augment: a RandomAffine.
     """
     save(path, _augmented_images, images, labels, augment)
 
@@ -67,8 +67,8 @@ def learning_curves(path, history):
 def predictions(path, images, predicted, truth=None, probabilities=None):
     """Write the first 40 of images (N, H, W) uint8, with their predicted labels (N,), as a PNG.
 
-    Where the truth (N,) is known, wrong predictions are marked, and counted over all N. With
-    probabilities (N, classes), each prediction's own stands beside it.
+    With the true labels (N,), wrong predictions are marked, and counted over all N images. With
+    probabilities (N, classes), the probability of each prediction is shown below its image.
     """
     save(path, _predictions, images, predicted, truth, probabilities)
 
@@ -88,7 +88,7 @@ def _training_images(images, labels):
 def _augmented_images(images, labels, augment):
     repeated = np.ones(len(labels), bool)
     repeated[np.unique(labels, return_index=True)[1]] = False
-    chosen = images[np.argsort(repeated, kind="stable")[:3]]  # those that differ come first
+    chosen = images[np.argsort(repeated, kind="stable")[:3]]  # the first image of each label first
     batch = np.repeat(chosen, 10, axis=0)[..., None] / np.float32(255)  # (30, H, W, 1)
     augmented = augment(batch, seed=0, net=0, step=0)[..., 0] * 255
     rows = [[image, *augmented[10 * i : 10 * i + 10]] for i, image in enumerate(chosen)]
@@ -102,7 +102,7 @@ def _augmented_images(images, labels, augment):
 
 
 def _ranges(augment):
-    """The ranges of a RandomAffine in words."""
+    """The ranges of a RandomAffine as text."""
     across, down = augment.width_shift_range, augment.height_shift_range
     shift = f"shift ±{in_percent(across)}"
     if across != down:
@@ -128,7 +128,7 @@ def _learning_curves(history):
 
 
 def learning_panel(history, measure):
-    """A Figure for narrow places of one half of learning_curves: its "accuracy" or its "loss"."""
+    """One half of learning_curves, "accuracy" or "loss", as a narrow Figure for a web page."""
     import pandas  # noqa: PLC0415
 
     figure = page(560, "", "", width=PANEL)
@@ -138,7 +138,7 @@ def learning_panel(history, measure):
 
 
 def _learning(axes, rows, measure):
-    """Draw the error rates or losses of a history's nets over the epochs."""
+    """Draw the error rates or losses of all nets of a history over the epochs."""
     train, validation = (
         rows.pivot(index="epoch", columns="net", values=f"{part}_{measure}").astype(float)
         for part in ("train", "validation")
@@ -147,7 +147,7 @@ def _learning(axes, rows, measure):
         train, validation = 1 - train, 1 - validation
     heading = {"accuracy": "Error rate", "loss": "Loss"}[measure]
     if ((train == 0) | (validation == 0)).any(axis=None):
-        heading += " (zero lies on the axis)"
+        heading += " (zero is drawn on the axis)"
     axes.set_title(heading, loc="left", pad=10, color=TEXT)
     _curves(axes, train, TRAINING, (4, 1.5), "s", "training")
     _curves(axes, validation, VALIDATION, (None, None), "o", "validation")
@@ -171,7 +171,7 @@ def _curves(axes, table, color, dashes, marker, label):
 
 
 def _scales(axes, epochs, percent):
-    """Whole epochs across, and up a logarithmic scale that has room for all lines."""
+    """Set the axes: whole epochs across; up, a logarithmic scale that shows all lines."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator  # noqa: PLC0415
 
     first, last = epochs.min(), epochs.max()
@@ -185,9 +185,9 @@ def _scales(axes, epochs, percent):
         return
     axes.set_yscale("log", nonpositive="clip")
     low, high = values.min() / 1.3, values.max() * 1.3
-    widen = max(1, (8 / (high / low)) ** 0.5)  # so that a few ticks fit in
+    widen = max(1, (8 / (high / low)) ** 0.5)  # at least a factor of 8, for a few ticks
     axes.set_ylim(low / widen, min(high * widen, 1.1 if percent else np.inf))
-    for line in axes.lines:  # what reaches zero ends on the axis, and does not fall to -infinity
+    for line in axes.lines:  # draw zeros on the lower axis: their logarithm is -infinity
         line.set_ydata(np.maximum(line.get_ydata(), low / widen))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())

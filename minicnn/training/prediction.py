@@ -1,4 +1,4 @@
-"""The predictions of a trained ensemble: its checkpoint and images in, probabilities out."""
+"""Predict with a trained ensemble: checkpoint and images in, probabilities out."""
 
 import warnings
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .workers import run_jobs
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained ensemble as a file has it: what checkpoint.load gives, and its Recipe."""
+    """A trained ensemble read from a file: its state (see checkpoint.py) and its Recipe."""
 
     path: Path
     recipe: Recipe
@@ -26,13 +26,13 @@ class Checkpoint:
 
     @property
     def nets(self):
-        """The numbers of the nets that have a vote: those that did not diverge."""
+        """The numbers, from 1, of the nets that did not diverge. Only these nets vote."""
         diverged = {row["net"] for row in self.about["diverged"]}
         return [net + 1 for net in self.about["nets"] if net + 1 not in diverged]
 
 
 def load(path):
-    """The Checkpoint in a file. Raises DataError for one that is none, or without a net to use."""
+    """Read a Checkpoint. Raises DataError if the file is invalid or all of its nets diverged."""
     arrays, about = checkpoint.load(path)
     try:
         recipe = Recipe(**about["recipe"])
@@ -41,16 +41,15 @@ def load(path):
     checkpoint.check_shapes(path, arrays, recipe.nodes)
     trained = Checkpoint(path, recipe, arrays, about)
     if not trained.nets:
-        raise DataError(f"{path}: every net of it diverged, expected one to use")
+        raise DataError(f"{path}: all of its nets diverged, expected one to use")
     return trained
 
 
 def probabilities_of(trained, images, device, ops, workers, report, should_stop):
-    """What a Checkpoint's nets say of images (N, H, W): (nets, N, classes).
+    """Probabilities (nets, N, classes) of images (N, H, W) by the nets of a Checkpoint.
 
-    report(n): n more images were predicted, by one net.
-    Nets that predict no finite numbers are left out, with a warning. Raises DataError where none is
-    left, and Interrupted.
+    Nets whose probabilities are not finite are left out with a warning. report(n): the nets
+    predicted n more images, counted per net. Raises DataError if no net remains, and Interrupted.
     """
     nets, path = trained.nets, trained.path
     groups, workers = _share(trained.recipe, ops, nets, images, workers)
@@ -61,14 +60,14 @@ def probabilities_of(trained, images, device, ops, workers, report, should_stop)
     probabilities = np.concatenate(results)
     finite = np.isfinite(probabilities).all(axis=(1, 2))
     for net in np.array(nets)[~finite]:
-        warnings.warn(f"net {net} predicts no finite numbers, and has no vote", stacklevel=2)
+        warnings.warn(f"net {net} does not predict finite values, and has no vote", stacklevel=2)
     if not finite.any():
-        raise DataError(f"{path}: no net of it predicts finite numbers")
+        raise DataError(f"{path}: none of its nets predicts finite values")
     return probabilities[finite]
 
 
 def _share(recipe, ops, nets, images, workers):
-    """(groups of nets that predict together, processes) for a device."""
+    """(groups of nets that predict together, number of processes) for a device."""
     size = 1
     if ops.lockstep:
         size = group_size(
@@ -82,7 +81,7 @@ def _share(recipe, ops, nets, images, workers):
 
 
 def predict_group(shared, nets, report, should_stop):
-    """The probabilities (E, N, classes) of the images by some nets of the checkpoint."""
+    """The probabilities (E, N, classes) of the images by E nets of the checkpoint."""
     recipe, device, path, arrays, about, images = shared
     model = recipe.model(nets, device)
     chosen = checkpoint.select(arrays, about, model.nets, path)

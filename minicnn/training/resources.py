@@ -1,4 +1,4 @@
-"""How nets share a machine: which are trained together, and in how many processes."""
+"""Divide a machine among nets: how many train together, and in how many processes."""
 
 import itertools
 from bisect import bisect_right
@@ -14,9 +14,9 @@ _PROCESS_BYTES = 150 << 20  # Python, NumPy and their working memory
 
 
 def arrays_bytes(recipe, ops, nets, train_images=(), test_images=None):
-    """What the arrays for `nets` nets take together where `ops` computes.
+    """Bytes of device memory that the arrays of `nets` nets need on the backend `ops`.
 
-    With the images to train on, uint8 (N, H, W), that is a training; without, only predictions.
+    With train_images (N, H, W) uint8: for training; without them: for prediction only.
     """
     nodes, dtype, index = recipe.nodes, np.dtype(np.float32), np.dtype(np.int32).itemsize
     layouts = [
@@ -33,16 +33,18 @@ def arrays_bytes(recipe, ops, nets, train_images=(), test_images=None):
 
 
 def process_bytes(recipe, data, ops):
-    """What a process that trains one net takes."""
+    """Bytes of memory that a process needs to train one net."""
     images = sum(a.nbytes for a in (data.train_images, data.test_images) if a is not None)
-    # The data set arrives as a pickle, which for a moment is there beside what it becomes.
+    # The data set arrives as a pickle. The pickle and the unpickled arrays exist at the same time.
     arrays = arrays_bytes(recipe, ops, 1, data.train_images, data.test_images)
     return _PROCESS_BYTES + arrays + images
 
 
 def collected_bytes(recipe, data):
-    """What it takes to put all nets together: their states, as read, merged and written; and their
-    predictions, as they come and as one array.
+    """Bytes of memory needed to merge all nets.
+
+    Their states exist three times (read, merged, written), their predictions twice (received,
+    concatenated).
     """
     weights = layout_bytes(weights_layout(recipe.nodes, 1, np.dtype(np.float32)))
     tested = 0 if data.test_images is None else len(data.test_images)
@@ -51,9 +53,10 @@ def collected_bytes(recipe, data):
 
 
 def group_size(nets, memory, needed):
-    """How many of `nets` nets to train together in `memory` bytes; needed(n) is what n take.
+    """How many of `nets` nets train together in `memory` bytes; n nets need needed(n) bytes.
 
-    Groups are as equal as can be. Raises ValueError where not even one net fits.
+    The number of groups is the smallest possible, and the groups are as equal in size as possible.
+    Raises ValueError if not even one net fits.
     """
     if memory is None or needed(nets) <= memory:
         return nets
@@ -65,7 +68,7 @@ def group_size(nets, memory, needed):
 
 
 def split_nets(nets, size):
-    """Net numbers as ranges of consecutive ones, as equal as can be, none longer than `size`."""
+    """Split net numbers into ranges of at most `size` consecutive numbers, of nearly equal size."""
     parts = []
     for _, pairs in itertools.groupby(enumerate(nets), lambda pair: pair[1] - pair[0]):
         run = [net for _, net in pairs]
@@ -76,18 +79,17 @@ def split_nets(nets, size):
 
 
 def share(recipe, data, ops, memory=None, workers=None):
-    """(nets trained together, processes): what the backend, its memory and the cores allow.
+    """(number of nets that train together, number of processes) for a device.
 
-    Where nets gain by being trained together, as on a GPU, all are that fit into `memory` bytes
-    (default: what is free), in one process. Elsewhere each is trained by itself, in `workers`
-    processes (default: as many as there are cores, nets and memory for). Raises ValueError for
-    what cannot be had.
+    A GPU trains as many nets together as fit into `memory` bytes (default: the free memory), in one
+    process. On a CPU each net trains alone, in `workers` processes (default: as many as cores, nets
+    and memory allow). Raises ValueError if the memory is too small or `workers` is impossible.
     """
     collected, free = collected_bytes(recipe, data), free_memory()
     if free is not None and collected > free:
         raise ValueError(
-            f"nets: {recipe.nets} nets take {collected:,} bytes to put together, expected at most "
-            f"the {free:,} that are free"
+            f"nets: merging {recipe.nets} nets takes {collected:,} bytes, expected at most the "
+            f"{free:,} that are free"
         )
     if ops.lockstep:
         if (workers or 1) > 1:

@@ -1,7 +1,8 @@
-"""The run folder: whose it is, and what a run leaves in it.
+"""The run folder: check that it belongs to this run, and write its files.
 
-config.json says what is trained, and comes first; the checkpoints follow (ensemble.py), then the
-history, the submission, the figures and summary.json. Each file is whole or not there.
+A run writes config.json first: what is trained, and with which versions. The checkpoints follow
+(ensemble.py), then the history, the submission, the figures and summary.json. Every file is written
+atomically.
 """
 
 import json
@@ -24,10 +25,10 @@ _OUTPUTS = HISTORY, SUBMISSION, SUMMARY, "checkpoint*.npz"
 
 
 def claim(job, source, resume):
-    """Write the config.json of a job's folder, or check that the run in it is this one.
+    """Write config.json into a job's folder, or check that the folder holds this very run.
 
-    source: where its data are from; resume: a run may be there. Raises ValueError, DataError where
-    the folder is not for this run, and OSError.
+    source: where the data come from. resume: whether the folder may hold a run already. Raises
+    ValueError or DataError if the folder holds anything else, and OSError.
     """
     folder, data = job.folder, job.data
     config = {
@@ -49,28 +50,33 @@ def claim(job, source, resume):
     }
     if (folder / CONFIG).exists():
         if not resume:
-            raise ValueError(f"{folder}: holds a run; go on with it by --resume, or choose another")
+            raise ValueError(f"{folder}: holds a run; continue it with --resume, or choose another")
         _check_config(folder / CONFIG, config)
     elif taken := [path.name for name in _OUTPUTS for path in folder.glob(name)]:
-        raise ValueError(f"{folder}: holds a {taken[0]} of something else; choose another folder")
+        raise ValueError(f"{folder}: holds {taken[0]} without {CONFIG}; choose another folder")
     elif resume:
-        warnings.warn(f"{folder} holds no run to go on with: it begins here", stacklevel=2)
+        warnings.warn(f"{folder} holds no run to resume; a new one starts", stacklevel=2)
     remove_unfinished(folder)
     remove_unfinished(folder / "figures")
     _write_json(folder / CONFIG, config)
 
 
 def _check_config(path, config):
-    """The config of a run to go on with must be this one's, in all that decides the result."""
+    """Raise unless the config of the run to resume agrees in everything that affects results.
+
+    Other versions or another device change only rounding: for them it warns.
+    """
     try:
-        if not path.is_file():  # to open a pipe would wait for ever
+        if not path.is_file():  # opening a pipe would block
             raise ValueError
         with open(path, "rb") as file:
-            old = json.loads(file.read(1 << 20))  # it has a kilobyte
+            old = json.loads(file.read(1 << 20))  # a config has about 1 kB
         old_recipe, old_data = dict(old["recipe"]), old["data"]
-        old_makers = _makers(old)
+        old_environment = _environment(old)
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(f"{path}: not the config of a run, expected what it had written") from None
+        raise DataError(
+            f"{path}: not the config of a run, expected what minicnn.train writes"
+        ) from None
     for name, value in config["recipe"].items():
         if old_recipe.get(name) != value:
             raise ValueError(
@@ -87,16 +93,16 @@ def _check_config(path, config):
             f"argument --resume: the run in {path.parent} has other test images: "
             f"{brief(old.get('test_images'))}, got {config['test_images']}"
         )
-    if old_makers != _makers(config):
+    if old_environment != _environment(config):
         warnings.warn(
-            f"the run in {path.parent} began with {old_makers} and goes on with {_makers(config)}: "
-            "its last bits may be those of neither",
+            f"the run in {path.parent} started with {old_environment} and continues with "
+            f"{_environment(config)}: rounding may differ from a run with only one of them",
             stacklevel=2,
         )
 
 
-def _makers(config):
-    """What a run's last bits depend on beside recipe and data, in words."""
+def _environment(config):
+    """What affects only the rounding of a run's results, as text: device, precision, versions."""
     versions = config["versions"]
     return brief(
         f"{config['device']} in {config['precision']}, minicnn {versions['minicnn']}, "
@@ -105,7 +111,7 @@ def _makers(config):
 
 
 def write_outputs(job, trained, draw=True):
-    """Write what came of a run: history, submission and, with `draw`, figures. Raises OSError."""
+    """Write a run's results: history, submission and, with `draw`, figures. Raises OSError."""
     folder, data = job.folder, job.data
     with atomic_write(folder / HISTORY) as file:
         lines = [",".join(HISTORY_COLUMNS)]
@@ -135,9 +141,9 @@ def write_outputs(job, trained, draw=True):
 
 
 def write_summary(job, trained, images, seconds):
-    """Write summary.json, and return its dict: rates, and accuracies where labels are known.
+    """Write summary.json and return its content: speed, and accuracies where labels are known.
 
-    images: trained on in so many seconds of the run. Raises OSError.
+    images: how many images this process trained on. seconds: its time. Raises OSError.
     """
     truth, probabilities = job.data.test_labels, trained.probabilities
     known = probabilities is not None and truth is not None
@@ -171,7 +177,7 @@ def write_summary(job, trained, images, seconds):
 
 
 def best(rows, column):
-    """The highest value of a column of a history, None without any."""
+    """The highest value of a column of a history; None if the column has no value."""
     return max((row[column] for row in rows if row[column] is not None), default=None)
 
 

@@ -1,7 +1,12 @@
-"""A group of nets in training: through the epochs in lockstep, into a checkpoint and back.
+"""Train a group of nets in lockstep: steps, epochs, validation, and its checkpoint.
 
-Everything that a step needs lies where the backend computes, and a step reads nothing back. Read
-model.py next, for the step itself; ensemble.py has what is done with the groups.
+for each epoch:
+    set the learning rate and shuffle the training images
+    for each step: load a batch, model.train_step, add loss and correct predictions to sums
+    predict the validation images and append a row per net to the history
+
+Images, labels, shuffles, step counter and sums stay in the device's memory during an epoch. A step
+copies nothing to the host. Read model.py next, for the step itself; ensemble.py trains the groups.
 """
 
 import contextlib
@@ -23,8 +28,9 @@ from .workers import Interrupted
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: images uint8 (N, H, W), labels uint8 (N,). The test set, or its labels, may be
-    None. `fingerprint` tells one training set from another.
+    """A data set: images uint8 (N, H, W) and labels uint8 (N,).
+
+    The test set, or only its labels, may be None. `fingerprint` identifies the training set.
     """
 
     train_images: np.ndarray
@@ -36,22 +42,22 @@ class Data:
 
 @dataclass(frozen=True)
 class Job:
-    """What a process needs to train any of the ensemble's nets."""
+    """Everything that a process needs to train any net of an ensemble."""
 
     recipe: Recipe
     data: Data
     device: str
     precision: str
-    folder: Path  # of the nets' checkpoints
-    group_size: int = 1  # nets trained together, at most; it changes no bit of the result
-    graph: bool = True  # repeat a step by its capture, where the device has such a thing
+    folder: Path  # where the checkpoints are saved
+    group_size: int = 1  # most nets trained together; it does not change the results
+    graph: bool = True  # capture a step and replay it, if the backend supports that
 
 
 class Trainer:
-    """A group of nets, trained in lockstep.
+    """A group of E nets that train in lockstep: each step trains every net on its own batch.
 
-    What a step needs lies where the backend computes: the images, each net's order of them, the
-    step counter, the learning rate and the sums of the metrics.
+    The arrays that a step uses are in the device's memory: images, labels, the order of the images
+    for each net, step counter, learning rate, and the sums of the metrics.
     """
 
     def __init__(self, job, nets):
@@ -73,32 +79,32 @@ class Trainer:
         self.bounds = None if bounds is None else self.ops.to_device(bounds)
         self.plan = self.model.plan(recipe.batch_size, training=True)
         self.order = self.ops.empty((len(nets), self.steps, recipe.batch_size), np.int32)
-        # Of the epoch so far: loss, correct, steps until the loss was not finite.
+        # Of the epoch so far: loss, correct predictions, steps before the first loss not finite.
         self.sums = self.ops.zeros((len(nets), 3), np.float64)
-        self.seconds = 0.0  # of the epoch so far
+        self.seconds = 0.0  # time spent in the epoch so far
         self.history = []
-        self.diverged = {}  # {net: (epoch, step)} after which its loss or weights were not finite
+        self.diverged = {}  # {net: (epoch, step)} where its loss or a weight became not finite
         self.graph = job.graph
         around_first = trace.printing if nets[0] == recipe.first_net else contextlib.nullcontext
-        self._repeat = CapturedStep(self.ops, job.graph, around_first)
+        self._run_step = CapturedStep(self.ops, job.graph, around_first)
 
     @property
     def steps_done(self):
-        """Optimizer steps since the start."""
+        """Optimizer steps since the start of training."""
         return int(self.ops.to_host(self.model.step)[0])
 
     @property
     def epochs_done(self):
-        """Epochs whose validation is done, too."""
+        """Number of complete epochs, validation included."""
         return max((row["epoch"] for row in self.history), default=0)
 
     @property
     def is_done(self):
-        """Whether every net is trained to the end, or diverged."""
+        """Whether every net has finished all epochs or has diverged."""
         return len(self.diverged) == len(self.nets) or self.epochs_done >= self.recipe.epochs
 
     def begin_epoch(self, epoch):
-        """Set what holds for an epoch, counted from 0: the learning rate and the fresh shuffles."""
+        """Set the learning rate and new shuffles for an epoch, counted from 0."""
         self.model.learning_rate[...] = self.recipe.schedule(epoch + 1)
         used = self.steps * self.recipe.batch_size
         orders = []
@@ -109,7 +115,7 @@ class Trainer:
         self.ops.copy(self.ops.to_device(order), self.order)
 
     def step(self):
-        """One step of every net: no array is made, and nothing is read back."""
+        """One training step of every net; it allocates no array and reads nothing back."""
         model, plan = self.model, self.plan
         self.ops.load_batch(
             self.images,
@@ -126,12 +132,13 @@ class Trainer:
         self.ops.accumulate(plan.loss, plan.correct, self.sums)
 
     def train_epoch(self, report, should_stop):
-        """Train to the end of the epoch, validate, and add a row for each net to the history.
+        """Train to the end of the current epoch, validate, and append a row per net to the history.
 
-        A net whose loss or weights are no longer finite gets none any more; in lockstep with others
-        its arrays come along, and are nothing to them. report(n) is told of n images trained on.
-        Raises Interrupted after the step in hand where should_stop() turns true; called again, this
-        goes on where it was.
+        A net diverges when its loss or a weight is not finite. Diverged nets get no more rows. They
+        still take part in the steps, which does not affect the other nets.
+
+        report(n): n more images were trained on. When should_stop() returns True, raises
+        Interrupted before the next step; calling train_epoch again continues from there.
         """
         epoch = self.epochs_done
         started = time.monotonic() - self.seconds
@@ -141,14 +148,14 @@ class Trainer:
                 for _ in range(self.steps_done - epoch * self.steps, self.steps):
                     if should_stop():
                         raise Interrupted
-                    self._repeat(self.step)
+                    self._run_step(self.step)
                     report(self.recipe.batch_size * len(self.nets))
                 loss, correct, finite_steps = self.ops.to_host(self.sums).T  # (E,) each
                 validation = self._validate(should_stop)
                 self.sums[...] = 0
         finally:
             self.seconds = time.monotonic() - started
-        self._note_diverged(epoch + 1, finite_steps, [loss for loss, _ in validation])
+        self._record_diverged(epoch + 1, finite_steps, [loss for loss, _ in validation])
         for net, train_loss, train_correct, (validation_loss, validation_accuracy) in zip(
             self.nets, loss, correct, validation, strict=True
         ):
@@ -168,8 +175,8 @@ class Trainer:
             )
         self.seconds = 0.0
 
-    def _note_diverged(self, epoch, finite_steps, validation_losses):
-        """Find the nets that an epoch, counted from 1, has led to what is no number."""
+    def _record_diverged(self, epoch, finite_steps, validation_losses):
+        """Record the nets that diverged in an epoch, counted from 1."""
         weights = [self.ops.to_host(a) for a in (self.model.params, self.model.moving)]
         for i, (net, steps, loss) in enumerate(
             zip(self.nets, finite_steps, validation_losses, strict=True)
@@ -180,10 +187,10 @@ class Trainer:
                 self.diverged[net] = epoch, min(int(steps) + 1, self.steps)
 
     def _validate(self, should_stop):
-        """(loss, accuracy) of each net on its own validation images; (None, None) without any."""
+        """(loss, accuracy) of each net on its validation images; (None, None) if it has none."""
         if not self.validation_indices.size:
             return [(None, None)] * len(self.nets)
-        # (E, n, classes)
+        # (E, n, classes), n validation images per net
         probabilities = predict(
             self.model,
             self.images,
@@ -200,9 +207,9 @@ class Trainer:
         return results
 
     def predict(self, images, should_stop):
-        """The probabilities (nets, N, classes) of images (N, H, W) by the nets not diverged.
+        """Probabilities (nets, N, classes) of images (N, H, W) by the nets that did not diverge.
 
-        One whose probabilities are no numbers counts as diverged in the last step.
+        A net whose probabilities are not finite is recorded as diverged in the last step.
         """
         everything = np.broadcast_to(np.arange(len(images)), (len(self.nets), len(images)))
         probabilities = predict(
@@ -218,10 +225,10 @@ class Trainer:
         return probabilities[[net not in self.diverged for net in self.nets]]
 
     def save(self, path):
-        """Write the state: at the end of an epoch or in the midst of one."""
+        """Write a checkpoint; possible between any two steps."""
         arrays, about = checkpoint.model_state(self.model)
         arrays["sums"] = self.ops.to_host(self.sums)
-        # What comes of a net after it diverged depends on its company, and is of no use.
+        # The values of a diverged net depend on the other nets of its group: do not save them.
         gone = [i for i, net in enumerate(self.nets) if net in self.diverged]
         for array in arrays.values():
             array[gone] = np.nan
@@ -238,7 +245,7 @@ class Trainer:
         checkpoint.save(path, arrays, about)
 
     def load(self, path):
-        """Take the state that `save` wrote. Raises DataError if it is that of another training."""
+        """Restore the state that `save` wrote. Raises DataError if it does not fit this job."""
         arrays, about = checkpoint.select(*checkpoint.load(path), self.model.nets, path)
         if about["data"] != self.fingerprint:
             theirs = brief(repr(about["data"]), 70)
@@ -259,7 +266,7 @@ class Trainer:
         self.seconds, self.diverged = about["seconds"], diverged
 
     def _check_progress(self, path, history, diverged, step):
-        """The history (rows, columns) must tell of every epoch that the steps have gone through."""
+        """Raise DataError unless the history (rows, columns) has all epochs up to `step`."""
         epochs = {net: history[history[:, 0] == net, 1] for net in self.nets}
         alive = [net for net in self.nets if net not in diverged]
         done = max((len(epochs[net]) for net in alive), default=0)
@@ -271,26 +278,27 @@ class Trainer:
             complete &= count <= (done if alive else epoch) <= self.recipe.epochs
             complete &= np.array_equal(epochs[net], np.arange(1, count + 1))
         if not complete or done > self.recipe.epochs:
-            raise DataError(f"{path}: history: expected all epochs of each net until step {step}")
+            raise DataError(f"{path}: history: expected all epochs of each net up to step {step}")
 
 
 def predict(
     model, images, indices, report=lambda images: None, should_stop=lambda: False, graph=True
 ):
-    """Class probabilities (E, n, classes), on the host, of images chosen for each net.
+    """Class probabilities (E, n, classes), on the host, of n images for each of E nets.
 
-    images (N, H, W) uint8 lie on the device, indices (E, n) on the host. report(n): n more images
-    are done. Raises Interrupted where should_stop() turns true.
+    images: (N, H, W) uint8, on the device. indices: (E, n), on the host; row e selects the images
+    of net e. report(n): n more images were predicted. Raises Interrupted when should_stop() returns
+    True.
     """
     ops = model.ops
     E, n = indices.shape
     plan = model.plan(PREDICT_BATCH, training=False)
     batches = -(-n // plan.batch)
-    padded = np.zeros((E, batches * plan.batch), np.int32)  # a short last batch is filled up
+    padded = np.zeros((E, batches * plan.batch), np.int32)  # fills the last batch
     padded[:, :n] = indices
     order = ops.to_device(padded.reshape(E, batches, plan.batch))
     outputs = ops.empty((E, batches, plan.batch, *model.output_shape), model.dtype)
-    done = ops.zeros((1,), np.int64)  # batches so far, counted where the backend computes
+    done = ops.zeros((1,), np.int64)  # batches so far, counted on the device
 
     def predict_batch():
         ops.load_batch(
@@ -299,20 +307,24 @@ def predict(
         ops.collect(model.infer(plan), done, outputs)
 
     with ops.session():
-        again = CapturedStep(ops, graph)
+        run_step = CapturedStep(ops, graph)
         for batch in range(batches):
             if should_stop():
                 raise Interrupted
-            again(predict_batch)
+            run_step(predict_batch)
             report(E * (min((batch + 1) * plan.batch, n) - batch * plan.batch))
         return ops.to_host(outputs).reshape(E, -1, *model.output_shape)[:, :n]
 
 
 class CapturedStep:
-    """Called with the same function time after time, does what that does: soon by its capture.
+    """Runs a step; from the second call on it replays a captured copy.
 
-    The first call is the function's own, which compiles what it launches. The function itself is
-    not kept: it holds a Trainer, whose arrays would then outlive their group.
+    Call it with the same function each time. The first call runs the function, which compiles its
+    kernels. The second call captures it (a CUDA graph on a GPU) and replays the capture, as all
+    later calls do. Without support for capture, every call runs the function.
+
+    The function is an argument of each call, not an attribute: it refers to a Trainer, whose arrays
+    an attribute would keep in memory.
     """
 
     def __init__(self, ops, graph, around_first=contextlib.nullcontext):
@@ -332,11 +344,11 @@ class CapturedStep:
 
 
 def steps_per_epoch(recipe, images):
-    """Whole batches in a net's training images. Raises DataError where there is none."""
+    """The number of whole batches in a net's training images. Raises DataError if it is 0."""
     train = images - validation_count(images, recipe.validation_fraction)
     if train < recipe.batch_size:
         raise DataError(
-            f"batch size: got {train} training images beside those for validation, "
+            f"batch size: got {train} training images after the validation split, "
             f"expected at least one batch of {recipe.batch_size}"
         )
     return train // recipe.batch_size

@@ -1,9 +1,13 @@
-"""Independent jobs in several processes, with progress, and an orderly stop.
+"""A pool of worker processes: independent tasks, progress reports and a clean stop.
 
-A process may die at any moment, and takes nothing with it but its task. Each has a pipe of its own,
-whose other end only the parent holds: where it ends, the process has. What is told in passing,
-progress one way and the wish to stop the other, are a few integers of shared memory, since the lock
-of a queue or an event would be kept for ever by a process that is killed.
+A worker process may die at any moment. Only its task is lost, and the pool runs that task again.
+
+- Tasks and results go through one pipe per worker. A closed pipe means that the process died.
+- Progress (worker to parent) and the stop request (parent to worker) are two integers in shared
+  memory. Queues and events use locks, and a process that is killed never releases its lock.
+
+`run_jobs` is the entry point; ensemble.py and prediction.py call it. studies/executors.py uses
+`Worker` directly.
 """
 
 import collections
@@ -20,17 +24,17 @@ from types import SimpleNamespace
 from .. import machine
 
 _POLL_SECONDS = 0.1
-_GO_ON, _STOP, _STOP_AT_ONCE = range(3)  # what a worker is told
-_TOLD, _DONE = range(2)  # the integers that it shares: that, and how much it has done of its task
-_CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy threads and GPU contexts
+_CONTINUE, _STOP, _STOP_AT_ONCE = range(3)  # requests to a worker
+_REQUEST, _PROGRESS = range(2)  # indices into a worker's channel, two integers of shared memory
+_CONTEXT = multiprocessing.get_context("spawn")  # fork would copy threads and GPU contexts
 
 
-class Interrupted(Exception):  # noqa: N818  it is no error
-    """A job was asked to stop, and has."""
+class Interrupted(Exception):  # noqa: N818  it is not an error
+    """A job stopped because it was asked to."""
 
 
 class WorkerDiedError(Exception):
-    """A worker process ended without a word, as one does that the system runs out of memory for."""
+    """A worker process ended without a result, for example killed by the system for its memory."""
 
 
 def run_jobs(
@@ -45,12 +49,21 @@ def run_jobs(
 ):
     """[function(shared, task, report, should_stop) for task in tasks], in `workers` processes.
 
-    Each process has its share of the cores, at least one. function must be importable, and what it
-    takes and gives picklable. report(n) adds up n over all of them; on_result(result) is called for
-    each result in the order of the tasks. Where a process dies, on_death(task) is called, and its
-    task is given to a new one, once; WorkerDiedError is raised if that dies, too. If a task raises,
-    the others are asked to stop, and the exception is raised here: Interrupted only where nothing
-    else went wrong. A KeyboardInterrupt ends all processes in the midst of whatever they do.
+    function must be importable; its arguments and results must be picklable. Each process gets an
+    equal share of the cores, at least one. With one worker or one task, all runs in this process.
+
+    Callbacks, called in this process:
+    - report(n): all tasks together advanced by n since the last call.
+    - on_result(result): called for each result, in the order of the tasks.
+    - should_stop(): when it returns True, all tasks are asked to stop.
+    - on_death(task): a process died while it ran this task. A new process runs the task again,
+      once.
+
+    Raises:
+    - the exception of a task. The other tasks are asked to stop first.
+    - WorkerDiedError if the process of the same task dies twice, or dies after a stop request.
+    - Interrupted if the tasks stopped on request and nothing else failed.
+    - KeyboardInterrupt, after killing all processes.
     """
     if workers <= 1 or len(tasks) <= 1:
         results = []
@@ -61,129 +74,134 @@ def run_jobs(
     workers = min(workers, len(tasks))
     cores = max(1, machine.cores() // workers)
     job = pickle.dumps((function, shared), pickle.HIGHEST_PROTOCOL)
-    crew = _Crew(tasks, [Worker(job, cores) for _ in range(workers)], on_death)
-    told = 0  # results handed to on_result so far
+    pool = _Pool(tasks, [Worker(job, cores) for _ in range(workers)], on_death)
+    delivered = 0  # results passed to on_result
     try:
-        while not crew.is_done():
-            crew.wait()
-            report(crew.progress())
+        while pool.start_tasks():
+            pool.wait()
+            report(pool.progress())
             if should_stop():
-                crew.stop()
-            while told < len(tasks) and told in crew.results:
-                on_result(crew.results[told])
-                told += 1
+                pool.stop()
+            while delivered < len(tasks) and delivered in pool.results:
+                on_result(pool.results[delivered])
+                delivered += 1
     except KeyboardInterrupt:
-        crew.stop(at_once=True)
+        pool.stop(at_once=True)
         raise
     finally:
-        crew.close()
-    if faults := [error for error in crew.errors if not isinstance(error, Interrupted)]:
+        pool.close()
+    if faults := [error for error in pool.errors if not isinstance(error, Interrupted)]:
         raise faults[0]
-    if len(crew.results) < len(tasks):
+    if len(pool.results) < len(tasks):
         raise Interrupted
-    return [crew.results[number] for number in range(len(tasks))]
+    return [pool.results[index] for index in range(len(tasks))]
 
 
-class _Crew:
-    """Workers, the tasks that wait for one, and what has come of the others."""
+class _Pool:
+    """Workers, the queue of waiting tasks, and the results of the finished ones."""
 
     def __init__(self, tasks, workers, on_death):
-        self.results, self.errors = {}, []  # {number of the task: result}
+        self.results, self.errors = {}, []  # {index of the task: result}
         self._tasks, self._on_death = tasks, on_death
         self._waiting = collections.deque(range(len(tasks)))
         self._workers, self._idle = workers, list(workers)
-        self._running = {}  # {worker: number of its task}
-        self._died = set()  # tasks whose process has died once
+        self._running = {}  # {worker: index of its task}
+        self._died = set()  # indices of tasks whose process died once
         self._stopping = self._at_once = False
-        self._progress = 0  # since it was last asked for
+        self._progress = 0  # since the last call of progress()
 
-    def is_done(self):
-        """Whether no task is at work, and none will be."""
+    def start_tasks(self):
+        """Give waiting tasks to idle workers. Returns whether any task is running."""
         while self._waiting and self._idle and not self._stopping:
-            worker, number = self._idle.pop(), self._waiting.popleft()
-            worker.start(self._tasks[number])
-            self._running[worker] = number
-        return not self._running
+            worker, index = self._idle.pop(), self._waiting.popleft()
+            worker.start(self._tasks[index])
+            self._running[worker] = index
+        return bool(self._running)
 
     def wait(self):
-        """Wait a moment, or until a task ends; take note of what has happened."""
+        """Wait until a task ends, 0.1 s at most; collect progress and results."""
         connections = {worker.connection: worker for worker in self._running}
         ready = multiprocessing.connection.wait(list(connections), _POLL_SECONDS)
         for worker in self._running:
             self._progress += worker.progress()
         for connection in ready:
             worker = connections[connection]
-            self._end(worker, self._running.pop(worker))
+            self._finish_task(worker, self._running.pop(worker))
 
     def progress(self):
-        """How much was done since this was last called; below 0 where a death undid some."""
+        """Progress since the last call; negative if a process died and its work is lost."""
         progress, self._progress = self._progress, 0
         return progress
 
     def stop(self, at_once=False):
-        """Ask all to stop; `at_once`: in the midst of whatever they do."""
+        """Ask all workers to stop after their current step; with `at_once`, kill them."""
         self._stopping, self._at_once = True, self._at_once or at_once
         for worker in self._workers:
             worker.stop(at_once)
 
     def close(self):
-        """End every process, after what it has in hand."""
+        """Ask all workers to stop, wait for them, and end their processes."""
         self.stop()
         while self._running:
             self.wait()
         for worker in self._workers:
             worker.close()
 
-    def _end(self, worker, number):
+    def _finish_task(self, worker, index):
         self._idle.append(worker)
         try:
             result, error = worker.connection.recv()
-        except (EOFError, OSError):  # the process is no more
-            self._progress -= worker.bury()
+        except (EOFError, OSError):  # the process died
+            self._progress -= worker.reap()
             if self._at_once:
                 return
-            self._on_death(self._tasks[number])
-            if number not in self._died and not self._stopping:
-                self._died.add(number)
-                self._waiting.appendleft(number)
+            self._on_death(self._tasks[index])
+            if index not in self._died and not self._stopping:
+                self._died.add(index)
+                self._waiting.appendleft(index)
                 return
-            again = ", and so did the one in its place" if number in self._died else ""
+            again = ", and so did its replacement" if index in self._died else ""
             error = WorkerDiedError(
-                f"a worker process died{again}; if it was for lack of memory, try fewer --workers"
+                f"a worker process died{again}; if memory ran out, try fewer --workers"
             )
         if error is None:
-            self.results[number] = result
+            self.results[index] = result
         else:
             self.errors.append(error)
             self.stop()
 
 
 class Worker:
-    """A process that runs one task at a time; begun with its first, and anew after its death."""
+    """A process that runs one task at a time.
+
+    The process starts with its first task. After its death the next task starts a new one.
+    """
 
     def __init__(self, job, cores):
         self.connection = None
         self._job, self._cores = job, cores
-        self._words = _CONTEXT.RawArray("q", 2)
+        self._channel = _CONTEXT.RawArray("q", 2)
         self._reported = 0
         self._process = self._sender = None
 
     def start(self, task):
-        """Give it a task."""
-        self._words[_DONE] = self._reported = 0
+        """Start a task; its (result, error) arrives through `connection`."""
+        self._channel[_PROGRESS] = self._reported = 0
         if self._process is None:
-            self._begin(task)
+            self._start_process(task)
         else:
-            with suppress(OSError):  # if it is dead, its pipe has ended
+            with suppress(OSError):  # if the process died, recv() on the pipe will show it
                 self.connection.send(task)
 
-    def _begin(self, task):
+    def _start_process(self, task):
         self.connection, theirs = _CONTEXT.Pipe()
-        self._process = _CONTEXT.Process(target=_work, args=(theirs, self._words, self._cores))
-        # A thread, because a pipe takes so much only when the process at its end is ready for it.
+        self._process = _CONTEXT.Process(
+            target=_worker_main, args=(theirs, self._channel, self._cores)
+        )
+        # In a thread: a pipe buffers little, so sending a large job blocks until the process reads.
         self._sender = threading.Thread(target=self._send_job, args=(task,), daemon=True)
         try:
-            with _signals_held():
+            with _signals_blocked():
                 self._process.start()
         finally:
             theirs.close()
@@ -196,27 +214,27 @@ class Worker:
 
     @property
     def done(self):
-        """How much it has done of its task, the last one if it has none."""
-        return self._words[_DONE]
+        """Progress of the current task, or of the last one if the worker is idle."""
+        return self._channel[_PROGRESS]
 
     def progress(self):
-        """How much of its task it has done since this was last called."""
+        """Progress of the current task since the last call."""
         done = self.done
         more, self._reported = done - self._reported, done
         return more
 
     def stop(self, at_once=False):
-        """Ask it to stop: after the step in hand, or `at_once`."""
-        self._words[_TOLD] = max(self._words[_TOLD], _STOP_AT_ONCE if at_once else _STOP)
+        """Ask the process to stop after its current step; with `at_once`, it exits immediately."""
+        self._channel[_REQUEST] = max(self._channel[_REQUEST], _STOP_AT_ONCE if at_once else _STOP)
 
-    def bury(self):
-        """Forget a process that died. Returns how much of its task it had reported."""
-        self._process.kill()  # it has let go of its pipe, whatever it is at
+    def reap(self):
+        """Clean up after a process that died. Returns the progress that its task had reported."""
+        self._process.kill()  # its pipe is closed, but the process may not have ended yet
         self.close()
         return self._reported
 
     def close(self):
-        """End the process when it has no task, and wait for that."""
+        """End the process after its current task, and wait until it has ended."""
         if self._process is None or self._process.pid is None:
             return
         if self._sender.ident is not None:
@@ -229,8 +247,8 @@ class Worker:
 
 
 @contextmanager
-def _signals_held():
-    """Start processes with signals blocked, lest one kill a worker before _work has begun."""
+def _signals_blocked():
+    """Block signals while a process starts: one could kill it before _worker_main handles them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -244,65 +262,69 @@ def _signals_held():
 # ---- in a worker process -------------------------------------------------------------------------
 
 
-_here = SimpleNamespace(busy=threading.Lock(), orphaned=threading.Event(), words=None)
+# Of this process, if it is a worker.
+_state = SimpleNamespace(busy=threading.Lock(), orphaned=threading.Event(), channel=None)
 
 
-def _work(connection, words, cores):
-    """What a worker process does: the tasks that come through its pipe, until there is None."""
-    # A signal meant for all (Ctrl-C, `timeout`, a batch system) is answered by the parent, through
-    # `words`.
+def _worker_main(connection, channel, cores):
+    """The main function of a worker process: run the tasks from its pipe until None arrives."""
+    # Ctrl-C, `timeout` and batch systems signal the whole process group. The worker ignores Ctrl-C
+    # and leaves the group. The parent passes the request on through `channel`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # forget one that came during the start
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # discard one that arrived during the start
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     machine.use_cores(cores)
-    _here.words = words
+    _state.channel = channel
     threading.Thread(target=_watch_parent, daemon=True).start()
-    with suppress(EOFError, OSError):  # the parent is no more
+    with suppress(EOFError, OSError):  # the parent died
         try:
             function, shared = pickle.loads(connection.recv_bytes())
         except MemoryError as error:
             connection.send((None, error))
             return
         while (task := connection.recv()) is not None:
-            with _here.busy:
-                answer = _answer(function, shared, task)
+            with _state.busy:
+                answer = _run_task(function, shared, task)
             connection.send(answer)
 
 
-def _answer(function, shared, task):
-    """(result, None) or (None, error) of a task."""
+def _run_task(function, shared, task):
+    """Run a task. Returns (result, None) or (None, error)."""
     try:
         return function(shared, task, report, should_stop), None
     except (Interrupted, ValueError, OSError, MemoryError) as error:
         return None, error
-    except Exception as error:  # a mistake of ours, which only its traceback explains
+    except Exception as error:  # a bug of this program: show where
         traceback.print_exc()
         return None, error
 
 
 def _watch_parent():
-    """End this process when its parent says so, or is no more.
+    """End this process when the parent requests it, or when the parent has died.
 
-    A worker whose parent was killed has nobody to work for: let its task save, then leave.
+    If the parent has died, should_stop() becomes true; the task saves its state, then the process
+    ends.
     """
     parent = multiprocessing.parent_process().sentinel
     while not multiprocessing.connection.wait([parent], _POLL_SECONDS):
-        if _here.words[_TOLD] == _STOP_AT_ONCE:
+        if _state.channel[_REQUEST] == _STOP_AT_ONCE:
             os._exit(1)
-    _here.orphaned.set()
-    with _here.busy:
+    _state.orphaned.set()
+    with _state.busy:
         os._exit(1)
 
 
 def should_stop():
-    """Whether this process was asked to stop. Where it is none of these workers, nobody asks."""
-    return _here.words is not None and (_here.words[_TOLD] != _GO_ON or _here.orphaned.is_set())
+    """Whether this worker process was asked to stop. False outside a worker process."""
+    return _state.channel is not None and (
+        _state.channel[_REQUEST] != _CONTINUE or _state.orphaned.is_set()
+    )
 
 
 def report(count):
-    """Tell the parent of so much more that is done. Where there is none, nobody listens."""
-    if _here.words is not None:
-        _here.words[_DONE] += count
+    """Report to the parent that the task advanced by `count`. No effect outside a worker."""
+    if _state.channel is not None:
+        _state.channel[_PROGRESS] += count

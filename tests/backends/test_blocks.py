@@ -1,0 +1,316 @@
+"""Kernels of fused blocks, one by one: against oracles of their own, and to the bit."""
+
+import shutil
+from unittest import mock
+
+import block_oracles
+import numpy as np
+import pytest
+from block_cases import (
+    FIRST,
+    FIRST_BLOCKS,
+    FREE,
+    RAGGED,
+    SEED_NETWORK,
+    TENSOR,
+    Block,
+    cases_of,
+    same_roundings,
+    with_blocks,
+)
+from cases import Apart, assert_same_bits, few, poison, relative
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from minicnn import rng
+from minicnn.backends import cuda_tiles
+from minicnn.backends.kernel import SOURCES
+from minicnn.emulator import Emulator, KernelFault
+
+axes = st.tuples(st.integers(1, 14), st.integers(1, 14))
+sizes = st.tuples(st.integers(1, 5), st.integers(1, 5))
+common = {
+    "E": st.integers(1, 3),
+    "B": st.integers(1, 5),
+    "image": axes,
+    "N": st.integers(1, 20).map(lambda n: 4 * n),
+    "size": sizes,
+    "strides": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    "padding": st.sampled_from(["valid", "same"]),
+    "relu": st.booleans(),
+    "seed": st.integers(0, 2**32 - 1),
+}
+blocks = st.builds(
+    Block,
+    C=st.integers(2, 20).map(lambda n: 4 * n),
+    drop=st.booleans(),
+    below=st.sampled_from(["parts", "moments"]),
+    **common,
+)
+first_blocks = st.builds(
+    Block,
+    C=st.one_of(st.integers(1, 7), st.sampled_from([8, 32])),
+    below=st.just("nothing"),
+    **common,
+)
+MOST_PRODUCTS = 4_000_000
+fewer = settings(few, max_examples=10)
+
+
+# ---------------------------------------------------------------------------------------------
+# Against the oracles
+
+
+@pytest.mark.parametrize(("block", "what"), cases_of(SEED_NETWORK))
+def test_the_seed_networks_blocks_are_right(driver, block, what):
+    block.check(driver, what, block.run(driver, what))
+
+
+@pytest.mark.parametrize(("block", "what"), cases_of([*RAGGED, *FIRST_BLOCKS]))
+def test_ragged_blocks_are_right_with_any_number_of_blocks_of_threads(driver, block, what):
+    launch = block.launch(what)
+    for blocks in {launch.grid[0], 1, 2, 7}:  # some of which get no tile, or several
+        block.check(driver, what, block.run(driver, what, with_blocks(launch, blocks)))
+
+
+@pytest.mark.parametrize("what", TENSOR)
+@fewer
+@given(block=blocks, way=st.none() | st.integers(0, 2**20))
+def test_blocks_are_right_in_any_way_to_launch_them(driver, what, block, way):
+    assume(block.products < MOST_PRODUCTS)
+    launch = block.launch(what)
+    assume(launch)
+    if way is not None:
+        launches = block.launches(what)
+        launch = launches[way % len(launches)]
+        launch = with_blocks(launch, 1 + way % launch.grid[0])
+    block.check(driver, what, block.run(driver, what, launch))
+
+
+@pytest.mark.parametrize("what", FIRST)
+@fewer
+@given(block=first_blocks)
+def test_first_blocks_are_right(driver, what, block):
+    assume(block.products < MOST_PRODUCTS)
+    block.check(driver, what, block.run(driver, what))
+
+
+def defines_of(what):
+    """What a pass's kernel is compiled for, in all its forms."""
+    return sorted({launch.defines for launch in FORMS.launches(what)})
+
+
+FORMS = Block(1, 13, (7, 3), 36, 68, (3, 2), (2, 1), "same", seed=1)
+KINDS = {
+    "several images": lambda tiling: tiling["images"] > 1,
+    "bands": lambda tiling: tiling["bands"] > 1,
+    "several warps of channels": lambda tiling: tiling["channel_warps"] == 2,
+    "several warps of pixels": lambda tiling: tiling["pixel_warps"] > 1,
+}
+
+
+def test_the_forms_are_all_of_those_that_are_compiled():
+    assert len(defines_of("forward")) == len(cuda_tiles.FORWARD_FORMS)
+    assert len(defines_of("input gradient")) == len(cuda_tiles.GRADIENT_FORMS)
+
+
+@pytest.mark.parametrize(
+    ("what", "defines"),
+    [(what, form) for what in ("forward", "input gradient") for form in defines_of(what)],
+)
+def test_each_form_is_right_with_each_kind_of_tile(driver, what, defines):
+    of_form = [launch for launch in FORMS.launches(what) if launch.defines == defines]
+    chosen = {}
+    for kind, holds in KINDS.items():
+        found = [launch for launch in of_form if holds(launch.tiling)]
+        one_warp = "FORM_SPLITS=4" in defines  # of results: there is no room for two
+        assert found or (one_warp and "several warps" in kind), kind
+        if found:
+            launch = found[-1]
+            chosen[str(launch.tiling)] = launch
+    for launch in chosen.values():
+        FORMS.check(driver, what, FORMS.run(driver, what, with_blocks(launch, 1)))
+
+
+@pytest.mark.parametrize("size", [(2, 1), (1, 3), (2, 4), (3, 5), (1, 7), (5, 9)])
+def test_kernels_of_any_width_have_their_gradient(driver, size):
+    block = Block(1, 2, (6, 11), 20, 36, size, padding="same")
+    for launch in block.launches("weight gradient")[::4]:
+        found = block.run(driver, "weight gradient", launch)
+        block.check(driver, "weight gradient", found)
+
+
+@pytest.mark.parametrize("what", TENSOR)
+def test_the_bounds_can_be_exceeded(driver, what):
+    """By what is not rounded as the kernel does it, and by what is not computed at all."""
+    block = FORMS
+    name = {"forward": "y", "input gradient": "dx_below", "weight gradient": "dkernel"}[what]
+    found = block.added_up(what, block.run(driver, what))[name]
+    assert 2 * same_roundings(driver) < relative(found, block.expected(what)[name]) < FREE
+
+    def cut_off(x):
+        return (np.float32(x).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+    with mock.patch.object(block_oracles, "to_tf32", cut_off):
+        truncated = block.expected(what, rounded=True)[name]
+    assert relative(found, truncated) > 2 * same_roundings(driver)
+    with mock.patch.object(block_oracles, "drop", lambda x, given: x):
+        assert relative(found, block.expected(what)[name]) > FREE
+
+
+# ---------------------------------------------------------------------------------------------
+# To the bit
+
+SMALL = cases_of([*RAGGED, FIRST_BLOCKS[0]])
+
+
+@pytest.mark.parametrize(("block", "what"), SMALL)
+def test_a_net_alone_is_the_net_among_others_to_the_bit(driver, block, what):
+    together = block.run(driver, what)
+    for e in range(block.E):
+        alone = block.run(driver, what, nets=slice(e, e + 1))
+        assert_same_bits(alone, {name: array[e : e + 1] for name, array in together.items()})
+    apart = Apart(driver)
+    assert_same_bits(block.run(driver, what, place=apart), together)
+    apart.check()
+
+
+@pytest.mark.parametrize(("block", "what"), SMALL)
+def test_kernels_stay_in_bounds_and_race_with_nothing(driver, checked_driver, block, what):
+    assert_same_bits(block.run(checked_driver, what), block.run(driver, what))
+
+
+@pytest.mark.parametrize("what", TENSOR)
+def test_tiles_that_images_do_not_fill_stay_in_bounds(driver, checked_driver, what):
+    launches = [launch for launch in FORMS.launches(what) if FORMS.B % launch.tiling["images"]]
+    launch = with_blocks(launches[-1], 1)  # which makes them one after another
+    found = FORMS.run(checked_driver, what, launch)
+    FORMS.check(driver, what, found)
+    assert_same_bits(found, FORMS.run(driver, what, launch))
+
+
+@pytest.mark.parametrize(("block", "what"), SMALL)
+def test_the_order_of_threads_changes_no_bit(driver, other_order_driver, block, what):
+    assert_same_bits(block.run(other_order_driver, what), block.run(driver, what))
+
+
+@pytest.fixture(scope="session")
+def late_driver(checked_driver):
+    """The emulator whose asynchronous copies land as late as they may; it skips as that one."""
+    return Emulator(copies="late", order="shuffled")
+
+
+@pytest.mark.parametrize(("block", "what"), SMALL)
+def test_copies_that_land_late_change_no_bit(driver, late_driver, block, what):
+    assert_same_bits(block.run(late_driver, what), block.run(driver, what))
+
+
+@pytest.mark.parametrize("what", TENSOR)
+def test_what_is_not_a_number_stays_visible(driver, what):
+    block = Block(1, 2, (5, 4), 12, 8, (2, 2), drop=False)
+    name = "y_below" if what == "forward" else "dx"
+    block.arrays[name][0, 1, 2, 2, 5] = np.nan
+    block.arrays["y"] += 1  # so that its ReLU lets all gradients pass
+    found = block.added_up(what, block.run(driver, what))
+    expected = block.expected(what)
+    for result, array in expected.items():
+        np.testing.assert_array_equal(np.isnan(found[result]), np.isnan(array), err_msg=result)
+    assert any(np.isnan(array).any() for array in expected.values())
+
+
+# ---------------------------------------------------------------------------------------------
+# Planted faults
+
+WAIT = "wait_copies<1>();  // for the next turn's"
+BARRIER = "__syncthreads();  // the weights are there, and so are the pixels"
+both_ways = pytest.mark.parametrize("what", ["forward", "input gradient"])
+
+
+def without(line, folder):
+    """The folder, with kernels whose correlation.cuh lacks a line."""
+    source = (SOURCES / "correlation.cuh").read_text()
+    assert source.count(line) == 1
+    (folder / "correlation.cuh").write_text(source.replace(line, ""))
+    for what in ("forward", "input gradient"):
+        shutil.copy(SOURCES / TENSOR[what][1], folder)
+    return folder
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [(WAIT, "which an asynchronous copy has not reached"), (BARRIER, "of this block has written")],
+    ids=["wait", "barrier"],
+)
+@pytest.mark.parametrize("copies", ["early", "late"])
+def test_a_missing_wait_or_barrier_is_found(checked_driver, copies, line, message, what, tmp_path):
+    driver = Emulator(checked=True, copies=copies) if copies == "late" else checked_driver
+    with pytest.raises(KernelFault, match=message):
+        RAGGED[0].run(driver, what, folder=without(line, tmp_path))
+
+
+@both_ways
+def test_a_missing_wait_changes_results_where_copies_land_late(late_driver, what, tmp_path):
+    found = RAGGED[0].run(late_driver, what, folder=without(WAIT, tmp_path))
+    expected = RAGGED[0].run(late_driver, what)
+    for name, array in found.items():
+        assert not np.array_equal(array, expected[name], equal_nan=True) or "below" in name
+
+
+@both_ways
+def test_a_missing_barrier_gives_tensor_cores_what_is_not_there(late_driver, what, tmp_path):
+    with pytest.raises(KernelFault, match="gives a tensor core a number that is not TF32"):
+        RAGGED[0].run(late_driver, what, folder=without(BARRIER, tmp_path))
+
+
+# ---------------------------------------------------------------------------------------------
+# Sums of parts, and dropout's bits
+
+
+@pytest.fixture(params=["driver", "checked_driver"])
+def each_driver(request):
+    """The driver under test, and the emulator that sees every access."""
+    return request.getfixturevalue(request.param)
+
+
+def test_parts_are_added_up_in_their_order(each_driver):
+    driver = each_driver
+    random = np.random.default_rng(3)
+    parts = random.normal(size=(2, 900)).astype(np.float32)
+    table = np.array([[5, 3, 20, 40, 20], [65, 1, 7, 0, 7], [72, 9, 92, 70, 90]], np.int32)
+    expected = np.full((2, 200), 9, np.float32)
+    for begin, count, step, to, length in table:
+        for e in range(2):
+            total = np.zeros(length, np.float32)
+            for part in range(count):
+                total += parts[e, begin + part * step :][:length]
+            expected[e, to : to + length] = total
+    gradients = driver.to_device(np.full((2, 200), 9, np.float32))
+    arguments = driver.to_device(table.reshape(-1)), driver.to_device(parts), gradients
+    with driver.session():
+        driver.launch("sum_parts.cu", "sum_parts", (3,), (32,), *arguments)
+    np.testing.assert_array_equal(driver.to_host(gradients), expected)
+
+
+@pytest.mark.parametrize("lengths", [(1,), (5, 3), (2, 300, 1)])
+def test_dropouts_bits_are_those_of_the_words(each_driver, lengths):
+    driver = each_driver
+    nets, seed, step, count = np.array([3, 70000]), 11, np.array([2**31]), sum(lengths)
+    thresholds = [2**30, 2**32 - 1, 2**31][: len(lengths)]
+    begins = np.cumsum([0, *lengths])
+    rows = [(begins[i], 16 + 3 * i, t) for i, t in enumerate(thresholds)]
+    expected = [
+        [
+            rng.random_words(seed, int(net), stream, int(step[0]), np.empty(32 * n, np.uint32)) >= t
+            for (_, stream, t), n in zip(rows, lengths, strict=True)
+        ]
+        for net in nets
+    ]
+    kept = driver.to_device(poison((2, count), np.uint32))
+    table = driver.to_device(np.array(rows, np.uint32).reshape(-1))
+    arguments = table, len(rows), count, seed, driver.to_device(nets), driver.to_device(step), kept
+    with driver.session():
+        driver.launch("dropout.cu", "dropout_bits", (-(-count // 64),), (64,), *arguments)
+    for words, bits in zip(driver.to_host(kept), expected, strict=True):
+        found = block_oracles.unpack(words, 32 * count)
+        np.testing.assert_array_equal(found, np.concatenate(bits))

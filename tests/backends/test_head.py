@@ -1,0 +1,112 @@
+"""The kernel of a network's end: against an oracle of its own, and to the bit."""
+
+from math import prod
+from types import SimpleNamespace
+
+import block_oracles
+import numpy as np
+import pytest
+from block_cases import EPSILON_BELOW, EXACT, KEPT_SCALE, dropout_words, parts_of_moments, stacked
+from cases import Apart, assert_same_bits, poison, relative
+
+from minicnn.backends import cuda_tiles
+
+
+class Head:
+    """The sizes of a network's end, and random numbers for what its launch reads: of E nets."""
+
+    def __init__(self, E, B, image, C, units, drop=True, seed=0):
+        random = np.random.default_rng(seed)
+        self.E, self.B, self.C, self.units = E, B, C, units
+        self.shape, self.inputs = (B, *image, C), prod(image) * C
+
+        def normal(*shape, scale=1.0, center=0.0):
+            return random.normal(center, scale, (E, *shape)).astype(np.float32)
+
+        self.kept_scale = KEPT_SCALE if drop else 1.0
+        self.arrays = {
+            "y_below": normal(*self.shape),
+            "gamma_below": normal(C, scale=0.3, center=1),
+            "beta_below": normal(C),
+            "parts_below": parts_of_moments(random, E, C),
+            "kept": dropout_words(random, E, self.shape) if drop else None,
+            "kernel": normal(self.inputs, units, scale=self.inputs**-0.5),
+            "bias": normal(units),
+            "labels": random.integers(units, size=(E, B)),
+        }
+
+    def run(self, driver, nets=slice(None), place=None, images=None):
+        """{name: array on the host}; poisoned beforehand. images: how many at a time."""
+        images, shared_bytes = cuda_tiles.head(self.inputs, self.C, self.units, images or self.B)
+        put = place or driver.to_device
+        names = "y_below gamma_below beta_below parts_below kept kernel bias labels".split()
+        arrays = [self.arrays[name] for name in names]
+        arrays = [array if array is None else put(array[nets]) for array in arrays]
+        shapes = {
+            "mean": (self.C,), "variance": (self.C,), "logits": (self.B, self.units),
+            "loss": (), "correct": (), "dkernel": (self.inputs, self.units),
+            "dbias": (self.units,), "dx": self.shape, "sums": (1, 2, self.C),
+        }  # fmt: skip
+        E = len(range(self.E)[nets])
+        results = {
+            name: put(poison((E, *shape), np.int64 if name == "correct" else np.float32))
+            for name, shape in shapes.items()
+        }
+        with driver.session():
+            driver.launch(
+                "head.cu", "head", (1,), (cuda_tiles.HEAD_THREADS,), *arrays[:4], 3, EPSILON_BELOW,
+                self.kept_scale, *arrays[4:], self.B, self.inputs, self.C, self.units, images,
+                *results.values(), shared_bytes=shared_bytes,
+            )  # fmt: skip
+        return {name: driver.to_host(array) for name, array in results.items()}
+
+    def expected(self):
+        numbers = {"kept_scale": self.kept_scale, "epsilon_below": EPSILON_BELOW}
+        return stacked(
+            block_oracles.head(
+                SimpleNamespace(
+                    **{n: a if a is None else a[e] for n, a in self.arrays.items()}, **numbers
+                )
+            )
+            for e in range(self.E)
+        )
+
+
+HEADS = [
+    Head(2, 5, (1, 1), 128, 10),
+    Head(3, 3, (3, 2), 36, 7),
+    Head(1, 2, (3, 4), 52, 3, drop=False),  # more numbers than threads
+    Head(1, 70, (1, 2), 4, 1),
+    Head(2, 1, (1, 1), 4, 2),
+]
+each_head = pytest.mark.parametrize("head", HEADS)
+
+
+@each_head
+@pytest.mark.parametrize("images", [None, 1, 2])
+def test_the_end_of_a_network_is_right(driver, head, images):
+    found, expected = head.run(driver, images=images), head.expected()
+    found["sum"], found["sum_z"] = found.pop("sums")[:, 0].swapaxes(0, 1)
+    np.testing.assert_array_equal(found.pop("correct"), expected.pop("correct"))
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert relative(found[name], array) < EXACT, name
+
+
+@each_head
+def test_the_end_of_a_network_to_the_bit(driver, checked_driver, other_order_driver, head):
+    together = head.run(driver)
+    for other in (checked_driver, other_order_driver):
+        assert_same_bits(head.run(other), together)
+    assert_same_bits(head.run(checked_driver, images=2), head.run(driver, images=2))
+
+
+@each_head
+def test_the_end_of_a_network_alone_and_in_company(driver, head):
+    together = head.run(driver)
+    for e in range(head.E):
+        alone = head.run(driver, nets=slice(e, e + 1))
+        assert_same_bits(alone, {name: array[e : e + 1] for name, array in together.items()})
+    apart = Apart(driver)
+    assert_same_bits(head.run(driver, place=apart), together)
+    apart.check()

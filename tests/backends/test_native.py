@@ -1,0 +1,110 @@
+"""Compiling with the machine's own compiler, and the cache of what was compiled."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import ROOT
+
+from minicnn.backends import native
+
+pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.problem()))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache folder of its own, whose name has a space; and nothing remembered."""
+    folder = tmp_path / "a cache"
+    monkeypatch.setenv("MINICNN_CACHE", str(folder))
+    monkeypatch.setenv(native._INHERITED, "")  # and what is set meanwhile is forgotten
+    for function in (native._folder, native._compiler):
+        function.cache_clear()
+    yield folder / "native"
+    for function in (native._folder, native._compiler):
+        function.cache_clear()
+
+
+def build(number=7, flags=("-O1",), header=""):
+    """A library whose function gives a number."""
+    text = f'#include "own.h"\nextern "C" int number() {{ return {number}; }}\n'
+    return native.build("number", {"own.h": header, "number.cpp": text}, list(flags))
+
+
+def number_of(path):
+    return ctypes.CDLL(str(path)).number()
+
+
+def test_a_library_is_made_once_and_found_again(cache, monkeypatch):
+    path = build()
+    assert path.parent == cache and number_of(path) == 7
+    monkeypatch.setattr(native, "_run", None)  # nothing is compiled any more
+    assert build() == path
+    assert list(cache.iterdir()) == [path]
+
+
+def test_whatever_a_library_is_made_from_makes_another(cache, monkeypatch):
+    paths = [build(), build(8), build(flags=["-O2"]), build(header="// another\n")]
+    monkeypatch.setattr(native, "_cpu", lambda: "another CPU")
+    paths.append(build())
+    assert len(set(paths)) == 5
+    assert [number_of(path) for path in paths] == [7, 8, 7, 7, 7]
+
+
+def test_a_mistake_is_shown_and_leaves_nothing(cache):
+    with pytest.raises(native.CompileError, match=r"number\.cpp:2:.*'?nothing'?"):
+        build("nothing")
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        ("/nonexistent", r"\$CXX names no compiler that runs: '/nonexistent'"),
+        ("false", r"\$CXX names no compiler that runs: 'false'"),
+        ("'", r"\$CXX names no compiler that runs: \"'\""),
+    ],
+)
+def test_a_compiler_that_does_not_run_is_named(monkeypatch, compiler, message):
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(native.CompileError, match=message):
+        build()
+
+
+def test_no_compiler_at_all_is_told(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert native.problem() == (
+        "no compiler is found: install one of c++, g++, clang++, or name it in $CXX"
+    )
+
+
+def test_a_compiler_may_be_a_command_with_arguments(monkeypatch):
+    monkeypatch.setenv("CXX", "c++ -DNUMBER=9")
+    assert number_of(build("NUMBER")) == 9
+
+
+def test_without_a_cache_folder_things_are_compiled_for_this_run(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MINICNN_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="the cache folder cannot be written"):
+        path = build()
+    assert number_of(path) == 7 and path.is_relative_to(native._kept[-1].name)
+
+
+def test_several_processes_may_make_the_same_library_at_once(cache):
+    code = "import test_native as t; print(t.number_of(t.build()))"
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    assert [process.communicate(timeout=100)[0] for process in processes] == ["7\n"] * 3
+    assert len(list(cache.iterdir())) == 1

@@ -1,0 +1,310 @@
+"""Fused blocks for tests of their kernels: sizes, random inputs, launches, and what is expected.
+
+How a launch cuts its work is cuda_tiles.py's to choose. Here other ways are forced on it, too:
+all that cuda_tiles.py chooses from, and fewer blocks of threads than it would take.
+"""
+
+from math import prod
+from types import SimpleNamespace
+
+import block_oracles
+import numpy as np
+import pytest
+from cases import poison, relative
+
+from minicnn.backends import cuda_tiles
+from minicnn.backends.kernel import SOURCES
+from minicnn.network.geometry import Window
+
+EXACT = 1e-5  # of float32
+FREE = 2e-3  # of TF32, against exact products
+RATE = 0.3
+KEPT_SCALE = float(np.float32(1 / (1 - RATE)))
+EPSILON, EPSILON_BELOW = (float(np.float32(epsilon)) for epsilon in (1e-3, 2e-3))
+
+# Of products in TF32 / in float32: (what cuda_tiles.py chooses, the kernel's file, its name)
+TENSOR = {
+    "forward": (cuda_tiles.forward, "block_forward.cu", "block_forward"),
+    "input gradient": (
+        cuda_tiles.input_gradient,
+        "block_input_gradient.cu",
+        "block_input_gradient",
+    ),
+    "weight gradient": (
+        cuda_tiles.weight_gradient,
+        "block_weight_gradient.cu",
+        "block_weight_gradient",
+    ),
+}
+FIRST = {
+    "forward": (cuda_tiles.first_forward, "block_first.cu", "block_first_forward"),
+    "weight gradient": (
+        cuda_tiles.first_weight_gradient,
+        "block_first.cu",
+        "block_first_weight_gradient",
+    ),
+}
+
+
+def same_roundings(driver):
+    """Bound of TF32's error where the oracle rounds, too; a GPU's tensor cores cut off sums."""
+    return 5e-5 if driver.name == "cuda" else 1e-5
+
+
+def with_blocks(launch, blocks):
+    """The launch with another number of blocks of threads along the tiles."""
+    before, blocks_y = launch.grid
+    return launch._replace(grid=(blocks, blocks_y), parts=launch.parts // before * blocks)
+
+
+class Block:
+    """A block's sizes, and random numbers for all that its launches read: of E nets.
+
+    below: what is known of the normalisation of the block below: "parts" or "moments"; or
+    "nothing", where there is none.
+    """
+
+    def __init__(
+        self, E, B, image, C, N, size, strides=(1, 1), padding="valid", relu=True, drop=True,
+        below="parts", seed=0,
+    ):  # fmt: skip
+        fits = all(k <= length for k, length in zip(size, image, strict=True))
+        self.padding = padding if fits else "same"
+        self.strides = tuple(map(min, strides, size, image))
+        self.window = Window.fit(size, self.strides, self.padding, image)
+        self.E, self.B, self.C, self.N, self.relu, self.below = E, B, C, N, relu, below
+        self.below_shape, self.shape = (B, *image, C), (B, *self.window.output, N)
+        self.rows = prod(self.shape[:3])
+        random = np.random.default_rng(seed)
+
+        def normal(*shape, scale=1.0, center=0.0):
+            return random.normal(center, scale, (E, *shape)).astype(np.float32)
+
+        dropped = drop and below != "nothing"
+        self.kept_scale = KEPT_SCALE if dropped else 1.0
+        y = normal(*self.shape)
+        self.arrays = {
+            "y_below": normal(*self.below_shape),
+            **moments(random, E, C, "_below"),
+            "gamma_below": normal(C, scale=0.3, center=1),
+            "beta_below": normal(C),
+            "parts_below": parts_of_moments(random, E, C),
+            "kept": dropout_words(random, E, self.below_shape) if dropped else None,
+            "kernel": normal(*size, C, N),
+            "bias": normal(N),
+            "y": np.maximum(y, 0) if relu else y,
+            "dx": normal(*self.shape),
+            "sums": normal(3, 2, N, scale=self.rows**0.5 / 2),
+            **moments(random, E, N, ""),
+            "gamma": normal(N, scale=0.3, center=1),
+        }
+        self.tensor = C >= 8
+        self.passes = TENSOR if self.tensor else FIRST
+
+    def __repr__(self):
+        image, size = self.window.input, self.window.size
+        return (
+            f"Block(E={self.E}, B={self.B}, image={image}, C={self.C}, N={self.N}, size={size}, "
+            f"strides={self.strides}, padding={self.padding!r}, relu={self.relu}, "
+            f"drop={self.arrays['kept'] is not None}, below={self.below!r})"
+        )
+
+    @property
+    def products(self):
+        """How many a pass makes."""
+        return self.E * self.rows * prod(self.window.size) * self.C * self.N
+
+    # ---- launches ----------------------------------------------------------------------------
+
+    def window_of(self, what):
+        return cuda_tiles.gradient_window(self.window) if what == "input gradient" else self.window
+
+    def launches(self, what):
+        """All that cuda_tiles.py chooses from for one of the passes."""
+        return self.passes[what][0](self.window_of(what), self.C, self.N, self.B)
+
+    def launch(self, what):
+        """What it chooses."""
+        return cuda_tiles.best(self.launches(what))
+
+    def run(self, driver, what, launch=None, nets=slice(None), place=None, folder=SOURCES):
+        """{name: array on the host} of a pass on the nets chosen; poisoned beforehand.
+
+        launch: cuda_tiles.py's choice, unless another one is given; folder: where the kernels are.
+        """
+        launch = launch or self.launch(what)
+        put = place or driver.to_device
+        E = len(range(self.E)[nets])
+        results = {}
+
+        def get(names):
+            arrays = (self.arrays[name] for name in names.split())
+            return [None if array is None else put(array[nets]) for array in arrays]
+
+        def new(name, *shape):
+            results[name] = put(poison((E, *shape), np.float32))
+            return results[name]
+
+        floor = 0.0 if self.relu else -np.inf
+        table = driver.to_device(np.array(launch.tables, np.int32)) if launch.tables else None
+        sizes, nothing = self._sizes(self.window_of(what)), self.below == "nothing"
+        above = *get("dx y sums"), 3, *get("gamma mean variance"), EPSILON
+        weights = prod(self.window.size) * self.C * self.N + self.N
+        if what == "forward":
+            known = None, None, None, 0, None, None
+            if self.below == "moments":
+                scale_and_shift = get("gamma_below beta_below")
+                known = *scale_and_shift, None, 0, *get("mean_below variance_below")
+            elif self.below == "parts":
+                moments = new("mean_below", self.C), new("variance_below", self.C)
+                known = *get("gamma_below beta_below parts_below"), 3, *moments
+            between = *known, EPSILON_BELOW, self.kept_scale, *get("kept")
+            arguments = (
+                *get("y_below kernel bias"), *(between if self.tensor else ()), sizes,
+                launch.tiling, *([table] if self.tensor else []), floor, new("y", *self.shape),
+                None if self.below == "moments" else new("parts", launch.parts, 3, self.N),
+            )  # fmt: skip
+        elif what == "input gradient":
+            arguments = (
+                *above, floor, *get("kernel"), sizes, launch.tiling,
+                table, prod(map(len, self.window_of(what).phases)),
+                *get("y_below mean_below variance_below"), EPSILON_BELOW, *get("kept"),
+                self.kept_scale, new("dx_below", *self.below_shape),
+                new("parts", launch.parts, 2, self.C),
+            )  # fmt: skip
+        else:
+            known = [None] * 4
+            if not nothing:
+                known = get("gamma_below beta_below mean_below variance_below")
+            between = *known, EPSILON_BELOW, self.kept_scale, *get("kept")
+            arguments = (
+                *get("y_below"), *(between if self.tensor else ()), *above, floor, sizes,
+                launch.tiling, *([table] if self.tensor else []),
+                new("parts", launch.parts, weights),
+            )  # fmt: skip
+        _, file, kernel = self.passes[what]
+        with driver.session():
+            driver.launch(
+                folder / file, kernel, launch.grid, (launch.threads,), *arguments,
+                shared_bytes=launch.shared_bytes, defines=launch.defines,
+            )  # fmt: skip
+        return {name: driver.to_host(array) for name, array in results.items()}
+
+    def _sizes(self, window):
+        """convolution.cuh's struct."""
+        names = "B H W C Ho Wo N kh kw sh sw top left".split()
+        numbers = (
+            self.B, *window.input, self.C, *window.output, self.N, *window.size, *window.strides,
+            *window.before,
+        )  # fmt: skip
+        return dict(zip(names, numbers, strict=True))
+
+    # ---- what is expected --------------------------------------------------------------------
+
+    def expected(self, what, rounded=False):
+        """{name: array} by the oracle."""
+        oracle = getattr(block_oracles, what.replace(" ", "_"))
+        return stacked(oracle(self._given(what, e), rounded) for e in range(self.E))
+
+    def _given(self, what, e):
+        names = dict(self.arrays)
+        if what != "forward" or self.below != "parts":
+            names["parts_below"] = None
+        if self.below == "nothing":
+            names["gamma_below"] = None
+        return SimpleNamespace(
+            **{name: array if array is None else array[e] for name, array in names.items()},
+            epsilon=EPSILON, epsilon_below=EPSILON_BELOW, kept_scale=self.kept_scale,
+            relu=self.relu, rows=self.rows, strides=self.strides, padding=self.padding,
+        )  # fmt: skip
+
+    def added_up(self, what, found):
+        """What a pass has left, by the oracle's names: parts added up."""
+        found = dict(found)
+        parts = found.pop("parts", None)
+        if what == "input gradient":
+            found["sum"], found["sum_z"] = parts.sum(axis=1, dtype=np.float64).swapaxes(0, 1)
+        elif what == "weight gradient":
+            sums = parts.sum(axis=1, dtype=np.float64)
+            found["dbias"] = sums[:, -self.N :]
+            found["dkernel"] = sums[:, : -self.N].reshape(self.arrays["kernel"].shape)
+        return found
+
+    def check(self, driver, what, found):
+        """What a pass has left is right."""
+        bounds = {False: FREE, True: same_roundings(driver)} if self.tensor else {False: EXACT}
+        sums = self.added_up(what, found)
+        for rounded, bound in bounds.items():
+            expected = self.expected(what, rounded)
+            assert sums.keys() == expected.keys()
+            for name, array in expected.items():
+                assert relative(sums[name], array) < bound, (name, rounded)
+        if what == "forward" and "parts" in found:
+            rows = found["y"].reshape(self.E, -1, self.N).astype(np.float64)
+            for y, parts in zip(rows, found["parts"], strict=True):
+                assert (parts[:, 2].sum(axis=0) == len(y)).all()
+                mean, variance = block_oracles.moments(parts)
+                assert relative(mean, y.mean(axis=0)) < EXACT
+                assert relative(variance, y.var(axis=0)) < EXACT
+
+
+def moments(random, E, C, suffix):
+    return {
+        f"mean{suffix}": random.normal(0.2, 0.5, (E, C)).astype(np.float32),
+        f"variance{suffix}": random.uniform(0.5, 2, (E, C)).astype(np.float32),
+    }
+
+
+def parts_of_moments(random, E, C, count=3):
+    """Those of numbers nobody has: (E, count, 3, C) means, squared deviations, how many."""
+    numbers = random.integers(1, 50, (E, count, C))
+    squares = numbers * random.uniform(0.5, 2, (E, count, C))
+    means = random.normal(0.2, 0.5, (E, count, C))
+    return np.stack([means, squares, numbers], axis=2).astype(np.float32)
+
+
+def dropout_words(random, E, shape):
+    """Bits for numbers of this shape: (E, words)."""
+    words = -(-prod(shape) // 32)
+    bits = random.uniform(size=(E, words, 32)) >= RATE
+    return np.packbits(bits, axis=-1, bitorder="little").view("<u4").reshape(E, words)
+
+
+def stacked(nets):
+    """{name: (E, ...)} of a {name: array} for each net."""
+    nets = list(nets)
+    return {name: np.stack([net[name] for net in nets]) for name in nets[0]}
+
+
+SEED_NETWORK = [
+    Block(2, 2, (28, 28), 1, 32, (3, 3), below="nothing"),
+    Block(1, 2, (26, 26), 32, 32, (3, 3), drop=False),
+    Block(1, 2, (24, 24), 32, 32, (5, 5), (2, 2), "same", drop=False),
+    Block(1, 2, (12, 12), 32, 64, (3, 3)),
+    Block(1, 2, (10, 10), 64, 64, (3, 3), drop=False),
+    Block(1, 2, (8, 8), 64, 64, (5, 5), (2, 2), "same", drop=False),
+    Block(1, 5, (4, 4), 64, 128, (4, 4)),
+]
+RAGGED = [
+    Block(3, 2, (7, 6), 36, 68, (3, 2), (2, 1), "same"),  # one vector more than tiles are wide
+    Block(2, 3, (5, 9), 12, 8, (2, 5), (2, 3), relu=False, below="moments"),
+    Block(2, 5, (3, 2), 8, 40, (3, 2), below="nothing"),  # a single place
+    Block(1, 4, (9, 5), 40, 4, (5, 4), (3, 3), "same", drop=False),  # more phases than a block has
+    Block(1, 1, (1, 1), 8, 4, (1, 1), relu=False),
+]
+FIRST_BLOCKS = [
+    Block(2, 3, (9, 7), 3, 20, (3, 2), (2, 1), "same", below="nothing"),
+    Block(1, 2, (60, 20), 7, 16, (3, 3), relu=False, below="nothing"),  # in bands
+    Block(1, 1, (2, 3), 4, 12, (5, 4), below="nothing"),
+]
+
+
+def cases_of(blocks):
+    """(block, pass) for each pass that the kernels make of each block."""
+    cases = []
+    for i, block in enumerate(blocks):
+        for what in block.passes:
+            if what != "input gradient" or block.below != "nothing":
+                kind = "block" if block.tensor else "first"
+                cases.append(pytest.param(block, what, id=f"{kind} {i}, {what}"))
+    return cases

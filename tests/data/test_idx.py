@@ -1,0 +1,195 @@
+"""IDX files of digits, compressed or not: what is read, and what is refused."""
+
+import gzip
+
+import numpy as np
+import pytest
+from digit_files import (
+    HUGE,
+    TEST_IMAGES,
+    TEST_LABELS,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    check_survival,
+    csv_bytes,
+    csv_rows,
+    digits,
+    fault,
+    fuzzing,
+    header,
+    idx_bytes,
+    measure,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minicnn import load_data
+
+
+def write_idx(folder, train=None, test=None, dotted=False, compress=False):
+    """Write each given pair; an element is an array, or the bytes of a file."""
+    pairs = zip(
+        (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS),
+        (*(train or (None, None)), *(test or (None, None))),
+        strict=True,
+    )
+    for name, content in pairs:
+        if content is None:
+            continue
+        written = content if isinstance(content, bytes) else idx_bytes(content)
+        name = name.replace("-idx", ".idx") if dotted else name  # noqa: PLW2901
+        if compress:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(written))
+        else:
+            (folder / name).write_bytes(written)
+
+
+@pytest.mark.parametrize("dotted", [False, True])
+@pytest.mark.parametrize("compress", [False, True])
+def test_idx_folder(tmp_path, dotted, compress):
+    train, test = digits(5, seed=1), digits(3, seed=2)
+    write_idx(tmp_path, train, dotted=dotted, compress=compress)
+    (x, y), (x_test, y_test) = load_data(tmp_path)
+    np.testing.assert_array_equal(x, train[0])
+    np.testing.assert_array_equal(y, train[1])
+    assert x.dtype == y.dtype == np.uint8
+    assert x_test is None and y_test is None
+    write_idx(tmp_path, test=test, dotted=dotted, compress=compress)
+    _, (x_test, y_test) = load_data(tmp_path)
+    np.testing.assert_array_equal(x_test, test[0])
+    np.testing.assert_array_equal(y_test, test[1])
+
+
+@fuzzing
+@given(count=st.integers(1, 5), seed=st.integers(0, 1 << 32), compress=st.booleans())
+def test_idx_round_trip(tmp_path, count, seed, compress):
+    for old in tmp_path.iterdir():
+        old.unlink()
+    images, labels = digits(count, seed)
+    write_idx(tmp_path, (images, labels), compress=compress)
+    (x, y), _ = load_data(tmp_path)
+    np.testing.assert_array_equal(x, images)
+    np.testing.assert_array_equal(y, labels)
+
+
+IMAGES, LABELS = digits(3)
+WRONG_LABELS = np.array([3, 12, 200], np.uint8)
+LATER = "got bytes after the last of the"
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize(
+    ("images", "labels", "name", "expected"),
+    [
+        (b"", LABELS, TRAIN_IMAGES, "got 0 bytes, expected a header of 16 bytes"),
+        (LABELS, LABELS, TRAIN_IMAGES, "got 11 bytes, expected a header of 16 bytes"),
+        (IMAGES, b"1234567", TRAIN_LABELS, "got 7 bytes, expected a header of 8 bytes"),
+        (
+            *(header(2049, 1, 2, 3), LABELS, TRAIN_IMAGES),
+            "magic number: got 2049, expected 2051 for images",
+        ),
+        (
+            *(IMAGES, IMAGES, TRAIN_LABELS),
+            "magic number: got 2051, expected 2049 for labels",
+        ),
+        (b"label,pixel0,pixel1", LABELS, TRAIN_IMAGES, "magic number: got 1818321509"),
+        (header(2051, 0, 28, 28), LABELS, TRAIN_IMAGES, "number of images: got 0, expected 1 to"),
+        (IMAGES, header(2049, 0), TRAIN_LABELS, "number of labels: got 0, expected 1 to 500000"),
+        (header(2051, HUGE, 28, 28), LABELS, TRAIN_IMAGES, f"number of images: got {HUGE}"),
+        (IMAGES[:, :27], LABELS, TRAIN_IMAGES, "image size: got 27 x 28, expected 28 x 28"),
+        (header(2051, 3, HUGE, HUGE), LABELS, TRAIN_IMAGES, f"image size: got {HUGE} x {HUGE}"),
+        (
+            *(idx_bytes(IMAGES)[:-1], LABELS, TRAIN_IMAGES),
+            "truncated: got 2367 bytes, expected 2368 for 3 images",
+        ),
+        (
+            *(IMAGES, idx_bytes(LABELS)[:-2], TRAIN_LABELS),
+            "truncated: got 9 bytes, expected 11 for 3 labels",
+        ),
+        (
+            *(header(2051, 500_000, 28, 28), LABELS, TRAIN_IMAGES),
+            "truncated: got 16 bytes, expected 392000016 for 500000 images",
+        ),
+        (idx_bytes(IMAGES) + b"x", LABELS, TRAIN_IMAGES, f"{LATER} images, expected 2368 bytes"),
+        (IMAGES, idx_bytes(LABELS) + b"\0", TRAIN_LABELS, f"{LATER} labels, expected 11 bytes"),
+        (
+            *(IMAGES, LABELS[:2], TRAIN_LABELS),
+            f"got 2 labels, expected 3, the number of images in {TRAIN_IMAGES}",
+        ),
+        (
+            *(IMAGES[:2], LABELS, TRAIN_LABELS),
+            f"got 3 labels, expected 2, the number of images in {TRAIN_IMAGES}",
+        ),
+        (IMAGES, WRONG_LABELS, TRAIN_LABELS, "label 2 of 3: got 12, expected 0 to 9"),
+    ],
+)
+def test_idx_fault(tmp_path, images, labels, name, expected, compress):
+    write_idx(tmp_path, (images, labels), compress=compress)
+    message = fault(tmp_path)
+    if compress:
+        message = message.replace("-ubyte.gz", "-ubyte")
+    assert message.startswith(f"{tmp_path / name}: {expected}")
+
+
+def test_idx_fault_in_the_test_pair(tmp_path):
+    write_idx(tmp_path, (IMAGES, LABELS), (IMAGES, WRONG_LABELS))
+    assert f"{TEST_LABELS}: label 2 of 3: got 12" in fault(tmp_path)
+
+
+good_gzip = gzip.compress(idx_bytes(IMAGES))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(idx_bytes(IMAGES), id="not compressed"),
+        pytest.param(b"", id="empty"),
+        pytest.param(good_gzip[:5], id="half a header"),
+        pytest.param(good_gzip[:-30], id="truncated"),
+        pytest.param(good_gzip[:-3], id="truncated checksum"),
+        pytest.param(good_gzip[:-8] + bytes(8), id="wrong checksum"),
+        pytest.param(good_gzip[:100] + b"\xff" * 50 + good_gzip[150:], id="damaged"),
+        pytest.param(good_gzip + b"trailing", id="trailing bytes"),
+    ],
+)
+def test_bad_gzip_stream(tmp_path, content):
+    (tmp_path / f"{TRAIN_IMAGES}.gz").write_bytes(content)
+    (tmp_path / TRAIN_LABELS).write_bytes(idx_bytes(LABELS))
+    message = fault(tmp_path)
+    assert f"{TRAIN_IMAGES}.gz: " in message
+    assert "bad gzip stream" in message or "got 0 bytes" in message
+
+
+def test_bad_gzip_stream_in_a_csv(tmp_path):
+    content = gzip.compress(csv_bytes(csv_rows(*digits(3))))
+    (tmp_path / "train.csv.gz").write_bytes(content[:-20])
+    assert "train.csv.gz: bad gzip stream: " in fault(tmp_path)
+
+
+def test_idx_bomb(tmp_path):
+    bomb = gzip.compress(idx_bytes(IMAGES)) + gzip.compress(bytes(1 << 20)) * 1000
+    (tmp_path / f"{TRAIN_IMAGES}.gz").write_bytes(bomb)
+    (tmp_path / TRAIN_LABELS).write_bytes(idx_bytes(LABELS))
+    message, seconds, peak = measure(tmp_path)
+    assert "got bytes after the last of the images" in message
+    assert seconds < 1 and peak < 20e6
+
+
+@fuzzing
+@given(st.binary(max_size=60), st.integers(0, 2400), st.integers(0, 60), st.booleans())
+def test_idx_survives_anything(tmp_path, noise, position, length, compress):
+    for old in tmp_path.iterdir():
+        old.unlink()
+    content = idx_bytes(IMAGES)
+    content = content[:position] + noise + content[position + length :]
+    write_idx(tmp_path, (content, LABELS), compress=compress)
+    check_survival(tmp_path)
+
+
+@fuzzing
+@given(st.binary(max_size=60), st.integers(0, 2400), st.integers(0, 60))
+def test_gzip_survives_anything(tmp_path, noise, position, length):
+    content = good_gzip[:position] + noise + good_gzip[position + length :]
+    (tmp_path / f"{TRAIN_IMAGES}.gz").write_bytes(content)
+    (tmp_path / TRAIN_LABELS).write_bytes(idx_bytes(LABELS))
+    check_survival(tmp_path)

@@ -1,0 +1,124 @@
+"""Folders of digits, the embedded ones, MNIST's, and the fingerprint of images."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from digit_files import (
+    MNIST,
+    TEST_IMAGES,
+    TEST_LABELS,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    csv_bytes,
+    csv_rows,
+    digits,
+    fault,
+    needs_mnist,
+)
+
+from minicnn import load_data
+from minicnn.data import formats
+from minicnn.data.load import fingerprint
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([], "found nothing; expected Kaggle's train.csv"),
+        (["notes.txt"], "found notes.txt; expected Kaggle's train.csv"),
+        (list("abcdefgh"), "found a, b, c, d, e and 3 more; expected"),
+        (["test.csv"], "found test.csv; expected Kaggle's train.csv"),
+        ([TRAIN_IMAGES, "z"], f"found {TRAIN_IMAGES}; expected"),
+        ([TRAIN_LABELS + ".gz"], f"found {TRAIN_LABELS}.gz; expected"),
+        ([TEST_IMAGES, TEST_LABELS], f"found {TEST_IMAGES}, {TEST_LABELS}; expected"),
+        (
+            [TRAIN_IMAGES, TRAIN_LABELS, TEST_LABELS],
+            f"found {TRAIN_IMAGES}, {TRAIN_LABELS}, {TEST_LABELS}; expected",
+        ),
+        (
+            ["train.csv", TRAIN_IMAGES, TRAIN_LABELS],
+            f"found files of both kinds, train.csv, {TRAIN_IMAGES}, {TRAIN_LABELS}; expected",
+        ),
+        (
+            ["train.csv", TEST_IMAGES],
+            f"found files of both kinds, train.csv, {TEST_IMAGES}; expected",
+        ),
+    ],
+)
+def test_folder_fault(tmp_path, names, expected):
+    for name in names:
+        (tmp_path / name).touch()
+    message = fault(tmp_path)
+    assert message.startswith(f"{tmp_path}: {expected}")
+    assert TRAIN_LABELS in message
+
+
+def test_no_folder(tmp_path):
+    assert fault(tmp_path / "absent").startswith(f"{tmp_path / 'absent'}: No such file")
+    (tmp_path / "train.csv").write_bytes(csv_bytes(csv_rows(*digits(2))))
+    assert fault(tmp_path / "train.csv").startswith(f"{tmp_path / 'train.csv'}: Not a directory")
+
+
+def test_line_break_in_a_path(tmp_path):
+    assert r"two\nlines" in fault(tmp_path / "two\nlines")
+
+
+def test_unreadable_file(tmp_path, monkeypatch):
+    """chmod does not stop root, so the failure is planted."""
+    path = tmp_path / "train.csv"
+    path.touch()
+
+    def fail(*_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(formats, "open", fail, raising=False)
+    assert fault(tmp_path) == f"{path}: cannot be read: Permission denied"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes: POSIX only")
+def test_only_regular_files_count(tmp_path):
+    """Opening a pipe would wait for ever."""
+    os.mkfifo(tmp_path / "train.csv")
+    (tmp_path / "test.csv").mkdir()
+    assert "found test.csv, train.csv; expected" in fault(tmp_path)
+
+
+def test_embedded_digits():
+    (x_train, y_train), (x_test, y_test) = load_data("digits")
+    assert x_train.shape == (6_000, 28, 28) and x_test.shape == (2_000, 28, 28)
+    assert y_train.shape == (6_000,) and y_test.shape == (2_000,)
+    for array in (x_train, y_train, x_test, y_test):
+        assert array.dtype == np.uint8
+    assert not {image.tobytes() for image in x_train} & {image.tobytes() for image in x_test}
+
+
+@needs_mnist
+def test_real_mnist():
+    (x_train, y_train), (x_test, y_test) = load_data(MNIST)
+    assert x_train.shape == (60_000, 28, 28) and x_test.shape == (10_000, 28, 28)
+    assert y_train[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert y_test[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    assert round(x_train.mean() / 255, 4) == 0.1307  # the figure in every MNIST tutorial
+
+
+def test_fingerprint():
+    images, labels = digits(4)
+    original = fingerprint(images, labels)
+    assert len(original) == 64 and original == fingerprint(images.copy(), labels.copy())
+    assert original == fingerprint(np.asfortranarray(images), labels)
+    changed = images.copy()
+    changed[3, 27, 27] ^= 1
+    assert original != fingerprint(changed, labels)
+    assert original != fingerprint(images, labels[::-1])
+    assert original != fingerprint(images.reshape(4, 784), labels)
+    assert original != fingerprint(images)
+    assert original != fingerprint(images, labels.astype(np.int64))
+    assert fingerprint(images[:0], labels[:0]) != fingerprint(images[:0])
+
+
+def test_no_pandas_without_a_csv():
+    """Importing pandas takes longer than drawing the digits."""
+    source = Path(formats.__file__).read_text(encoding="utf-8")
+    assert "\nimport pandas" not in source

@@ -1,0 +1,112 @@
+"""Files of digits for tests of their readers: written, damaged, and refused in one line."""
+
+import os
+import struct
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from minicnn import load_data
+from minicnn.files import DataError
+
+PIXELS = [f"pixel{i}" for i in range(784)]
+TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+
+MNIST = os.environ.get("MINICNN_TEST_MNIST")
+needs_mnist = pytest.mark.skipif(
+    not MNIST, reason="real MNIST: set MINICNN_TEST_MNIST to a folder with its four IDX files"
+)
+fuzzing = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # files are overwritten each time
+)
+
+
+def digits(count, seed=0):
+    """(count, 28, 28) and (count,), uint8."""
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (count, 28, 28), np.uint8)
+    return images, random.integers(0, 10, count, np.uint8)
+
+
+def csv_rows(images, labels=None):
+    """Header and rows, as lists of strings."""
+    table = images.reshape(len(images), 784)
+    header = PIXELS
+    if labels is not None:
+        table, header = np.column_stack([labels, table]), ["label", *PIXELS]
+    return [header, *([str(value) for value in row] for row in table)]
+
+
+def csv_bytes(rows, end="\n"):
+    return "".join(",".join(row) + end for row in rows).encode()
+
+
+def idx_bytes(array):
+    return struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
+
+
+def fault(folder):
+    """The message of the DataError, which is one line."""
+    with pytest.raises(DataError) as caught:
+        load_data(folder)
+    message = str(caught.value)
+    assert message.isprintable()
+    return message
+
+
+def quoted(data):
+    return data.replace(b"\n", b'"\n"').replace(b",", b'","').join([b'"', b""])[:-1]
+
+
+def with_field(row, column, text):
+    """An edit that puts `text` into a field; row 0 is the header, line 1."""
+
+    def edit(rows):
+        rows[row][column] = text
+
+    return edit
+
+
+def append(row, text):
+    return lambda rows: rows[row].append(text)
+
+
+def drop(row, column=-1):
+    return lambda rows: rows[row].pop(column)
+
+
+def drop_everywhere(column):
+    return lambda rows: [row.pop(column) for row in rows]
+
+
+def measure(folder):
+    """The fault's message, the seconds until then, and the peak of memory in bytes."""
+    tracemalloc.start()
+    start = time.perf_counter()
+    try:
+        return fault(folder), time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def check_survival(folder):
+    """Either plausible arrays or one clear line."""
+    try:
+        (x, y), _ = load_data(folder)
+    except DataError as error:
+        assert str(error).isprintable() and str(folder) in str(error)
+    else:
+        assert x.shape == (len(y), 28, 28) and len(y) and y.max() <= 9
+
+
+HUGE = 4_294_967_295
+
+
+def header(*numbers):
+    return struct.pack(f">{len(numbers)}I", *numbers)

@@ -1,0 +1,114 @@
+"""The loss and Adam's update: against nested loops (oracles.py), and Keras's formula."""
+
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from layer_frames import DTYPES, assert_close, central_differences, modest, poisoned
+
+pytestmark = pytest.mark.every_device
+
+
+# ---------------------------------------------------------------------------------------------
+# The loss
+
+
+def loss_of(ops, logits, labels):
+    """(loss (E,), correct (E,), dlogits) as NumPy arrays."""
+    E = len(logits)
+    loss, correct = poisoned(ops, (E,), logits.dtype), poisoned(ops, (E,), np.int64)
+    dlogits = poisoned(ops, logits.shape, logits.dtype)
+    labels = ops.to_device(np.asarray(labels, np.int64))
+    ops.softmax_cross_entropy(ops.to_device(logits), labels, loss, correct, dlogits)
+    return tuple(map(ops.to_host, (loss, correct, dlogits)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@modest
+@given(
+    axes=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 12)),
+    scale=st.sampled_from([1, 30]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_softmax_cross_entropy_is_the_nested_loops(ops, dtype, axes, scale, seed):
+    random = np.random.default_rng(seed)
+    logits = (scale * random.normal(size=axes)).astype(dtype)
+    labels = random.integers(0, axes[2], axes[:2])
+    kept = logits.copy()
+    loss, correct, dlogits = loss_of(ops, logits, labels)
+    np.testing.assert_array_equal(logits, kept)
+    for e in range(axes[0]):
+        expected = oracles.softmax_cross_entropy(logits[e], labels[e])
+        np.testing.assert_allclose(loss[e], expected[0], rtol=50 * np.finfo(dtype).eps, atol=1e-6)
+        assert correct[e] == expected[1]
+        assert_close(dlogits[e], expected[2])
+
+
+@pytest.mark.float64
+def test_softmax_cross_entropy_gradient_by_central_differences(ops):
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(2, 3, 5)), random.integers(0, 5, (2, 3))
+    found = loss_of(ops, logits, labels)[2]
+    for e in range(2):
+        expected = central_differences(lambda e=e: loss_of(ops, logits, labels)[0][e], logits)
+        assert np.abs(found[e] - expected[e]).max() <= 1e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_loss_neither_saturates_nor_overflows(ops, dtype):
+    logits = np.array([[[1e4, -1e4, 0], [1e4, -1e4, 0]]], dtype)
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        loss, correct, dlogits = loss_of(ops, logits, [[1, 0]])
+    assert loss[0] == 1e4  # the mean of 2e4 and 0
+    assert correct[0] == 1
+    np.testing.assert_array_equal(dlogits[0], [[0.5, -0.5, 0], [0, 0, 0]])
+
+
+def test_accumulate_adds_up_in_float64(ops):
+    sums = ops.to_device(np.array([[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]]))
+    loss, correct = np.array([0.5, 0.25], np.float32), np.array([7, 8])
+    ops.accumulate(ops.to_device(loss), ops.to_device(correct), sums)
+    np.testing.assert_array_equal(ops.to_host(sums), [[1.5, 9, 1], [3.25, 12, 6]])
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_accumulate_counts_steps_until_a_loss_is_not_finite(ops, wrong):
+    sums, correct = ops.zeros((2, 3), np.float64), ops.to_device(np.array([1, 1]))
+    with ops.session():
+        for loss in ([1, 1], [2, wrong], [3, 3], [4, -wrong], [5, 5]):
+            ops.accumulate(ops.to_device(np.array(loss, np.float32)), correct, sums)
+        found = ops.to_host(sums)
+    np.testing.assert_array_equal(found[0], [15, 5, 5])
+    np.testing.assert_array_equal(found[1, 1:], [5, 1])
+    assert not np.isfinite(found[1, 0])
+
+
+# ---------------------------------------------------------------------------------------------
+# Adam on flat arrays
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cache", [1 << 20, 5 * 8 * 4])
+def test_adam_is_kerass(ops, monkeypatch, dtype, cache):
+    monkeypatch.setattr("minicnn.backends.scratch._CACHE_BYTES", cache)
+    random = np.random.default_rng(0)
+    E, P = 3, 37
+    w = random.normal(size=(E, P)).astype(dtype)
+    arrays = [ops.to_device(a) for a in (w.copy(), np.zeros_like(w), np.zeros_like(w))]
+    step, rate = ops.to_device(np.zeros(1, np.int64)), ops.to_device(np.zeros(1))
+    expected = [[w[e].astype(float), np.zeros(P), np.zeros(P)] for e in range(E)]
+    for t, learning_rate in enumerate([1e-3, 1e-2, 0.0, 0.5], start=1):
+        # From tiny to large: epsilon stands beside the root, not under it, and it shows.
+        g = (random.normal(size=(E, P)) * 10.0 ** random.integers(-9, 2, (E, P))).astype(dtype)
+        rate[...] = learning_rate
+        ops.adam(arrays[0], ops.to_device(g), *arrays[1:], step, rate, 0.9, 0.999, 1e-7)
+        assert int(ops.to_host(step)[0]) == t
+        for e in range(E):
+            w_, m, v = expected[e]
+            expected[e] = oracles.adam(w_, g[e].astype(float), m, v, t, learning_rate)
+            for found, wanted in zip(arrays, expected[e], strict=True):
+                tolerance = 50 * np.finfo(dtype).eps
+                np.testing.assert_allclose(
+                    ops.to_host(found)[e], wanted, rtol=tolerance, atol=tolerance * 1e-2
+                )

@@ -1,0 +1,72 @@
+"""Stacks of layers that the tests of models share, and what such a test compares."""
+
+import numpy as np
+import pytest
+
+from minicnn import (
+    Activation,
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPooling2D,
+    Sequential,
+)
+
+DTYPES = "float32", pytest.param("float64", marks=pytest.mark.float64)
+
+
+def small(device, nets=3, first_net=0, seed=0, dtype="float32", **options):
+    """A stack with every layer in it, on images of 9x7x2, odd wherever it can be."""
+    layers = [
+        Conv2D(3, (3, 2), activation="relu"),
+        BatchNormalization(momentum=0.8),
+        Conv2D(5, 4, strides=(2, 1), padding="same", activation="tanh"),
+        Dropout(0.3),
+        Activation("sigmoid"),
+        MaxPooling2D((2, 3), 2, "same"),
+        Flatten(),
+        Dense(7, activation="relu"),
+        BatchNormalization(),
+        Dropout(0.2),
+        Dense(4, activation="softmax"),
+    ]
+    return Sequential(layers, (9, 7, 2), nets, first_net, seed, device, dtype, **options)
+
+
+def batch(model, B, seed=0):
+    """Random images (E, B, ...) in [0, 1] and labels (E, B) for a model."""
+    random = np.random.default_rng(seed)
+    E = len(model.nets)
+    x = random.uniform(size=(E, B, *model.input_shape)).astype(model.dtype)
+    return x, random.integers(0, model.output_shape[0], (E, B))
+
+
+def state(model):
+    """Everything that training may change, as bytes."""
+    arrays = model.params, model.moving, model.moment_1, model.moment_2, model.step
+    return [model.ops.to_host(array).tobytes() for array in arrays]
+
+
+def assert_same(found, expected):
+    """Equal to the bit, array by array."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def lenet(device, nets=2):
+    """LeNet-5 as notebooks write it."""
+    layers = [
+        Conv2D(6, 5, padding="same", activation="tanh"),
+        MaxPooling2D(),
+        Conv2D(16, 5, activation="tanh"),
+        MaxPooling2D(pool_size=(2, 2), strides=2),
+        Flatten(),
+        Dense(120, activation="tanh"),
+        Dense(84, activation="tanh"),
+        Dense(10, activation="softmax"),
+    ]
+    return Sequential(layers, (28, 28, 1), nets=nets, seed=1, device=device)
