@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import checks, rng
 from . import cuda_blocks
+from .backend import Backend
 from .cuda_convolution import VERSIONS, Dense
 from .scratch import slice_workspace
 
@@ -23,7 +24,7 @@ _THREADS = 256  # of a thread block, by default
 _WARP = 32
 
 
-class Operations:
+class Operations(Backend):
     """The operations on one driver's arrays.
 
     convolution: a version in cuda_convolution.VERSIONS. precision: "float32" or "tf32". With "tf32"
@@ -31,13 +32,13 @@ class Operations:
     other networks in float32.
     """
 
-    dtypes = ("float32",)
-    lockstep = True  # a launch is as long for one net as for many, until the GPU is full
+    lockstep = True  # until the GPU is full, a launch takes as long for one net as for many
 
     def __init__(self, driver, convolution="implicit", precision="float32"):
         self.name = driver.name
-        self.precision = checks.choice("precision", precision, ("float32", "tf32"))
-        self.launch, self.has_tf32 = driver.launch, driver.has_tf32
+        self.precisions = ("float32", "tf32") if driver.has_tf32 else ("float32",)
+        self.precision = checks.choice("precision", precision, self.precisions)
+        self.launch = driver.launch
         self._convolution = VERSIONS[checks.choice("convolution", convolution, VERSIONS)](driver)
         self._dense = Dense(driver)
         self.empty, self.zeros, self.copy = driver.empty, driver.zeros, driver.copy
@@ -46,7 +47,7 @@ class Operations:
         self.free_memory = driver.free_memory
 
     def fusion(self, nodes, batch):
-        """The cuda_blocks.Network that a stack of layers is at a batch size, or None."""
+        """The cuda_blocks.FusedNetwork that a stack of layers is at a batch size, or None."""
         return cuda_blocks.fusion(nodes, batch) if self.precision == "tf32" else None
 
     def _launch_for_each(self, threads, file, kernel, /, *arguments, **by_name):
