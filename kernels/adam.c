@@ -1,11 +1,12 @@
-// Adam over the flat array of all weights, on a CPU. Source: D. Kingma, J. Ba, arXiv:1412.6980, in
-// the order of section 2's end, as Keras has it.
+// Adam over the flat array of all weights, on a CPU. Source: D. Kingma, J. Ba, arXiv:1412.6980; the
+// order of computation is that of the end of its section 2, as in Keras.
 #include <math.h>
 
 #include "vector.h"
 
-// One step: moments m and v, then weights w, from gradients g; all (P,). `step` counts the steps done
-// before this one.
+// One step: updates the moments m and v, then the weights w, from the gradients g; all (P,). `step`
+// is the number of earlier steps.
+// Twin: ops_numpy.adam
 KERNEL adam(
     float PER_NET w, const float PER_NET g, float PER_NET m, float PER_NET v, int P,
     const long long* step, const double* learning_rate, double beta_1, double beta_2,

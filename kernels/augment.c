@@ -1,5 +1,5 @@
-// The batch, on a CPU: gathered from the data set, turned, zoomed and shifted. affine.py is the same
-// in NumPy.
+// The batch, on a CPU: gathered from the data set, rotated, zoomed and shifted. affine.py does the
+// same in NumPy.
 #include <math.h>
 #include <stdint.h>
 
@@ -7,14 +7,15 @@
 
 static const float UNIT = 1.0f / 255.0f;
 
-// Where an output pixel shows the input: row = row[0] * x + row[1] * y + row[2], and the column
-// likewise, with x, y the output pixel's column and row from the image's centre.
+// Which position of the input an output pixel shows: row = row[0] * x + row[1] * y + row[2], and
+// column likewise. x and y are the output pixel's column and row, counted from the image's centre.
 typedef struct {
     double row[3], column[3];
 } Map;
 
-// The map of image b of a batch: R(theta) @ (zoom * p + shift), its parameters within ranges (2, 5).
-// Image b uses the first five words of blocks 2b and 2b + 1.
+// The map of image b of a batch: R(theta) @ (zoom * p + shift). Its parameters are drawn from
+// ranges (2, 5), the lowest and the highest of each. Image b uses the first five words of blocks
+// 2b and 2b + 1.
 static Map draw_map(
     const float* ranges, uint32_t seed, uint32_t net, uint32_t stream, uint32_t step, int b, int H,
     int W) {
@@ -33,8 +34,8 @@ static Map draw_map(
     };
 }
 
-// A position along an axis of `length` pixels: between the pixels `lower` and `lower + 1`, of which
-// the second counts by `weight`. Beyond the edge is the edge.
+// A position along an axis of `length` pixels: between pixels `lower` and `lower + 1`, the second
+// weighted by `weight`. Positions outside the image are moved to its edge.
 typedef struct {
     int lower;
     float weight;
@@ -47,6 +48,7 @@ INLINE Between between(double position, int length) {
     return (Between){lower, (float)(position - lower)};
 }
 
+// x (H, W) = the image at the positions that the map gives, interpolated bilinearly.
 static void resample(const uint8_t* image, const Map* map, int H, int W, float* x) {
     int right = smaller(W - 1, 1), below = W * smaller(H - 1, 1);
     for (int i = 0; i < H; ++i) {
@@ -57,7 +59,7 @@ static void resample(const uint8_t* image, const Map* map, int H, int W, float* 
             Between column =
                 between(map->column[0] * from_x + map->column[1] * from_y + map->column[2], W);
             const uint8_t* corner = image + (size_t)row.lower * W + column.lower;
-            float values[2];  // of the row above and of the row below
+            float values[2];  // interpolated in the upper and in the lower row
             for (int k = 0; k < 2; ++k) {
                 float first = corner[k * below] * UNIT, second = corner[k * below + right] * UNIT;
                 values[k] = first * (1 - column.weight) + second * column.weight;
@@ -67,8 +69,9 @@ static void resample(const uint8_t* image, const Map* map, int H, int W, float* 
     }
 }
 
-// x (B, H, W) in [0, 1] and y (B,): the images and labels that order (steps, B) names at row
-// step % steps. Null ranges leave images as they are; null labels leave y as it is.
+// x (B, H, W) in [0, 1], y (B,): the images and labels whose indices are in row step % steps of
+// order (steps, B). Null ranges: images are not resampled. Null labels: y is not written.
+// Twin: ops_numpy.load_batch
 KERNEL load_batch(
     const unsigned char* images, MAY_BE_NULL const unsigned char* labels, const int PER_NET order,
     int steps, int B, int H, int W, MAY_BE_NULL const float* ranges, unsigned seed,

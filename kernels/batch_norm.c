@@ -1,23 +1,24 @@
 // Batch normalisation on a CPU. Source: S. Ioffe, C. Szegedy, arXiv:1502.03167.
 //
-// x is (rows, C): all images and pixels are rows. Chunks of rows are shared out among threads; each
-// is small enough for the first cache, so that a second look at it costs little, and sums over a
-// chunk can be float. Chunks are then added up in double, in order: bits do not depend on threads.
+// x is (rows, C): each pixel of each image is a row. Threads share chunks of rows. A chunk fits the
+// L1 cache, so reading it twice is cheap, and it is short enough for sums in float. The chunks'
+// sums are added in double, in a fixed order: results do not depend on the number of threads.
 #include <math.h>
 
 #include "vector.h"
 
-// Independent sums of every fourth row each: an addition takes about four turns of the clock.
+// Independent partial sums, each of every fourth row: an addition has a latency of about 4 cycles.
 enum { SUMS = 4 };
 
 INLINE Vector total(const Vector sum[SUMS]) { return (sum[0] + sum[1]) + (sum[2] + sum[3]); }
 
+// to = v + more, in double.
 INLINE void store_doubles(double* to, Vector v, Vector more, int count) {
     for (int i = 0; i < count; ++i) to[i] = (double)v[i] + more[i];
 }
 
-// A chunk's mean and sum of squared deviations from it, of `width` channels: numbers are taken from
-// the first row on, and then from their mean, so that no digit is lost to a large mean.
+// The mean of a chunk and the sum of squared deviations from it, for `width` channels. The first
+// row, then the mean, is subtracted before summing, so that a large mean costs no precision.
 INLINE void chunk_moments(
     const float* x, int rows, int C, const int width, double* mean, double* squares) {
     Vector first = load_some(x, width), sum[SUMS] = {{0}}, rest[SUMS] = {{0}}, square[SUMS] = {{0}};
@@ -30,13 +31,14 @@ INLINE void chunk_moments(
         rest[row % SUMS] += d;
         square[row % SUMS] += d * d;
     }
-    Vector left = total(rest) / (float)rows;  // what rounding left
+    Vector left = total(rest) / (float)rows;  // rounding error of the mean
     store_doubles(mean, first, from_first + left, width);
     store_doubles(squares, total(square) - left * left * (float)rows, (Vector){0}, width);
 }
 
-// mean and variance (C,) of x, the variance the biased one, and `rest`: what to add to the rounded
-// mean. chunks (.., 2, C) is working memory.
+// mean and biased variance (C,) of x, and rest (C,), the rounding error of mean. chunks (.., 2, C)
+// is working memory.
+// Twin: ops_numpy.batch_norm
 KERNEL batch_norm_statistics(
     const float PER_NET x, int rows, int C, int chunk_rows, double PER_NET chunks,
     float PER_NET mean, float PER_NET variance, float PER_NET rest) {
@@ -73,7 +75,9 @@ INLINE void normalize_chunk(
     const float* x, int rows, int C, const int width, const float* gamma, const float* beta,
     float epsilon, const float* mean, const float* variance, const float* rest, float* y) {
     Vector center = load_some(mean, width), shift = load_some(beta, width), scale;
-    for (int i = 0; i < LANES; ++i) scale[i] = i < width ? gamma[i] / sqrtf(variance[i] + epsilon) : 0;
+    for (int i = 0; i < LANES; ++i) {
+        scale[i] = i < width ? gamma[i] / sqrtf(variance[i] + epsilon) : 0;
+    }
     if (rest) shift -= load_some(rest, width) * scale;
     for (int row = 0; row < rows; ++row) {
         size_t at = (size_t)row * C;
@@ -81,7 +85,8 @@ INLINE void normalize_chunk(
     }
 }
 
-// y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, the mean being mean + rest.
+// y = gamma * (x - (mean + rest)) / sqrt(variance + epsilon) + beta; a null rest is 0.
+// Twin: ops_numpy.batch_norm
 KERNEL batch_norm_normalize(
     const float PER_NET x, int rows, int C, int chunk_rows, const float PER_NET gamma,
     const float PER_NET beta, float epsilon, const float PER_NET mean,
@@ -98,8 +103,8 @@ KERNEL batch_norm_normalize(
     }
 }
 
-// Sums over a chunk's rows: of dy, of dy * (x - mean), and of x - mean, which would be 0 but for the
-// mean's rounding.
+// Sums over the rows of a chunk: of dy, of dy * (x - mean), and of x - mean, which corrects for the
+// rounding error of mean.
 INLINE void chunk_sums(
     const float* x, const float* dy, int rows, int C, const int width, const float* mean,
     double* sums) {
@@ -117,9 +122,13 @@ INLINE void chunk_sums(
     store_doubles(sums + 2 * C, total(rest), zero, width);
 }
 
-// dgamma, dbeta (C,), and terms (4, C) with which dx = terms[0] * (dy - terms[1]) + (terms[2] * (x -
-// mean) + terms[3]) (ops_numpy.py has the formula). So it is 0 where a channel has but one number.
-// chunks (.., 3, C) is working memory.
+// dgamma, dbeta (C,), and terms (4, C) such that
+//
+//     dx = terms[0] * (dy - terms[1]) + (terms[2] * (x - mean) + terms[3])
+//
+// ops_numpy.py has the formula. In this form dx is exactly 0 for a channel of one element. chunks
+// (.., 3, C) is working memory.
+// Twin: ops_numpy.batch_norm_backward
 KERNEL batch_norm_gradient_sums(
     const float PER_NET x, const float PER_NET dy, int rows, int C, int chunk_rows,
     const float PER_NET gamma, float epsilon, const float PER_NET mean,
@@ -143,7 +152,7 @@ KERNEL batch_norm_gradient_sums(
             gradient += sums[0], product += sums[C], rest += sums[2 * C];
         }
         rest /= rows;
-        product -= rest * gradient;  // as if taken from the exact mean
+        product -= rest * gradient;  // as if the exact mean had been subtracted
         double inverse = 1 / sqrt((double)variance[c] + epsilon);
         dbeta[c] = gradient;
         dgamma[c] = product * inverse;
@@ -161,14 +170,15 @@ INLINE void input_gradient_chunk(
     Vector b = load_some(terms + 2 * C, width), c = load_some(terms + 3 * C, width);
     for (int row = 0; row < rows; ++row) {
         size_t at = (size_t)row * C;
-        Vector number = load_some(x + at, width);
+        Vector value = load_some(x + at, width);
         Vector from_mean = load_some(dy + at, width) - mean_dy;
-        Vector gradient = a * from_mean + (b * (number - center) + c);
-        store_some(dx + at, relu ? gradient * is_positive(number) : gradient, width);
+        Vector gradient = a * from_mean + (b * (value - center) + c);
+        store_some(dx + at, relu ? gradient * is_positive(value) : gradient, width);
     }
 }
 
-// dx as above; where x is the result of a ReLU, the gradient by what that was given.
+// dx as above. With `relu`, x is the output of a ReLU, and dx is with respect to the ReLU's input.
+// Twin: ops_numpy.batch_norm_backward
 KERNEL batch_norm_input_gradient(
     const float PER_NET x, const float PER_NET dy, int rows, int C, int chunk_rows,
     const float PER_NET mean, const float PER_NET terms, bool relu, float PER_NET dx) {
@@ -185,6 +195,7 @@ KERNEL batch_norm_input_gradient(
 }
 
 // moving = momentum * moving + (1 - momentum) * batch.
+// Twin: ops_numpy.update_moving
 KERNEL update_moving(float PER_NET moving, const float PER_NET batch, float momentum, int count) {
     for (int i = 0; i < count; ++i) moving[i] = momentum * moving[i] + (1 - momentum) * batch[i];
 }

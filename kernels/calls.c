@@ -1,16 +1,16 @@
-// How Python calls kernels: one by one, or, once a step has been recorded, a step at a time.
+// How Python calls kernels: one by one, or a recorded step in one call.
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-// What every kernel is entered by: `arguments` points to each of its arguments.
+// Every kernel has such an entry function; `arguments` holds a pointer to each argument.
 typedef void (*Entry)(void** arguments);
 
 void call_all(int count, const Entry* entries, void*** arguments) {
     for (int i = 0; i < count; ++i) entries[i](arguments[i]);
 }
 
-// How many threads share a kernel's work from now on; without OpenMP it is always one.
+// Sets the number of threads that share a kernel's work; without OpenMP it is always one.
 void use_threads(int count) {
 #ifdef _OPENMP
     omp_set_num_threads(count);

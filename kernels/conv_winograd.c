@@ -1,34 +1,37 @@
-// Convolution of 3 x 3 by stride 1 with 16 multiplications for each 2 x 2 results, where 36 is the
-// plain number. Source: A. Lavin, S. Gray, "Fast algorithms for convolutional neural networks",
-// arXiv:1509.09308, F(2x2, 3x3); the algorithm is S. Winograd's, 1980.
+// Winograd convolution, 3 x 3 with stride 1: 16 multiplications for 2 x 2 outputs instead of 36.
+// Source: A. Lavin, S. Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.09308,
+// F(2x2, 3x3); the algorithm is S. Winograd's, 1980.
 //
-// Results are taken in squares of 2 x 2, made from 4 x 4 of the image. Kernel and square are
-// transformed into 4 x 4 places each; at each place they are multiplied, as matrices over channels;
-// and the products are transformed back:
+// A square of 2 x 2 outputs depends on 4 x 4 pixels of the image. Kernel and pixels are transformed
+// into 4 x 4 places each. At each place they are multiplied, as matrices over channels. The
+// products are transformed back:
 //
-//     y = A' [ (G w G') (.) (B' x B) ] A        A' = 1 1  1  0     B' = 1  0 -1  0     G =  1    0   0
-//                                                    0 1 -1 -1          0  1  1  0         1/2  1/2 1/2
-//                                                                       0 -1  1  0         1/2 -1/2 1/2
-//                                                                       0  1  0 -1          0    0   1
+//     y = A' [ (G w G') (.) (B' x B) ] A    A' = 1 1  1  0     B' = 1  0 -1  0     G =  1    0   0
+//                                                0 1 -1 -1          0  1  1  0         1/2  1/2 1/2
+//                                                                   0 -1  1  0         1/2 -1/2 1/2
+//                                                                   0  1  0 -1          0    0   1
 //
-// Transforms only add, and each number of them serves all channels of the other side. The gradient by
-// the input is the same with the kernel turned round; that by the kernel is the transposed of all:
-// dw = G' [ sum over squares of (B' x B)' (A dy A') ] G.
+// Transforms only add and halve, and each transformed value is used for all channels of the other
+// operand. The gradient with respect to the input is the same with the kernel rotated by 180
+// degrees. The one with respect to the kernel is the transpose of the whole:
 //
-// Channels on both sides are whole panels here. A number's bits depend on the layer and the batch
-// alone: each is made by one thread, or in PARTS that are then added up in order.
+//     dw = G' [ sum over squares of (B' x B)' (A dy A') ] G
+//
+// Cin and Cout must be whole panels. One thread computes each element, or GRADIENT_PARTS partial
+// sums of it that are then added in order: results depend on the layer and the batch only.
 #include "tile.h"
 
 enum {
-    PLACES = 16,           // 4 x 4
-    MOST_CHANNELS = 128,    // of an image, so that squares in transformation fit a thread's stack
-    GRADIENT_SQUARES = 48,  // at a time for the gradient by the kernel, to stay in the second cache
-    GRADIENT_PARTS = 8,     // of the images, each with sums of its own
+    PLACES = 16,            // 4 x 4
+    MOST_CHANNELS = 128,    // of an image, so that transformed squares fit a thread's stack
+    GRADIENT_SQUARES = 48,  // at a time in the weight gradient, to stay in the L2 cache
+    GRADIENT_PARTS = 8,     // of the images, each with its own partial sums
 };
 
-// y (B, Ho, Wo, N) from x (B, H, W, C), with `top` and `left` rows and columns of zeros before x.
+// y (B, Ho, Wo, Cout) from x (B, H, W, Cin), with `top` rows and `left` columns of zeros before x.
+// In the gradient with respect to the input, Cin and Cout are the layer's Cout and Cin.
 struct Squares {
-    int B, H, W, C, Ho, Wo, N, top, left;
+    int B, H, W, Cin, Ho, Wo, Cout, top, left;
 };
 typedef struct Squares Squares;
 
@@ -39,7 +42,7 @@ int winograd_gradient_squares(void) { return GRADIENT_SQUARES; }
 INLINE int squares_in_row(const Squares* s) { return divide_up(s->Wo, 2); }
 INLINE int squares_in_image(const Squares* s) { return divide_up(s->Ho, 2) * squares_in_row(s); }
 
-// The image, and the first row and column of results, of a square.
+// A square of 2 x 2 outputs: its image, and its first row and column.
 typedef struct {
     int image, row, column;
 } Place;
@@ -84,19 +87,19 @@ INLINE void gather_kernel_line(const Vector sums[4], Vector to[3]) {  // G' sums
     to[2] = sums[3] + 0.5f * (sums[1] + sums[2]);
 }
 
-// The 4 x 4 of an image under a square of results as B' x B, for all channels: channel c of place p
-// to to[p * step + c].
+// B' x B of the 4 x 4 pixels under a square of outputs, for all channels: channel c of place p is
+// written to to[p * step + c].
 static void transform_input(const Squares* s, const float* x, Place at, float* to, size_t step) {
-    const float* pixels[4][4];  // null beyond the image
+    const float* pixels[4][4];  // null outside the image
     for (int i = 0; i < 4; ++i) {
         for (int j = 0; j < 4; ++j) {
             int row = at.row - s->top + i, column = at.column - s->left + j;
             int inside = row >= 0 && row < s->H && column >= 0 && column < s->W;
             size_t pixel = ((size_t)at.image * s->H + row) * s->W + column;
-            pixels[i][j] = inside ? x + pixel * s->C : NULL;
+            pixels[i][j] = inside ? x + pixel * s->Cin : NULL;
         }
     }
-    for (int c = 0; c < s->C; c += LANES) {
+    for (int c = 0; c < s->Cin; c += LANES) {
         Vector lines[4][4], square[4];  // lines: by column, then row
         UNROLL
         for (int j = 0; j < 4; ++j) {
@@ -117,40 +120,42 @@ static void transform_input(const Squares* s, const float* x, Place at, float* t
 }
 
 // -------------------------------------------------------------------------------------------------
-// Forward, and the gradient by the input
+// Forward, and the gradient with respect to the input
 
-// transformed (panels, PLACES, C, PANEL): G w G' of a kernel (3, 3, C, N); with `turned`, of a kernel
-// (3, 3, N, C) that is turned round.
+// transformed (panels, PLACES, Cin, PANEL) = G w G' of a kernel (3, 3, Cin, Cout); if `rotated`, of
+// a kernel (3, 3, Cout, Cin) rotated by 180 degrees and transposed.
+// Twin: ops_numpy.conv2d
 KERNEL winograd_kernel(
-    const float PER_NET kernel, bool turned, int C, int N, float PER_NET transformed) {
-#pragma omp parallel for if (C * N >= WORTH_SHARING / PLACES)
-    for (int c = 0; c < C; ++c) {
-        for (int n = 0; n < N; n += LANES) {
+    const float PER_NET kernel, bool rotated, int Cin, int Cout, float PER_NET transformed) {
+#pragma omp parallel for if (Cin * Cout >= WORTH_SHARING / PLACES)
+    for (int c = 0; c < Cin; ++c) {
+        for (int n = 0; n < Cout; n += LANES) {
             Vector w[3][3], lines[3][4];
             for (int i = 0; i < 3; ++i) {
                 for (int j = 0; j < 3; ++j) {
-                    if (!turned) {
-                        w[j][i] = load(kernel + ((size_t)(3 * i + j) * C + c) * N + n);
+                    if (!rotated) {
+                        w[j][i] = load(kernel + ((size_t)(3 * i + j) * Cin + c) * Cout + n);
                         continue;
                     }
-                    const float* from = kernel + ((size_t)(8 - 3 * i - j) * N + n) * C + c;
-                    for (int v = 0; v < LANES; ++v) w[j][i][v] = from[(size_t)v * C];
+                    const float* from = kernel + ((size_t)(8 - 3 * i - j) * Cout + n) * Cin + c;
+                    for (int v = 0; v < LANES; ++v) w[j][i][v] = from[(size_t)v * Cin];
                 }
             }
             for (int j = 0; j < 3; ++j) transform_kernel_line(w[j], lines[j]);
-            float* to = transformed + ((size_t)n / PANEL * PLACES * C + c) * PANEL + n % PANEL;
+            float* to = transformed + ((size_t)n / PANEL * PLACES * Cin + c) * PANEL + n % PANEL;
             for (int i = 0; i < 4; ++i) {
                 Vector row[3] = {lines[0][i], lines[1][i], lines[2][i]}, done[4];
                 transform_kernel_line(row, done);
-                for (int j = 0; j < 4; ++j) store(to + (size_t)(4 * i + j) * C * PANEL, done[j]);
+                for (int j = 0; j < 4; ++j) store(to + (size_t)(4 * i + j) * Cin * PANEL, done[j]);
             }
         }
     }
 }
 
-// The results of a square from products (PLACES, TILE, PANEL), in the panel of channels from n on.
+// The outputs of a square from products (PLACES, TILE, PANEL): the panel of channels that starts at
+// n.
 static void finish_square(
-    const Squares* s, const float* products, Place at, int n, const float* bias, bool relu_follows,
+    const Squares* s, const float* products, Place at, int n, const float* bias, bool apply_relu,
     float* y) {
     for (int c = 0; c < PANEL; c += LANES) {
         Vector lines[4][2], start = bias ? load(bias + n + c) : (Vector){0};
@@ -168,15 +173,16 @@ static void finish_square(
                 if (at.row + i >= s->Ho || at.column + j >= s->Wo) continue;
                 size_t row = (size_t)at.image * s->Ho + at.row + i;
                 Vector result = done[j] + start;
-                float* to = y + (row * s->Wo + at.column + j) * s->N + n + c;
-                store(to, relu_follows ? relu(result) : result);
+                float* to = y + (row * s->Wo + at.column + j) * s->Cout + n + c;
+                store(to, apply_relu ? relu(result) : result);
             }
         }
     }
 }
 
-// y = relu(x * w + bias), relu and bias where there are such; w as winograd_kernel leaves it. As many
-// squares are worked on together as a tile has pixels.
+// y = relu(x * w + bias), with relu and bias if given; w is winograd_kernel's result. TILE squares
+// are computed together: they are the pixels of a tile.
+// Twin: ops_numpy.conv2d
 KERNEL winograd_correlate(
     const float PER_NET x, struct Squares s, const float PER_NET w,
     MAY_BE_NULL const float PER_NET bias, bool relu, float PER_NET y) {
@@ -184,20 +190,20 @@ KERNEL winograd_correlate(
     static const float ZEROS[PANEL] = {0};
 #pragma omp parallel for schedule(static)
     for (int first = 0; first < count; first += TILE) {
-        float transformed[PLACES * TILE * s.C], products[PLACES * TILE * PANEL];
+        float transformed[PLACES * TILE * s.Cin], products[PLACES * TILE * PANEL];
         int here = smaller(TILE, count - first);
-        size_t step = (size_t)TILE * s.C;
+        size_t step = (size_t)TILE * s.Cin;
         for (int i = 0; i < here; ++i) {
-            transform_input(&s, x, place_of(&s, first + i), transformed + (size_t)i * s.C, step);
+            transform_input(&s, x, place_of(&s, first + i), transformed + (size_t)i * s.Cin, step);
         }
-        for (int n = 0; n < s.N; n += PANEL) {
+        for (int n = 0; n < s.Cout; n += PANEL) {
             for (int place = 0; place < PLACES; ++place) {
                 Tile t = {
                     .x = transformed + place * step,
-                    .x_pixel = s.C,
+                    .x_pixel = s.Cin,
                     .rows = 1,
-                    .length = s.C,
-                    .w = w + ((size_t)n / PANEL * PLACES + place) * s.C * PANEL,
+                    .length = s.Cin,
+                    .w = w + ((size_t)n / PANEL * PLACES + place) * s.Cin * PANEL,
                     .start = ZEROS,
                     .y = products + place * TILE * PANEL,
                     .y_pixel = PANEL,
@@ -212,19 +218,19 @@ KERNEL winograd_correlate(
 }
 
 // -------------------------------------------------------------------------------------------------
-// The gradient by the kernel
+// The gradient with respect to the kernel
 
-// A square of dz as A dz A', for all channels; and its numbers added to `bias` (N,).
+// A dz A' of a square of dz, for all channels; its elements are also added to `bias` (Cout,).
 static void spread_output(
     const Squares* s, const float* dz, Place at, float* to, size_t step, float* bias) {
-    for (int c = 0; c < s->N; c += LANES) {
+    for (int c = 0; c < s->Cout; c += LANES) {
         Vector lines[2][4], sum = load(bias + c);  // lines: by column, then row
         for (int j = 0; j < 2; ++j) {
             Vector column[2] = {{0}};
             for (int i = 0; i < 2; ++i) {
                 if (at.row + i >= s->Ho || at.column + j >= s->Wo) continue;
                 size_t row = (size_t)at.image * s->Ho + at.row + i;
-                column[i] = load(dz + (row * s->Wo + at.column + j) * s->N + c);
+                column[i] = load(dz + (row * s->Wo + at.column + j) * s->Cout + c);
                 sum += column[i];
             }
             spread_output_line(column, lines[j]);
@@ -240,27 +246,27 @@ static void spread_output(
     }
 }
 
-// sums (PLACES, C, N) += the products of `here` transformed squares of x and of dz.
+// sums (PLACES, Cin, Cout) += the products of `here` transformed squares of x and dz.
 static void add_products(const Squares* s, const float* x, const float* dz, int here, float* sums) {
-    int tiles = divide_up(s->C, TILE);
+    int tiles = divide_up(s->Cin, TILE);
     for (int place = 0; place < PLACES; ++place) {
         for (int tile = 0; tile < tiles; ++tile) {
-            int first = s->C * tile / tiles, numbers = s->C * (tile + 1) / tiles - first;
-            for (int n = 0; n < s->N; n += PANEL) {
+            int first = s->Cin * tile / tiles, count = s->Cin * (tile + 1) / tiles - first;
+            for (int n = 0; n < s->Cout; n += PANEL) {
                 float products[TILE * PANEL];
                 Products t = {
-                    .x = x + (size_t)place * GRADIENT_SQUARES * s->C + first,
-                    .x_pixel = s->C,
-                    .dz = dz + (size_t)place * GRADIENT_SQUARES * s->N + n,
-                    .dz_pixel = s->N,
+                    .x = x + (size_t)place * GRADIENT_SQUARES * s->Cin + first,
+                    .x_pixel = s->Cin,
+                    .dz = dz + (size_t)place * GRADIENT_SQUARES * s->Cout + n,
+                    .dz_pixel = s->Cout,
                     .images = 1,
                     .rows = 1,
                     .pixels = here,
                     .sums = products,
                 };
-                SUM_PRODUCTS[numbers - 1](&t);
-                float* to = sums + ((size_t)place * s->C + first) * s->N + n;
-                for (int k = 0; k < numbers; ++k, to += s->N) {
+                SUM_PRODUCTS[count - 1](&t);
+                float* to = sums + ((size_t)place * s->Cin + first) * s->Cout + n;
+                for (int k = 0; k < count; ++k, to += s->Cout) {
                     for (int v = 0; v < PANEL; ++v) to[v] += products[k * PANEL + v];
                 }
             }
@@ -268,18 +274,20 @@ static void add_products(const Squares* s, const float* x, const float* dz, int 
     }
 }
 
-// dkernel (3, 3, C, N) and dbias (N,) from x and dz. scratch: for each part PLACES * C * N sums, N of
-// the bias, and PLACES * GRADIENT_SQUARES * (C + N) numbers of squares.
+// dkernel (3, 3, Cin, Cout) and dbias (Cout,) from x and dz. `scratch` holds, for each part, the
+// sums of dkernel (PLACES, Cin, Cout) and of dbias (Cout,), then the transformed squares of x
+// (PLACES, GRADIENT_SQUARES, Cin) and of dz (PLACES, GRADIENT_SQUARES, Cout).
+// Twin: ops_numpy.conv2d_weight_gradient
 KERNEL winograd_weight_gradient(
     const float PER_NET x, const float PER_NET dz, struct Squares s, float PER_NET scratch,
     float PER_NET dkernel, float PER_NET dbias) {
-    size_t count = (size_t)PLACES * s.C * s.N + s.N;
-    size_t x_size = (size_t)PLACES * GRADIENT_SQUARES * s.C;
-    size_t part_size = count + x_size + (size_t)PLACES * GRADIENT_SQUARES * s.N;
+    size_t count = (size_t)PLACES * s.Cin * s.Cout + s.Cout;
+    size_t x_size = (size_t)PLACES * GRADIENT_SQUARES * s.Cin;
+    size_t part_size = count + x_size + (size_t)PLACES * GRADIENT_SQUARES * s.Cout;
 #pragma omp parallel for schedule(dynamic)
     for (int part = 0; part < GRADIENT_PARTS; ++part) {
         float *sums = scratch + part * part_size, *x_squares = sums + count;
-        float *bias = x_squares - s.N, *dz_squares = x_squares + x_size;
+        float *bias = x_squares - s.Cout, *dz_squares = x_squares + x_size;
         memset(sums, 0, count * sizeof(float));
         int first = s.B * part / GRADIENT_PARTS * squares_in_image(&s);
         int end = s.B * (part + 1) / GRADIENT_PARTS * squares_in_image(&s);
@@ -287,26 +295,27 @@ KERNEL winograd_weight_gradient(
             int here = smaller(GRADIENT_SQUARES, end - first);
             for (int i = 0; i < here; ++i) {
                 Place at = place_of(&s, first + i);
-                size_t x_step = (size_t)GRADIENT_SQUARES * s.C, step = (size_t)GRADIENT_SQUARES * s.N;
-                transform_input(&s, x, at, x_squares + (size_t)i * s.C, x_step);
-                spread_output(&s, dz, at, dz_squares + (size_t)i * s.N, step, bias);
+                size_t x_step = (size_t)GRADIENT_SQUARES * s.Cin;
+                size_t dz_step = (size_t)GRADIENT_SQUARES * s.Cout;
+                transform_input(&s, x, at, x_squares + (size_t)i * s.Cin, x_step);
+                spread_output(&s, dz, at, dz_squares + (size_t)i * s.Cout, dz_step, bias);
             }
             add_products(&s, x_squares, dz_squares, here, sums);
         }
     }
 #pragma omp parallel for
-    for (int c = 0; c <= s.C; ++c) {  // the last turn is dbias's
-        for (int n = 0; n < s.N; n += LANES) {
+    for (int c = 0; c <= s.Cin; ++c) {  // the last iteration is for dbias
+        for (int n = 0; n < s.Cout; n += LANES) {
             Vector total[PLACES], lines[4][3];
-            for (int place = 0; place < (c < s.C ? PLACES : 1); ++place) {
+            for (int place = 0; place < (c < s.Cin ? PLACES : 1); ++place) {
                 total[place] = (Vector){0};
-                const float* sums = scratch + ((size_t)place * s.C + c) * s.N + n;
-                if (c == s.C) sums = scratch + count - s.N + n;
+                const float* sums = scratch + ((size_t)place * s.Cin + c) * s.Cout + n;
+                if (c == s.Cin) sums = scratch + count - s.Cout + n;
                 for (int part = 0; part < GRADIENT_PARTS; ++part) {
                     total[place] += load(sums + part * part_size);
                 }
             }
-            if (c == s.C) {
+            if (c == s.Cin) {
                 store(dbias + n, total[0]);
                 continue;
             }
@@ -318,7 +327,7 @@ KERNEL winograd_weight_gradient(
                 Vector row[4] = {lines[0][i], lines[1][i], lines[2][i], lines[3][i]}, done[3];
                 gather_kernel_line(row, done);
                 for (int j = 0; j < 3; ++j) {
-                    store(dkernel + ((size_t)(3 * i + j) * s.C + c) * s.N + n, done[j]);
+                    store(dkernel + ((size_t)(3 * i + j) * s.Cin + c) * s.Cout + n, done[j]);
                 }
             }
         }

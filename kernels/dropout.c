@@ -1,17 +1,18 @@
-// Dropout on a CPU. Source: N. Srivastava et al., JMLR 15, 2014; inverted: what is kept is scaled up.
+// Dropout on a CPU. Source: N. Srivastava et al., JMLR 15, 2014; inverted: scales what it keeps.
 #include "philox.h"
 
-// y = x * scale where the number's random word is at least `threshold`, else 0; mask says where.
+// mask = the element's random word is at least `threshold`; y = x * scale where mask, else 0.
+// Twin: ops_numpy.dropout
 KERNEL dropout_forward(
     const float PER_NET x, float scale, unsigned threshold, unsigned seed,
     const long long PER_NET net, unsigned stream, const long long* step, int count,
     bool PER_NET mask, float PER_NET y) {
-    enum { NUMBERS = 4096 };  // that a thread takes at a time
-    int turns = divide_up(count, NUMBERS);
+    enum { CHUNK = 4096 };  // elements
+    int chunks = divide_up(count, CHUNK);
 #pragma omp parallel for if (count >= WORTH_SHARING)
-    for (int turn = 0; turn < turns; ++turn) {
-        int first = turn * NUMBERS, here = smaller(NUMBERS, count - first);
-        uint32_t words[NUMBERS];
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+        int first = chunk * CHUNK, here = smaller(CHUNK, count - first);
+        uint32_t words[CHUNK];
         random_words(first / 4, seed, *net, stream, *step, here, words);
         const float* from = x + first;
         float* to = y + first;
@@ -21,6 +22,7 @@ KERNEL dropout_forward(
 }
 
 // dx = dy * scale where mask, else 0.
+// Twin: ops_numpy.dropout_backward
 KERNEL dropout_backward(
     const float PER_NET dy, float scale, const bool PER_NET mask, int count, float PER_NET dx) {
 #pragma omp parallel for simd if (count >= WORTH_SHARING)

@@ -1,4 +1,4 @@
-// Philox4x32-10: random words that are a function of where they are used (rng.py tells why).
+// Philox4x32-10: a random word is a function of the place where it is used; rng.py explains why.
 //
 // Source: J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as easy as
 // 1, 2, 3", SC'11.
@@ -8,11 +8,11 @@
 
 #include "vector.h"
 
-// Blocks are made several at a time, one a lane, in words of 64 bits that hold products.
+// Several blocks are computed at a time, one in each lane of 64 bits, which holds a product.
 enum { BLOCKS = VECTOR_BYTES / sizeof(uint64_t) };
 typedef uint64_t Words __attribute__((vector_size(VECTOR_BYTES)));
 
-// The words of blocks `first`, first + 1, ...: word w of the i-th is words[w][i], below 2^32.
+// The words of blocks first, first + 1, ...: word w of block first + i is words[w][i], below 2^32.
 INLINE void philox4x32(
     uint32_t first, uint32_t seed, uint32_t net, uint32_t stream, uint32_t step, Words words[4]) {
     const uint64_t LOWER = 0xFFFFFFFF;
@@ -29,8 +29,8 @@ INLINE void philox4x32(
     words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
 }
 
-// `count` words in order, from the first of block `first` on, and some more up to a whole number of
-// vectors, for which there must be room.
+// to = `count` words in order, starting with those of block `first`. It writes whole groups of
+// AT_A_TIME words, for which `to` must have room.
 INLINE void random_words(
     uint32_t first, uint32_t seed, uint32_t net, uint32_t stream, uint32_t step, int count,
     uint32_t* to) {
@@ -44,8 +44,8 @@ INLINE void random_words(
     }
 }
 
-// A word as a float from low to high. The product and the sum are rounded one after the other, as
-// NumPy does it: `volatile` keeps the compiler from making one fused operation of them.
+// A word as a float from low to high. Product and sum are rounded separately, as in NumPy;
+// `volatile` keeps the compiler from fusing them.
 INLINE float draw(float low, float high, uint32_t word) {
     float uniform = (word >> 8) * (1.0f / (1 << 24));  // 24 bits, which a float holds exactly
     volatile float product = (high - low) * uniform;

@@ -1,42 +1,41 @@
-// Tiles of sums that stay in registers while operands stream by: what all convolutions here are made of.
+// Tiles of sums that are kept in registers: the inner loops of all convolutions on a CPU.
 //
-// A tile of products, compute_tile, is some pixels by a panel of channels:
+// compute_tile multiplies a few pixels by a panel of channels:
 //
 //                      a panel: two vectors of channels
-//                     [ w[k, 0 .. L) | w[k, L .. 2L) ]       loaded once for each k = (tap, channel)
+//                     [ w[k, 0 .. L) | w[k, L .. 2L) ]       loaded once per k = (tap, channel)
 //     x[pixel 0, k]     sum[0][0]       sum[0][1]
-//     x[pixel 1, k]     sum[1][0]       sum[1][1]            up to TILE pixels, each number of x
+//     x[pixel 1, k]     sum[1][0]       sum[1][1]            up to TILE pixels, each element of x
 //         ...              ...             ...               broadcast to all lanes
 //
-// With 12 pixels that is 14 loads for 24 multiplications of vectors, so that the multipliers are busy
-// all the time. The other one, sum_products, has numbers of x in place of pixels, and the pixels
-// stream by.
+// With 12 pixels that is 14 loads for 24 multiplications of vectors, which keeps the multipliers
+// busy. In sum_products, elements of x take the place of the pixels, and the loop is over pixels.
 #pragma once
 
 #include "vector.h"
 
 enum {
-    // Sums of a tile are TILE x 2 vectors; with a panel's two and a broadcast they fill the registers.
+    // TILE x 2 vectors of sums, a panel's two vectors and a broadcast fill the registers.
     TILE = VECTOR_REGISTERS == 32 ? 12 : 6,
     PANEL = 2 * LANES,
 };
 
-// A tile of `images` x `pixels` results, and what it is made of. All steps count floats.
+// A tile of `images` x `pixels` outputs, and its operands. All strides count floats.
 typedef struct {
-    const float* x;  // of its first pixel
+    const float* x;  // at its first pixel
     size_t x_image, x_pixel, x_row;
-    int rows, length;  // rows of taps, and how many numbers of x, and of w, follow one another in each
+    int rows, length;  // rows of taps, and the contiguous elements of x (and panels of w) in each
     const float* w;    // (.., PANEL)
     size_t w_row;
-    const float* start;  // (PANEL,) what the sums begin with; null: what y holds
-    bool relu;           // whether they end with it
+    const float* start;  // (PANEL,) initial values of the sums; null: those in y
+    bool relu;           // applied to the sums at the end
     float* y;
     size_t y_image, y_pixel;
 } Tile;
 
 INLINE void compute_tile(const int images, const int pixels, const Tile* t) {
     Vector sum[TILE][2];
-    const float* base[TILE];  // pixels are reached from every third one, which saves registers
+    const float* base[TILE];  // of a pixel, or of the first of three pixels, to save registers
     UNROLL
     for (int m = 0; m < images * pixels; ++m) {
         int b = m / pixels, p = m % pixels;
@@ -53,9 +52,9 @@ INLINE void compute_tile(const int images, const int pixels, const Tile* t) {
             Vector w0 = load(w), w1 = load(w + LANES);
             UNROLL
             for (int m = 0; m < images * pixels; ++m) {
-                float number = base[m][k + m % pixels % 3 * step];
-                sum[m][0] += number * w0;
-                sum[m][1] += number * w1;
+                float value = base[m][k + m % pixels % 3 * step];
+                sum[m][0] += value * w0;
+                sum[m][1] += value * w1;
             }
         }
     }
@@ -67,7 +66,7 @@ INLINE void compute_tile(const int images, const int pixels, const Tile* t) {
     }
 }
 
-// The same for each shape of tile, so that the compiler knows how many registers there are.
+// One function for each shape of tile, so that the compiler knows the number of registers.
 #define TILE_OF(images, pixels) \
     static void tile_##images##_##pixels(const Tile* t) { compute_tile(images, pixels, t); }
 typedef void (*ComputeTile)(const Tile*);
@@ -93,15 +92,15 @@ static const ComputeTile COMPUTE_TILE[][TILE] = {
 #endif
 enum { MOST_IMAGES = 3 };  // in a tile
 
-// Sums over images, rows and pixels of `numbers` numbers of x times a panel of dz.
+// Sums over images, rows and pixels of `count` elements of x times a panel of dz.
 typedef struct {
     const float *x, *dz;
     size_t x_image, x_row, x_pixel, dz_image, dz_row, dz_pixel;
     int images, rows, pixels;
-    float* sums;  // (numbers, PANEL)
+    float* sums;  // (count, PANEL)
 } Products;
 
-INLINE void sum_products(const int numbers, const Products* t) {
+INLINE void sum_products(const int count, const Products* t) {
     Vector sum[TILE][2] = {0};
     for (int b = 0; b < t->images; ++b) {
         for (int r = 0; r < t->rows; ++r) {
@@ -110,7 +109,7 @@ INLINE void sum_products(const int numbers, const Products* t) {
             for (int q = 0; q < t->pixels; ++q, x += t->x_pixel, dz += t->dz_pixel) {
                 Vector dz0 = load(dz), dz1 = load(dz + LANES);
                 UNROLL
-                for (int k = 0; k < numbers; ++k) {
+                for (int k = 0; k < count; ++k) {
                     sum[k][0] += x[k] * dz0;
                     sum[k][1] += x[k] * dz1;
                 }
@@ -118,14 +117,14 @@ INLINE void sum_products(const int numbers, const Products* t) {
         }
     }
     UNROLL
-    for (int k = 0; k < numbers; ++k) {
+    for (int k = 0; k < count; ++k) {
         store(t->sums + k * PANEL, sum[k][0]);
         store(t->sums + k * PANEL + LANES, sum[k][1]);
     }
 }
 
-#define PRODUCTS_OF(numbers) \
-    static void products_##numbers(const Products* t) { sum_products(numbers, t); }
+#define PRODUCTS_OF(count) \
+    static void products_##count(const Products* t) { sum_products(count, t); }
 typedef void (*SumProducts)(const Products*);
 PRODUCTS_OF(1) PRODUCTS_OF(2) PRODUCTS_OF(3) PRODUCTS_OF(4) PRODUCTS_OF(5) PRODUCTS_OF(6)
 #if VECTOR_REGISTERS == 32

@@ -1,10 +1,11 @@
-// What the CPU's kernels share: how arrays arrive, and vectors as wide as the machine's registers.
+// Shared by the kernels in C: how they are declared, and vectors as wide as the machine's
+// registers.
 //
-// A kernel is a plain C function for one net. cpu.py reads its declaration: KERNEL name(...), arrays
-// of which each net has its own row as `float PER_NET x`, arrays that all nets share as `float* x`,
-// `const` where they are only read, MAY_BE_NULL where None may be given.
+// A kernel is a plain C function for one net. kernel.py reads its declaration, KERNEL name(...):
+// `float PER_NET x` is an array with one row for each net, `float* x` an array that all nets share;
+// `const` arrays are only read, and MAY_BE_NULL allows None.
 //
-// Vectors are those of GCC and Clang: arithmetic on them becomes the machine's instructions.
+// Vectors are a GCC and Clang extension: arithmetic on them compiles to vector instructions.
 #pragma once
 
 #include <stdbool.h>
@@ -16,7 +17,7 @@
 #define MAY_BE_NULL
 #define INLINE static inline __attribute__((always_inline))
 
-// Before a loop whose turns are known: all of them in a row, so that arrays become registers.
+// Unrolls a loop with a known number of iterations, so that its arrays become registers.
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -46,7 +47,7 @@ typedef float InMemory __attribute__((vector_size(VECTOR_BYTES), aligned(4), may
 INLINE Vector load(const float* from) { return *(const InMemory*)from; }
 INLINE void store(float* to, Vector v) { *(InMemory*)to = v; }
 
-// The first `count` lanes, of a row that ends there; the others are 0.
+// Loads and stores the first `count` lanes, at the end of a row; the other lanes load as 0.
 INLINE Vector load_some(const float* from, int count) {
     if (count >= LANES) return load(from);
     Vector v = {0};
@@ -61,7 +62,7 @@ INLINE void store_some(float* to, Vector v, int count) {
     for (int i = 0; i < count; ++i) to[i] = v[i];
 }
 
-// max(v, 0), but what is not a number stays so.
+// max(v, 0); NaN stays NaN.
 INLINE Vector relu(Vector v) { return (Vector)((Mask)v & ~(Mask)(v < (Vector){0})); }
 
 // 1 where v > 0, else 0.
@@ -70,9 +71,9 @@ INLINE Vector is_positive(Vector v) {
     return (Vector)((Mask)ones & (Mask)(v > (Vector){0}));
 }
 
-// Threads share out work on so many numbers; less is done sooner than others are told of it.
+// From so many elements on, several threads are faster than one.
 enum { WORTH_SHARING = 1 << 15 };
 
 INLINE int smaller(int a, int b) { return a < b ? a : b; }
 INLINE int larger(int a, int b) { return a > b ? a : b; }
-INLINE int divide_up(int a, int b) { return (a + b - 1) / b; }  // of numbers that are not negative
+INLINE int divide_up(int a, int b) { return (a + b - 1) / b; }  // a >= 0, b > 0

@@ -1,27 +1,28 @@
-"""Which backend computes: the one place where the name of a device becomes operations."""
+"""Which backend computes: the one place where the name of a device becomes a Backend."""
 
 import warnings
 from functools import lru_cache
 
 from . import checks
 from .backends import cuda, native, ops_cpu, ops_cuda, ops_numpy
+from .backends.backend import Backend
 from .emulator import Emulator
 
 NAMES = "auto", "numpy", "cpu", "cuda", "emulated"
-PRECISIONS = "float32", "tf32", "bfloat16"
+PRECISIONS = "float32", "tf32"
 
 
 def choose(device, precision="float32", dtype="float32"):
-    """The (name, operations, reason) of a device, by its name; or of operations made by hand.
+    """The (name, backend, reason) for a device: one of NAMES, or a Backend, which is returned.
 
-    "auto" is the fastest one here that computes in `dtype`. Where no C compiler works, "numpy"
-    takes the place of "cpu", and a warning says why. precision None is the fastest of a device that
-    training does with: operations have it as `precision`. Raises ValueError for one that is not
-    here, and says what is missing and how it is had.
+    "auto" is the fastest device here that computes in `dtype`. Without a working C compiler "numpy"
+    replaces "cpu", with a warning that says why. precision None means the fastest one that is fit
+    for training; the backend's `precision` says which. Raises ValueError for a device or precision
+    that is not available, with what is missing and how to install it.
     """
     if precision is not None:
         checks.choice("precision", precision, PRECISIONS)
-    if isinstance(device, ops_cpu.Operations | ops_cuda.Operations):
+    if isinstance(device, Backend):
         return device.name, device, "as given"
     reason = "as asked"
     checks.choice("device", device, NAMES)
@@ -29,28 +30,19 @@ def choose(device, precision="float32", dtype="float32"):
         device, reason = _fastest(dtype)
     elif device == "cpu" and cpu_problem():
         device, reason = "numpy", "in place of cpu"
-        message = f"cpu cannot be had, numpy takes its place: {cpu_problem()}"
+        message = f"device 'cpu' cannot be used, 'numpy' replaces it: {cpu_problem()}"
         warnings.warn(message, stacklevel=3)
-    operations = _operations(device)
-    if precision is None:
-        precision = "tf32" if device == "cuda" and not _tf32_problem(operations) else "float32"
-    if precision == operations.precision:
-        return device, operations, reason
-    problem = _tf32_problem(operations) if precision == "tf32" else f"has no {precision!r}"
-    if problem:
+    backend = _operations(device)
+    if precision is None:  # the emulator computes TF32 more slowly than float32
+        precision = "tf32" if device == "cuda" and "tf32" in backend.precisions else "float32"
+    if precision == backend.precision:
+        return device, backend, reason
+    if precision not in backend.precisions:
         raise ValueError(
-            f"precision: got {precision!r}, expected 'float32': the device {device!r} {problem}"
+            f"precision: got {precision!r}, expected 'float32': the device {device!r} has no "
+            "tensor cores (GPUs of compute capability 8.0 and later have them)"
         )
     return device, _operations(device, precision), reason
-
-
-def _tf32_problem(operations):
-    """Why a backend cannot compute in TF32; None if it can."""
-    if not isinstance(operations, ops_cuda.Operations):
-        return "has no other"
-    if not operations.has_tf32:
-        return "has no tensor cores for TF32: these came with compute capability 8.0"
-    return None
 
 
 def _fastest(dtype):
@@ -77,7 +69,7 @@ def cpu_problem():
 
 @lru_cache
 def _operations(device, precision="float32"):
-    """The operations of a device; kept, since with them are the kernels that they compiled."""
+    """The backend of a device; kept, because it holds the kernels that it compiled."""
     if device == "numpy":
         return ops_numpy
     if device == "cpu":

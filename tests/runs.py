@@ -53,7 +53,7 @@ def python(*arguments, **environment):
         env={name: value for name, value in environment.items() if value is not None},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=3000,
         check=False,
     )
 

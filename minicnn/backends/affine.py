@@ -11,8 +11,8 @@ from .scratch import chunks, scratch
 def affine_parameters(ranges, seed, net, step, count):
     """Draw theta (degrees), tx, ty (pixels), zx and zy for each image of a batch: (5, count).
 
-    ranges: the lowest and the highest value of each, (2, 5) float32. Image b uses the first five
-    words of blocks 2b and 2b + 1.
+    ranges (2, 5) float32: the lowest and the highest value of each. Image b uses the first five
+    words of the random blocks 2b and 2b + 1.
     """
     words = rng.random_words(seed, net, rng.AUGMENTATION, step, np.empty(8 * count, np.uint32))
     low, high = ranges[:, :, None]
@@ -20,11 +20,12 @@ def affine_parameters(ranges, seed, net, step, count):
 
 
 def affine(images, parameters, out):
-    """Resample images (B, H, W, C) at affinely mapped positions: bilinear, edges repeated.
+    """out = images (B, H, W, C), resampled at affinely mapped positions: bilinear, edges repeated.
 
-    parameters (5, B): theta, tx, ty, zx, zy. With x the column and y the row, both from the
-    image's centre, output position p shows input position R(theta) @ (zoom * p + shift). Positions
-    are taken in float64, so that the result is exact but for the interpolation's own rounding.
+        out[p] = image[R(theta) @ ([zx, zy] * p + [tx, ty])]    # p: (column, row) from the centre
+
+    parameters (5, B): theta, tx, ty, zx, zy. Positions are computed in float64, so that only the
+    interpolation rounds to the images' type.
     """
     B, H, W, C = images.shape
     theta, tx, ty, zx, zy = np.asarray(parameters, np.float64)
@@ -42,13 +43,13 @@ def _resample(images, positions, out):
     """Interpolate images (B, H, W, C) at positions (2, B, H*W), row and column, into `out`."""
     B, H, W, C = images.shape
     last = np.array([H - 1.0, W - 1.0])[:, None, None]
-    np.clip(positions, 0, last, out=positions)  # beyond the edge is the edge
-    # Each position has its place in a square of four pixels, the first of which is `lower`.
+    np.clip(positions, 0, last, out=positions)  # repeats the edge
+    # Each position lies in a square of four pixels; `lower` is the first of them.
     lower = scratch("lower", positions.shape, np.float64)
     np.floor(positions, out=lower)
     np.clip(lower, 0, np.maximum(last - 1, 0), out=lower)
     positions -= lower
-    weights = scratch("weights", (2, *positions.shape), images.dtype)  # of the second, the first
+    weights = scratch("weights", (2, *positions.shape), images.dtype)  # of the next, of `lower`
     np.copyto(weights[0], positions, casting="same_kind")
     np.subtract(1, weights[0], out=weights[1])
 

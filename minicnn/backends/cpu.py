@@ -1,11 +1,11 @@
-"""C kernels: compiled for this machine's own CPU on first use, called with checked arguments.
+"""C kernels: compiled for this machine's CPU on first use, called with checked arguments.
 
-kernels/*.c hold plain functions for one net, which threads share out among themselves by OpenMP,
-where the compiler has it. Here they are compiled into one library (native.py), loaded, and called
-for each net in turn. Calls can be recorded and done again as one, a whole step without a word of
-Python between two kernels.
+The kernels in kernels/*.c are plain functions for one net; their loops are shared among threads by
+OpenMP, if the compiler supports it. This module compiles them into one library (native.py), and
+calls them for one net after the other. It can record the calls of a step and repeat them without
+running Python between two kernels.
 
-ops_cpu.py says which kernel is called when, and what for.
+ops_cpu.py shows which kernels an operation calls.
 """
 
 import contextlib
@@ -14,30 +14,30 @@ import itertools
 import os
 import threading
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from .. import machine
-from . import native
+from . import native, trace
 from .kernel import SOURCES, Program, bind_arguments, in_order, pointers
 
 _FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math"]
-_OWN_CPU = ("-march=native",), ("-mcpu=native",), ()  # the first that the compiler knows
+_OWN_CPU = ("-march=native",), ("-mcpu=native",), ()  # the first that the compiler accepts
 _THREADS = ("-fopenmp",), ()
-# How many turns a thread that waits for another one spins before it sleeps, in GCC's OpenMP. By
-# default these are milliseconds: while another process is at work, the threads of a step then spend
-# most of their time in keeping each other from the cores.
+# Iterations that a waiting thread spins before it sleeps, in GCC's OpenMP. The default takes
+# milliseconds: if another process shares the cores, spinning threads then block working ones.
 _SPIN = {"GOMP_SPINCOUNT": "1000"}
 
 
-if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads, but waits for them
+if hasattr(os, "register_at_fork"):  # a child has no threads, but OpenMP would wait for them
     os.register_at_fork(after_in_child=lambda: machine.use_cores(1))
 
 
 class Cpu:
-    """The kernels, compiled. `flags`: more of the compiler's, for tests.
+    """The compiled kernels. `flags`: more compiler flags, for tests.
 
-    Raises native.CompileError where there is no compiler that can.
+    Raises native.CompileError without a working C compiler.
     """
 
     def __init__(self, flags=()):
@@ -51,30 +51,37 @@ class Cpu:
         library.call_all.restype = None
         library.use_threads.argtypes, library.use_threads.restype = [ctypes.c_int], None
         self._kernels = {
-            name: (f"{program.path.name}: {name}", parameters, _address(library, f"entry_{name}"))
+            name: _Kernel(
+                where=f"{program.path.name}: {name}",
+                parameters=parameters,
+                entry=_address(library, f"entry_{name}"),
+                twin=program.twins.get(name),
+            )
             for program in programs
             for name, parameters in program.kernels.items()
         }
         self._recording = _Recording()
 
     def constant(self, name):
-        """A constant of the kernels, which they give by a function of that name."""
+        """A constant of the kernels: the result of the C function of that name."""
         return getattr(self._library, name)()
 
     def use_cores(self):
-        """Let as many threads share the work as this process has cores."""
+        """Use one thread for each core of this process."""
         self._library.use_threads(machine.cores())
 
     def call(self, name, /, *arguments, **by_name):
-        """Call a kernel for each net of its arrays. Raises TypeError or ValueError as they say.
+        """Call a kernel for each net of its arrays, or record these calls.
 
-        Its arguments are given in the order of the declaration, by their names there, or both.
+        Its arguments are given in the order of the C declaration, by their names there, or both.
+        Raises TypeError or ValueError with the kernel, the parameter, and what is wrong.
         """
-        where, parameters, entry = self._kernels[name]
+        where, parameters, entry, twin = self._kernels[name]
         arguments = in_order(where, parameters, arguments, by_name)
         nets, values, arrays = bind_arguments(
             where, parameters, arguments, lambda array: array.ctypes.data
         )
+        trace.kernel(where, f"nets {nets or 1}", twin)
         calls = [
             _Call(entry, _values_of_net(parameters, values, e), arrays) for e in range(nets or 1)
         ]
@@ -84,14 +91,14 @@ class Cpu:
             self._recording.calls += calls
 
     def python(self, function, *arguments):
-        """Call a Python function, as part of a recording if there is one."""
+        """Call a Python function, or record the call."""
         if self._recording.calls is None:
             function(*arguments)
         else:
             self._recording.calls.append(lambda: function(*arguments))
 
     def record(self, function):
-        """A function that does again what `function` calls here; nothing is done now."""
+        """A function that repeats the calls which `function` makes here; none is made now."""
         self._recording.calls = calls = []
         try:
             function()
@@ -109,22 +116,31 @@ class Cpu:
         return replay
 
 
+class _Kernel(NamedTuple):
+    """A kernel of the library: its file and name, its Parameters, its entry, its twin's name."""
+
+    where: str
+    parameters: list
+    entry: int
+    twin: str | None
+
+
 class _Recording(threading.local):
-    """What a thread records: a list of calls, or None."""
+    """The calls that a thread records, a list; None while it does not record."""
 
     calls = None
 
 
 class _Call:
-    """A kernel and its arguments for one net, ready to be called any number of times."""
+    """A kernel and its arguments for one net; it can be called repeatedly."""
 
     def __init__(self, entry, values, arrays):
         self.entry, self.pointers = entry, pointers(values)
-        self._kept = values, arrays  # what they point to
+        self._kept = values, arrays  # keeps alive what the pointers refer to
 
 
 class _Calls:
-    """Calls that follow one another."""
+    """Consecutive calls, made by one call into C."""
 
     def __init__(self, library, calls):
         self._call_all, self._kept, self._count = library.call_all, calls, len(calls)
@@ -137,7 +153,7 @@ class _Calls:
 
 
 def _values_of_net(parameters, values, e):
-    """A call's values: of arrays with a row a net, where the row of net e begins."""
+    """The values of a call for net e: for a "per net" array, the address of row e."""
     return [
         np.array(value["data"] + np.uint64(e * value["stride"] * p.dtype.itemsize))
         if p.kind == "per net"
@@ -147,7 +163,7 @@ def _values_of_net(parameters, values, e):
 
 
 def _entries(program):
-    """C functions by which each kernel is entered, whatever its parameters: see calls.c."""
+    """The C text of the kernels' entry functions, which all have the same type: see calls.c."""
     functions = []
     for name, parameters in program.kernels.items():
         arguments = ", ".join(
@@ -159,11 +175,11 @@ def _entries(program):
 
 
 def _load(sources, compile_flags, link_flags):
-    """The library made from the sources. What is damaged in the cache is made anew, once.
+    """The library built from the sources. If the cached file is damaged, it is built once more.
 
-    OpenMP's library, which comes with it, reads the environment at that moment.
+    OpenMP's library, which is loaded with it, reads _SPIN from the environment at that moment.
     """
-    added = {name: turns for name, turns in _SPIN.items() if name not in os.environ}
+    added = {name: value for name, value in _SPIN.items() if name not in os.environ}
     os.environ.update(added)
     try:
         path = native.build("cpu", sources, compile_flags, link_flags, "c")
@@ -184,7 +200,7 @@ def _address(library, name):
 
 @lru_cache
 def _known(choices):
-    """The first of some flags that the compiler takes."""
+    """The first of some flags that the compiler accepts."""
     for flags in choices[:-1]:
         with contextlib.suppress(native.CompileError):
             native.build("flags", {"empty.c": "int empty;\n"}, flags, flags, "c")

@@ -1,8 +1,9 @@
-"""Two ways to convolve on a CPU, and dense layers: which kernels in C are called, and for what.
+"""Two ways to convolve on a CPU: which kernels in C run, and with what.
 
-`Direct` is the one to read first, and takes any convolution; `Winograd` is faster for 3 x 3 by
-stride 1, with as many channels as vectors like, and leaves the rest to `Direct`. Both take x
-(E, B, H, W, C), y and dz (E, B, Ho, Wo, N), kernel (E, kh, kw, C, N) and a geometry.Window.
+Read `Direct` first; it takes any convolution. `Winograd` is faster for 3 x 3 kernels with stride 1
+and whole panels of channels, and leaves the others to `Direct`. Shapes: x (E, B, H, W, Cin), y and
+dz (E, B, Ho, Wo, Cout), kernel (E, kh, kw, Cin, Cout), bias (E, Cout); `window` is a
+geometry.Window.
 
 Read kernels/tile.h next, then conv_direct.c, then conv_winograd.c.
 """
@@ -17,44 +18,52 @@ from .scratch import slice_workspace
 
 
 class Direct:
-    """Sums that stay in registers while images and kernels stream by."""
+    """Reads the images themselves and keeps its sums in registers."""
 
     def __init__(self, cpu):
         self._call, self._panel = cpu.call, cpu.constant("panel_channels")
 
     def workspace(self, nets, batch, window, channels, filters):
-        """Bytes that a pass needs beside its results."""
+        """Bytes of working memory for any of the three passes."""
         taps, pixels = prod(window.size), batch * prod(window.output)
         packed = taps * channels * self._whole_panels(filters)
-        turned = taps * filters * self._whole_panels(channels)
-        widened = pixels * self._whole_panels(filters) if filters % self._panel else 0
-        return 4 * nets * max(packed, turned, widened)
+        packed_for_dx = taps * filters * self._whole_panels(channels)
+        padded_dz = pixels * self._whole_panels(filters) if filters % self._panel else 0
+        return 4 * nets * max(packed, packed_for_dx, padded_dz)
 
     def forward(self, x, kernel, bias, window, relu, y, workspace):
-        """y = x * kernel + bias, and relu of that if asked for."""
-        (E, B), C, N = x.shape[:2], x.shape[-1], y.shape[-1]
-        B, window, C = _flat(B, window, C)
+        """y = x * kernel + bias, then ReLU if `relu`."""
+        (E, B), Cin, Cout = x.shape[:2], x.shape[-1], y.shape[-1]
+        B, window, Cin = _as_matrices(B, window, Cin)
         (Ho, Wo), (kh, kw) = window.output, window.size
-        packed = self._packed(workspace, E, kh * kw * C, N)
-        taps = kw, 0, 1, 0, 1, False, kh, kw
-        self._call("pack_kernel", kernel, *taps, C, N, packed)
-        s = _correlation(B, window, C, N, y_image=Ho * Wo * N, y_row=Wo * N, y_pixel=N)
-        self._call("correlate", x, s, packed, bias, relu, y)
+        packed = self._packed(workspace, E, kh * kw * Cin, Cout)
+        self._call(
+            "pack_kernel",
+            kernel=kernel, columns=kw, first_row=0, row_step=1, first_column=0, column_step=1,
+            transposed=False, kh=kh, kw=kw, Cin=Cin, Cout=Cout, packed=packed,
+        )  # fmt: skip
+        grid = {"y_image": Ho * Wo * Cout, "y_row": Wo * Cout, "y_pixel": Cout}
+        s = _correlation(B, window, Cin, Cout, **grid)
+        self._call("correlate", x=x, s=s, w=packed, bias=bias, relu=relu, y=y)
 
     def input_gradient(self, dz, kernel, window, dx, workspace):
-        """The gradient by x from dz, the one by y before the activation.
+        """dx (E, B, H, W, Cin) from dz, the gradient before the activation.
 
-        It is a convolution of dz with the kernel turned round; with strides several of them
-        (geometry.Phase), each for one of the interleaved grids into which dx falls.
+        It is a convolution of dz with the kernel rotated by 180 degrees. With strides it is one
+        convolution for each phase (geometry.Phase), an interleaved grid of dx.
         """
-        (E, B), C, N = dx.shape[:2], dx.shape[-1], dz.shape[-1]
-        B, window, C = _flat(B, window, C)
-        (H, W), (sh, sw), columns = window.input, window.strides, window.size[1]
+        (E, B), Cin, Cout = dx.shape[:2], dx.shape[-1], dz.shape[-1]
+        B, window, Cin = _as_matrices(B, window, Cin)
+        (H, W), (sh, sw), kw = window.input, window.strides, window.size[1]
         for r, c in product(*window.phases):
-            packed = self._packed(workspace, E, r.taps * c.taps * N, C)
-            last_row, last_column = r.tap + (r.taps - 1) * sh, c.tap + (c.taps - 1) * sw
-            taps = columns, last_row, -sh, last_column, -sw, True, r.taps, c.taps
-            self._call("pack_kernel", kernel, *taps, N, C, packed)
+            packed = self._packed(workspace, E, r.taps * c.taps * Cout, Cin)
+            self._call(
+                "pack_kernel",
+                kernel=kernel, columns=kw, transposed=True,
+                first_row=r.tap + (r.taps - 1) * sh, row_step=-sh,
+                first_column=c.tap + (c.taps - 1) * sw, column_step=-sw,
+                kh=r.taps, kw=c.taps, Cin=Cout, Cout=Cin, packed=packed,
+            )  # fmt: skip
             phase = Window(
                 size=(r.taps, c.taps),
                 strides=(1, 1),
@@ -63,35 +72,39 @@ class Direct:
                 after=(0, 0),
                 output=(r.count, c.count),
             )
-            grid = {"y_image": H * W * C, "y_row": sh * W * C, "y_pixel": sw * C}
-            s = _correlation(B, phase, N, C, y_first=(r.first * W + c.first) * C, **grid)
-            self._call("correlate", dz, s, packed, None, False, dx)
+            grid = {"y_image": H * W * Cin, "y_row": sh * W * Cin, "y_pixel": sw * Cin}
+            s = _correlation(B, phase, Cout, Cin, y_first=(r.first * W + c.first) * Cin, **grid)
+            self._call("correlate", x=dz, s=s, w=packed, bias=None, relu=False, y=dx)
 
     def weight_gradient(self, x, dz, window, dkernel, dbias, workspace):
-        """The gradients by kernel and bias."""
-        (E, B), C, N = x.shape[:2], x.shape[-1], dz.shape[-1]
-        wide = self._whole_panels(N)
-        if wide != N:
+        """dkernel and dbias from dz, the gradient before the activation."""
+        (E, B), Cin, Cout = x.shape[:2], x.shape[-1], dz.shape[-1]
+        wide = self._whole_panels(Cout)
+        if wide != Cout:
             rows = prod(dz.shape[1:-1])
-            [widened] = slice_workspace(workspace, [((E, rows, wide), np.float32)])
-            self._call("widen", dz, rows, N, widened)
-            dz = widened
-        B, window, C = _flat(B, window, C)
-        s = _correlation(B, window, C, N)
-        self._call("conv_weight_gradient", x, dz, wide, s, dkernel, dbias)
+            [padded_dz] = slice_workspace(workspace, [((E, rows, wide), np.float32)])
+            self._call("widen", dz, rows, Cout, padded_dz)
+            dz = padded_dz
+        B, window, Cin = _as_matrices(B, window, Cin)
+        s = _correlation(B, window, Cin, Cout)
+        self._call(
+            "conv_weight_gradient", x=x, dz=dz, dz_channels=wide, s=s, dkernel=dkernel, dbias=dbias
+        )
 
-    def _packed(self, workspace, nets, numbers, channels):
+    def _packed(self, workspace, nets, rows, channels):
+        """Room for a packed kernel of `rows` elements for each of `channels`."""
         [packed] = slice_workspace(
-            workspace, [((nets, numbers * self._whole_panels(channels)), np.float32)]
+            workspace, [((nets, rows * self._whole_panels(channels)), np.float32)]
         )
         return packed
 
     def _whole_panels(self, channels):
+        """The channels, rounded up to a multiple of a panel."""
         return -(-channels // self._panel) * self._panel
 
 
 class Winograd:
-    """16 multiplications in place of 36 where the window is 3 x 3 and moves by 1."""
+    """16 multiplications instead of 36 for 2 x 2 outputs of a 3 x 3 kernel with stride 1."""
 
     def __init__(self, cpu):
         self._call, self._panel = cpu.call, cpu.constant("panel_channels")
@@ -101,33 +114,33 @@ class Winograd:
         self._direct = Direct(cpu)
 
     def _fits(self, window, channels, filters):
-        """Whether a layer is one for this algorithm: it is for all passes, or for none."""
+        """Whether this algorithm computes a layer, in all of its passes."""
         return (
             (window.size, window.strides) == ((3, 3), (1, 1))
-            and min(window.output) >= _LEAST_RESULTS
+            and min(window.output) >= _LEAST_OUTPUTS
             and all(c % self._panel == 0 and c <= self._most_channels for c in (channels, filters))
         )
 
     def workspace(self, nets, batch, window, channels, filters):
-        """Bytes that a pass needs beside its results."""
+        """Bytes of working memory for any of the three passes."""
         if not self._fits(window, channels, filters):
             return self._direct.workspace(nets, batch, window, channels, filters)
         return 4 * nets * max(_PLACES * channels * filters, self._scratch(channels, filters))
 
     def _scratch(self, channels, filters):
-        """Numbers that the gradient by the kernel needs: sums, and squares in transformation."""
+        """Elements of winograd_weight_gradient's `scratch` for one net."""
         sums = _PLACES * channels * filters + filters
         return self._parts * (sums + _PLACES * self._squares * (channels + filters))
 
     def forward(self, x, kernel, bias, window, relu, y, workspace):
-        """y = x * kernel + bias, and relu of that if asked for."""
+        """y = x * kernel + bias, then ReLU if `relu`."""
         if not self._fits(window, x.shape[-1], y.shape[-1]):
             self._direct.forward(x, kernel, bias, window, relu, y, workspace)
             return
         self._correlate(x, kernel, False, bias, window.before, relu, y, workspace)
 
     def input_gradient(self, dz, kernel, window, dx, workspace):
-        """The gradient by x from dz, the one by y before the activation."""
+        """dx (E, B, H, W, Cin) from dz, the gradient before the activation."""
         if not self._fits(window, dx.shape[-1], dz.shape[-1]):
             self._direct.input_gradient(dz, kernel, window, dx, workspace)
             return
@@ -135,34 +148,39 @@ class Winograd:
         before = -row.start, -column.start
         self._correlate(dz, kernel, True, None, before, False, dx, workspace)
 
-    def _correlate(self, x, kernel, turned, bias, before, relu, y, workspace):
-        E, C, N = len(x), x.shape[-1], y.shape[-1]
-        [transformed] = slice_workspace(workspace, [((E, _PLACES * C * N), np.float32)])
-        self._call("winograd_kernel", kernel, turned, C, N, transformed)
+    def _correlate(self, x, kernel, rotated, bias, before, relu, y, workspace):
+        """y = x * kernel + bias, with `before` rows and columns of zeros before x."""
+        E, Cin, Cout = len(x), x.shape[-1], y.shape[-1]
+        [transformed] = slice_workspace(workspace, [((E, _PLACES * Cin * Cout), np.float32)])
+        self._call("winograd_kernel", kernel, rotated, Cin, Cout, transformed)
         s = _squares(x, y, before)
-        self._call("winograd_correlate", x, s, transformed, bias, relu, y)
+        self._call("winograd_correlate", x=x, s=s, w=transformed, bias=bias, relu=relu, y=y)
 
     def weight_gradient(self, x, dz, window, dkernel, dbias, workspace):
-        """The gradients by kernel and bias."""
-        C, N = x.shape[-1], dz.shape[-1]
-        if not self._fits(window, C, N):
+        """dkernel and dbias from dz, the gradient before the activation."""
+        Cin, Cout = x.shape[-1], dz.shape[-1]
+        if not self._fits(window, Cin, Cout):
             self._direct.weight_gradient(x, dz, window, dkernel, dbias, workspace)
             return
-        [scratch] = slice_workspace(workspace, [((len(x), self._scratch(C, N)), np.float32)])
+        [scratch] = slice_workspace(workspace, [((len(x), self._scratch(Cin, Cout)), np.float32)])
         s = _squares(x, dz, window.before)
-        self._call("winograd_weight_gradient", x, dz, s, scratch, dkernel, dbias)
+        self._call(
+            "winograd_weight_gradient",
+            x=x, dz=dz, s=s, scratch=scratch, dkernel=dkernel, dbias=dbias,
+        )  # fmt: skip
 
 
 VERSIONS = {"direct": Direct, "winograd": Winograd}
-_PLACES = 16  # of a transformed square: conv_winograd.c's
-_LEAST_RESULTS = 4  # in a row or column: squares of few are hardly fewer multiplications
+_PLACES = 16  # of a transformed square, as in conv_winograd.c
+_LEAST_OUTPUTS = 4  # rows and columns: with fewer, Winograd saves few multiplications
 
 
-def _flat(batch, window, channels):
-    """(images, window, channels) of a convolution; the same, seen as a product of matrices.
+def _as_matrices(batch, window, channels):
+    """(images, window, channels) of a convolution, or of an equal product of matrices.
 
-    Where a window fits its image but once, an image is one long pixel: a whole batch then is a row
-    of these, and a kernel's tile many of them.
+    Where the window covers the whole image, a convolution is a product of matrices: each image
+    becomes one pixel with all its elements as channels, and the batch becomes a row of such
+    pixels, so that a tile holds several images.
     """
     if window.output != (1, 1) or window.size != window.input:
         return batch, window, channels
@@ -171,19 +189,20 @@ def _flat(batch, window, channels):
 
 
 def _correlation(images, window, channels, filters, y_first=0, y_image=0, y_row=0, y_pixel=0):
-    """conv_direct.c's struct."""
+    """The struct Correlation of conv_direct.c."""
     (H, W), (Ho, Wo) = window.input, window.output
     (kh, kw), (sh, sw), (top, left) = window.size, window.strides, window.before
     return {
-        "B": images, "H": H, "W": W, "C": channels, "Ho": Ho, "Wo": Wo, "N": filters,
+        "B": images, "H": H, "W": W, "Cin": channels, "Ho": Ho, "Wo": Wo, "Cout": filters,
         "kh": kh, "kw": kw, "sh": sh, "sw": sw, "top": top, "left": left,
         "y_first": y_first, "y_image": y_image, "y_row": y_row, "y_pixel": y_pixel,
     }  # fmt: skip
 
 
 def _squares(x, y, before):
-    """conv_winograd.c's struct, for x (E, B, H, W, C) and y (E, B, Ho, Wo, N)."""
-    (_, B, H, W, C), (_, _, Ho, Wo, N), (top, left) = x.shape, y.shape, before
+    """The struct Squares of conv_winograd.c for x (E, B, H, W, Cin), y (E, B, Ho, Wo, Cout)."""
+    (_, B, H, W, Cin), (_, _, Ho, Wo, Cout), (top, left) = x.shape, y.shape, before
     return {
-        "B": B, "H": H, "W": W, "C": C, "Ho": Ho, "Wo": Wo, "N": N, "top": top, "left": left
+        "B": B, "H": H, "W": W, "Cin": Cin, "Ho": Ho, "Wo": Wo, "Cout": Cout,
+        "top": top, "left": left,
     }  # fmt: skip

@@ -1,7 +1,8 @@
 """Patches of images as rows of a matrix, so that a convolution is a matrix product.
 
 Source: K. Chellapilla, S. Puri, P. Simard, "High performance convolutional neural networks for
-document processing", 2006. The matrix is made for a few images at a time and stays in the cache.
+document processing", 2006. The matrix is built for a few images at a time, so that it stays in the
+cache.
 """
 
 import numpy as np
@@ -11,9 +12,9 @@ from .scratch import chunks, scratch
 
 
 def patches(x, window):
-    """Yield (images, rows): the patches under the window, for a slice of images at a time.
+    """Yield (images, rows) for one slice of images after the other: the patches under the window.
 
-    x (B, H, W, C); rows (images*Ho*Wo, kh*kw*C), valid until the next ones are asked for.
+    x (B, H, W, Cin); rows (images*Ho*Wo, K), valid until the next iteration.
     """
     (top, left), (bottom, right) = window.before, window.after
     height, width = top + window.input[0] + bottom, left + window.input[1] + right
@@ -23,9 +24,9 @@ def patches(x, window):
 
 
 def phase_patches(dz, r, c):
-    """Yield (images, rows): what the input gradient's phases r and c (geometry.Phase) multiply.
+    """Yield (images, rows): the patches of dz for phases r and c (geometry.Phase) of dx.
 
-    dz (B, Ho, Wo, C); rows (images*r.count*c.count, r.taps*c.taps*C).
+    dz (B, Ho, Wo, Cout); rows (images*r.count*c.count, r.taps*c.taps*Cout).
     """
     size, output = (r.taps, c.taps), (r.count, c.count)
     for images in _slices(dz, output, size):
@@ -38,11 +39,11 @@ def _slices(x, output, size):
 
 
 def _rows(x, size, strides, output):
-    """The patches of x (B, H, W, C), padding included, as rows (B*Ho*Wo, kh*kw*C)."""
+    """The patches of x (B, H, W, C), which includes the padding, as rows (B*Ho*Wo, kh*kw*C)."""
     (kh, kw), (sh, sw), (Ho, Wo) = size, strides, output
     B, C = len(x), x.shape[-1]
     image, row, column, channel = x.strides
-    # In memory the kw*C numbers of a patch's row follow one another, so they are one axis here.
+    # The kw*C elements of a patch's row are contiguous in memory, so they are one axis here.
     view = as_strided(
         x, (B, Ho, Wo, kh, kw * C), (image, sh * row, sw * column, row, channel), writeable=False
     )
@@ -52,7 +53,7 @@ def _rows(x, size, strides, output):
 
 
 def _crop(x, top, left, height, width):
-    """The (height, width) pixels of x (B, H, W, C) from (top, left) on; outside of x are zeros."""
+    """x[:, top : top + height, left : left + width] of x (B, H, W, C), with zeros outside of x."""
     B, H, W, C = x.shape
     if (top, left, height, width) == (0, 0, H, W):
         return x

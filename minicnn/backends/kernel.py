@@ -1,10 +1,10 @@
-"""Kernels as sources: found, put together, their parameters read from the text, arguments checked.
+"""Kernels: their sources, their declared parameters, and the checks of a launch's arguments.
 
-A launch of CUDA, or a call into C, takes pointers to anything and checks nothing. Here the
-declaration in the .cu or .c file is what arguments are held against, whichever driver launches:
-cuda.py, the emulator, or cpu.py.
+A CUDA launch, or a call into C, takes any pointers and checks nothing. This module reads the
+declarations in the .cu and .c files and checks arguments against them, for every driver: cuda.py,
+the emulator, and cpu.py.
 
-Read ops_cuda.py for how kernels are used, and cuda.py for a driver.
+ops_cuda.py shows how kernels are used; cuda.py is a driver.
 """
 
 import ctypes
@@ -19,9 +19,10 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import checks
+from . import trace
 
-SOURCES = Path(__file__).parent.parent / "kernels"  # of an installed package
-if not SOURCES.is_dir():  # in a checkout they stand beside it
+SOURCES = Path(__file__).parent.parent / "kernels"  # in an installed package
+if not SOURCES.is_dir():  # in a checkout
     SOURCES = Path(__file__).parent.parent.parent / "kernels"
 
 _NUMBERS = {
@@ -38,8 +39,11 @@ _PER_NET = np.dtype([("data", np.uint64), ("stride", np.int64)])  # common.cuh's
 _GRID_LIMITS = 2**31 - 1, 65535, 65535
 _BLOCK_LIMITS = 1024, 1024, 64
 _MOST_THREADS = 1024
-# Of an array's row: an int counts them, and the threads of the last block, which go beyond them.
-_MOST_NUMBERS = 2**31 - 1 - 4 * _MOST_THREADS
+# Limit on a row of an array: kernel indices are 32-bit, and the last block overshoots.
+_MOST_ELEMENTS = 2**31 - 1 - 4 * _MOST_THREADS
+
+
+_DECLARATION = r'(?:extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s+)?|\bKERNEL )(\w+)'
 
 
 class Parameter(NamedTuple):
@@ -54,21 +58,21 @@ class Parameter(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """A kernel and its checked arguments, frozen: what a driver needs, and a graph keeps."""
+    """A kernel and its checked arguments: all that a driver needs to run it, once or repeatedly."""
 
     program: "Program"
-    code: object  # what the driver compiled the program to
+    code: object  # the program as the driver compiled it
     name: str
     grid: tuple
     block: tuple
     shared_bytes: int
-    values: list  # a NumPy array of no dimensions for each argument
+    values: list  # a zero-dimensional NumPy array for each argument
     arrays: list  # (parameter, array or None) of each array argument
 
 
 @dataclass(frozen=True)
 class Program:
-    """One .cu or .c file with what it includes, as a single text, so that caches see every edit."""
+    """One .cu or .c file and its #include files as a single text, so that caches see every edit."""
 
     path: Path
     defines: tuple = ()  # ("NAME=VALUE", ...)
@@ -80,30 +84,34 @@ class Program:
 
     @cached_property
     def text(self):
-        """The whole text; #line directives name the files that its lines come from."""
+        """The whole text; #line directives give the file and line of each part."""
         return "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in self.defines) + _assemble(
             self.path, set()
         )
 
     @cached_property
     def kernels(self):
-        """{name: [Parameter, ...]} of what is declared as extern "C" __global__, in C as KERNEL."""
+        """{name: [Parameter, ...]} of the kernels: extern "C" __global__ in CUDA, KERNEL in C."""
         code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", self.text, flags=re.DOTALL)
         structs = dict(re.findall(r"\bstruct (\w+) \{(.*?)\};", code, re.DOTALL))
-        found = re.findall(
-            r'(?:extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s+)?|\bKERNEL )'
-            r"(\w+)\((.*?)\)\s*\{",
-            code,
-            re.DOTALL,
-        )
+        found = re.findall(_DECLARATION + r"\((.*?)\)\s*\{", code, re.DOTALL)
         return {
             name: [_parameter(self.path, p, structs) for p in parameters.split(",") if p.strip()]
             for name, parameters in found
         }
 
+    @cached_property
+    def twins(self):
+        """{kernel: twin}, the function that computes the same in NumPy, as "ops_numpy.conv2d".
+
+        It is in the line `// Twin: ops_numpy.conv2d` directly above the kernel.
+        """
+        found = re.findall(r"^// Twin: ([\w.]+)\n" + _DECLARATION, self.text, re.MULTILINE)
+        return {name: twin for twin, name in found}
+
 
 def _assemble(path, seen):
-    """The text of a file, each #include "..." replaced by that file's text, once."""
+    """The text of a file; each #include "..." is replaced by the text of that file, once."""
     seen.add(path.resolve())
     lines = [f'#line 1 "{path.name}"\n']
     for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -152,26 +160,28 @@ def _parameter(path, declaration, structs):
 
 
 class Driver:
-    """What makes arrays and launches kernels: cuda.py's on a GPU, the emulator's on a CPU.
+    """Makes arrays and launches kernels: cuda.Cuda on a GPU, emulator.Emulator on a CPU.
 
-    Either has a `name`; `empty`, `zeros`, `to_device`, `to_host`, `copy`, `free_memory` and
-    `session`, as ops_numpy.py describes them; `capture(function)`, which runs a function once and
-    returns a function that repeats its launches; `address(array)`; `compile(program)`, which gives
-    what a Launch holds as `code`; and `run(launch)`.
+    A driver has a `name`; whether it `has_tf32`; `empty`, `zeros`, `to_device`, `to_host`, `copy`,
+    `free_memory`, `session` and `capture` of backend.py; `address(array)`; `compile(program)`,
+    whose result is the `code` of a Launch; and `run(launch)`.
     """
 
     def __init__(self):
         self._programs = {}
 
     def launch(self, file, name, grid, block, /, *arguments, shared_bytes=0, defines=(), **by_name):
-        """Run a kernel of kernels/`file`, or of a file anywhere where that is a path.
+        """Run a kernel of kernels/`file`; an absolute path may name another file.
 
         Its arguments are given in the order of the declaration, by their names there, or both.
         """
-        self.run(self.bind(file, name, grid, block, arguments, by_name, shared_bytes, defines))
+        launch = self.bind(file, name, grid, block, arguments, by_name, shared_bytes, defines)
+        program, size = launch.program, f"grid {launch.grid} block {launch.block}"
+        trace.kernel(f"{program.path.name}: {name}", size, program.twins.get(name))
+        self.run(launch)
 
     def program(self, file, defines=()):
-        """The (Program, what `compile` made of it) of a file, compiled on first use."""
+        """(Program, code) of a file, compiled on first use."""
         key = file, defines
         if key not in self._programs:
             program = Program(SOURCES / file, defines)
@@ -179,11 +189,11 @@ class Driver:
         return self._programs[key]
 
     def bind(self, file, name, grid, block, arguments=(), by_name=None, shared_bytes=0, defines=()):
-        """Check a launch and freeze it, a Launch.
+        """Check the arguments of a launch; returns it as a Launch.
 
-        grid: up to two numbers of blocks; the third axis is the nets'. block: up to three numbers
-        of threads. Raises TypeError or ValueError that names kernel, parameter, and what is wrong.
-        That what a kernel reads as a vector lies at a multiple of its size is up to the caller.
+        grid: one or two numbers of blocks; the third axis is the nets'. block: one to three numbers
+        of threads. Raises TypeError or ValueError with the kernel, the parameter, and what is
+        wrong. The alignment of arrays that a kernel reads as vectors is not checked.
         """
         program, code = self.program(file, defines)
         where = f"{program.path.name}: {name}"
@@ -203,7 +213,7 @@ class Driver:
 
 
 def in_order(where, parameters, arguments, by_name):
-    """A kernel's arguments in the order of its parameters: the positional ones come first.
+    """A kernel's arguments in the order of its parameters: positional ones, then those by name.
 
     Raises TypeError that names the argument which is missing, unknown, or given twice.
     """
@@ -221,10 +231,10 @@ def in_order(where, parameters, arguments, by_name):
 
 
 def bind_arguments(where, parameters, arguments, address):
-    """Check a kernel's arguments, one a parameter: (nets or None, values, arrays as in Launch).
+    """Check one argument for each parameter; returns (nets or None, values, arrays), as in Launch.
 
-    address(array) is where its numbers are. `where` begins the message of an error, TypeError or
-    ValueError.
+    address(array) returns the address of its first element. Errors, TypeError or ValueError, have
+    messages that begin with `where`.
     """
     nets, values, arrays = None, [], []
     for parameter, argument in zip(parameters, arguments, strict=True):
@@ -257,7 +267,7 @@ def _address(at, array, address):
 
 
 def pointers(values):
-    """The addresses of a launch's arguments, as CUDA takes them: an array of pointers."""
+    """A C array of pointers to a launch's arguments, as CUDA takes them."""
     return (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
 
 
@@ -270,7 +280,7 @@ def _check_array(at, parameter, array):
         raise TypeError(f"{at}: got {array!r}, expected an array of {parameter.dtype}")
     if array.dtype != parameter.dtype:
         raise TypeError(f"{at}: got an array of {array.dtype}, expected {parameter.dtype}")
-    # CuPy's arrays can always be written, and have no such flag
+    # CuPy's arrays have no such flag: they are always writeable
     if parameter.written and not getattr(array.flags, "writeable", True):
         raise ValueError(f"{at}: got a read-only array, which the kernel writes to")
     axes = list(zip(array.shape, array.strides, strict=True))
@@ -281,12 +291,12 @@ def _check_array(at, parameter, array):
     step = array.itemsize
     for length, stride in reversed(axes):
         if length > 1 and stride != step:
-            raise ValueError(f"{at}: got strides {array.strides}, expected contiguous numbers")
+            raise ValueError(f"{at}: got strides {array.strides}, expected contiguous elements")
         step *= length
-    if step // array.itemsize > _MOST_NUMBERS:
-        count = step // array.itemsize
-        row = "numbers a net" if parameter.kind == "per net" else "numbers"
-        raise ValueError(f"{at}: got {count:,} {row}, expected at most {_MOST_NUMBERS:,}")
+    count = step // array.itemsize
+    if count > _MOST_ELEMENTS:
+        row = "elements per net" if parameter.kind == "per net" else "elements"
+        raise ValueError(f"{at}: got {count:,} {row}, expected at most {_MOST_ELEMENTS:,}")
 
 
 def _number(at, parameter, value):
@@ -314,7 +324,7 @@ def _struct(at, parameter, fields):
 
 
 def _check_axes(where, what, sizes, axes):
-    """The sizes, with ones for the axes that are not given."""
+    """The sizes, with 1 for each axis that is not given."""
     if not isinstance(sizes, tuple) or not 1 <= len(sizes) <= axes:
         raise ValueError(f"{where}: got {what} {sizes!r}, expected a tuple of up to {axes} numbers")
     return sizes + (1,) * (axes - len(sizes))

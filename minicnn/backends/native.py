@@ -1,8 +1,8 @@
-"""C and C++ sources compiled with the machine's own compiler, and what is compiled kept in a cache.
+"""Compiles C and C++ sources with the machine's own compiler, and caches the libraries.
 
-A file in the cache is known by what it was made from: sources, flags, compiler and CPU. Several
-processes may want it at once; each makes it in a place of its own, and the last one's takes the
-others' place.
+The name of a cached file contains a hash of its inputs: sources, flags, compiler and CPU. Processes
+that need the same file at once each build it in a temporary folder and move it into the cache; the
+last move wins.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from ..files import DataError, cache_folder
 
 _COMPILERS = {"c++": ("CXX", ("c++", "g++", "clang++")), "c": ("CC", ("cc", "gcc", "clang"))}
 _SHOWN_LINES = 30
-_INHERITED = "MINICNN_NATIVE"  # for child processes: a folder for this run, instead of the cache
+_INHERITED = "MINICNN_NATIVE"  # tells child processes the folder of this run, if it has one
 
 
 class CompileError(ValueError):
-    """A source does not compile; the message has the compiler's."""
+    """A source does not compile; the message contains the compiler's."""
 
 
 def problem(language="c++"):
-    """Why there is no compiler here, in one line; None if there is one."""
+    """Why no compiler can be used, in one line; None if one can."""
     if _compiler(language):
         return None
     variable, names = _COMPILERS[language]
@@ -40,14 +40,14 @@ def problem(language="c++"):
 
 @lru_cache
 def _compiler(language):
-    """The command of the compiler, a tuple of words, and what it calls itself; None without one."""
+    """(command, version) of the compiler: a tuple of words, and what --version prints; or None."""
     variable, names = _COMPILERS[language]
     try:
         asked = shlex.split(os.environ.get(variable, ""))
-    except ValueError:  # a quotation that does not end
+    except ValueError:  # an unclosed quotation mark
         return None
     for command in [asked] if asked else [[name] for name in names]:
-        with contextlib.suppress(OSError):  # it is not there, or no program
+        with contextlib.suppress(OSError):  # it does not exist, or is no program
             done = subprocess.run(
                 [*command, "--version"], capture_output=True, text=True, check=False
             )
@@ -57,9 +57,9 @@ def _compiler(language):
 
 
 def build(name, sources, compile_flags, link_flags=(), language="c++"):
-    """The path of a shared library made from {file name: text}; those that end in .h are headers.
+    """The path of a shared library built from `sources`, {file name: text}; .h files are headers.
 
-    Compiling and linking are two steps, each with flags of its own. Raises CompileError.
+    Compiling and linking are two steps, each with its own flags. Raises CompileError.
     """
     missing = problem(language)
     if missing:
@@ -82,7 +82,10 @@ def build(name, sources, compile_flags, link_flags=(), language="c++"):
 
 
 def keep(name, suffix, made_from, make):
-    """The path of a file in the cache: make(path) makes it, in a folder of its own, if need be."""
+    """The path of a file in the cache. If it is missing, make(path) writes it, in an empty folder.
+
+    made_from: all that its content depends on, with a repr.
+    """
     digest = hashlib.sha256(repr(made_from).encode()).hexdigest()[:20]
     kept = _folder() / f"{name}-{digest}{suffix}"
     if not kept.exists():
@@ -102,7 +105,7 @@ def _run(command, folder):
 
 @lru_cache
 def _folder():
-    """Where libraries are kept: the user's cache, or where that cannot be, a folder of this run."""
+    """The folder for libraries: the user's cache or, if that is not writable, one of this run."""
     if os.environ.get(_INHERITED):
         return Path(os.environ[_INHERITED])
     with contextlib.suppress(OSError, DataError):
@@ -114,17 +117,17 @@ def _folder():
     _kept.append(folder)
     os.environ[_INHERITED] = folder.name
     warnings.warn(
-        "the cache folder cannot be written: kernels are compiled anew in each run", stacklevel=2
+        "the cache folder cannot be written: each run compiles its kernels anew", stacklevel=2
     )
     return Path(folder.name)
 
 
-_kept = []
+_kept = []  # temporary folders, which exist until the process ends
 
 
 @lru_cache
 def _cpu():
-    """What code for "the machine's own instruction set" depends on."""
+    """What -march=native depends on: the CPU's features."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

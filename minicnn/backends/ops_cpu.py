@@ -1,7 +1,8 @@
-"""The backend of C kernels: what takes the time of a step in kernels/*.c, the rest in NumPy.
+"""The backend with kernels in C: kernels/*.c do the expensive operations, NumPy does the rest.
 
-An operation here cuts the work into calls of kernels, which say how it is computed; ops_numpy.py
-says what it means. Arrays are NumPy's. A step can be recorded and repeated as a whole (cpu.py).
+Each operation below is one or a few calls of kernels. The kernel's file shows how it is computed,
+ops_numpy.py defines what is computed. Arrays are NumPy's. cpu.py makes the calls, and can record a
+step and repeat it.
 """
 
 import contextlib
@@ -12,24 +13,23 @@ import numpy as np
 from .. import checks, machine, rng
 from ..network.geometry import Window
 from . import ops_numpy
+from .backend import Backend
 from .cpu import Cpu
 from .cpu_convolution import VERSIONS
 from .scratch import slice_workspace
 
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector
-_CHUNK_NUMBERS = 4096  # of batch normalisation's rows: as many as the first cache holds twice
+_CHUNK_ELEMENTS = 4096  # of x in batch normalisation: a chunk of x and one of dy fit the L1 cache
 
 
-class Operations:
-    """The operations, by the kernels of `cpu`, a cpu.Cpu (default: for the machine's own CPU).
+class Operations(Backend):
+    """The operations, with the kernels of `cpu`, a cpu.Cpu (default: compiled for this machine).
 
-    `convolution` names a version of it. Raises native.CompileError where nothing can compile them.
+    `convolution` is a name in cpu_convolution.VERSIONS. Raises native.CompileError without a
+    working C compiler.
     """
 
     name = "cpu"
-    dtypes = ("float32",)
-    precision = "float32"
-    lockstep = False  # nets gain nothing here from being trained together
 
     def __init__(self, cpu=None, convolution="winograd"):
         version = VERSIONS[checks.choice("convolution", convolution, VERSIONS)]
@@ -62,21 +62,24 @@ class Operations:
 
     def load_batch(self, images, labels, order, ranges, seed, nets, step, x, y):
         _, steps, B = order.shape
-        gathered = images, labels, order, steps, B, *images.shape[1:]
-        drawn = ranges, seed, nets, rng.AUGMENTATION, step
-        self._call("load_batch", *gathered, *drawn, x, y)
+        H, W = images.shape[1:]
+        self._call(
+            "load_batch",
+            images=images, labels=labels, order=order, steps=steps, B=B, H=H, W=W, ranges=ranges,
+            seed=seed, net=nets, stream=rng.AUGMENTATION, step=step, x=x, y=y,
+        )  # fmt: skip
 
     # ---- activations -------------------------------------------------------------------------
 
     def activate(self, name, y):
         if name == "relu":
-            self._call("relu_forward", _numbers(y), y)
+            self._call("relu_forward", _elements(y), y)
         elif name != "linear":
             self._python(ops_numpy.activate, name, y)
 
     def activate_backward(self, name, y, dy):
         if name == "relu":
-            self._call("relu_backward", y, _numbers(y), dy)
+            self._call("relu_backward", y, _elements(y), dy)
         elif name != "linear":
             self._python(ops_numpy.activate_backward, name, y, dy)
 
@@ -97,7 +100,7 @@ class Operations:
     def conv2d_input_gradient(self, dz, kernel, window, dx, workspace):
         self._convolution.input_gradient(dz, kernel, window, dx, workspace)
 
-    # A dense layer is a convolution of images of one pixel.
+    # A dense layer is a convolution of images of one pixel, with a kernel of one tap.
 
     def dense_workspace(self, nets, batch, inputs, units):
         return self.conv2d_workspace(nets, batch, _ONE_PIXEL, inputs, units)
@@ -123,36 +126,53 @@ class Operations:
     def batch_norm(self, x, gamma, beta, epsilon, mean, variance, y, workspace):
         chunks, terms = slice_workspace(workspace, _batch_norm_layout(x.shape))
         rest = terms[:, 0]  # (E, C)
-        results = mean, variance, rest
-        self._call("batch_norm_statistics", x, *_rows(x.shape), chunks, *results)
-        self._call("batch_norm_normalize", x, *_rows(x.shape), gamma, beta, epsilon, *results, y)
+        self._call(
+            "batch_norm_statistics",
+            x=x, **_rows(x.shape), chunks=chunks, mean=mean, variance=variance, rest=rest,
+        )  # fmt: skip
+        self._normalize(x, gamma, beta, epsilon, mean, variance, rest, y)
 
     def batch_norm_inference(self, x, gamma, beta, epsilon, mean, variance, y):
-        given = gamma, beta, epsilon, mean, variance, None
-        self._call("batch_norm_normalize", x, *_rows(x.shape), *given, y)
+        self._normalize(x, gamma, beta, epsilon, mean, variance, None, y)
+
+    def _normalize(self, x, gamma, beta, epsilon, mean, variance, rest, y):
+        self._call(
+            "batch_norm_normalize",
+            x=x, **_rows(x.shape), gamma=gamma, beta=beta, epsilon=epsilon,
+            mean=mean, variance=variance, rest=rest, y=y,
+        )  # fmt: skip
 
     def batch_norm_backward(
         self, x, dy, gamma, epsilon, mean, variance, dx, dgamma, dbeta, workspace, activation
     ):
         chunks, terms = slice_workspace(workspace, _batch_norm_layout(x.shape))
-        given = gamma, epsilon, mean, variance, chunks
-        self._call("batch_norm_gradient_sums", x, dy, *_rows(x.shape), *given, dgamma, dbeta, terms)
+        self._call(
+            "batch_norm_gradient_sums",
+            x=x, dy=dy, **_rows(x.shape), gamma=gamma, epsilon=epsilon, mean=mean,
+            variance=variance, chunks=chunks, dgamma=dgamma, dbeta=dbeta, terms=terms,
+        )  # fmt: skip
         relu = activation == "relu"
-        self._call("batch_norm_input_gradient", x, dy, *_rows(x.shape), mean, terms, relu, dx)
+        self._call(
+            "batch_norm_input_gradient",
+            x=x, dy=dy, **_rows(x.shape), mean=mean, terms=terms, relu=relu, dx=dx,
+        )  # fmt: skip
         if not relu:
             self.activate_backward(activation, x, dx)
 
     def update_moving(self, moving, batch, momentum):
-        self._call("update_moving", moving, batch, momentum, _numbers(moving))
+        self._call("update_moving", moving, batch, momentum, _elements(moving))
 
     # ---- dropout, pooling --------------------------------------------------------------------
 
     def dropout(self, x, rate, seed, nets, stream, step, mask, y):
-        given = x, 1 / (1 - rate), rng.threshold(rate), seed, nets, stream, step, _numbers(x)
-        self._call("dropout_forward", *given, mask, y)
+        self._call(
+            "dropout_forward",
+            x=x, scale=1 / (1 - rate), threshold=rng.threshold(rate), seed=seed, net=nets,
+            stream=stream, step=step, count=_elements(x), mask=mask, y=y,
+        )  # fmt: skip
 
     def dropout_backward(self, dy, rate, mask, dx):
-        self._call("dropout_backward", dy, 1 / (1 - rate), mask, _numbers(dy), dx)
+        self._call("dropout_backward", dy, 1 / (1 - rate), mask, _elements(dy), dx)
 
     def max_pool(self, x, window, winner, y):
         self._python(ops_numpy.max_pool, x, window, winner, y)
@@ -163,8 +183,12 @@ class Operations:
     # ---- loss, metrics, optimizer ------------------------------------------------------------
 
     def softmax_cross_entropy(self, logits, labels, loss, correct, dlogits):
-        B, N = logits.shape[1:]
-        self._call("softmax_cross_entropy", logits, labels, B, N, loss, correct, dlogits)
+        B, classes = logits.shape[1:]
+        self._call(
+            "softmax_cross_entropy",
+            logits=logits, labels=labels, B=B, classes=classes,
+            loss=loss, correct=correct, dlogits=dlogits,
+        )  # fmt: skip
 
     def accumulate(self, loss, correct, sums):
         self._python(ops_numpy.accumulate, loss, correct, sums)
@@ -173,8 +197,11 @@ class Operations:
         self._python(ops_numpy.collect, source, step, target)
 
     def adam(self, params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
-        given = params, gradients, m, v, _numbers(params)
-        self._call("adam", *given, step, learning_rate, beta_1, beta_2, epsilon)
+        self._call(
+            "adam",
+            w=params, g=gradients, m=m, v=v, P=_elements(params), step=step,
+            learning_rate=learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon,
+        )  # fmt: skip
         self._python(np.add, step, 1, step)
 
 
@@ -187,18 +214,18 @@ def _pixels(x):
 
 
 def _rows(shape):
-    """How batch normalisation sees x of a shape (E, ..., C): rows, channels, rows in a chunk."""
-    rows, channels = prod(shape[1:-1]), shape[-1]
-    return rows, channels, max(1, _CHUNK_NUMBERS // channels)
+    """batch_norm.c's sizes for x of a shape (E, ..., C): a row is a pixel of an image."""
+    C = shape[-1]
+    return {"rows": prod(shape[1:-1]), "C": C, "chunk_rows": max(1, _CHUNK_ELEMENTS // C)}
 
 
 def _batch_norm_layout(shape):
-    """Its working memory for x of a shape (E, ..., C): sums of chunks, and what is made of them."""
-    E = shape[0]
-    rows, C, chunk_rows = _rows(shape)
-    return [((E, -(-rows // chunk_rows), 3, C), np.float64), ((E, 4, C), np.float32)]
+    """Working memory for x of a shape (E, ..., C): the chunks' sums, and `rest` or `terms`."""
+    E, C, sizes = shape[0], shape[-1], _rows(shape)
+    chunks = -(-sizes["rows"] // sizes["chunk_rows"])
+    return [((E, chunks, 3, C), np.float64), ((E, 4, C), np.float32)]
 
 
-def _numbers(x):
-    """How many numbers of x (E, ...) are one net's."""
+def _elements(x):
+    """The number of elements of x (E, ...) for one net."""
     return prod(x.shape[1:])

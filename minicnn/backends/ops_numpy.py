@@ -1,12 +1,16 @@
 """The reference backend: every operation of the library in plain NumPy.
 
-Arrays are (E, B, H, W, C): net, image, row, column, channel. Kernels are (E, kh, kw, Cin, Cout).
-Results are written into arrays that the caller owns, so that a training step makes none of them
-anew. Nets are taken one after the other and images a few at a time, so that what an operation works
-on stays in the cache; how many depends on the layer alone. So a net's bits do not depend on the
-others.
+Shapes: E nets, B images of a batch, H W rows and columns, Cin Cout channels (C where they are
+equal), Ho Wo output rows and columns, K = kh*kw*Cin. Activations are (E, B, H, W, C), kernels
+(E, kh, kw, Cin, Cout). dx is the gradient of the loss with respect to x; dz is the one with respect
+to a layer's output before its activation.
 
-Another backend is a module of the same functions with the same signatures; devices.py chooses.
+Results are written into arrays of the caller, so that a training step allocates none. An operation
+computes one net after the other, and a few images at a time, so that its data stay in the cache.
+How many depends on the layer only, so a net's result is independent of the other nets.
+
+The docstrings give each operation's loop for one net; `[b, r, c]` are image, row and column.
+backend.py declares the functions that every backend has; devices.py chooses one.
 """
 
 import contextlib
@@ -21,9 +25,12 @@ from . import im2col
 from .affine import affine, affine_parameters
 from .scratch import chunks, scratch
 
-dtypes = "float32", "float64"  # what a model may be made of
+name = "numpy"
+dtypes = "float32", "float64"
+precisions = ("float32",)
 precision = "float32"
-lockstep = False  # nets gain nothing here from being trained together
+lockstep = False
+capture = None  # a repeated step would not be faster
 
 _blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
 
@@ -43,7 +50,7 @@ def zeros(shape, dtype):
 
 
 def to_device(array):
-    """A host (NumPy) array where this backend computes."""
+    """A NumPy array as an array of this backend: C-contiguous."""
     return np.ascontiguousarray(array)
 
 
@@ -57,24 +64,23 @@ def copy(source, target):
     np.copyto(target, source)
 
 
-# Elsewhere, capture(function) gives a function that does again, and faster, what `function`, which
-# takes nothing, does to arrays. Here nothing would be faster.
-capture = None
-
-
 @contextlib.contextmanager
 def session():
     """The context in which operations run.
 
-    BLAS has one thread, since its last bits depend on their number. A net that diverges shows it
-    in its loss, and needs no warning at each operation.
+    BLAS uses one thread, because its rounding depends on the number of threads. Floating-point
+    warnings are off: a net that diverges shows it in its loss.
     """
     with _blas.limit(limits=1), np.errstate(all="ignore"):
         yield
 
 
+def fusion(nodes, batch):
+    """None: no layers are fused."""
+
+
 def _rows(x):
-    """x (..., W, C) as (rows, W*C): long rows keep NumPy's inner loops long."""
+    """x (..., W, C) as (rows, W*C): NumPy is faster on long rows."""
     return x.reshape(-1, x.shape[-2] * x.shape[-1])
 
 
@@ -87,15 +93,18 @@ def _row_sums(x):
 
 
 # ---------------------------------------------------------------------------------------------
-# The batch: gathered from the data set, turned, zoomed and shifted
+# The batch: gathered from the data set, rotated, zoomed and shifted
 
 
 def load_batch(images, labels, order, ranges, seed, nets, step, x, y):
-    """Fill x and y with each net's next batch: the images named by order[:, step % steps].
+    """Fill x (E, B, H, W, 1) and y (E, B) with each net's next batch.
 
-    images (N, H, W) uint8; labels (N,) uint8, or None, which leaves y as it is; order (E, steps, B)
-    int32; nets (E,) their numbers; step an array of one integer; x (E, B, H, W, 1) in [0, 1];
-    y (E, B). `ranges` are those of affine_parameters, or None for images as they are.
+        i = order[step % steps, b];  y[b] = labels[i]
+        x[b] = affine(images[i] / 255, parameters drawn for (seed, net, step, b))
+
+    images (N, H, W) uint8; labels (N,) uint8, or None, then y is not written; order (E, steps, B)
+    int32; nets (E,), the nets' numbers; step an array of one integer. ranges (2, 5) are those of
+    affine_parameters; None: images are not resampled.
     """
     for e, net in enumerate(nets):
         chosen = order[e, int(step[0]) % order.shape[1]]
@@ -115,10 +124,16 @@ def load_batch(images, labels, order, ranges, seed, nets, step, x, y):
 
 
 def activate(name, y):
-    """Replace y by its activation: "linear", "relu", "sigmoid", "tanh" or "softmax" (last axis)."""
+    """y (E, B, ...) = activation(y), in place.
+
+        relu: max(y, 0)    sigmoid: 1 / (1 + exp(-y))    tanh: tanh(y)    linear: y
+        softmax: exp(y) / sum of exp(y) over the last axis
+
+    `name` is one of layers.ACTIVATIONS.
+    """
     if name == "relu":
         np.maximum(y, 0, out=y)
-    elif name == "sigmoid":  # as a tanh it overflows nowhere
+    elif name == "sigmoid":  # (tanh(y/2) + 1) / 2, which never overflows
         np.multiply(y, 0.5, out=y)
         np.tanh(y, out=y)
         np.multiply(y, 0.5, out=y)
@@ -132,7 +147,13 @@ def activate(name, y):
 
 
 def activate_backward(name, y, dy):
-    """Turn dy, the gradient by the activation's output y, into the gradient by its input."""
+    """dy, the gradient with respect to the activation's output y, becomes the one for its input.
+
+        relu: dy * (y > 0)    sigmoid: dy * y * (1 - y)    tanh: dy * (1 - y*y)    linear: dy
+        softmax: (dy - sum of dy * y over the last axis) * y
+
+    `name` is one of layers.ACTIVATIONS.
+    """
     for e in range(len(y)):
         for images in chunks(y.shape[1], y[0, 0].size, y.dtype):
             _activate_backward(name, y[e, images], dy[e, images])
@@ -159,64 +180,80 @@ def _activate_backward(name, y, dy):
 
 
 # ---------------------------------------------------------------------------------------------
-# Convolution: each patch under the kernel becomes a row (im2col), and the rows are multiplied by
-# the kernel as a matrix (GEMM). Source: K. Chellapilla, S. Puri, P. Simard, "High performance
+# Convolution: each patch under the kernel becomes a row (im2col.py), and the rows are multiplied by
+# the kernel as a matrix (K, Cout). Source: K. Chellapilla, S. Puri, P. Simard, "High performance
 # convolutional neural networks for document processing", 2006.
 
 
 def conv2d_workspace(nets, batch, window, channels, filters):
-    """Bytes that the convolution's passes need beside their results: here they have scratch.py."""
+    """Bytes of workspace for the three passes: 0, since these use scratch.py."""
     return 0
 
 
 def conv2d(x, kernel, bias, window, activation, y, workspace=None):
-    """y (E, B, Ho, Wo, Cout) = activation(x (E, B, H, W, Cin) * kernel + bias (E, Cout))."""
-    W, C = y.shape[3:]
+    """y (E, B, Ho, Wo, Cout) from x (E, B, H, W, Cin), kernel (E, kh, kw, Cin, Cout), bias.
+
+        for i, j in kh x kw:  z[b, r, c] += x[b, r*sh + i - top, c*sw + j - left] @ kernel[i, j]
+        y = activation(z + bias)
+
+    x is 0 outside the image; sh, sw are the window's strides and top, left its padding `before`.
+    """
+    Wo, Cout = y.shape[3:]
     for e in range(len(y)):
-        matrix = kernel[e].reshape(-1, C)  # (K, Cout)
-        bias_row = np.tile(bias[e], W)  # (Wo*Cout,)
+        matrix = kernel[e].reshape(-1, Cout)  # (K, Cout)
+        bias_row = np.tile(bias[e], Wo)  # (Wo*Cout,)
         for images, columns in im2col.patches(x[e], window):
-            np.matmul(columns, matrix, out=y[e, images].reshape(-1, C))
+            np.matmul(columns, matrix, out=y[e, images].reshape(-1, Cout))
             rows = _rows(y[e, images])
             rows += bias_row
             activate(activation, y[e, images])
 
 
 def conv2d_weight_gradient(x, dz, window, dkernel, dbias, workspace=None):
-    """Gradients by kernel and bias from dz (E, B, Ho, Wo, Cout), the gradient before activation."""
-    C = dz.shape[-1]
+    """dkernel (E, kh, kw, Cin, Cout), dbias (E, Cout) from dz (E, B, Ho, Wo, Cout).
+
+        for b, r, c in B x Ho x Wo, i, j in kh x kw:
+            dkernel[i, j] += outer(x[b, r*sh + i - top, c*sw + j - left], dz[b, r, c])
+        dbias = sum of dz over b, r, c
+
+    x is 0 outside the image.
+    """
+    Cout = dz.shape[-1]
     for e in range(len(dz)):
-        total = dkernel[e].reshape(-1, C)  # (K, Cout)
+        total = dkernel[e].reshape(-1, Cout)  # (K, Cout)
         part = scratch("part", total.shape, total.dtype)
         total[...] = 0
         dbias[e] = 0
         for images, columns in im2col.patches(x[e], window):
-            np.matmul(columns.T, dz[e, images].reshape(-1, C), out=part)
+            np.matmul(columns.T, dz[e, images].reshape(-1, Cout), out=part)
             total += part
             dbias[e] += _row_sums(dz[e, images])
 
 
 def conv2d_input_gradient(dz, kernel, window, dx, workspace=None):
-    """Gradient by the input, dx (E, B, H, W, Cin).
+    """dx (E, B, H, W, Cin) from dz (E, B, Ho, Wo, Cout).
 
-    With stride s the input falls into s*s interleaved grids (geometry.Phase). For each, the
-    gradient is itself a convolution of the padded dz, with some of the taps, turned round.
+        for b, r, c in B x Ho x Wo, i, j in kh x kw:
+            dx[b, r*sh + i - top, c*sw + j - left] += kernel[i, j] @ dz[b, r, c]
+
+    This sum is computed without scattering. The strides split dx into sh*sw interleaved grids
+    (geometry.Phase). Each is a convolution of the padded dz with some of the taps in reverse order.
     """
     sh, sw = window.strides
-    C = dx.shape[-1]
+    Cin = dx.shape[-1]
     for e in range(len(dx)):
         for r, c in product(*window.phases):
             target = dx[e, :, r.first :: sh, c.first :: sw]
-            if r.taps == 0 or c.taps == 0:  # the window steps over these inputs
+            if r.taps == 0 or c.taps == 0:  # no window covers these inputs
                 target[...] = 0
                 continue
             taps = kernel[e, r.tap :: sh, c.tap :: sw][::-1, ::-1].transpose(0, 1, 3, 2)
             matrix = scratch("matrix", taps.shape, taps.dtype)  # (taps, Cout, Cin)
             np.copyto(matrix, taps)
             for images, columns in im2col.phase_patches(dz[e], r, c):
-                pixels = scratch("pixels", (len(columns), C), dz.dtype)
-                np.matmul(columns, matrix.reshape(-1, C), out=pixels)
-                np.copyto(target[images], pixels.reshape(-1, r.count, c.count, C))
+                pixels = scratch("pixels", (len(columns), Cin), dz.dtype)
+                np.matmul(columns, matrix.reshape(-1, Cin), out=pixels)
+                np.copyto(target[images], pixels.reshape(-1, r.count, c.count, Cin))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -224,12 +261,17 @@ def conv2d_input_gradient(dz, kernel, window, dx, workspace=None):
 
 
 def dense_workspace(nets, batch, inputs, units):
-    """Bytes that dense's passes need beside their results."""
+    """Bytes of workspace for the three passes."""
     return 0
 
 
 def dense(x, kernel, bias, activation, y, workspace=None):
-    """y (E, B, N) = activation(x (E, B, K) @ kernel (E, K, N) + bias (E, N))."""
+    """y (E, B, units) from x (E, B, K), kernel (E, K, units), bias (E, units).
+
+        y = activation(x @ kernel + bias)
+
+    `activation` is one of layers.ACTIVATIONS.
+    """
     for e in range(len(x)):
         np.matmul(x[e], kernel[e], out=y[e])
     y += bias[:, None]
@@ -237,32 +279,40 @@ def dense(x, kernel, bias, activation, y, workspace=None):
 
 
 def dense_weight_gradient(x, dz, dkernel, dbias, workspace=None):
-    """Gradients by kernel and bias from dz (E, B, N), the gradient before activation."""
+    """dkernel (E, K, units), dbias (E, units) from x (E, B, K), dz (E, B, units).
+
+        dkernel = transpose(x) @ dz;  dbias = sum of dz over b
+
+    dz is the gradient before the activation.
+    """
     for e in range(len(x)):
         np.matmul(x[e].T, dz[e], out=dkernel[e])
     np.sum(dz, axis=1, out=dbias)
 
 
 def dense_input_gradient(dz, kernel, dx, workspace=None):
-    """Gradient by the input, dx (E, B, K)."""
+    """dx (E, B, K) from dz (E, B, units): dx = dz @ transpose(kernel)."""
     for e in range(len(dz)):
         np.matmul(dz[e], kernel[e].T, out=dx[e])
 
 
 # ---------------------------------------------------------------------------------------------
-# Batch normalisation. Source: S. Ioffe, C. Szegedy, arXiv:1502.03167. Statistics are taken over
-# all axes but net and channel, chunk by chunk, and the chunks' sums are added in float64.
+# Batch normalisation. Source: S. Ioffe, C. Szegedy, arXiv:1502.03167. Sums are over all axes except
+# net and channel. They are taken in chunks of images, whose sums are added in float64.
 
 
 def batch_norm_workspace(nets, batch, shape):
-    """Bytes that batch normalisation of images of a shape (..., C) needs beside its results."""
+    """Bytes of workspace for both passes; `shape` is that of one image, (..., C)."""
     return 0
 
 
 def batch_norm(x, gamma, beta, epsilon, mean, variance, y, workspace=None):
-    """y = gamma * (x - mean) / sqrt(variance + epsilon) + beta with the batch's own statistics.
+    """y (E, B, ..., C) from x, gamma, beta (E, C), with the statistics of the batch.
 
-    x, y (E, B, ..., C). mean and variance (E, C) are results: the variance is the biased one.
+        mean = sum of x / n;  variance = sum of (x - mean)**2 / n    # n elements per channel
+        y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+
+    mean and variance (E, C) are results, too.
     """
     x, y = _as_images(x), _as_images(y)
     count = x[0, ..., 0].size
@@ -283,7 +333,12 @@ def batch_norm(x, gamma, beta, epsilon, mean, variance, y, workspace=None):
 
 
 def batch_norm_inference(x, gamma, beta, epsilon, mean, variance, y):
-    """y = gamma * (x - mean) / sqrt(variance + epsilon) + beta with given statistics (E, C)."""
+    """y (E, B, ..., C) from x, gamma, beta (E, C), and the statistics mean, variance (E, C).
+
+        y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+
+    mean and variance are inputs here: the moving ones.
+    """
     x, y = _as_images(x), _as_images(y)
     for e in range(len(x)):
         scale = gamma[e] / np.sqrt(variance[e] + epsilon)
@@ -307,13 +362,14 @@ def batch_norm_backward(
     workspace=None,
     activation="linear",
 ):
-    """Gradients by x, gamma and beta from dy, the gradient by batch_norm's output.
+    """dx (E, B, ..., C), dgamma, dbeta (E, C) from x, dy (E, B, ..., C) and batch_norm's results.
 
-    Where x is the result of an activation, dx is the gradient by what that was given.
+        z = (x - mean) / sqrt(variance + epsilon)
+        dbeta = sum of dy;  dgamma = sum of dy * z
+        dx = gamma / sqrt(variance + epsilon) * (dy - dbeta/n - z * dgamma/n)
 
-    With n numbers a channel and z = (x - mean) / sqrt(variance + epsilon):
-    dbeta = sum dy, dgamma = sum dy*z, dx = gamma / sqrt(variance + epsilon) *
-    (dy - dbeta/n - z * dgamma/n).
+    n is the number of elements per channel. `activation` names the one whose output x is; dx is
+    then the gradient with respect to the activation's input.
     """
     x, dy, dx = _as_images(x), _as_images(dy), _as_images(dx)
     count = x[0, ..., 0].size
@@ -322,7 +378,7 @@ def batch_norm_backward(
         mean_row = np.tile(mean[e], x.shape[3])
         sum_dy, sum_dy_x = 0, 0
         for i in _image_chunks(x):
-            centered = dx[e, i]  # x - mean waits in dx
+            centered = dx[e, i]  # dx holds x - mean until the second loop
             np.subtract(_rows(x[e, i]), mean_row, out=_rows(centered))
             products = scratch("products", centered.shape, dx.dtype)
             np.multiply(centered, dy[e, i], out=products)
@@ -344,13 +400,13 @@ def batch_norm_backward(
 
 
 def update_moving(moving, batch, momentum):
-    """moving (E, C) = momentum * moving + (1 - momentum) * batch."""
+    """moving (E, C) = momentum * moving + (1 - momentum) * batch (E, C)."""
     moving *= momentum
     moving += (1 - momentum) * batch
 
 
 def _as_images(x):
-    """x (E, B, ..., C) as (E, B, 1 or H, W, C); the operation is the same for any of them."""
+    """x (E, B, ..., C) as (E, B, H, W, C), with H = 1 unless x has these axes."""
     return x if x.ndim == 5 else x.reshape(*x.shape[:2], 1, -1, x.shape[-1])
 
 
@@ -366,14 +422,16 @@ def _scale_and_shift(rows, scale, shift):
 
 
 # ---------------------------------------------------------------------------------------------
-# Dropout. Source: N. Srivastava et al., JMLR 15, 2014; inverted, so that inference does nothing.
+# Dropout. Source: N. Srivastava et al., JMLR 15, 2014; inverted, so inference needs no scaling.
 
 
 def dropout(x, rate, seed, nets, stream, step, mask, y):
-    """y = x / (1 - rate) where mask, else 0. mask (E, B, ...) bool is a result.
+    """y (E, B, ...) from x (E, B, ...); mask (E, B, ...) bool is a result, too.
 
-    Element i of net n is kept where word i of Philox (seed, n; stream, step) is at least
-    rate * 2^32. `step` is an array of one integer.
+        mask[i] = word i of Philox(seed, net; stream, step) >= rate * 2**32    # i: element of a net
+        y = x / (1 - rate) where mask, else 0
+
+    nets (E,) are the nets' numbers; step is an array of one integer.
     """
     threshold = np.uint32(rng.threshold(rate))
     for e, net in enumerate(nets):
@@ -384,7 +442,7 @@ def dropout(x, rate, seed, nets, stream, step, mask, y):
 
 
 def dropout_backward(dy, rate, mask, dx):
-    """dx = dy / (1 - rate) where mask, else 0."""
+    """dx (E, B, ...) = dy / (1 - rate) where mask, else 0."""
     np.multiply(dy, mask, out=dx)
     dx *= 1 / (1 - rate)
 
@@ -394,23 +452,30 @@ def dropout_backward(dy, rate, mask, dx):
 
 
 def max_pool(x, window, winner, y):
-    """y (E, B, Ho, Wo, C) = the largest number under the window; padding never wins.
+    """y (E, B, Ho, Wo, C) and winner (E, B, Ho, Wo, C) uint16 from x (E, B, H, W, C).
 
-    winner (E, B, Ho, Wo, C) uint16 is a result, unless it is None: the tap, row by row, that gave
-    it; the first of equals. NaN wins over all, as in any sum.
+        winner[b, r, c] = i * kw + j of the tap where x is largest; the first of equals
+        y[b, r, c] = x[b, r*sh + i - top, c*sw + j - left]
+
+    Padding is never the maximum. NaN counts as larger than any number. winner may be None.
     """
     y[...] = -np.inf
     for tap, inputs, outputs in _pool_taps(window):
         better = scratch("better", y[outputs].shape, bool)
         np.greater(x[inputs], y[outputs], out=better)
-        better |= np.isnan(x[inputs])  # or a net that went wrong would look well
+        better |= np.isnan(x[inputs])  # or a diverged net would seem sound
         np.copyto(y[outputs], x[inputs], where=better)
         if winner is not None:
             np.copyto(winner[outputs], tap, where=better)
 
 
 def max_pool_backward(dy, window, winner, dx):
-    """Give each gradient in dy to the input that won; dx (E, B, H, W, C)."""
+    """dx (E, B, H, W, C) from dy, winner (E, B, Ho, Wo, C).
+
+        dx[b, r*sh + i - top, c*sw + j - left] += dy[b, r, c]    # i, j: the winner of [b, r, c]
+
+    Windows may overlap; then gradients add up.
+    """
     dx[...] = 0
     for tap, inputs, outputs in _pool_taps(window):
         won = scratch("won", dy[outputs].shape, bool)
@@ -419,7 +484,7 @@ def max_pool_backward(dy, window, winner, dx):
 
 
 def _pool_taps(window):
-    """For each tap of the window: its number, and the inputs that it meets at which outputs."""
+    """Yield (tap, inputs, outputs): its number, and slices of x and y where it is inside x."""
     for tap in range(window.size[0] * window.size[1]):
         inputs, outputs = [slice(None), slice(None)], [slice(None), slice(None)]
         for axis, offset in enumerate(divmod(tap, window.size[1])):
@@ -440,10 +505,13 @@ def _pool_taps(window):
 
 
 def softmax_cross_entropy(logits, labels, loss, correct, dlogits):
-    """The mean over the batch of -log softmax(logits)[label], and its gradient.
+    """loss, correct (E,), dlogits (E, B, classes) from logits (E, B, classes), labels (E, B).
 
-    logits, dlogits (E, B, N); labels (E, B) integers. Results: loss (E,); correct (E,), how many
-    images have their largest logit at their label. Taken from logits, the loss never saturates.
+        loss = mean over b of -log(softmax(logits[b])[label])
+        dlogits[b] = (softmax(logits[b]) - onehot(label)) / B
+        correct = number of images with argmax(logits[b]) == label    # the first of equals
+
+    Computed from logits, the loss never saturates.
     """
     B = labels.shape[1]
     at_label = labels[..., None]
@@ -452,7 +520,7 @@ def softmax_cross_entropy(logits, labels, loss, correct, dlogits):
     np.exp(dlogits, out=dlogits)
     total = dlogits.sum(axis=-1, keepdims=True)  # (E, B, 1)
     np.mean(np.log(total[..., 0]) - shifted, axis=1, out=loss)
-    right = (logits.argmax(axis=-1) == labels) & (total[..., 0] > 0)  # not if it is NaN
+    right = (logits.argmax(axis=-1) == labels) & (total[..., 0] > 0)  # false if it is NaN
     np.sum(right, axis=1, out=correct)
     dlogits /= total
     np.put_along_axis(
@@ -462,9 +530,9 @@ def softmax_cross_entropy(logits, labels, loss, correct, dlogits):
 
 
 def accumulate(loss, correct, sums):
-    """Add a step's loss (E,) and correct (E,) to sums (E, 3), float64.
+    """sums (E, 3) float64 += a step's loss (E,), its correct (E,), and 1 while all were finite.
 
-    The third counts the steps before the first whose loss is not finite.
+    So the third sum counts the steps before the first whose loss is not finite.
     """
     sums[:, 0] += loss
     sums[:, 1] += correct
@@ -472,7 +540,7 @@ def accumulate(loss, correct, sums):
 
 
 def collect(source, step, target):
-    """target[:, step] = source, and step += 1: keeps results one after the other.
+    """target[:, step] = source, then step += 1.
 
     source (E, ...); target (E, steps, ...); step an array of one integer.
     """
@@ -481,10 +549,15 @@ def collect(source, step, target):
 
 
 def adam(params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
-    """One step of Adam on flat arrays (E, P), in place, and step += 1. `m`, `v`: the moments.
+    """One step of Adam on params, gradients g and moments m, v, all (E, P), in place.
 
-    `step` and `learning_rate` are arrays of one number. Source: D. Kingma, J. Ba,
-    arXiv:1412.6980, in the order of section 2's end, as Keras has it.
+        step += 1
+        m = beta_1 * m + (1 - beta_1) * g;  v = beta_2 * v + (1 - beta_2) * g*g
+        rate = learning_rate * sqrt(1 - beta_2**step) / (1 - beta_1**step)
+        params -= rate * m / (sqrt(v) + epsilon)
+
+    `step` and `learning_rate` are arrays of one element. Source: D. Kingma, J. Ba,
+    arXiv:1412.6980; the order of computation is that of the end of its section 2, as in Keras.
     """
     step += 1
     t = int(step[0])

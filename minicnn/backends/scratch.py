@@ -1,18 +1,18 @@
-"""Working memory: kept buffers, chunks that fit the cache, and a workspace as arrays."""
+"""Working memory: buffers that are kept, chunks that fit the cache, and arrays in a workspace."""
 
 import threading
 from math import prod
 
 import numpy as np
 
-_CACHE_BYTES = 1 << 20  # half of a usual L2 cache
+_CACHE_BYTES = 1 << 20  # half of a typical L2 cache
 _buffers = threading.local()
 
 
 def scratch(name, shape, dtype):
-    """An array for use within one operation, its content not set.
+    """An array for use within one operation; its content is not set.
 
-    There is one buffer a name and thread; it is kept between calls, and grows.
+    Each name has one buffer in each thread, which is kept between calls and grows as needed.
     """
     size = prod(shape) * np.dtype(dtype).itemsize
     buffer = getattr(_buffers, name, None)
@@ -22,15 +22,15 @@ def scratch(name, shape, dtype):
     return buffer[:size].view(dtype).reshape(shape)
 
 
-def chunks(count, numbers, dtype):
-    """Slices of `count` items, as many at a time as fit the cache at `numbers` numbers each."""
-    length = max(1, _CACHE_BYTES // (numbers * np.dtype(dtype).itemsize))
+def chunks(count, elements, dtype):
+    """Slices of range(count), each of as many items as fit the cache, with `elements` per item."""
+    length = max(1, _CACHE_BYTES // (elements * np.dtype(dtype).itemsize))
     for first in range(0, count, length):
         yield slice(first, min(first + length, count))
 
 
 def slice_workspace(workspace, layouts):
-    """Arrays of these (shape, dtype), one behind the other in a workspace of bytes."""
+    """Split a workspace of bytes into consecutive arrays of these (shape, dtype)."""
     arrays, at = [], 0
     for shape, dtype in layouts:
         stop = at + np.dtype(dtype).itemsize * prod(shape)

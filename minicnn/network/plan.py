@@ -1,4 +1,4 @@
-"""The arrays of a pass over one batch, planned and made once: a step allocates none of them."""
+"""The arrays of the passes over a batch: planned and made once, so that a step allocates none."""
 
 from dataclasses import dataclass
 from math import prod
@@ -9,15 +9,15 @@ import numpy as np
 
 @dataclass
 class Frame:
-    """What one layer works on in one pass.
+    """The arrays and settings of one layer for its passes.
 
-    x and y are its input and output, dx and dy the loss's gradients by them, all (E, B, ...).
-    weights, gradients and moving hold an (E, ...) array for each name that the layer declares, and
-    saved those that its forward pass leaves for its backward pass. seed, nets, stream and step say
-    which random numbers are its own. workspace is memory for the time of one operation.
+    x and y are its input and output, dx and dy the gradients with respect to them, all (E, B, ...).
+    weights, gradients and moving hold an (E, ...) array for each name that the layer declares;
+    saved holds what the forward pass keeps for the backward pass. seed, nets, stream and step
+    select the layer's random numbers. workspace is memory that an operation uses while it runs.
 
-    An activation's gradient is its own layer's work, unless the next layer can do it in passing:
-    then that one's input_activation names it, and this one's dy_is_before_activation.
+    Each layer differentiates its own activation, unless the next layer does so: then the next
+    layer's `input_activation` names the activation, and `dy_is_before_activation` is True here.
     """
 
     x: object
@@ -27,34 +27,29 @@ class Frame:
     moving: SimpleNamespace
     saved: SimpleNamespace
     seed: int
-    nets: object  # (E,) their numbers, on the device
+    nets: object  # (E,) the nets' numbers, on the device
     stream: int
-    step: object  # an array of one integer on the device
+    step: object  # an array of one integer, on the device
     workspace: object = None
     dx: object = None
     dy: object = None
-    wants_dx: bool = False  # whether anybody reads dx
-    input_activation: str = "linear"  # what made x: dx is the gradient by what that was given
-    dy_is_before_activation: bool = False  # dy is the gradient by what the activation was given
+    wants_dx: bool = False  # whether dx is needed
+    input_activation: str = "linear"  # x is its output; dx is with respect to its input
+    dy_is_before_activation: bool = False  # dy is with respect to the activation's input
 
 
 def make_plan(model, batch, training):
-    """The model's Plan for a batch size, or the backend's own where it fuses these layers."""
-    network = _fusion(model.ops, model.nodes, batch)
+    """The model's Plan for a batch size, or the backend's own plan if it fuses these layers."""
+    network = model.ops.fusion(model.nodes, batch)
     return network.plan(model, batch, training) if network else Plan(model, batch, training)
 
 
-def _fusion(ops, nodes, batch):
-    find = getattr(ops, "fusion", None)
-    return find and find(nodes, batch)
-
-
 class Plan:
-    """The arrays of one batch size, and the passes over them: (layer, frame) in forward order.
+    """The arrays for one batch size, and `passes` over them: (layer, frame) in forward order.
 
-    In training each layer keeps its output for the backward pass, and the gradients by the
-    activations take turns in two buffers. At inference the outputs do. All operations share one
-    workspace. Layers that only look at their input in another shape are in no pass.
+    In training each layer keeps its output for the backward pass, and the gradients with respect to
+    the outputs alternate between two buffers. In inference the outputs alternate between them. All
+    operations share one workspace. Layers that only reshape their input have no pass.
     """
 
     def __init__(self, model, batch, training):
@@ -62,7 +57,7 @@ class Plan:
         self._ops = model.ops
         E, ops = len(model.nets), model.ops
         layout = plan_layout(model.nodes, E, batch, training, model.dtype, ops)
-        # x starts as zeros, since a short batch leaves rows of it as they were.
+        # A short batch does not fill x, so x starts as zeros.
         arrays = {
             key: (ops.zeros if key == "x" else ops.empty)(shape, dtype)
             for key, (shape, dtype) in layout.items()
@@ -71,11 +66,11 @@ class Plan:
         self.loss, self.correct = arrays["loss"], arrays["correct"]
         self.nbytes = sum(array.nbytes for array in arrays.values())
 
-        def view(turn, shape):
-            return arrays["buffer", turn][: E * batch * prod(shape)].reshape(E, batch, *shape)
+        def view(buffer, shape):
+            return arrays["buffer", buffer][: E * batch * prod(shape)].reshape(E, batch, *shape)
 
         self.passes, frames = [], []
-        value, turn = self.x, 0
+        value, buffer = self.x, 0
         for i, node in enumerate(model.nodes):
             computes = not node.layer.shares_memory(training)
             if not computes:
@@ -83,7 +78,7 @@ class Plan:
             elif training:
                 y = arrays["y", i]
             else:
-                y, turn = view(turn, node.output_shape), 1 - turn
+                y, buffer = view(buffer, node.output_shape), 1 - buffer
             saved = {key[2]: array for key, array in arrays.items() if key[:2] == ("saved", i)}
             frames.append(
                 Frame(
@@ -108,12 +103,12 @@ class Plan:
             self._plan_backward(model.nodes, frames, view)
 
     def forward(self):
-        """Compute output from x."""
+        """Compute `output` from x."""
         for layer, frame in self.passes:
             layer.forward(self._ops, frame, self.training)
 
     def forward_backward(self):
-        """Loss and gradients of the batch in x and labels."""
+        """Compute the loss and the gradients of the batch in x and labels."""
         self.forward()
         self._ops.softmax_cross_entropy(
             self.output, self.labels, self.loss, self.correct, self.doutput
@@ -122,16 +117,16 @@ class Plan:
             layer.backward(self._ops, frame)
 
     def update_moving(self):
-        """Bring the moving statistics up to date after a training step."""
+        """Update the moving statistics after a training step."""
         for layer, frame in self.passes:
             layer.update(self._ops, frame)
 
     def _plan_backward(self, nodes, frames, view):
-        """Set doutput and the frames' gradients, and backward_passes, the last layer first."""
+        """Set doutput, the frames' dx and dy, and backward_passes, the last layer first."""
         self.doutput = gradient = view(0, nodes[-1].output_shape)
         self.backward_passes = []
-        turn = 1
-        # Nobody needs the gradient by what lies before the first layer with weights.
+        buffer = 1
+        # Gradients are needed down to the first layer with weights.
         first = next(i for i, node in enumerate(nodes) if node.specs)
         for i in reversed(range(first, len(nodes))):
             node, frame = nodes[i], frames[i]
@@ -142,13 +137,13 @@ class Plan:
             if node.layer.shares_memory(training=True):
                 frame.dx = gradient.reshape(frame.x.shape)
             else:
-                frame.dx, turn = view(turn, node.input_shape), 1 - turn
+                frame.dx, buffer = view(buffer, node.input_shape), 1 - buffer
                 self.backward_passes.append((node.layer, frame))
             gradient = frame.dx
 
 
 def batch_layout(nodes, nets, batch, dtype):
-    """The part of a plan_layout that is the batch itself, and what is told of it."""
+    """The part of a plan_layout for the batch itself: inputs, labels, loss, correct predictions."""
     return {
         "x": ((nets, batch, *nodes[0].input_shape), dtype),
         "labels": ((nets, batch), np.dtype(np.int64)),
@@ -158,14 +153,14 @@ def batch_layout(nodes, nets, batch, dtype):
 
 
 def plan_layout(nodes, nets, batch, training, dtype, ops):
-    """{key: (shape, dtype)} of every array of a plan: what it will take, before it is taken."""
-    network = _fusion(ops, nodes, batch)
+    """{key: (shape, dtype)} of every array of a plan, so that its memory is known beforehand."""
+    network = ops.fusion(nodes, batch)
     if network:
         return network.layout(nodes, nets, batch, training, dtype)
     layout = batch_layout(nodes, nets, batch, dtype)
     sizes = [prod(nodes[0].input_shape), *(prod(node.output_shape) for node in nodes)]
-    for turn in range(2):
-        layout["buffer", turn] = ((nets * batch * max(sizes),), dtype)
+    for buffer in range(2):
+        layout["buffer", buffer] = ((nets * batch * max(sizes),), dtype)
     workspaces = [node.layer.workspace(ops, nets, batch, node.input_shape) for node in nodes]
     layout["workspace"] = ((max(workspaces),), np.dtype(np.uint8))
     if training:

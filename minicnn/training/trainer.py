@@ -9,6 +9,7 @@ Images, labels, shuffles, step counter and sums stay in the device's memory duri
 copies nothing to the host. Read model.py next, for the step itself; ensemble.py trains the groups.
 """
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import rng
+from ..backends import trace
 from ..data.split import split, validation_count
 from ..files import DataError, brief
 from ..model import PREDICT_BATCH
@@ -83,7 +85,8 @@ class Trainer:
         self.history = []
         self.diverged = {}  # {net: (epoch, step)} where its loss or a weight became not finite
         self.graph = job.graph
-        self._run_step = CapturedStep(self.ops, job.graph)
+        around_first = trace.printing if nets[0] == recipe.first_net else contextlib.nullcontext
+        self._run_step = CapturedStep(self.ops, job.graph, around_first)
 
     @property
     def steps_done(self):
@@ -324,15 +327,20 @@ class CapturedStep:
     an attribute would keep in memory.
     """
 
-    def __init__(self, ops, graph):
+    def __init__(self, ops, graph, around_first=contextlib.nullcontext):
         self._capture = ops.capture if graph else None
+        self._around_first = around_first  # makes a context manager for the first call
         self._called, self._replay = False, None
 
     def __call__(self, function):
-        if self._called and self._capture and not self._replay:
+        if not self._called:
+            with self._around_first():
+                function()
+            self._called = True
+            return
+        if self._capture and not self._replay:
             self._replay = self._capture(function)
         (self._replay or function)()
-        self._called = True
 
 
 def steps_per_epoch(recipe, images):

@@ -239,7 +239,7 @@ def test_a_forked_process_computes_too(tmp_path):
 
 FLOATS = np.zeros((2, 12), np.float32)
 READ_ONLY = np.broadcast_to(np.float32(0), (2, 12))
-SIZES = dict.fromkeys(("B", "H", "W", "C", "Ho", "Wo", "N", "kh", "kw", "sh", "sw"), 1)
+SIZES = dict.fromkeys("B H W Cin Ho Wo Cout kh kw sh sw".split(), 1)
 SIZES |= dict.fromkeys(("top", "left", "y_first", "y_image", "y_row", "y_pixel"), 0)
 
 
@@ -250,7 +250,7 @@ SIZES |= dict.fromkeys(("top", "left", "y_first", "y_image", "y_row", "y_pixel")
         ({"x": FLOATS[:, ::2]}, ValueError, r"x: got strides \(48, 8\), expected contiguous"),
         ({"x": None}, TypeError, "x: got None, expected an array of float32"),
         ({"x": 1.0}, TypeError, "x: got 1.0, expected an array of float32"),
-        ({"s": {"B": 1}}, TypeError, r"s: got \['B'\], expected \['B', 'C', "),
+        ({"s": {"B": 1}}, TypeError, r"s: got \['B'\], expected \['B', 'Cin', "),
         ({"s": {**SIZES, "B": 2**31}}, ValueError, "s: .*expected integers of 32 bits"),
         ({"relu": 1}, TypeError, "relu: got 1, expected a number of bool"),
         ({"y": FLOATS[:1]}, ValueError, "y: got 1 nets, beside 2 in others"),

@@ -57,7 +57,7 @@ def test_numpy_replaces_cpu_where_nothing_compiles(without_kernels):
     with pytest.warns(UserWarning) as told:
         model = mnist_cnn(nets=1, device="cpu")
     [message] = [str(warning.message) for warning in told]
-    reason = f"cpu cannot be had, numpy takes its place: {without_kernels}"
+    reason = f"device 'cpu' cannot be used, 'numpy' replaces it: {without_kernels}"
     assert re.fullmatch(reason, message)
     assert model.device == "numpy" and model.ops is ops_numpy
     assert model.device_reason == "in place of cpu"
@@ -127,7 +127,7 @@ def test_a_training_without_a_compiler_says_so_in_one_line(tmp_path):
     assert done.returncode == 0, done.stderr
     warning, about = done.stderr.splitlines()
     assert warning == (
-        "minicnn.train: warning: cpu cannot be had, numpy takes its place: "
+        "minicnn.train: warning: device 'cpu' cannot be used, 'numpy' replaces it: "
         "$CC names no compiler that runs: 'false'"
     )
     assert "Device: numpy (in place of cpu). Processes: 2." in about
@@ -142,7 +142,7 @@ def test_a_training_without_a_cache_folder_says_so_in_one_line(tmp_path):
     assert done.returncode == 0, done.stderr
     warning, about = done.stderr.splitlines()
     assert warning == (
-        "minicnn.train: warning: the cache folder cannot be written: kernels are compiled anew in "
-        "each run"
+        "minicnn.train: warning: the cache folder cannot be written: each run compiles its "
+        "kernels anew"
     )
     assert "Device: cpu (as asked). Processes: 2." in about

@@ -179,7 +179,7 @@ def test_wrong_arguments_are_refused(paper, changed, error, message):
 def test_an_array_too_large_for_32_bits_is_refused(paper):
     huge = np.broadcast_to(np.float32(0), (1, 1, 2**31))  # takes no memory
     huge = np.lib.stride_tricks.as_strided(huge, (1, 2**31), (4, 4))
-    with pytest.raises(ValueError, match=r"x: got 2,147,483,648 numbers a net, expected at most"):
+    with pytest.raises(ValueError, match=r"x: got 2,147,483,648 elements per net, expected at"):
         paper.launch(TOY, "scale", (1,), (64,), *arguments(x=huge, y=FLOATS[:1]))
 
 

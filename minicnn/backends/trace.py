@@ -1,0 +1,51 @@
+"""MINICNN_TRACE=1: see what one training step runs, on any device.
+
+Each launch or call of a kernel prints a line to stderr: its file and name, its grid and block (on a
+CPU, for how many nets it is called), and its twin, the function that computes the same in NumPy.
+Operations that run in NumPy print their name. Only the first step of the first net's group prints.
+
+    MINICNN_TRACE=1 python -m minicnn.train --device cpu --limit 640
+"""
+
+import contextlib
+import os
+import sys
+import threading
+
+from . import ops_numpy
+
+
+class _State(threading.local):
+    printing = False  # in this thread
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def printing():
+    """Within this context each kernel and each NumPy operation prints a line, if asked for."""
+    if os.environ.get("MINICNN_TRACE") != "1":
+        yield
+        return
+    before = sys.getprofile()
+    _state.printing = True
+    sys.setprofile(_numpy_operation)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+        _state.printing = False
+
+
+def kernel(where, size, twin):
+    """Print a kernel that is about to run: "file: name", its size, and the name of its twin."""
+    if _state.printing:
+        print(f"{where:<48} {size:<36} twin: {twin}", file=sys.stderr, flush=True)
+
+
+def _numpy_operation(frame, event, _):
+    """Called by Python at each event: print the calls of ops_numpy's functions from elsewhere."""
+    ours = vars(ops_numpy)
+    if event == "call" and frame.f_globals is ours and frame.f_back.f_globals is not ours:
+        print(f"ops_numpy.py: {frame.f_code.co_name}", file=sys.stderr, flush=True)
