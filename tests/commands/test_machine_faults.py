@@ -399,16 +399,16 @@ def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch):
 @pytest.mark.full(but="2")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_second_signal_stops_at_once(run, tmp_path, workers):
-    """In the middle of a step of 20 seconds; the last checkpoints stay intact."""
+    """In the middle of a step of 60 seconds; the last checkpoints stay intact."""
     folder = tmp_path / "out"
     process = start_slowly(
-        tmp_path, *TINY, f"--workers={workers}", "--out", str(folder), seconds=20
+        tmp_path, *TINY, f"--workers={workers}", "--out", str(folder), seconds=60
     )
     os.kill(process.pid, signal.SIGINT)
     while "press Ctrl-C again to stop at once" not in process.stderr.readline():
         assert process.poll() is None
     os.kill(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=10)
+    _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "stopped at once; the last checkpoints are intact" in stderr
     assert "Traceback" not in stderr

@@ -137,8 +137,10 @@ def test_a_stopped_run_resumes_to_the_bit(run, tmp_path, workers, number, status
     """A signal to all processes stops it within an epoch; resumed, it equals an undisturbed run."""
     folder = tmp_path / "out"
     arguments = [*TINY, f"--workers={workers}", "--out", str(folder)]
+    (tmp_path / "hold").touch()
     process = start_slowly(tmp_path, *arguments)
     os.killpg(process.pid, number)
+    (tmp_path / "hold").unlink()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == status, stderr
     assert "Traceback" not in stderr

@@ -197,9 +197,9 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, capsys, good, fault):
     make, expected = FILES[fault]
     path = tmp_path / "bad.npz"
     path.write_bytes(make(good))
-    started = time.monotonic()
+    started = time.process_time()
     assert_refused(path, expected, tmp_path, capsys)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_claimed_size_allocates_no_memory(tmp_path, good):

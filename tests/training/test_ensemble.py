@@ -197,7 +197,7 @@ def square(shared, task, report, should_stop):
 def fail_on_2(shared, task, report, should_stop):
     if task == 2:
         raise DataError("task 2 is bad")
-    for _ in range(100):
+    for _ in range(600):
         if should_stop():
             return None
         time.sleep(0.1)
@@ -215,7 +215,7 @@ def test_a_failing_job_stops_the_others():
     started = time.monotonic()
     with pytest.raises(DataError, match="task 2 is bad"):
         workers.run_jobs(fail_on_2, None, [1, 2, 3], 2, nothing, nothing, never)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 48  # a task ends by itself after 60
 
 
 def die(shared, task, report, should_stop):
