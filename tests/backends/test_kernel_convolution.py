@@ -22,33 +22,33 @@ ACTIVATIONS = "linear", "relu", "tanh", "softmax"
 
 
 class Sizes:
-    """Of a convolution of x (E, B, H, W, C) by kernels (E, kh, kw, C, N)."""
+    """The sizes of a convolution of x (E, B, H, W, Cin) by kernels (E, kh, kw, Cin, Cout)."""
 
-    def __init__(self, E, B, image, C, N, size, strides, padding="valid", activation="relu"):
+    def __init__(self, E, B, image, Cin, Cout, size, strides, padding="valid", activation="relu"):
         fits = all(k <= length for k, length in zip(size, image, strict=True))
         self.window = Window.fit(size, strides, padding if fits else "same", image)
-        self.E, self.B, self.C, self.N, self.activation = E, B, C, N, activation
+        self.E, self.B, self.Cin, self.Cout, self.activation = E, B, Cin, Cout, activation
 
     def case(self, what, random):
         """A Case of one of PASSES, with random inputs."""
-        E, B, C, N, window = self.E, self.B, self.C, self.N, self.window
-        x = as_float32(random, (E, B, *window.input, C))
-        kernel = as_float32(random, (E, *window.size, C, N))
-        dz = as_float32(random, (E, B, *window.output, N))
+        E, B, Cin, Cout, window = self.E, self.B, self.Cin, self.Cout, self.window
+        x = as_float32(random, (E, B, *window.input, Cin))
+        kernel = as_float32(random, (E, *window.size, Cin, Cout))
+        dz = as_float32(random, (E, B, *window.output, Cout))
         others = {"window": window}
 
         def workspace(ops, nets):
-            return ops.conv2d_workspace(nets, B, window, C, N)
+            return ops.conv2d_workspace(nets, B, window, Cin, Cout)
 
         if what == "forward":
-            inputs = {"x": x, "kernel": kernel, "bias": as_float32(random, (E, N))}
+            inputs = {"x": x, "kernel": kernel, "bias": as_float32(random, (E, Cout))}
             others["activation"] = self.activation
             return Case("conv2d", inputs, {"y": (dz.shape, float)}, (), others, workspace)
         if what == "input gradient":
             inputs, results = {"dz": dz, "kernel": kernel}, {"dx": (x.shape, float)}
             return Case("conv2d_input_gradient", inputs, results, (), others, workspace)
         inputs = {"x": x, "dz": dz}
-        results = {"dkernel": (kernel.shape, float), "dbias": ((E, N), float)}
+        results = {"dkernel": (kernel.shape, float), "dbias": ((E, Cout), float)}
         return Case("conv2d_weight_gradient", inputs, results, (), others, workspace)
 
 
@@ -77,8 +77,8 @@ sizes = st.builds(
     E=st.integers(1, 3),
     B=st.integers(1, 4),
     image=st.tuples(axis, axis),
-    C=st.one_of(st.integers(1, 9), st.integers(28, 40)),
-    N=st.one_of(st.integers(1, 9), st.integers(28, 70)),
+    Cin=st.one_of(st.integers(1, 9), st.integers(28, 40)),
+    Cout=st.one_of(st.integers(1, 9), st.integers(28, 70)),
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     strides=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     padding=st.sampled_from(["valid", "same"]),
@@ -218,13 +218,13 @@ def test_the_weight_gradient_of_a_large_layer_has_few_partial_sums(driver, monke
 # Dense layers
 
 
-def dense_case(what, random, E, B, K, N, activation="linear"):
-    """A Case of one of PASSES, of x (E, B, K) by kernels (E, K, N)."""
-    x, kernel = as_float32(random, (E, B, K)), as_float32(random, (E, K, N))
-    bias, dz = as_float32(random, (E, N)), as_float32(random, (E, B, N))
+def dense_case(what, random, E, B, Cin, Cout, activation="linear"):
+    """A Case of one of PASSES, of x (E, B, Cin) by kernels (E, Cin, Cout)."""
+    x, kernel = as_float32(random, (E, B, Cin)), as_float32(random, (E, Cin, Cout))
+    bias, dz = as_float32(random, (E, Cout)), as_float32(random, (E, B, Cout))
 
     def workspace(ops, nets):
-        return ops.dense_workspace(nets, B, K, N)
+        return ops.dense_workspace(nets, B, Cin, Cout)
 
     if what == "forward":
         case = Case("dense", {"x": x, "kernel": kernel, "bias": bias}, {"y": (dz.shape, float)})
