@@ -37,8 +37,8 @@ MEMORY = 1 << 30  # bytes that the process may hold
 def outcome(reader, content):
     """(the message that refuses an input, or None if it is accepted; the seconds it took).
 
-    Raises what the reader raises if that is no DataError, and AssertionError for a message that is
-    not one printable line beginning with the file's name, for a wrong result and for a slow reader.
+    Other errors of the reader than DataError pass through. Raises AssertionError for a wrong result,
+    a slow reader, or a message that is not one printable line that begins with the file's name.
     """
     started, message = time.process_time(), None  # CPU time, whatever else the machine does
     try:

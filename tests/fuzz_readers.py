@@ -1,8 +1,8 @@
 """Inputs of the fuzzer for each reader of files: seeds, mutations of the format, and checks.
 
-A reader has seeds, good inputs; a mutation of one; and read, which also checks what comes back. In
-inputs of CSV and IDX, the first byte says how the rest is read: compressed or not, with labels or
-not. fuzz.py is the command.
+Each class has seeds (valid inputs), mutate, and read, which also checks the result. In inputs of CSV
+and IDX the first byte says whether the rest is compressed, and whether it has labels. fuzz.py is
+the command.
 """
 
 import csv
@@ -265,7 +265,7 @@ class Idx:
 class Checkpoint:
     """Checkpoints of a small network: an input is a file.
 
-    Most are signed after they were changed, so that reading goes on behind the checksum.
+    Most get a valid checksum after the change, so that reading continues behind it.
     """
 
     modules = "minicnn.training.archive", "minicnn.training.checkpoint", "minicnn.files"

@@ -26,7 +26,7 @@ def poisoned(ops, shape, dtype):
 def make_frame(ops, layer, x, seed=3, nets=None, stream=rng.DROPOUT, step=0):
     """A frame for x (E, B, ...), with random weights and with all results poisoned.
 
-    x is taken in float32 where the device has no other.
+    x becomes float32 where the device computes in float32 only.
     """
     if x.dtype.name not in ops.dtypes:
         x = x.astype(np.float32)

@@ -66,7 +66,7 @@ def conv2d_gradients(x, kernel, dz, strides, padding):
 def max_pool(x, size, strides, padding):
     """(y, at): the maxima, and their rows and columns in x, at (B, Ho, Wo, C, 2).
 
-    The first of equals wins.
+    Of equal elements the first is the maximum.
     """
     B, H, W, C = x.shape
     shape = B, *output_size(H, W, size, strides, padding), C

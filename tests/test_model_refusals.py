@@ -1,6 +1,6 @@
-"""Sequential and mnist_cnn: what each refuses.
+"""Sequential and mnist_cnn refuse bad arguments.
 
-Each message names the argument, what it got, and what it takes.
+Each message names the argument, the value found and the value expected.
 """
 
 import re

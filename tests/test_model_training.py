@@ -1,6 +1,6 @@
 """Sequential and mnist_cnn: gradients, training steps, and their bits.
 
-Sizes are small; that a net's bits do not depend on the others is tested here for every layer.
+For every layer, a net's bits do not depend on the other nets.
 """
 
 from math import sqrt

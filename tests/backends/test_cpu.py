@@ -1,6 +1,6 @@
 """The backend in C: other builds, threads, and checks of arguments.
 
-What its operations compute is tested by test_kernel_ops.py and test_kernel_convolution.py.
+test_kernel_ops.py and test_kernel_convolution.py test the results of its operations.
 """
 
 import copy

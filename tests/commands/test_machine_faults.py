@@ -49,7 +49,7 @@ class Faulty:
         self.left, self.error = number, error
 
     def __call__(self, path, mode):
-        file = open(path, mode)  # noqa: SIM115  whoever asked closes it
+        file = open(path, mode)  # noqa: SIM115  the caller closes it
         if "x" in mode:
             self.left -= 1
             if self.left <= 0:

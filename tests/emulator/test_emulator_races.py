@@ -21,7 +21,7 @@ ALL = "all threads"
 def play(driver, steps, shared, threads=64, blocks=1):
     """Run a script: a list of steps, {thread or ALL: action, or (action, mask)}.
 
-    Threads of block 1 are numbered on from those of block 0.
+    The numbers of block 1's threads follow those of block 0.
     """
     actions = np.zeros((len(steps), blocks * threads), np.int32)
     masks = np.full(actions.shape, FULL, np.uint32)
@@ -264,7 +264,7 @@ def scripts(draw):
 def reaches(steps, first, second, begin, end):
     """Whether thread `first`'s action at step `begin` is ordered before `second`'s at `end`.
 
-    News goes from thread to thread where they wait for each other: who hears of it?
+    Threads that wait for each other share what they know: `second` must learn of the action in time.
     """
     informed = {first}
     for step in steps[begin + 1 : end]:

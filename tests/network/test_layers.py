@@ -1,6 +1,6 @@
 """Dense, activations, Flatten, batch normalisation and dropout, each layer alone.
 
-They are held against nested loops (oracles.py), their gradients against central differences.
+Outputs are compared with nested loops (oracles.py), gradients with central differences.
 """
 
 import numpy as np
