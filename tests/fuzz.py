@@ -37,8 +37,8 @@ MEMORY = 1 << 30  # bytes that the process may hold
 def outcome(reader, content):
     """(the message that refuses an input, or None if it is accepted; the seconds it took).
 
-    Other errors of the reader than DataError pass through. Raises AssertionError for a wrong result,
-    a slow reader, or a message that is not one printable line that begins with the file's name.
+    Raises AssertionError for a wrong result, a slow reader, or a message that is not one printable
+    line that begins with the file's name. Errors of the reader but DataError pass through.
     """
     started, message = time.process_time(), None  # CPU time, whatever else the machine does
     try:

@@ -1,8 +1,8 @@
 """Inputs of the fuzzer for each reader of files: seeds, mutations of the format, and checks.
 
-Each class has seeds (valid inputs), mutate, and read, which also checks the result. In inputs of CSV
-and IDX the first byte says whether the rest is compressed, and whether it has labels. fuzz.py is
-the command.
+Each class has seeds (valid inputs), mutate, and read, which also checks the result. In inputs of
+CSV and IDX the first byte says whether the rest is compressed, and whether it has labels. fuzz.py
+is the command.
 """
 
 import csv

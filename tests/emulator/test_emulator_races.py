@@ -264,7 +264,7 @@ def scripts(draw):
 def reaches(steps, first, second, begin, end):
     """Whether thread `first`'s action at step `begin` is ordered before `second`'s at `end`.
 
-    Threads that wait for each other share what they know: `second` must learn of the action in time.
+    It is if a chain of threads that wait for each other leads from one action to the other.
     """
     informed = {first}
     for step in steps[begin + 1 : end]:
