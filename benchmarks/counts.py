@@ -1,12 +1,16 @@
-"""python -m benchmarks.counts: what each kernel of a training step does, and what that costs.
+"""python -m benchmarks.counts: what each kernel of a training step does, as the emulator counts it.
 
-One step of the seed network runs on the checked emulator, which counts every access: exactly, the
-same each time, and without a GPU. From the counts follows the least time that a GPU of given limits
-takes for each launch, and which of them sets it. What a GPU takes in fact, benchmarks/kernels.py
-measures.
+One step of the seed network runs on the checked emulator, which counts every access: exactly, and
+without a GPU. From the counts follow the least time that a GPU of given limits takes for each
+launch, and the limit that sets it. benchmarks/kernels.py measures what a GPU really takes.
+
+With --ladder it writes a result file instead: all versions of the step side by side, the whole step
+and its convolutions by pass. kernels/README.md shows it. This takes 20 minutes, most of them for
+the naive version.
 """
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from math import prod
 from typing import NamedTuple
@@ -14,7 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from benchmarks import timing
+from benchmarks.tiles import compiled
+from minicnn.backends import cuda, cuda_tiles
 from minicnn.backends.cuda_convolution import VERSIONS
+from minicnn.backends.kernel import SOURCES, Program
 from minicnn.backends.ops_cuda import Operations
 from minicnn.command import Parser, positive
 from minicnn.data.digits import draw_digits
@@ -23,13 +31,13 @@ from minicnn.network.layers import Conv2D
 from minicnn.recipe import RECIPES
 from minicnn.training.trainer import Data, Job, Trainer
 
-# Of a step: the three ways to convolve in float32, layer by layer; and fused blocks in TF32.
+# Versions of a step: three ways to convolve in float32, layer by layer; and fused blocks in TF32.
 STEPS = *VERSIONS, "fused"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a GPU does in a second: bytes of memory and cache, operations, those of tensor cores."""
+    """A GPU's rates a second: bytes of memory and of cache, FLOP of its cores, of tensor cores."""
 
     memory: float
     cache: float
@@ -37,23 +45,23 @@ class Limits:
     tensor: float
 
     def seconds(self, counts):
-        """{limit: the seconds that it alone sets for what was counted}."""
+        """{limit: the least seconds that it allows for these counts}."""
         return {
             "memory": (counts.bytes_read + counts.bytes_written) / self.memory,
             "cache": (counts.load_sectors + counts.store_sectors) * SECTOR_BYTES / self.cache,
-            # In the clock that serves a wavefront a multiprocessor multiplies and adds 128 times.
+            # A multiprocessor serves one wavefront, or multiplies and adds 128 times, in a clock.
             "shared": counts.shared_wavefronts * 2 * 128 / self.arithmetic,
             "arithmetic": counts.flops / self.arithmetic,
             "tensor": counts.tensor_flops / self.tensor,
         }
 
 
-# About an H200's: memory as measured on one, the cache assumed, the others from NVIDIA's datasheet.
+# An H200's: memory as measured on one, the cache assumed, the others from NVIDIA's datasheet.
 H200 = Limits(memory=4.3e12, cache=5.5e12, arithmetic=67e12, tensor=495e12)
 
 
 class Row(NamedTuple):
-    """A launch of the step: the layer and the pass that made it, if one did, and its counts."""
+    """A launch of the step: its layer and pass ("" where it belongs to none), and its counts."""
 
     layer: str
     part: str
@@ -64,18 +72,18 @@ class Row(NamedTuple):
 
 
 class _Marks(list):
-    """The (layer, pass) of each launch so far; those that no layer's pass makes have none."""
+    """The (layer, pass) of each launch so far, ("", "") for one that belongs to no layer."""
 
     def __init__(self, launches):
         super().__init__()
         self._launches = launches
 
     def up_to_now(self, layer="", part=""):
-        """Says whose the launches since the last call are."""
+        """Mark the launches since the last call."""
         self += repeat((layer, part), len(self._launches) - len(self))
 
     def watch(self, function, layer, part):
-        """The function, its launches marked."""
+        """The function, with its launches marked."""
 
         def watched(*arguments):
             self.up_to_now()
@@ -86,7 +94,7 @@ class _Marks(list):
 
 
 class _Watched:
-    """A layer whose passes note which launches are theirs."""
+    """A layer whose passes mark their launches."""
 
     def __init__(self, layer, name, marks):
         self._layer, self._name, self._marks = layer, name, marks
@@ -96,7 +104,7 @@ class _Watched:
 
 
 def _watch_blocks(plan, marks):
-    """The same of a plan of fused blocks."""
+    """Let the passes of a plan of fused blocks mark their launches."""
     blocks = [block.convolution.name for block in plan.network.blocks]
     plan.head = marks.watch(plan.head, plan.network.dense.name, "both")
     for part in ("forward_block", "weight_gradient", "input_gradient"):
@@ -109,9 +117,9 @@ def _watch_blocks(plan, marks):
 
 
 def run_step(driver, launches, nets, batch, version):
-    """One training step of the seed network: the (layer, pass) of each of its launches.
+    """Run one training step of the seed network; returns the (layer, pass) of each launch.
 
-    The driver adds each launch to the list `launches`.
+    The driver must append each launch to the list `launches`.
     """
     recipe = replace(RECIPES["seed"], nets=nets, batch_size=batch, validation_fraction=0)
     fused = version == "fused"
@@ -135,7 +143,7 @@ def run_step(driver, launches, nets, batch, version):
 def count_step(nets, batch, version="implicit"):
     """A Row for each launch of a step, counted by the emulator.
 
-    It runs one net; since the net is a grid axis, `nets` of them make so many times its counts.
+    It runs one net and multiplies the counts by `nets`, since the net is a grid axis.
     """
     emulator = Emulator(checked=True)
     marks = run_step(emulator, emulator.counted, 1, batch, version)
@@ -148,23 +156,108 @@ def count_step(nets, batch, version="implicit"):
 
 
 def activations_bytes(nets, batch):
-    """What the outputs of all convolutions take: one pass over the activations."""
+    """Bytes of the outputs of all convolutions: one pass over the activations."""
     outputs = (n.output_shape for n in RECIPES["seed"].nodes if isinstance(n.layer, Conv2D))
     return 4 * nets * batch * sum(map(prod, outputs))
+
+
+# ---- the ladder ----------------------------------------------------------------------------------
+
+PASSES = "forward", "input gradient", "weight gradient"
+ARCHITECTURE = "sm_90"
+_OF_INPUT = "input_gradient", "gemm_right_transposed", "col2im"
+
+
+def convolution_pass(row):
+    """Which of PASSES a launch belongs to; None if it is no convolution's."""
+    if not row.layer.startswith("conv2d") or row.kernel.startswith("activation"):
+        return None
+    if row.part == "forward":
+        return "forward"
+    of_input = any(word in row.kernel for word in _OF_INPUT)
+    return "input gradient" if of_input else "weight gradient"
+
+
+def summarize(rows, limits):
+    """The counts of launches together, and the least time that they take one after the other."""
+    total = Counts(*np.sum([row.counts for row in rows], axis=0).tolist())
+    least = Counter()
+    for row in rows:
+        seconds = limits.seconds(row.counts)
+        limit = max(seconds, key=seconds.get)
+        least[limit] += seconds[limit]
+    return {
+        "kernels": sorted({row.kernel for row in rows}),
+        "launches": len(rows),
+        "memory_bytes": total.bytes_read + total.bytes_written,
+        "cache_bytes": (total.load_sectors + total.store_sectors) * SECTOR_BYTES,
+        "shared_wavefronts": total.shared_wavefronts,
+        "flops": total.flops,
+        "tensor_flops": total.tensor_flops,
+        "seconds": sum(least.values()),
+        "limit": max(least, key=least.get),
+    }
+
+
+def summarize_step(version, nets, batch):
+    """{"step" or pass: summary} of a version: of the whole step, and of its convolutions."""
+    rows = count_step(nets, batch, version)
+    found = {"step": summarize(rows, H200)}
+    found["step"]["passes"] = found["step"]["memory_bytes"] / activations_bytes(nets, batch)
+    for name in PASSES:
+        found[name] = summarize([row for row in rows if convolution_pass(row) == name], H200)
+    return found
+
+
+def registers():
+    """{kernel: registers of a thread} by NVRTC; of a kernel's forms, the one that needs most."""
+    programs = [Program(path) for path in (*SOURCES.glob("conv_*.cu"), SOURCES / "gemm.cu")]
+    programs += [Program(SOURCES / "block_first.cu")]
+    programs += [Program(SOURCES / file, defines) for file, defines in cuda_tiles.programs()]
+    found = {}
+    for program in programs:
+        for name, (_, _, number) in compiled(program, ARCHITECTURE).items():
+            found[name] = max(found.get(name, 0), number)
+    return dict(sorted(found.items()))
+
+
+def ladder(asked, nets, batch):
+    """The result file's content: versions `asked` counted, the others from the last result."""
+    last = timing.newest("ladder-emulated") if set(asked) != set(STEPS) else None
+    if last and (last["nets"], last["batch"]) != (nets, batch):
+        raise ValueError("the last result has another number of nets or images")
+    versions = {}
+    for version in STEPS:
+        if version not in asked:
+            versions[version] = last["versions_counted"][version]
+            continue
+        versions[version] = summarize_step(version, nets, batch)
+        print(f"{version}: {versions[version]['step']['seconds'] * 1e3:.2f} ms")
+    return {
+        "what": "a training step of the seed network, counted by the emulator",
+        "nets": nets,
+        "batch": batch,
+        "limits": asdict(H200),
+        "versions_counted": versions,
+        "registers": registers(),
+        "architecture": ARCHITECTURE,
+        "machine": timing.machine(),
+        "versions": {**timing.versions(), "nvrtc": ".".join(map(str, cuda.nvrtc_version()))},
+    }
 
 
 # ---- the command -------------------------------------------------------------------------------
 
 LEGEND = """\
-read, written: MB of distinct bytes, which memory must give and take at least; cache: MB in sectors
-of 32 bytes that the requests of warps touch; loads, stores: how many times the sectors that their
-bytes would fill. wavefronts: turns of shared memory's banks, in thousands; excess: how many times
-those without conflicts. steps: those of tensor cores. us: the least that the limits allow, and the
-limit that sets it."""
+read, written: MB of distinct bytes, the least memory traffic. cache: MB of the 32-byte sectors that
+the requests of warps touch. loads, stores: these sectors divided by the fewest possible.
+wavefronts: passes of shared memory's banks, in thousands. excess: wavefronts divided by those
+without bank conflicts. steps: tensor-core steps. us: the least time that the limits allow. limit:
+the limit that sets it."""
 
 
 def table(rows, limits):
-    """The rows as a DataFrame, which LEGEND explains."""
+    """The rows as a DataFrame with the columns that LEGEND explains."""
     lines = []
     for row in rows:
         c, seconds = row.counts, limits.seconds(row.counts)
@@ -210,18 +303,28 @@ def _parser():
         "--version",
         choices=STEPS,
         default="fused",
-        help="of the step: its convolutions layer by layer in float32, or fused (default)",
+        help="of the step: a way to convolve, layer by layer in float32, or fused (default)",
+    )
+    parser.add_argument(
+        "--ladder",
+        nargs="*",
+        choices=STEPS,
+        metavar="VERSION",
+        help=f"count {', '.join(STEPS)}, or only those named and take the others from the last "
+        "result; write a result file",
     )
     parser.add_argument("--nets", type=positive, metavar="N", default=15, help="default: 15")
     parser.add_argument(
         "--batch",
         type=positive,
         metavar="N",
-        default=4,
-        help="images of each net (default: 4; the emulator takes a few seconds for each)",
+        help="images of each net, a few seconds each (default: 4; --ladder: 64)",
     )
-    parser.add_argument("--csv", metavar="FILE", help="write all counts there")
-    group = parser.add_argument_group("limits of a GPU", "the defaults are about an H200's")
+    parser.add_argument("--csv", metavar="FILE", help="write all counts to FILE")
+    parser.add_argument(
+        "--out", metavar="FILE", help="of --ladder (default: in benchmarks/results)"
+    )
+    group = parser.add_argument_group("limits of a GPU", "the defaults are an H200's")
     for name, unit, text in _LIMITS:
         default = round(getattr(H200, name) / unit)
         group.add_argument(
@@ -231,8 +334,17 @@ def _parser():
 
 
 def main(argv=None):
-    arguments = _parser().parse_args(argv)
-    nets, batch, version = arguments.nets, arguments.batch, arguments.version
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    nets, version = arguments.nets, arguments.version
+    if arguments.ladder is not None:
+        try:
+            result = ladder(arguments.ladder or STEPS, nets, arguments.batch or 64)
+        except ValueError as error:
+            parser.error(f"argument --ladder: {error}")
+        timing.write("ladder-emulated", result, arguments.out)
+        return
+    batch = arguments.batch or 4
     limits = Limits(**{name: unit * getattr(arguments, name) for name, unit, _ in _LIMITS})
     rows = count_step(nets, batch, version)
     shown = table(rows, limits)

@@ -1,8 +1,8 @@
-"""Processes that train side by side, each in a process of its own, and how fast they are together.
+"""The processes of a contender, which train or predict side by side, and their joint rate.
 
-A contender is measured as its users would run it: in fresh processes, with so many threads each, on
-as many cores of their own where the system can pin a process to them. While one crew runs, the
-others wait for a word from their pipes, and take no time.
+A contender is measured as its users would run it: in new processes, each with its threads pinned to
+cores of its own, where the system allows that. While one crew works, the others wait for a message
+and use no time.
 """
 
 import contextlib
@@ -20,17 +20,17 @@ from minicnn.recipe import RECIPES
 
 RECIPE = RECIPES["seed"]
 JOBS = "train", "infer"
-SECONDS_TO_ANSWER = 600  # far more than a round takes: what is silent for so long hangs
+SECONDS_TO_ANSWER = 600  # far more than a round takes; after that a process counts as hanging
 
 
 class NotRunningError(Exception):
-    """A contender does not run here; the message says why."""
+    """A contender cannot be measured here; the message says why."""
 
 
 class Crew:
     """`processes` processes of a contender, with `threads` threads each, which do `jobs`.
 
-    They import their framework, and wait for `begin`. With a Reference the first of them proves
+    They import their framework and wait for `begin`. With a Reference, the first process proves
     that it computes the same function.
     """
 
@@ -49,16 +49,16 @@ class Crew:
             self._processes.append(process)
 
     def begin(self):
-        """Let the processes make what they need, and do each job once."""
+        """Let the processes set up, and do each job once."""
         for pipe in self._pipes:
-            with contextlib.suppress(OSError):  # it has failed: `differences` finds out how
+            with contextlib.suppress(OSError):  # the process failed: `differences` reports how
                 pipe.send("begin")
 
     def differences(self, seconds=None):
-        """Wait, after `begin`, until all are ready; the differences to the Reference.
+        """Wait, after `begin`, until all are ready; returns the differences from the Reference.
 
-        Raises NotRunningError where one is not ready within so many seconds, or has failed, and
-        equality.DifferentError where it computes something else.
+        Raises NotRunningError where one fails or is not ready within `seconds`, and
+        equality.DifferentError where it computes another function.
         """
         seconds = SECONDS_TO_ANSWER if seconds is None else seconds
         end = time.monotonic() + seconds
@@ -71,15 +71,15 @@ class Crew:
         return found[0]
 
     def warm_up(self, job, seconds):
-        """Do a job for the first time, before rounds of so many seconds."""
+        """Prepare for rounds of a job of `seconds` each."""
         self._together("warm_up", job, seconds)
 
     def images_per_second(self, job, seconds):
-        """What all processes together train on, or predict, while each runs for so long."""
+        """The rate of all processes together, while each of them runs for about `seconds`."""
         return sum(self._together("images_per_second", job, seconds))
 
     def peak_memory(self):
-        """The most bytes that each of minicnn's processes has taken; None if unknown."""
+        """[peak bytes of each of minicnn's processes], None where unknown."""
         return self._together("peak_memory")
 
     def close(self):
@@ -102,7 +102,7 @@ class Crew:
 
     @staticmethod
     def _receive(pipe):
-        """An answer; what went wrong over there is raised here."""
+        """An answer; an exception of the process is raised here."""
         try:
             if not pipe.poll(SECONDS_TO_ANSWER):
                 raise NotRunningError(f"no answer within {SECONDS_TO_ANSWER} s")
@@ -116,7 +116,7 @@ class Crew:
 
 @contextlib.contextmanager
 def _started_with(environment, number, threads):
-    """A process that is started in here has these variables, and the number-th `threads` cores."""
+    """A process started within gets these variables, and the number-th group of `threads` cores."""
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -139,8 +139,8 @@ def _started_with(environment, number, threads):
 
 
 def _serve(pipe, contender, threads, jobs, recipe, reference):
-    """Say what was found or went wrong, then answer messages until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; then its pipe closes
+    """Send the differences or an exception, then answer messages until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and closes the pipe
     try:
         machine.use_cores(threads)
         (images, labels), _ = load_data("digits")
@@ -156,32 +156,32 @@ def _serve(pipe, contender, threads, jobs, recipe, reference):
         pass
     except equality.DifferentError as error:
         _send(pipe, error)
-    except Exception as error:  # whatever a framework makes of it: its contender is left out
+    except Exception as error:  # of any framework: its contender is left out
         _send(pipe, NotRunningError(f"{type(error).__name__}: {one_line(error)}"[:500]))
 
 
 def _send(pipe, error):
-    with contextlib.suppress(OSError):  # nobody may be listening any more
+    with contextlib.suppress(OSError):  # the parent may have closed the pipe
         pipe.send(error)
 
 
 class _Member:
-    """A contender at work."""
+    """A contender's Training in a process, and what it is asked to do."""
 
     def __init__(self, contender, images, labels, jobs, recipe):
         self._training = contender.training(images, labels, recipe)
-        self._images = contender.nets * recipe.batch_size  # of a step
-        self._chunks = {}  # of each job: steps between two looks at the clock
+        self._images = contender.nets * recipe.batch_size  # a step
+        self._chunks = {}  # {job: steps between two readings of the clock}
         x = (images[: recipe.batch_size, ..., None] / 255).astype("float32")
         before = self._training.predict(x)
-        for job in jobs:  # once, for buffers and compiled code
+        for job in jobs:  # allocates and compiles
             getattr(self._training, job)(self._training.stride)
         after = self._training.predict(x)
         if not np.isfinite(after).all() or ("train" in jobs and np.array_equal(before, after)):
             raise FloatingPointError("training made its predictions infinite, or did not move them")
 
     def warm_up(self, job, seconds):
-        """Find out how many steps are an eighth of a round."""
+        """Find how many steps take an eighth of a round."""
         work, stride = getattr(self._training, job), self._training.stride
         work(stride)
         start = time.perf_counter()
@@ -190,7 +190,7 @@ class _Member:
         self._chunks[job] = stride * max(1, round(seconds / 8 / taken))
 
     def images_per_second(self, job, seconds):
-        """What is trained on, or predicted, in about so many seconds."""
+        """The rate of a job over about `seconds`."""
         work, chunk, clock = getattr(self._training, job), self._chunks[job], self._training.clock
         done, first, start = 0, clock.mark(), time.perf_counter()
         while time.perf_counter() - start < seconds:
@@ -199,7 +199,7 @@ class _Member:
         return self._images * done / clock.seconds(first, clock.mark())
 
     def peak_memory(self):
-        """The most bytes that this process has taken, or minicnn of a GPU; None if unknown."""
+        """Peak bytes of this process or, on a GPU, of CuPy's pool; None if unknown."""
         if self._training.device_memory():
             return self._training.device_memory()
         with contextlib.suppress(OSError), open("/proc/self/status") as file:

@@ -1,9 +1,9 @@
-"""Does a contender compute the seed network? It is measured only if it does.
+"""Does a contender compute the seed network? Only then is it measured.
 
-Equal weights in, equal numbers out: predictions; the losses of three training steps on given
-batches, which need the gradients and Adam; predictions afterwards, which need the moving
-statistics, too; and the augmentation with given numbers. Dropout is off, since its masks differ.
-What is right is what minicnn computes in NumPy, in float64.
+With the same weights it must give the same results as minicnn in NumPy, in float64: predictions;
+the losses of three training steps on given batches, which depend on the gradients and Adam;
+predictions after these, which depend on the moving statistics too; and the augmentation with given
+parameters. Dropout is off, since the masks differ.
 """
 
 from dataclasses import dataclass, replace
@@ -15,22 +15,22 @@ from minicnn.augment import affine_transform
 from minicnn.backends.affine import affine_parameters
 from minicnn.recipe import RECIPES
 
-# Without dropout. The learning rate keeps the noise that Adam makes of a rounding, where a gradient
-# is near zero, below what is allowed; the momentum lets three steps move the moving statistics.
+# Where a gradient is near zero, Adam turns a rounding error into a step of the learning rate; with
+# this one it stays within the tolerance. The momentum lets three steps move the moving statistics.
 RECIPE = replace(RECIPES["seed"], dropout=0.0, learning_rate=2e-5, momentum=0.98)
 STEPS = 3
-# The largest difference in a probability, a pixel, or relative in a loss. The reduced precisions
-# must be within the first when they compute in float32 instead, and as they are within theirs.
+# The largest difference of a probability or a pixel, and relative difference of a loss. A contender
+# of reduced precision must meet its own tolerance and, computing in float32, that of float32.
 TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 0.1}
 
 
 class DifferentError(Exception):
-    """A contender computes another function; the message says where."""
+    """A contender computes another function; the message says which result differs."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What every contender is given, and what must come out."""
+    """The inputs of every contender, and the results expected."""
 
     weights: list  # of one net, in Keras's order
     x: np.ndarray  # (B, 28, 28, 1) to predict, and to train on in each step
@@ -40,7 +40,7 @@ class Reference:
 
 
 def reference(batch=64):
-    """The Reference, on drawn digits, with weights away from where every bias is 0, gamma 1."""
+    """The Reference, on drawn digits, with random weights in which no bias is 0, no gamma 1."""
     (images, labels), _ = load_data("digits")
     x = (images[:batch, ..., None] / 255).astype(np.float32)
     y = labels[:batch].astype(np.int64)
@@ -65,7 +65,7 @@ def _exact_model(momentum):
 
 
 def _weights(x, y):
-    """Those of one net: all at random, but moving statistics that are near those of x."""
+    """Random weights of one net, with moving statistics near those of x."""
     rng = np.random.default_rng(0)
     model = _exact_model(momentum=0)
 
@@ -80,13 +80,13 @@ def _weights(x, y):
         )
 
     vary("bias", "gamma", "beta")
-    model.train_on_batch(x[None], y[None], 0)  # which only sets the moving statistics
+    model.train_on_batch(x[None], y[None], 0)  # sets only the moving statistics
     vary("moving_mean", "moving_variance")
     return [weight[0].astype(np.float32) for weight in model.get_weights()]
 
 
 def differences(training, given):
-    """{what: the largest difference} of a contender's Training to a Reference."""
+    """{what: largest difference} between a contender's Training and a Reference."""
     training.take_weights(given.weights)
     found = {"predictions": training.predict(given.x)}
     losses = [training.train_on(given.x, given.y) for _ in range(STEPS)]
@@ -98,14 +98,14 @@ def differences(training, given):
     for name, values in found.items():
         expected = given.expected[name]
         scale = expected if name == "losses" else 1
-        largest[name] = float(np.max(np.abs(values - expected) / scale))  # keeps NaN
+        largest[name] = float(np.max(np.abs(values - expected) / scale))  # NaN stays NaN
     return largest
 
 
 def check(contender, images, labels, given):
-    """The differences of a contender. Raises DifferentError where they are not small.
+    """The differences of a contender. Raises DifferentError for one above its tolerance.
 
-    One with a reduced precision is checked in float32, too.
+    A contender of reduced precision is checked in float32, too.
     """
     found = {}
     for variant in dict.fromkeys([contender.exact, contender]):

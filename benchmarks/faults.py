@@ -1,7 +1,7 @@
-"""python -m benchmarks.faults: kill trainings and fuzz readers at length; keep what came of it.
+"""python -m benchmarks.faults: kill trainings and fuzz the readers of files, many times.
 
-It runs tests/kills.py on each device and tests/fuzz.py on each reader, as many at a time as there
-are cores, and writes the figures that README shows. It needs atheris: pip install -e ".[fuzz]".
+It runs tests/kills.py on each device and tests/fuzz.py on each reader, one process a core, and
+writes a result file, which tests/README.md shows. It needs atheris: pip install -e ".[fuzz]".
 """
 
 import argparse
@@ -15,13 +15,13 @@ from benchmarks import timing
 from minicnn.machine import cores
 
 _TESTS = Path(__file__).parent.parent / "tests"
-KILLS = {"cpu": 30, "numpy": 30, "emulated": 10}  # of trainings on each device
+KILLS = {"cpu": 30, "numpy": 30, "emulated": 10}  # killed trainings on each device
 READERS = "csv", "checkpoint", "idx"
-PARTS = 4  # processes that share a reader's inputs, each with a seed of its own
+PARTS = 4  # processes among which a reader's inputs are split, each with its own seed
 
 
 def measure(kills=None, inputs=1_000_000):
-    """The result: a dict of what kills.py and fuzz.py tell. kills: {device: how many}."""
+    """The result, from what kills.py and fuzz.py report. kills: {device: how many}."""
     jobs = {}
     for reader in READERS:
         for part in range(PARTS):
@@ -30,17 +30,19 @@ def measure(kills=None, inputs=1_000_000):
     for device, count in (kills or KILLS).items():
         jobs[device] = ["kills.py", "--device", device, "--kills", count]
     with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
-        told = dict(zip(jobs, pool.map(_run, jobs.values()), strict=True))
+        reported = dict(zip(jobs, pool.map(_run, jobs.values()), strict=True))
     return {
-        "kills": [told[device] for device in kills or KILLS],
-        "fuzzing": [joined([told[reader, part] for part in range(PARTS)]) for reader in READERS],
+        "kills": [reported[device] for device in kills or KILLS],
+        "fuzzing": [
+            joined([reported[reader, part] for part in range(PARTS)]) for reader in READERS
+        ],
         "machine": timing.machine(),
         "versions": timing.versions("atheris"),
     }
 
 
 def joined(parts):
-    """What several processes tell of one reader, as if it were one."""
+    """The reports of several processes on one reader, joined into one."""
     sums = {name: sum(part[name] for part in parts) for name in ("inputs", "accepted", "refused")}
     most = {
         name: max(part[name] for part in parts) for name in ("longest_seconds", "peak_memory_bytes")
@@ -49,7 +51,7 @@ def joined(parts):
 
 
 def _run(job):
-    """What a command of the tests prints last. Its other output is passed on where it fails."""
+    """The report that a command prints last. Raises RuntimeError with its output if it fails."""
     script, *arguments = map(str, job)
     done = subprocess.run(
         [sys.executable, _TESTS / script, *arguments], capture_output=True, text=True, check=False

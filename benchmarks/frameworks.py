@@ -1,13 +1,13 @@
-"""python -m benchmarks.frameworks: the seed's training step and inference, beside the frameworks.
+"""python -m benchmarks.frameworks: training steps and inference beside PyTorch, Keras and JAX.
 
-PyTorch, Keras 3 with the notebook's own code, and JAX, whichever are installed, in the ways in
-which their users speed them up (contenders/). Batch 64; a training step draws and augments its
-batch. Each contender first proves that it computes the same function (equality.py), or it is
-refused. Then all take turns, round by round, each in processes of its own (crew.py).
+Whichever of the frameworks are installed are compared, in the ways in which their users speed them
+up (contenders/); Keras 3 runs the notebook's own code. Batch 64; a training step draws and augments
+its batch. Each contender must first prove that it computes the same function, or it is refused
+(equality.py). Then all take turns, round by round, each in processes of its own (crew.py).
 
-One net is trained, and images are predicted, by one process on all cores. An ensemble is trained in
-every split of the cores into processes and threads, or by one process that trains many nets
-together; each contender's best counts. On a GPU one process trains one net, or many together.
+One process on all cores trains one net, and predicts. An ensemble is trained in every split of the
+cores into processes and threads, or by one process that trains many nets together; each contender's
+best split counts. On a GPU one process trains one net, or many together.
 
 Exit status: 0; 1 if a contender was refused; 2 for bad arguments.
 """
@@ -23,14 +23,15 @@ from minicnn import machine
 from minicnn.backends import cuda
 from minicnn.command import Parser, positive, positive_number
 
-PROCESS_BYTES = 700 << 20  # that a process of a framework takes, about
+PROCESS_BYTES = 700 << 20  # about what a process of a framework takes
 WHAT = "the seed network's training steps, augmentation included, and predictions; batch 64"
 
 
 class Comparison:
-    """Contenders that run here, on one split of the cores, and their measured rates.
+    """Contenders on one split of the cores, and their measured rates.
 
-    What does not run is in `left_out`, what computes something else in `refused`: {name: why}.
+    {name: why} of those that do not run is `left_out`, of those that compute another function
+    `refused`. seconds_to_start: time for all to start; None: no limit.
     """
 
     def __init__(self, given, processes, threads, jobs, reference, seconds_to_start=None):
@@ -44,8 +45,8 @@ class Comparison:
                 self.left_out[contender.name] = f"too little memory for {processes} more processes"
                 continue
             started.append(Crew(contender, processes, threads, jobs, reference=reference))
-        # On a GPU one after the other, what takes long last: libraries find out there which of
-        # their algorithms are fast, and must not be disturbed.
+        # On a GPU they start one after the other, the slow ones last: libraries time their
+        # algorithms there, and another process would disturb that.
         started.sort(key=lambda crew: crew.contender.slow_to_start)
         together = [crew for crew in started if crew.contender.device != "cuda"]
         for crew in together:
@@ -62,7 +63,7 @@ class Comparison:
         self._crews[crew.contender.name] = crew
 
     def _guarded(self, crew, function, *arguments):
-        """Call a function; a crew that fails in it takes no further part."""
+        """Call a function; a crew that fails in it is closed and named."""
         name = crew.contender.name
         try:
             function(*arguments)
@@ -77,7 +78,7 @@ class Comparison:
             crew.close()
 
     def take_turns(self, rounds, seconds):
-        """A generator: each round of each job has been measured when it yields."""
+        """A generator that measures a round of every job each time."""
         for job in self.jobs:
             for crew in list(self._crews.values()):
                 self._guarded(crew, crew.warm_up, job, seconds)
@@ -115,13 +116,13 @@ class Comparison:
 
 
 def plan_of(device, nets, cores):
-    """[(contenders, processes, threads, jobs)]: what is compared with what."""
+    """[(contenders, processes, threads, jobs)]: each entry is one comparison."""
     if device == "cuda":
         return [(contenders.on_cuda(nets), 1, cores, JOBS)]
     given, plan = contenders.on_cpu(nets), []
     for processes in range(1, cores + 1):
         if cores % processes == 0:
-            # Predictions are one process's; nets that are trained together are, too.
+            # One process predicts, and one trains many nets together.
             alone = processes == 1
             kept = [contender for contender in given if alone or contender.nets == 1]
             plan.append((kept, processes, cores // processes, JOBS if alone else JOBS[:1]))
@@ -129,7 +130,7 @@ def plan_of(device, nets, cores):
 
 
 def measure(plan, device, rounds, seconds, seconds_to_start=None):
-    """A generator of the result, as it is written: it yields one after each round, the last is all.
+    """A generator of the result so far, after each round; the last one is complete.
 
     Contenders whose packages are missing are left out and named.
     """
@@ -165,6 +166,16 @@ def measure(plan, device, rounds, seconds, seconds_to_start=None):
             comparison.close()
 
 
+def fitted(plan, rounds, seconds, limit):
+    """(seconds of a contender in a round, seconds to start) so that a plan ends within `limit`.
+
+    At most a third of the time is for measuring; a fifth is kept for ends that take longer.
+    """
+    turns = sum(len(given) * len(jobs) for given, _, _, jobs in plan) * (rounds + 2)  # 2: warm-up
+    seconds = min(seconds, limit / 3 / turns)
+    return seconds, (0.8 * limit - turns * seconds) / len(plan)
+
+
 _PACKAGES = "torch", "keras", "jax", "scipy", "cupy-cuda12x", "cupy-cuda13x"
 
 
@@ -172,7 +183,7 @@ _PACKAGES = "torch", "keras", "jax", "scipy", "cupy-cuda12x", "cupy-cuda13x"
 
 
 def best(rates, job, **asked):
-    """{contender: its row with the highest rate} of a job, among those that are as asked."""
+    """{contender: its fastest row} of a job, among the rows whose values are those asked for."""
     found = {}
     for row in rates:
         if row["job"] == job and all(row[name] == value for name, value in asked.items()):
@@ -183,7 +194,7 @@ def best(rates, job, **asked):
 
 
 def compared(rates):
-    """{what: {contender: its best row}} of the three things that are compared."""
+    """{what: {contender: its best row}} of the three comparisons."""
     return {
         "training one net": best(rates, "train", nets=1, processes=1),
         "training an ensemble": best(rates, "train"),
@@ -197,12 +208,16 @@ def is_ours(row):
 
 
 def ratio(rows):
-    """Our best median by the frameworks' best, in full or reduced precision; None without both."""
-    ours, theirs = (
-        max((row["images_per_second"] for row in rows if is_ours(row) == of_us), default=None)
-        for of_us in (True, False)
-    )
-    return ours / theirs if ours and theirs else None
+    """minicnn's best median divided by the frameworks' best; None without both."""
+    ours, theirs = fastest(rows)
+    return ours["images_per_second"] / theirs["images_per_second"] if ours and theirs else None
+
+
+def fastest(rows):
+    """(minicnn's fastest row, the frameworks' fastest); None where there is none."""
+    rows = sorted(rows, key=lambda row: row["images_per_second"])
+    found = {is_ours(row): row for row in rows}  # the last one of each counts
+    return found.get(True), found.get(False)
 
 
 def ranking(rates):
@@ -214,24 +229,43 @@ def ranking(rates):
 # ---- the command ---------------------------------------------------------------------------------
 
 
+def table(rates):
+    """Lines of Markdown: the best rates of each contender, the fastest first."""
+    one_net, ensemble, inference = compared(rates).values()
+    heads = "images a second", "training one net", "training an ensemble", "its best split"
+    rows = [
+        [
+            name,
+            rate(one_net.get(name)),
+            rate(ensemble[name]),
+            _split(ensemble[name]),
+            rate(inference.get(name)),
+        ]
+        for name in ranking(rates)
+    ]
+    return timing.table([*heads, "inference"], rows)
+
+
+def rate(row):
+    """Median, lowest and highest of a row in words; "" for None."""
+    keys = "images_per_second", "lowest", "highest"
+    return "{:,.0f} ({:,.0f} to {:,.0f})".format(*(row[key] for key in keys)) if row else ""
+
+
+def _split(row):
+    """How a row's contender used the cores."""
+    if row["nets"] > 1:
+        return f"{row['nets']} nets in one process"
+    return f"{row['processes']} x {row['threads']}"
+
+
 def show(result):
-    """Print the rates, the fastest contender first."""
-    rates = result["rates"]
-    found = compared(rates)
-    one, many, infer = found.values()
-    print(f"{'images a second':<36}{'one net':>9}{'ensemble':>10}{'split':>8}{'inference':>11}")
-    for name in ranking(rates):
-        cells = [f"{name:<36}"]
-        for rows, width in ((one, 9), (many, 10), (infer, 11)):
-            rate = f"{rows[name]['images_per_second']:,.0f}" if name in rows else ""
-            cells.append(f"{rate:>{width}}")
-        row = many[name]
-        cells.insert(3, f"{row['processes']} x {row['threads']:<2}".rjust(8))
-        print("".join(cells))
+    """Print a result."""
+    print(timing.aligned(table(result["rates"])))
     for what in ("refused", "left_out"):
         for name, why in result[what].items():
             print(f"{what.replace('_', ' ')}: {name}: {why}")
-    for what, rows in found.items():
+    for what, rows in compared(result["rates"]).items():
         times = ratio(rows.values())
         if times:
             print(f"{what}: the fastest minicnn is {times:.2f} times the fastest framework")
@@ -242,7 +276,7 @@ def main(argv=None, plan=None):
     parser = Parser(prog="benchmarks.frameworks", description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     parser.add_argument(
-        "--only", nargs="+", metavar="TEXT", help="contenders with one of these in their names"
+        "--only", nargs="+", metavar="TEXT", help="contenders whose names contain one of these"
     )
     parser.add_argument(
         "--nets", type=positive, metavar="N", default=15, help="trained together (default: 15)"
@@ -252,13 +286,19 @@ def main(argv=None, plan=None):
         "--seconds",
         type=positive_number,
         metavar="S",
-        help="of a contender in a round (2; quick: 0.3)",
+        help="of a contender in a round (default: 2; quick: 0.3)",
+    )
+    parser.add_argument(
+        "--within",
+        type=positive_number,
+        metavar="S",
+        help="end within S seconds: shorter rounds, and what is not ready in time is left out",
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="one split of the cores, and only contenders that are ready soon: under a minute; "
-        "a file is written only where --out is given",
+        help="one split of the cores, and only contenders that start fast: under a minute; "
+        "writes a file only with --out",
     )
     parser.add_argument("--out", metavar="FILE", help="default: in benchmarks/results")
     arguments = parser.parse_args(argv)
@@ -269,12 +309,17 @@ def main(argv=None, plan=None):
         plan = plan[:1]
     plan = [(_chosen(arguments, given), *rest) for given, *rest in plan]
     if not any(given for given, *_ in plan):
-        parser.error(f"argument --only: no contender's name has {' or '.join(arguments.only)}")
+        names = " or ".join(arguments.only)
+        parser.error(f"argument --only: no contender's name contains {names}")
     rounds = arguments.rounds or (2 if arguments.quick else 7)
-    seconds = arguments.seconds or (0.3 if arguments.quick else 2)
+    seconds, to_start = arguments.seconds or (0.3 if arguments.quick else 2), None
+    if arguments.within:
+        seconds, to_start = fitted(plan, rounds, seconds, arguments.within)
     with tqdm(total=rounds * len(plan), desc="rounds", file=sys.stderr) as progress:
-        for found in measure(plan, arguments.device, rounds, seconds):
+        for found in measure(plan, arguments.device, rounds, seconds, to_start):
             result = found
+            if arguments.out:  # what was measured stays, if this is stopped
+                timing.save(arguments.out, result)
             progress.update()
     show(result)
     if arguments.out or not arguments.quick:
@@ -283,7 +328,7 @@ def main(argv=None, plan=None):
 
 
 def _chosen(arguments, given):
-    """The contenders that were asked for."""
+    """The contenders that the arguments ask for."""
     return [
         contender
         for contender in given

@@ -1,98 +1,129 @@
 """python -m benchmarks.gpu_report --out DIR: what minicnn does on an NVIDIA GPU, in one command.
 
-It asks the machine, measures its limits, holds a step against NumPy's, times each launch and whole
-steps, runs the tests of the kernels, trains the seed recipe on MNIST, compares with PyTorch, and
-draws all that. Each part is a process of its own with a limit of time, so that one that fails or
-hangs takes nothing from the others. DIR/report.json is written anew after each part.
+It runs the project's other commands one after the other: it measures the GPU's limits, each
+operation, launch and whole step, runs the tests of the kernels, trains the seed recipe on MNIST,
+compares with the frameworks that are installed, and draws the results. Each part is a process with
+a time limit, so that one that fails or hangs does not stop the others; all of them take less than
+nine minutes. What each prints is in DIR/PART.txt; DIR/report.json is written anew after each part.
 
-Exit status: 0; 1 if a part failed; 2 for bad arguments, or without a GPU. With --device emulated
-the parts that need no GPU run on the emulator, with tiny sizes: that tests the command itself.
+Exit status: 0; 1 if a part failed; 2 for bad arguments, or without a GPU. --device emulated runs
+the parts that need no GPU on the emulator, in tiny sizes: it tests the command itself.
 """
 
 import argparse
+import contextlib
 import json
+import os
+import re
 import signal
+import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import timing
-from benchmarks.gpu_frameworks import frameworks
-from benchmarks.gpu_parts import (
-    LeftOut,
-    Run,
-    check,
-    machine,
-    part_file,
-    read_part,
-    run_command,
-    tests,
-    train,
-)
-from benchmarks.gpu_plots import plots
-from benchmarks.gpu_times import kernels, limits, step
+from benchmarks.frameworks import best, fastest, is_ours, ratio
+from minicnn import drawing
 from minicnn.backends import cuda
 from minicnn.command import Parser, one_line, positive
-from minicnn.files import atomic_write
 
-PLOT_SECONDS = 25  # kept for the plots, the last part
+ROOT = Path(__file__).parent.parent
+PLOT_SECONDS = 25  # reserved for the plots, the last part
+_KAGGLE_IMAGES = 42_000  # training images of the notebook
 
 
 class Part(NamedTuple):
-    """A part of the report: run(Run) yields results, which are written as they come."""
+    """A part of the report: a command, its time limit, the file of its results in JSON.
 
-    run: Callable
-    seconds: float  # that it may take
-    least: float  # with less time left it is not begun
-    needs_gpu: bool = False
-
-
-PARTS = {
-    "machine": Part(machine, 30, 5),
-    "limits": Part(limits, 45, 15, needs_gpu=True),
-    "check": Part(check, 75, 20),
-    "kernels": Part(kernels, 60, 20),
-    "step": Part(step, 75, 20),
-    "tests": Part(tests, 155, 30, needs_gpu=True),
-    "train": Part(train, 200, 60),
-    "frameworks": Part(frameworks, 150, 45, needs_gpu=True),
-    "plots": Part(plots, PLOT_SECONDS, 3),
-}
-
-
-def make_report(options, parts, start):
-    """Do the chosen parts one after the other, each by start(name, part, options, seconds).
-
-    Returns the report, which is in report.json after each of them.
+    The text "SECONDS" in the command stands for the time that it gets.
     """
-    out, began = Path(options.out), time.monotonic()
+
+    command: list
+    seconds: float
+    result: str | None = None  # in the report's folder; None: the command's output
+    least: float = 5  # seconds; with less time left the part does not start
+    left_out: str | None = None  # why it cannot run here
+
+
+def parts_of(options):
+    """{name: Part} of the whole report, in order."""
+
+    def module(name, *arguments):
+        return [sys.executable, "-m", name, *map(str, arguments)]
+
+    out, on_gpu = options.out, options.device == "cuda"
+    no_gpu = None if on_gpu else "needs a GPU"
+    quick = ["--quick"] * (options.quick or not on_gpu)
+    run = next(name for name in _RUNS if not (out / name).exists())
+    data = Path(options.data or os.environ.get("MINICNN_TEST_MNIST") or ROOT / ".mnist").resolve()
+    no_mnist = None if data.is_dir() else f"no MNIST: {data} is not a folder; --data says where"
+    if on_gpu:
+        recipe = ["--data", data, "--recipe", "seed", "--limit", _KAGGLE_IMAGES]
+        recipe += ["--epochs", 1] if options.quick else []
+    else:
+        recipe = "--data digits --limit 4 --test-limit 4 --nets 1 --epochs 1 --batch-size 2".split()
+        recipe += ["--no-figures"]
+    device = ["--device", options.device]
+    rounds = ["--rounds", 3 if options.quick else 9, "--seconds", 0.1]
+    kernels = module("benchmarks.kernels", *device, *quick, "--out", out / "kernels.json")
+    tests = module("pytest", *device, "-v", "--tb=short", "-p", "no:cacheprovider", *test_files())
+    train = module("minicnn.train", "--quiet", *device, "--out", out / run, *recipe)
+    compare = module("benchmarks.frameworks", *device, *rounds, "--within", "SECONDS")
+    no_matplotlib = None if drawing.available() else "matplotlib is not installed"
+    return {
+        "machine": Part(["nvidia-smi", "-q"], 20, left_out=no_gpu),
+        "kernels": Part(kernels, 180, "kernels.json", 30),
+        "tests": Part(tests, 155, None, 30, no_gpu),
+        "train": Part(train, 200, f"{run}/summary.json", 60, no_mnist if on_gpu else None),
+        "frameworks": Part(
+            [*compare, "--out", str(out / "frameworks.json")], 150, "frameworks.json", 45, no_gpu
+        ),
+        "plots": Part(
+            module("benchmarks.plots", out), PLOT_SECONDS, None, 3, left_out=no_matplotlib
+        ),
+    }
+
+
+_NAMES = "machine", "kernels", "tests", "train", "frameworks", "plots"
+_RUNS = ["run", *(f"run-{n}" for n in range(2, 1000))]
+_TESTS = "kernel_ops kernel_convolution step blocks head fusion train_on_kernels".split()
+_PACKAGES = "cupy-cuda12x cupy-cuda13x torch jax keras triton matplotlib pytest".split()
+
+
+def test_files():
+    """The tests that run kernels on the device."""
+    return sorted(path for name in _TESTS for path in (ROOT / "tests").rglob(f"test_{name}*.py"))
+
+
+# ---- running the parts ---------------------------------------------------------------------------
+
+
+def make_report(options, parts):
+    """Run the chosen parts one after the other. Returns the report, which is in report.json too."""
+    out, began = options.out, time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    for name in options.parts:  # what an earlier report found
-        part_file(out, name).unlink(missing_ok=True)
-    report = {"command": _arguments_of(options), "date": timing.machine()["date"]}
-    report |= {"parts": {}, "failed": {}, "left_out": {}}
+    report = {
+        "machine": timing.machine(options.device),
+        "versions": timing.versions(*_PACKAGES),
+        "parts": {},
+        "failed": {},
+        "left_out": {},
+    }
     for name in options.parts:
-        part = parts[name]
-        kept = PLOT_SECONDS if "plots" in options.parts and name != "plots" else 0
-        left = options.seconds - (time.monotonic() - began) - kept
-        if part.needs_gpu and options.device != "cuda":
-            entry = _entry("left out", "needs a GPU")
-        elif left < part.least:
-            entry = _entry("left out", f"no time: {max(left, 0):.0f} of {part.least} s are left")
-        else:
-            part_began = time.monotonic()
-            entry = start(name, part, options, min(part.seconds, left))
-            entry["seconds"] = time.monotonic() - part_began
+        reserved = PLOT_SECONDS if "plots" in options.parts and name != "plots" else 0
+        part_began = time.monotonic()
+        left = options.seconds - (part_began - began) - reserved
+        entry = run_part(name, parts[name], out, left)
+        entry["seconds"] = time.monotonic() - part_began
         report["parts"][name] = entry
         if entry["status"] != "done":
             report[entry["status"].replace(" ", "_")][name] = entry["why"]
         report["seconds"] = time.monotonic() - began
         report["finished"] = len(report["parts"]) == len(options.parts)
-        _write(out / "report.json", report)
-        shown = entry["results"].get("headline", "")
+        timing.save(out / "report.json", report)
+        shown = entry.get("headline", "")
         if entry["status"] != "done":
             why = f"{entry['status'].upper()}: {entry['why']}"
             shown = f"{why} ({shown})" if shown else why
@@ -100,51 +131,134 @@ def make_report(options, parts, start):
     return report
 
 
-def _entry(status, why=None):
-    return {"status": status, "why": why, "seconds": 0.0, "results": {}}
+def run_part(name, part, out, left):
+    """Run a part within the `left` seconds. Its entry of the report, a dict: status and why.
 
-
-def in_a_process(name, part, options, seconds):
-    """Do a part in a process of its own; its entry of the report."""
-    log = part_file(options.out, name).with_suffix(".log")
-    log.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "benchmarks.gpu_report", *_arguments_of(options)]
-    command += ["--only", name, "--until", str(time.time() + seconds)]
-    status = run_command(command, seconds, log, group=True)
-    entry = read_part(options.out, name) or _entry("failed")
-    if entry["status"] == "running":
-        entry["status"] = "failed"
-        entry["why"] = f"stopped after {seconds:.0f} s" if status is None else None
-    if entry["status"] == "failed":
-        entry["why"] = entry["why"] or f"its process ended with status {status}"
-        entry["output"] = log.read_text(errors="replace")[-6000:]
-    return entry
-
-
-def in_this_process(name, part, options, seconds):
-    """Do a part here; its entry of the report, which is in its file whenever it yields."""
-    path = part_file(options.out, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    entry = _entry("running")
-    _write(path, entry)
+    A part that ran has its command, headline and results too, and one that failed its output.
+    """
+    if part.left_out:
+        return {"status": "left out", "why": part.left_out}
+    if left < part.least:
+        return {"status": "left out", "why": f"no time: {max(left, 0):.0f} of {part.least} s left"}
+    seconds, log = min(part.seconds, left), out / f"{name}.txt"
+    command = [str(seconds) if word == "SECONDS" else word for word in part.command]
+    if part.result:
+        (out / part.result).unlink(missing_ok=True)  # of an earlier report
+    status = run_command(command, seconds, log)
+    output = log.read_text(errors="replace")
+    entry = {"status": "done", "why": None, "command": command, "headline": "", "results": None}
+    wrong = None
     try:
-        for found in part.run(Run(options, seconds)):
-            entry["results"].update(found)
-            _write(path, entry)
-        entry["status"] = "done"
-    except LeftOut as reason:
-        entry["status"], entry["why"] = "left out", one_line(reason)
-    except Exception as error:  # whatever it is: the report tells it, and other parts go on
-        entry["status"] = "failed"
-        entry["why"] = f"{type(error).__name__}: {one_line(error)}"
-        entry["traceback"] = traceback.format_exc()
-    _write(path, entry)
+        if part.result:
+            entry["results"] = json.loads((out / part.result).read_text())
+        entry["headline"], wrong = _READERS[name](entry["results"] if part.result else output)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        wrong = f"no results: {type(error).__name__}: {one_line(error)}"
+    if status is None:
+        wrong = f"stopped after {seconds:.0f} s"
+    elif status:
+        wrong = f"ended with status {status}" + (f": {wrong}" if wrong else "")
+    if wrong:
+        entry |= {"status": "failed", "why": wrong, "output": output[-6000:]}
     return entry
 
 
-def _write(path, value):
-    with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=2) + "\n").encode())
+def run_command(command, seconds, log):
+    """A command's exit status, None where it was stopped after `seconds`; its output is in `log`.
+
+    It stops with all processes that it has started.
+    """
+    with open(log, "wb") as file:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,
+            )
+        except OSError as error:  # no such program
+            file.write(f"{error}\n".encode())
+            return 127
+        try:
+            return process.wait(max(seconds, 1))
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the driver
+                    process.wait(10)
+
+
+# ---- what a part found: (headline, what is wrong or None), from its results or output ------------
+
+
+def read_machine(output):
+    names = re.findall(r"(?:Product Name|Driver Version)\s*: (.*)", output)
+    return ", ".join(names), None
+
+
+def read_kernels(result):
+    [found] = result["limits"].values()
+    words = [f"{found['copy_bytes_per_second'] / 1e12:.2f} TB/s"]
+    for launches in result["launches"].values():
+        seconds = sum(row["seconds"] for row in launches)
+        words.append(f"{len(launches)} launches {1e3 * seconds:.3f} ms")
+    words += [
+        f"step of {row['nets']} nets {row['precision']} {1e3 * row['seconds']:.2f} ms"
+        for row in result["steps"]
+        if row["captured"]
+    ]
+    return ", ".join(words), None
+
+
+def read_tests(output):
+    counts = count_outcomes(output)
+    shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    return shown, None if counts else "no test ran"
+
+
+def count_outcomes(output):
+    """{outcome: how many} in the output of pytest -v, which may be cut off."""
+    line = r"^tests/\S+::.* (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b"
+    return dict(Counter(outcome.lower() for outcome in re.findall(line, output, re.M)))
+
+
+def read_train(summary):
+    accuracy = summary["ensemble_test_accuracy"]
+    shown = "unknown" if accuracy is None else f"{accuracy:.4f}"
+    return (
+        f"{summary['seconds']:.0f} s, {summary['images_per_second']:,.0f} images a second, "
+        f"test accuracy {shown}"
+    ), None
+
+
+def read_frameworks(result):
+    """minicnn's fastest training of an ensemble, the frameworks' fastest, and the ratio."""
+    wrong = "; ".join(f"{name}: {why}" for name, why in result["refused"].items())
+    if not wrong and not any(is_ours(row) for row in result["rates"]):
+        wrong = "no contender of minicnn's was measured"
+    rows = list(best(result["rates"], "train").values())
+    each = [f"{r['contender']} {r['images_per_second']:,.0f}" for r in fastest(rows) if r]
+    times = ratio(rows)
+    shown = f"images a second: {', '.join(each)}" + (f": {times:.2f} times" if times else "")
+    return shown, wrong or None
+
+
+def read_plots(output):
+    return ", ".join(output.split()) or "nothing to draw", None
+
+
+_READERS = dict(
+    zip(
+        _NAMES,
+        (read_machine, read_kernels, read_tests, read_train, read_frameworks, read_plots),
+        strict=True,
+    )
+)
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -152,13 +266,15 @@ def _write(path, value):
 
 def _parser():
     parser = Parser(prog="benchmarks.gpu_report", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="DIR", help="the report's folder")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="the report's folder"
+    )
     parser.add_argument(
         "--parts",
         type=_names,
         metavar="A,B",
-        default=list(PARTS),
-        help=f"some of {','.join(PARTS)} (default: all)",
+        default=list(_NAMES),
+        help=f"some of {','.join(_NAMES)} (default: all)",
     )
     parser.add_argument("--device", choices=["cuda", "emulated"], default="cuda")
     parser.add_argument(
@@ -168,53 +284,32 @@ def _parser():
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="MNIST's folder (default: what MINICNN_TEST_MNIST names, or .mnist in the checkout)",
+        help="MNIST's folder (default: MINICNN_TEST_MNIST, or .mnist in the checkout)",
     )
-    parser.add_argument(
-        "--limit", type=positive, metavar="N", default=42_000, help="training images (42000)"
-    )
-    parser.add_argument("--epochs", type=positive, metavar="N", help="of the training (45)")
-    # A part's own process, and when it must have ended.
-    parser.add_argument("--only", choices=list(PARTS), help=argparse.SUPPRESS)
-    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     return parser
 
 
 def _names(text):
     names = text.split(",")
-    unknown = [name for name in names if name not in PARTS]
+    unknown = [name for name in names if name not in _NAMES]
     if unknown:
-        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {','.join(PARTS)}")
-    return [name for name in PARTS if name in names]
+        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {','.join(_NAMES)}")
+    return [name for name in _NAMES if name in names]
 
 
-def _arguments_of(options):
-    """The options as a command line has them."""
-    given, line = {**vars(options), "parts": ",".join(options.parts)}, []
-    for name in ("out", "device", "parts", "seconds", "limit", "data", "epochs"):
-        if given[name] is not None:
-            line += [f"--{name}", str(given[name])]
-    return line + ["--quick"] * options.quick
-
-
-def main(argv=None, parts=None, start=in_a_process):
+def main(argv=None, parts=None):
     """Run the command; returns its exit status."""
     parser = _parser()
     options = parser.parse_args(argv)
-    options.out = str(Path(options.out).resolve())
-    options.data = options.data and str(Path(options.data).resolve())
-    if options.only:
-        seconds = options.until - time.time()
-        entry = in_this_process(options.only, PARTS[options.only], options, seconds)
-        return int(entry["status"] == "failed")
+    options.out = options.out.resolve()
     if options.device == "cuda" and cuda.problem():
         parser.error(f"argument --device: {cuda.problem()}")
-    report = make_report(options, parts or PARTS, start)
+    report = make_report(options, parts or parts_of(options))
     if report["failed"]:
         print(f"benchmarks.gpu_report: failed: {', '.join(report['failed'])}", file=sys.stderr)
     return int(bool(report["failed"]))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which stops the part's process, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops the running part, too
     sys.exit(main())

@@ -1,50 +1,85 @@
-"""python -m benchmarks.kernels: each operation of a training step by itself, on NumPy, C and CUDA.
+"""python -m benchmarks.kernels: time each operation of a training step on NumPy, C and CUDA.
 
-Devices take turns, round by round. In a round a device does one step of the seed network that is
-not measured, and then one with a clock between any two operations: so each is timed where it stands
-in a step, and finds its operands as far away as it does in training. Its arithmetic is given as a
-share of that of a large product of matrices, or, where there is none to speak of, its bytes
-(operations.py) as a share of those of a large copy, on as many cores as the device uses: numpy one,
-cpu all. These limits are measured before and after. On a GPU an operation is a graph, with the
-microseconds of its launch; and the launches of the fused step in TF32 are timed, too (launches.py).
+The devices take turns. In each round a device runs one step of the seed network untimed, then one
+with a clock reading after each operation: so every operation runs where it stands in the step, and
+finds its operands in the same caches as in training. Its rate is compared with a limit that is
+measured before and after, on as many cores: the rate of a large matrix product or, for operations
+with little arithmetic, of a large copy (limits.py).
 
-Exit status: 0; 2 for bad arguments or a device that is not here. --device emulated tests what runs
-on a GPU; it is no model of time.
+On a GPU each operation is a graph; its time includes the launch, a few microseconds. The launches
+of the fused step in TF32 are timed too, and whole steps by precision and number of nets.
+
+Exit status: 0; 2 for bad arguments or a device that cannot be used. --device emulated tests what
+runs on a GPU; its times say nothing about a GPU's.
 """
 
+import gc
+import re
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
 
 from benchmarks import limits, timing
-from benchmarks.gpu_parts import EMULATED, FULL, QUICK, make_trainer
-from benchmarks.kernel_tables import cell, limits_in_words
-from benchmarks.launches import time_launches, use_of_limits
-from benchmarks.operations import operations_of
+from benchmarks.operations import describe, operations_of, record_step, use_of_limits
 from minicnn.backends import cuda, native
 from minicnn.command import Parser, positive
+from minicnn.data.digits import draw_digits
 from minicnn.devices import cpu_problem
 from minicnn.emulator import Emulator
+from minicnn.recipe import RECIPES
+from minicnn.training.trainer import CapturedStep, Data, Job, Trainer
 
 HOSTS, GPUS = ("numpy", "cpu"), ("cuda", "emulated")
 ROUNDS, FEW_ROUNDS = 40, 3
 
 
+class Sizes(NamedTuple):
+    """How much is measured on a GPU."""
+
+    nets: int = 15
+    batch: int = 64
+    images: int = 42_000
+    rounds: int = 9
+    seconds: float = 0.2  # of a round
+    repeats: int = 20  # of a launch in one graph, so that its time is not that of launching
+    step_nets: tuple = (1, 5, 15, 30)
+    precisions: tuple = ("tf32", "float32")  # of whole steps
+
+
+FULL = Sizes()
+QUICK = Sizes(rounds=3, seconds=0.05)
+EMULATED = Sizes(1, 1, 12, 2, 0, 1, (1, 2), ("float32",))
+
+
+def make_trainer(device, precision, nets, batch, images):
+    """A Trainer of the seed network on `images` drawn digits, at the start of an epoch."""
+    recipe = replace(RECIPES["seed"], nets=nets, batch_size=batch, validation_fraction=0)
+    drawn, labels = draw_digits(min(images, 2000))  # then repeated
+    data = Data(np.resize(drawn, (images, *drawn.shape[1:])), np.resize(labels, images))
+    trainer = Trainer(Job(recipe, data, device, precision, None), recipe.all_nets)
+    trainer.begin_epoch(0)
+    return trainer
+
+
 class Steps:
-    """A device's training step, taken apart."""
+    """The operations of a device's training step, to be timed one by one."""
 
     def __init__(self, device, nets, batch, images):
         self._trainer = make_trainer(device, "float32", nets, batch, images)
         self._clock, ops = timing.clock_of(device), self._trainer.ops
         self.operations = operations_of(self._trainer)
         with ops.session():
-            self._trainer.step()  # compiles, which a capture must not hold
+            self._trainer.step()  # compiles, which is not possible during a capture
             capture = ops.capture or (lambda function: function)
             self._functions = [capture(operation.run) for operation in self.operations]
 
     def seconds(self):
         """[seconds of each operation] in one step."""
         with self._trainer.ops.session():
-            for function in self._functions:  # or the device before would have left the caches full
+            for function in self._functions:  # to fill the caches with this device's own arrays
                 function()
             marks = [self._clock.mark()]
             for function in self._functions:
@@ -54,7 +89,7 @@ class Steps:
 
 
 def time_operations(steps, rounds):
-    """A row for each operation of {device: Steps}, which take turns: median, spread, least work."""
+    """A row for each operation of {device: Steps}: median and spread of its seconds, its work."""
     times = {device: [] for device in steps}
     for _ in range(rounds):
         for device, of_device in steps.items():
@@ -76,31 +111,69 @@ def time_operations(steps, rounds):
 
 
 def share_of_limit(row, measured):
-    """How much of its device's limit an operation reaches; None where that is not known."""
+    """An operation's rate as a fraction of the device's limit; None where that is unknown."""
     name = "gemm_flops_per_second" if row["flops"] else "copy_bytes_per_second"
     done = row["flops"] or row["bytes"]
     return done / row["seconds"] / measured[name] if measured[name] else None
 
 
 def time_fused(device, sizes, measured):
-    """A row for each launch of the fused step; none where there are no tensor cores for TF32."""
+    """A row for each launch of the fused step; none where there are no tensor cores for TF32.
+
+    A launch is repeated in one graph, so the time of launching is left out, and operands that fit
+    into the second-level cache are read from there.
+    """
     driver = cuda.Cuda() if device == "cuda" else Emulator()
-    rows = time_launches(driver, sizes) if driver.has_tf32 else []
+    if not driver.has_tf32:
+        return []
+    launches, marks = record_step(driver, sizes.nets, sizes.batch)
+    rows = describe(launches, marks, sizes.nets, sizes.batch)
+    clock = timing.clock_of(device)
     peaks = {
         "float32": measured["gemm_flops_per_second"],
         "tf32": measured.get("tf32_gemm_flops_per_second"),
     }
-    for row in rows:
+    for launch, row in zip(launches, rows, strict=True):
+
+        def repeated(launch=launch):
+            for _ in range(sizes.repeats):
+                driver.run(launch)
+
+        with driver.session():
+            graph = driver.capture(repeated)
+            times = timing.measure(graph, sizes.rounds, sizes.seconds / 10, clock)
+        row.update(timing.spread("seconds", [seconds / sizes.repeats for seconds in times]))
         row.update(use_of_limits(row, measured["copy_bytes_per_second"], peaks))
     return rows
+
+
+def time_steps(device, sizes):
+    """A generator of a row for whole training steps of each precision and number of nets.
+
+    Each is captured as a graph; those of sizes.nets nets also run launch by launch.
+    """
+    has_tf32 = device == "emulated" or cuda.Cuda().has_tf32
+    for precision in (p for p in sizes.precisions if has_tf32 or p != "tf32"):
+        for nets in sizes.step_nets:
+            for captured in (True, False) if nets == sizes.nets else (True,):
+                gc.collect()  # frees the arrays of the Trainer before
+                trainer = make_trainer(device, precision, nets, sizes.batch, sizes.images)
+                clock, again = timing.clock_of(device), CapturedStep(trainer.ops, captured)
+                with trainer.ops.session():
+                    step = partial(again, trainer.step)
+                    times = timing.measure(step, sizes.rounds, sizes.seconds, clock)
+                row = {"device": device, "precision": precision, "nets": nets, "captured": captured}
+                row |= timing.spread("seconds", times)
+                yield {**row, "images_per_second": nets * sizes.batch / row["seconds"]}
 
 
 # ---- the command ---------------------------------------------------------------------------------
 
 LEGEND = """\
 A cell: GFLOP/s of operations with arithmetic, GB/s of the others; per cent of the limit; time.
-More than 100% of a copy: arrays lie in a cache. More than 100% of a product of matrices: the
-convolution multiplies less than is counted (Winograd)."""
+Limits: the rate of a large matrix product, or of a large copy, on as many cores. More than 100% of
+a copy: the arrays lie in a cache. More than 100% of a product: the convolution multiplies less than
+is counted (Winograd)."""
 
 
 def problem_of(device):
@@ -110,9 +183,9 @@ def problem_of(device):
 
 
 def measure(devices, nets, batch, rounds, quick):
-    """The result of the command, as it is written."""
+    """A generator of the result so far: after the operations, the launches, and each whole step."""
     emulated = "emulated" in devices
-    sizes = replace(EMULATED if emulated else QUICK if quick else FULL, batch=batch)
+    sizes = (EMULATED if emulated else QUICK if quick else FULL)._replace(batch=batch)
     nets_of = {device: nets if device in GPUS else 1 for device in devices}
     work = limits.QUICK if quick else limits.FULL
     images = max(sizes.images, batch)
@@ -124,48 +197,76 @@ def measure(devices, nets, batch, rounds, quick):
     }
     for row in rows:
         row["of_limit"] = share_of_limit(row, found[row["device"]])
-    steps.clear()  # their arrays are many
-    launches = {
-        device: time_fused(device, replace(sizes, nets=nets), found[device])
-        for device in devices
-        if device in GPUS
-    }
+    steps.clear()  # frees their arrays
     has_gpu = "cuda" in devices
-    return {
+    result = {
         "what": "each operation of a training step of the seed network, where it stands in a step",
         "batch": batch,
         "nets": nets_of,
         "rounds": rounds,
         "limits": {d: {"cores": limits.cores_of(d), **found[d]} for d in devices},
         "operations": rows,
-        "launches": launches,
+        "launches": {},
+        "steps": [],
         "machine": timing.machine("cuda" if has_gpu else "cpu"),
         "versions": timing.versions(*["cupy-cuda12x", "cupy-cuda13x"] * has_gpu),
     }
+    yield result
+    for device in (device for device in devices if device in GPUS):
+        of_device = sizes._replace(nets=nets, images=images)
+        result["launches"][device] = time_fused(device, of_device, found[device])
+        yield result
+        for row in time_steps(device, of_device):
+            result["steps"].append(row)
+            yield result
 
 
 def show(result):
-    """Print a result as a table."""
-    devices = list(result["limits"])
-    print("Limits:", "; ".join(limits_in_words(result)))
+    """Print a result."""
+    print("Limits:", "; ".join(limits.in_words(result)))
     print(f"Batch {result['batch']}, median of {result['rounds']} steps.\n{LEGEND}\n")
-    cells = {}
-    for row in result["operations"]:
-        cells.setdefault((row["layer"], row["pass"]), {})[row["device"]] = cell(row)
-    print(f"{'':<42}", *(f"{device:<32}" for device in devices), sep="")
-    for (layer, part), of_devices in cells.items():
-        shown = (f"{of_devices.get(device, ''):<32}" for device in devices)
-        print(f"{layer:<24}{part:<18}", *shown, sep="")
-    for device in devices:
-        of_device = (row["seconds"] for row in result["operations"] if row["device"] == device)
-        print(f"{device}: {1e3 * sum(of_device):.2f} ms in all")
+    for lines in tables(result):
+        print(timing.aligned(lines), end="\n\n")
     for device, rows in result["launches"].items():
-        print(f"\nLaunches of the fused step in TF32, on {device}:")
+        print(f"Launches of the fused step in TF32, on {device}:")
         for row in rows:
             parts = [f"{1e6 * row['seconds']:9.1f} us"]
             for name, what in (("of_bandwidth", "a copy"), ("of_matrix_peak", "a product")):
                 parts += [f"{row[name]:.0%} of {what}"] if name in row else []
             print(f"{row['kernel']:<34}{row['layer']:<12}{', '.join(parts)}")
+    for row in result["steps"]:
+        print(
+            f"Whole steps of {row['nets']} nets, {row['precision']}, "
+            f"{'one graph' if row['captured'] else 'launch by launch'}: "
+            f"{1e3 * row['seconds']:.2f} ms, {row['images_per_second']:,.0f} images a second"
+        )
+
+
+def tables(result):
+    """Two tables in Markdown: each operation; the sums over layers of a kind, slowest first."""
+    devices, each, sums = list(result["limits"]), {}, {}
+    for row in result["operations"]:
+        device, kind = row["device"], re.sub("_[0-9]+$", "", row["layer"])
+        each.setdefault((row["layer"], row["pass"]), {})[device] = cell(row)
+        for name in (f"{kind}, {row['pass']}", "all"):
+            of_kind = sums.setdefault(name, dict.fromkeys(devices, 0))
+            of_kind[device] += 1e3 * row["seconds"]
+    kinds = sorted(sums, key=lambda kind: (kind == "all", -sums[kind][devices[-1]]))
+    rows = [[*key, *(cells.get(device, "") for device in devices)] for key, cells in each.items()]
+    shown = [[kind, *(f"{ms:.2f}" for ms in sums[kind].values())] for kind in kinds]
+    lines = timing.table(["layer", "pass", *devices], rows)
+    return lines, timing.table(["all of a kind, ms", *devices], shown)
+
+
+def cell(row):
+    """A row of a result in a few words: its rate, its share of the limit, its time."""
+    done, unit = (row["flops"], "GFLOP/s") if row["flops"] else (row["bytes"], "GB/s")
+    share = "" if row["of_limit"] is None else f"{row['of_limit']:.0%}, "
+    rate, milliseconds = (
+        np.format_float_positional(value, 3, fractional=False, trim="-")
+        for value in (done / row["seconds"] / 1e9, 1e3 * row["seconds"])
+    )
+    return f"{rate} {unit}, {share}{milliseconds} ms"
 
 
 def main(argv=None):
@@ -175,19 +276,19 @@ def main(argv=None):
         nargs="+",
         choices=[*HOSTS, *GPUS],
         metavar="NAME",
-        help="some of numpy, cpu, cuda, emulated (default: those of the first three that are here)",
+        help="some of numpy, cpu, cuda, emulated (default: those of the first three that work)",
     )
     parser.add_argument(
         "--nets", type=positive, metavar="N", help="on a GPU (default: 15; emulated: 1)"
     )
     parser.add_argument(
-        "--batch", type=positive, metavar="N", help="images of a net (default: 64; emulated: 1)"
+        "--batch", type=positive, metavar="N", help="images a net (default: 64; emulated: 1)"
     )
     parser.add_argument(
-        "--rounds", type=positive, metavar="N", help=f"default: {ROUNDS}, quick {FEW_ROUNDS}"
+        "--rounds", type=positive, metavar="N", help=f"default: {ROUNDS}; quick: {FEW_ROUNDS}"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="few rounds, and a file only where --out is given"
+        "--quick", action="store_true", help="few rounds; writes a file only with --out"
     )
     parser.add_argument("--out", metavar="FILE", help="default: in benchmarks/results")
     arguments = parser.parse_args(argv)
@@ -197,13 +298,16 @@ def main(argv=None):
         if problem_of(device):
             parser.error(f"argument --device: {device!r} cannot be used: {problem_of(device)}")
     default = EMULATED if "emulated" in devices else FULL
-    result = measure(
+    for found in measure(
         devices,
         arguments.nets or default.nets,
         arguments.batch or default.batch,
         arguments.rounds or (FEW_ROUNDS if arguments.quick else ROUNDS),
         arguments.quick,
-    )
+    ):
+        result = found
+        if arguments.out:
+            timing.save(arguments.out, result)
     show(result)
     if arguments.out or not arguments.quick:
         kind = next((d for d in GPUS if d in devices), "cpu")

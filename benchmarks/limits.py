@@ -1,8 +1,8 @@
-"""What a machine does at most: the bytes that a large copy moves, and large products of matrices.
+"""The limits of a machine, measured: bytes a second of a large copy, FLOP/s of a matrix product.
 
-Either is measured on as many cores as the device uses. A copy's bytes are those that it reads and
-those that it writes; products are NumPy's, by its BLAS, in float32. On a GPU cuBLAS multiplies, in
-float32 and in TF32.
+On the host both use as many cores as the device does; NumPy's BLAS multiplies, in float32. The
+bytes of a copy are those read and those written. On a GPU cuBLAS multiplies, in float32 and TF32,
+and tiny launches in one graph give the launches a second.
 """
 
 import importlib
@@ -13,34 +13,43 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import threadpoolctl
 
 from benchmarks import timing
+from minicnn.backends import cuda
 from minicnn.command import one_line
 from minicnn.machine import cores
 
 _ROOT = Path(__file__).parent.parent
 _GPU_SIDE = 8192
-_GPU_NUMBERS = 1 << 28  # far more than a GPU's second cache holds
+_GPU_ELEMENTS = 1 << 28  # far more than a GPU's second-level cache holds
+_GPU_LAUNCHES = 28  # in one graph, as in a fused step
+_GEMM_SECONDS = 120  # that a process may take to load cuBLAS and to measure
+_SHOWN = {
+    "gemm_flops_per_second": (1e9, "GFLOP/s"),
+    "tf32_gemm_flops_per_second": (1e9, "GFLOP/s in TF32"),
+    "copy_bytes_per_second": (1e9, "GB/s"),
+    "launches_per_second": (1e3, "thousand launches a second"),
+}
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """How much is done to measure a limit."""
 
     side: int  # of the matrices
-    numbers: int  # float32, that are copied
+    elements: int  # float32, that are copied
     rounds: int
     seconds: float  # of a round
 
 
-# 256 MiB to read and as many to write are far more than a processor's caches hold.
-FULL = Work(side=2048, numbers=1 << 26, rounds=5, seconds=0.2)
-QUICK = Work(side=768, numbers=1 << 24, rounds=3, seconds=0.02)
+# 256 MiB to read and 256 MiB to write are far more than a processor's caches hold.
+FULL = Work(side=2048, elements=1 << 26, rounds=5, seconds=0.2)
+QUICK = Work(side=768, elements=1 << 24, rounds=3, seconds=0.02)
 
 
 def measure(device, work):
@@ -52,45 +61,61 @@ def measure(device, work):
     copied = copy_seconds(threads, work)
     return {
         "gemm_flops_per_second": [2 * work.side**3 / seconds for seconds in multiplied],
-        "copy_bytes_per_second": [2 * 4 * work.numbers / seconds for seconds in copied],
+        "copy_bytes_per_second": [2 * 4 * work.elements / seconds for seconds in copied],
     }
 
 
 def medians(*measured):
-    """{limit: the median rate} of what `measure` gave, once or more; None where it gave nothing."""
+    """{limit: median rate} of one or more results of `measure`; None where nothing was measured."""
     rates = {name: [rate for found in measured for rate in found[name]] for name in measured[0]}
     return {name: statistics.median(found) if found else None for name, found in rates.items()}
 
 
 def cores_of(device):
-    """How many cores a device computes on; None of a GPU."""
+    """How many cores a device computes on; None for a GPU."""
     return {"numpy": 1, "cuda": None}.get(device, cores())
+
+
+def in_words(result):
+    """["`device` (cores, nets): its limits"] of a result of kernels.py."""
+    words = []
+    for device, found in result["limits"].items():
+        count, nets = found["cores"], result["nets"][device]
+        on = [f"{count} core{'s' * (count > 1)}"] if count else []
+        on.append(f"{nets} net{'s' * (nets > 1)}")
+        rates = [
+            f"{found[name] / unit:,.0f} {text}"
+            for name, (unit, text) in _SHOWN.items()
+            if found.get(name)
+        ]
+        words.append(f"`{device}` ({', '.join(on)}): {' and '.join(rates)}")
+    return words
 
 
 # ---- on the host ---------------------------------------------------------------------------------
 
 
 def copy_seconds(threads, work):
-    """[seconds of a copy, one a round]: each thread copies its slice of float32 numbers."""
-    source = np.ones(work.numbers, np.float32)  # zeros would all lie in one page
+    """[seconds of a copy, one a round]: each thread copies its slice of the float32 elements."""
+    source = np.ones(work.elements, np.float32)  # untouched zeros would all share one page
     target = np.zeros_like(source)
     parts = list(zip(*(np.array_split(array, threads) for array in (target, source)), strict=True))
     with ThreadPoolExecutor(threads) as pool:
 
         def copy():
-            for _ in pool.map(lambda part: np.copyto(*part), parts):  # lets go of Python's lock
+            for _ in pool.map(lambda part: np.copyto(*part), parts):  # releases Python's lock
                 pass
 
         return timing.measure(copy, work.rounds, work.seconds)
 
 
 def gemm_seconds(threads, work):
-    """[seconds of a product of matrices (side, side), one a round], by BLAS on so many threads."""
+    """[seconds of a product of matrices (side, side), one a round], by BLAS on its threads."""
     a, b, c = (np.ones((work.side, work.side), np.float32) for _ in range(3))
     with threadpoolctl.threadpool_limits(threads, user_api="blas"):
         times = timing.measure(lambda: np.matmul(a, b, out=c), work.rounds, work.seconds)
     if threads > 1:
-        time.sleep(1)  # BLAS's threads go on asking for work for a while
+        time.sleep(1)  # BLAS's threads spin for a while after their work
     return times
 
 
@@ -98,66 +123,72 @@ def gemm_seconds(threads, work):
 
 
 def _measure_gpu(work):
-    size, times = gpu_copy_seconds(work.rounds, work.seconds)
+    size, times = gpu_copy_seconds(work)
     rates = {"copy_bytes_per_second": [size / seconds for seconds in times]}
+    rates["launches_per_second"] = [_GPU_LAUNCHES / s for s in gpu_launch_seconds(work)]
     for precision, prefix in (("float32", ""), ("tf32", "tf32_")):
-        found = gpu_gemm(precision, work.rounds, work.seconds)
-        if "problem" in found:
-            print(f"products in {precision}: {one_line(found['problem'])}", file=sys.stderr)
-            found = {"side": 0, "times": ()}
-        flops = [2 * found["side"] ** 3 / seconds for seconds in found["times"]]
-        rates[f"{prefix}gemm_flops_per_second"] = flops
+        rates[f"{prefix}gemm_flops_per_second"] = gpu_gemm(precision, work)
     return rates
 
 
-def gpu_copy_seconds(rounds, seconds):
-    """(bytes read and written, [seconds of a copy, one a round]) on CuPy's current stream."""
+def gpu_copy_seconds(work):
+    """(bytes read and written, [seconds of a copy, one a round])."""
     cupy = importlib.import_module("cupy")
-    source = cupy.zeros(_GPU_NUMBERS, np.float32)
-    target = cupy.empty_like(source)
-    copy = lambda: cupy.copyto(target, source)  # noqa: E731
-    return 2 * source.nbytes, timing.measure(copy, rounds, seconds, timing.EventClock())
+    source = cupy.zeros(_GPU_ELEMENTS, np.float32)
+    copy = partial(cupy.copyto, cupy.empty_like(source), source)
+    return 2 * source.nbytes, timing.measure(copy, work.rounds, work.seconds, timing.EventClock())
 
 
-def gpu_gemm(precision, rounds, seconds, timeout=120):
-    """{"library", "side", "times"} of products of large matrices, or {"problem"}.
+def gpu_launch_seconds(work):
+    """[seconds of a graph of _GPU_LAUNCHES launches that each add 1 to a number, one a round]."""
+    driver = cuda.Cuda()
+    with driver.session():
+        counter = driver.zeros((1,), np.int64)
+        tiny = driver.bind("metrics.cu", "increment", (1,), (1,), (counter,))
+        driver.run(tiny)  # compiles
 
-    cuBLAS multiplies in a process of its own, since CuPy reads its setting once. precision:
-    "float32" or "tf32". It has `timeout` seconds.
+        def launches():
+            for _ in range(_GPU_LAUNCHES):
+                driver.run(tiny)
+
+        graph = driver.capture(launches)
+        return timing.measure(graph, work.rounds, work.seconds, timing.EventClock())
+
+
+def gpu_gemm(precision, work):
+    """[FLOP/s of a product of large matrices, one a round]; [] and a message where there is none.
+
+    CuPy reads its setting for TF32 once, so each precision has a process of its own.
     """
     code = (
         "import json; from benchmarks import limits; "
-        f"print(json.dumps(limits.time_gpu_gemm({precision!r}, {rounds}, {seconds})))"
+        f"print(json.dumps(limits.gpu_gemm_here({precision!r}, {work.rounds}, {work.seconds})))"
     )
+    environment = {**os.environ, "CUPY_TF32": str(int(precision == "tf32"))}
+    options = {"cwd": _ROOT, "env": environment, "capture_output": True, "text": True}
     try:
-        result = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=_ROOT,
-            env={**os.environ, "CUPY_TF32": str(int(precision == "tf32"))},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(command, timeout=_GEMM_SECONDS, check=False, **options)
+        problem = result.stderr.strip()[-2000:] if result.returncode else None
     except subprocess.TimeoutExpired:
-        return {"problem": f"no answer within {timeout:.0f} s"}
-    if result.returncode:
-        return {"problem": result.stderr.strip()[-2000:]}
+        problem = f"no answer within {_GEMM_SECONDS} s"
+    if problem is not None:
+        print(f"products in {precision}: {one_line(problem)}", file=sys.stderr)
+        return []
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def time_gpu_gemm(precision, rounds, seconds):
+def gpu_gemm_here(precision, rounds, seconds):
     """The same in this process: by CuPy, or by PyTorch where CuPy finds no cuBLAS."""
     try:
-        library, clock, product = "CuPy", timing.EventClock(), _cupy_product()
+        clock, product = timing.EventClock(), _cupy_product()
         product()
-    except Exception as error:  # whatever a missing library makes of it
-        print(f"CuPy multiplies no matrices here: {one_line(error)}", file=sys.stderr)
+    except Exception as error:  # a missing library can raise any of several errors
+        print(f"CuPy cannot multiply matrices here: {one_line(error)}", file=sys.stderr)
         torch_net = importlib.import_module("benchmarks.contenders.torch_net")
-        library, clock = "PyTorch", timing.WallClock()
+        clock = timing.WallClock()
         product = torch_net.synchronous_product(_GPU_SIDE, precision == "tf32")
-    times = timing.measure(product, rounds, seconds, clock)
-    return {"library": library, "side": _GPU_SIDE, "times": times}
+    return [2 * _GPU_SIDE**3 / s for s in timing.measure(product, rounds, seconds, clock)]
 
 
 def _cupy_product():

@@ -1,22 +1,30 @@
-"""The operations of a training step one by one: what each does, and what it must do at least.
+"""The operations and launches of a training step, and the least work that each must do.
 
-A step of a Trainer is these operations in this order. `flops` are two for each multiplication that
-counts: not those by the zeros around an image. `bytes` are those of each array that an operation
-must read, and of each that it must write, once; the few numbers that steer it (the step, the range
-of a draw) are left out, and so is memory that it uses on the way. So batch normalisation counts its
-input once, though it needs it twice: whatever is read again may still lie in a cache.
+A step of a Trainer is its operations in this order. `flops` counts two for each multiplication;
+those with the zeros around an image are left out. `bytes` counts each array that an operation must
+read, and each that it must write, once. Left out are scratch memory and the few values that steer
+an operation (the step, the range of a draw). Batch normalisation reads its input twice; it counts
+once, since the second read may hit a cache.
+
+In a fused step one launch computes a convolution and what lies before or behind it
+(minicnn/backends/cuda_blocks.py), so its launches are described instead.
 """
 
 from collections.abc import Callable
 from math import prod
 from typing import NamedTuple
 
+from benchmarks.counts import run_step
 from minicnn import Conv2D, Dense
 from minicnn.network.layers import BatchNormalization
+from minicnn.recipe import RECIPES
+
+# What a kernel both reads and writes.
+_IN_PLACE = {"adam": {"w", "m", "v"}, "update_moving": {"moving"}, "accumulate": {"sums"}}
 
 
 class Operation(NamedTuple):
-    """A part of a step: run() does it, for all nets of the Trainer."""
+    """An operation of a step; run() does it for all nets of the Trainer."""
 
     layer: str
     part: str
@@ -26,7 +34,7 @@ class Operation(NamedTuple):
 
 
 def operations_of(trainer):
-    """The Operations of trainer.step(), in its order. Layers that do nothing have none."""
+    """The Operations of trainer.step(), in order. Layers that compute nothing have none."""
     model, plan, ops = trainer.model, trainer.plan, trainer.ops
     names = {id(node.layer): node.name for node in model.nodes}
     found = [_batch(trainer)]
@@ -45,12 +53,12 @@ def operations_of(trainer):
 
 
 def _batch(trainer):
-    """The batch, gathered and augmented: the bytes of its own images, labels and order only."""
+    """Gathering and augmenting the batch: reads the images, labels and order of the batch only."""
     model, plan = trainer.model, trainer.plan
     given = trainer.images, trainer.labels, trainer.order, trainer.bounds, model.seed
     given = *given, model.net_numbers, model.step, plan.x, plan.labels
-    numbers = (prod(array.shape[1:]) * array.itemsize for array in (trainer.images, trainer.labels))
-    read = plan.labels.size * (sum(numbers) + trainer.order.itemsize)
+    sizes = (prod(array.shape[1:]) * array.itemsize for array in (trainer.images, trainer.labels))
+    read = plan.labels.size * (sum(sizes) + trainer.order.itemsize)
     moved = read + _bytes(plan.x, plan.labels)
     return Operation("batch", "augmentation", lambda: trainer.ops.load_batch(*given), moved)
 
@@ -73,7 +81,7 @@ def _backward_product(ops, layer, f):
 
 
 def _backward(ops, layer, f):
-    """The same of another layer, whose backward pass is one operation."""
+    """(pass, function, bytes) of another layer's backward pass, which is one operation."""
     moved = [f.dy, *_all(f.saved), f.dx]
     if isinstance(layer, BatchNormalization):
         moved += [f.x, f.weights.gamma, *_all(f.gradients)]
@@ -83,7 +91,7 @@ def _backward(ops, layer, f):
 
 
 def _updates(trainer):
-    """What a step brings up to date at its end. Each is read and written."""
+    """The updates at the end of a step. Each reads and writes what it updates."""
     model, plan, ops = trainer.model, trainer.plan, trainer.ops
     statistics = [(_all(f.moving), _all(f.saved)) for _, f in plan.passes if _all(f.moving)]
     moved = sum(2 * _bytes(*moving) + _bytes(*saved) for moving, saved in statistics)
@@ -108,7 +116,7 @@ def _updates(trainer):
 
 
 def flops_of(layer, f):
-    """Floating-point operations of a pass of a Conv2D or Dense, 0 of another layer."""
+    """Floating-point operations of one pass of a Conv2D or Dense; 0 for other layers."""
     nets, batch = f.x.shape[:2]
     channels, filters = f.x.shape[-1], f.y.shape[-1]
     if isinstance(layer, Dense):
@@ -119,13 +127,13 @@ def flops_of(layer, f):
 
 
 def convolution_flops(window, channels, filters):
-    """Those of a convolution of one image, in any of its passes."""
+    """Floating-point operations of a convolution of one image, in each of its passes."""
     axes = zip(window.size, window.strides, window.input, window.before, window.output, strict=True)
     return 2 * channels * filters * prod(_taps_inside(*axis) for axis in axes)
 
 
 def _taps_inside(size, stride, length, before, places):
-    """How often, along an axis, a tap of the window meets the image."""
+    """How many pairs of output position and tap lie inside the image, along one axis."""
     return sum(
         0 <= place * stride + tap - before < length
         for place in range(places)
@@ -140,3 +148,71 @@ def _all(namespace):
 
 def _bytes(*arrays):
     return sum(array.nbytes for array in arrays)
+
+
+# ---- launches of a fused step --------------------------------------------------------------------
+
+
+def record_step(driver, nets, batch):
+    """(the launches of a fused step, the (layer, pass) of each)."""
+    launches, run = [], driver.run
+
+    def recorded(launch):
+        launches.append(launch)
+        run(launch)
+
+    driver.run = recorded
+    marks = run_step(driver, launches, nets, batch, "fused")
+    del driver.run
+    return launches, marks
+
+
+def describe(launches, marks, nets, batch):
+    """A dict for each launch: its layer and pass, and the bytes and FLOP that it needs at least."""
+    convolutions = {n.name: n for n in RECIPES["seed"].nodes if isinstance(n.layer, Conv2D)}
+    rows = []
+    for launch, (layer, part) in zip(launches, marks, strict=True):
+        read, written = moved_bytes(launch, nets, batch)
+        row = {"kernel": launch.name, "layer": layer, "pass": part, "grid": launch.grid}
+        row |= {"bytes_read": read, "bytes_written": written, "flops": 0, "peak": None}
+        if layer in convolutions:
+            node = convolutions[layer]
+            window, channels = node.layer.window(node.input_shape), node.input_shape[-1]
+            of_image = convolution_flops(window, channels, node.output_shape[-1])
+            row["flops"] = nets * batch * of_image
+            # The first layer's kernels do not use tensor cores.
+            row["peak"] = "float32" if launch.name.startswith("block_first") else "tf32"
+        rows.append(row)
+    return rows
+
+
+def moved_bytes(launch, nets, batch):
+    """(read, written): each array of a launch once; of the data set only the batch."""
+    read = written = 0
+    for parameter, array in launch.arrays:
+        if array is None:
+            continue
+        size = array.nbytes
+        if launch.name == "load_batch" and parameter.name in ("images", "labels", "order"):
+            each = prod(array.shape[1:]) if parameter.name == "images" else 1
+            size = nets * batch * each * array.itemsize
+        if parameter.written:
+            written += size
+        if not parameter.written or parameter.name in _IN_PLACE.get(launch.name, ()):
+            read += size
+    return read, written
+
+
+def use_of_limits(row, bandwidth, peaks):
+    """The least seconds that each known limit allows a launch, and their share of its time.
+
+    bandwidth: bytes a second; peaks: {"float32" and "tf32": FLOP a second}; None where unknown.
+    """
+    found, peak = {}, peaks.get(row["peak"])
+    if bandwidth:
+        found["memory_seconds"] = (row["bytes_read"] + row["bytes_written"]) / bandwidth
+        found["of_bandwidth"] = found["memory_seconds"] / row["seconds"]
+    if peak:
+        found["matrix_seconds"] = row["flops"] / peak
+        found["of_matrix_peak"] = found["matrix_seconds"] / row["seconds"]
+    return found

@@ -1,21 +1,20 @@
-"""The figures of README: benchmarks/results drawn. Needs matplotlib.
+"""python -m benchmarks.plots DIR: draw the results in DIR, those of benchmarks.gpu_report.
 
-A figure carries a digest of the result that it shows, so that a test can tell an old one.
+The figures of the documents are drawn by readme.py, from benchmarks/results. Needs matplotlib. Each
+figure carries a digest of its result, so that a test can recognise an old one.
 """
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from benchmarks import frameworks, timing
+from benchmarks import frameworks
 from minicnn import drawing
 from minicnn.studies import plots
 
@@ -23,123 +22,176 @@ COLORS = {"minicnn": "#0077BB", "frameworks": "#9AA5B1", "less precise than floa
 
 
 def digest(result):
-    """What tells one result from another."""
+    """A text that differs between results."""
     return hashlib.sha256(json.dumps(result).encode()).hexdigest()
 
 
-def draw_frameworks(folder):
-    """Images a second of every contender, the fastest on top. Returns the file."""
-    result = timing.newest("frameworks-cpu")
-    rates = result["rates"]
-    order = frameworks.ranking(rates)[::-1]
-    panels = frameworks.compared(rates)
-    size = 9.5, 1.1 + 0.26 * len(order)
-    figure, axes = pyplot.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
+def draw(path, build, result):
+    """Write the Figure that build(result) returns."""
+    drawing.save(path, build, result, metadata={"Source": digest(result)})
+
+
+def rates(result):
+    """Images a second of every contender, the fastest on top."""
+    order = frameworks.ranking(result["rates"])[::-1]
+    panels = frameworks.compared(result["rates"])
+    figure = Figure(figsize=(9.5, 1.1 + 0.26 * len(order)), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True)
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
-        shown = [(place, rows[name]) for place, name in enumerate(order) if name in rows]
-        places, found = zip(*shown, strict=True)
-        middle = [row["images_per_second"] for row in found]
-        below = [row["images_per_second"] - row["lowest"] for row in found]
-        above = [row["highest"] - row["images_per_second"] for row in found]
+        found = [rows[name] for name in order if name in rows]
+        middle, low, high = _spread(found, "images_per_second")
         axis.barh(
-            places,
+            [place for place, name in enumerate(order) if name in rows],
             middle,
-            xerr=(below, above),
+            xerr=(middle - low, high - middle),
             color=[_color(row) for row in found],
             error_kw={"elinewidth": 0.8, "ecolor": "#444444"},
         )
         axis.set_title(title.capitalize(), fontsize=10)
         axis.set_xlim(left=0)
         axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.locator_params(axis="x", nbins=4)  # numbers of up to seven digits
         axis.tick_params(labelsize=8)
-        axis.grid(axis="x", alpha=0.3)
+        axis.grid(visible=False, axis="y")
         axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(order)), order)
     figure.supxlabel("images a second", fontsize=9)
-    axes[-1].legend(
-        handles=[Patch(color=color, label=label) for label, color in COLORS.items()],
-        frameon=False,
-        fontsize=8,
-        loc="lower right",
-    )
-    return _save(figure, folder, "frameworks-cpu.png", result)
+    handles = [Patch(color=color, label=label) for label, color in COLORS.items()]
+    axes[-1].legend(handles=handles, fontsize=8, loc="lower right")
+    return figure
 
 
 def _color(row):
     ours, theirs, reduced = COLORS.values()
-    if row["precision"] != "float32":
-        return reduced
-    return ours if frameworks.is_ours(row) else theirs
+    if frameworks.is_ours(row):
+        return ours
+    return theirs if row["precision"] == "float32" else reduced
 
 
-def draw_scaling(folder):
-    """Throughput and memory by the batch and by the nets. Returns the file."""
-    result = timing.newest("scaling-cpu")
-    rates = result["rates"]
-    figure, axes = pyplot.subplots(2, 2, figsize=(9, 5.6), sharey="row", layout="constrained")
-    for column, (varied, fixed, kept) in enumerate((("batch", "nets", 1), ("nets", "batch", 64))):
-        rows = sorted((r for r in rates if r[fixed] == kept), key=lambda r: r[varied])
-        for cores in sorted({row["cores"] for row in rates}):
+def _spread(rows, name, unit=1):
+    """Arrays of medians, lowest and highest values."""
+    keys = name, "lowest", "highest"
+    return (np.array([row[key] for row in rows], float) * unit for key in keys)
+
+
+def scaling(result):
+    """Throughput and memory by batch size and by nets."""
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    axes = figure.subplots(2, 2, sharey="row")
+    columns = (
+        ("batch", "nets", 1, "One net"),
+        ("nets", "batch", 64, "Nets in one process, batch 64"),
+    )
+    for column, (varied, fixed, kept, title) in enumerate(columns):
+        rows = sorted((r for r in result["rates"] if r[fixed] == kept), key=lambda r: r[varied])
+        for cores in sorted({row["cores"] for row in rows}):
             of_cores = [row for row in rows if row["cores"] == cores]
             x = [row[varied] for row in of_cores]
-            middle, low, high, memory = (
-                [row[key] for row in of_cores]
-                for key in ("images_per_second", "lowest", "highest", "memory_bytes")
-            )
-            label = f"{cores} core{'s' * (cores > 1)}"
-            [line] = axes[0, column].plot(x, middle, marker="o", markersize=4, label=label)
-            color = line.get_color()
-            axes[0, column].fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+            _line(axes[0, column], x, of_cores, f"{cores} core{'s' * (cores > 1)}")
+            memory = [row["memory_bytes"] for row in of_cores]
             if None not in memory:
-                megabytes = [number / 1e6 for number in memory]
-                axes[1, column].plot(x, megabytes, marker="o", markersize=4, color=color)
+                axes[1, column].plot(x, np.array(memory) / 1e6, marker="o", markersize=4)
         ticks = sorted({row[varied] for row in rows})
         for axis in axes[:, column]:
             axis.set_xscale("log", base=2)
             axis.set_xticks(ticks, map(str, ticks))
             axis.minorticks_off()
-            axis.grid(alpha=0.3)
-            axis.spines[["top", "right"]].set_visible(False)
         axes[1, column].set_xlabel({"batch": "images in a batch", "nets": "nets"}[varied])
-        title = {"batch": "One net", "nets": "Nets in one process, batch 64"}[varied]
         axes[0, column].set_title(title, fontsize=10)
     axes[0, 0].set_ylabel("images a second")
     axes[1, 0].set_ylabel("memory, MB")
-    axes[0, 0].legend(frameon=False, loc="lower right")
+    axes[0, 0].legend(loc="lower right")
     for axis in axes[:, 0]:
-        axis.set_ylim(bottom=0)  # and with it that of its row
-    return _save(figure, folder, "scaling-cpu.png", result)
+        axis.set_ylim(bottom=0)  # sets that of the whole row
+    return figure
 
 
-def _save(figure, folder, name, result):
-    path = Path(folder) / name
-    figure.savefig(path, dpi=150, metadata={"Source": digest(result)})
-    pyplot.close(figure)
-    return path
+def _line(axis, x, rows, label, name="images_per_second", unit=1):
+    """A line of medians, in a band from the lowest to the highest values."""
+    middle, low, high = _spread(rows, name, unit)
+    [line] = axis.plot(x, middle, marker="o", markersize=4, label=label)
+    axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def draw_trials(folder):
-    """How the accuracies of single nets and of ensembles spread. Returns the file."""
-    result = timing.newest("study-trials")
+def trials(result):
+    """How the accuracies of single nets and of ensembles spread."""
     (cell,) = result["cells"].values()
     single, ensembles = np.array(cell["accuracies"]), np.array(cell["ensembles"])[:, -1]
-    nets = cell["recipe"]["nets"]
     images = result["settings"]["test_images"]
-    return _save_study(folder, result, plots.histograms, single, ensembles, nets, images, [])
+    return plots.histograms(single, ensembles, cell["recipe"]["nets"], images, [])
 
 
-def draw_ablation(folder):
-    """The error rate after each change. Returns the file."""
-    result = timing.newest("study-ablation")
-    table = pd.DataFrame(result["tables"]["steps"]["rows"]).fillna({"low": np.nan, "high": np.nan})
-    return _save_study(folder, result, plots.steps, table)
+def ablation(result):
+    """The error rate after each change."""
+    table = pd.DataFrame(result["tables"]["steps"]["rows"])
+    return plots.steps(table.fillna({"low": np.nan, "high": np.nan}))
 
 
-def _save_study(folder, result, *build):
-    path = Path(folder) / f"study-{result['study']}.png"
-    drawing.save(path, *build, metadata={"Source": digest(result)})
-    return path
+def launches(result):
+    """The time of each launch of a fused step, in order, and the least that each limit allows."""
+    rows = [row for of_device in result["launches"].values() for row in of_device]
+    figure = Figure(figsize=(9, 1.2 + 0.25 * len(rows)), layout="constrained")
+    axis, places = figure.subplots(), np.arange(len(rows))
+    middle, _, _ = _spread(rows, "seconds", 1e6)
+    axis.barh(places, middle, color="#88BBDD", label="measured")
+    for key, color, label in (
+        ("memory_seconds", "#CC3311", "limit of memory: rate of a large copy"),
+        ("matrix_seconds", "#222222", "limit of products: rate of cuBLAS"),
+    ):
+        x = [1e6 * row.get(key, np.nan) for row in rows]
+        axis.plot(x, places, "|", color=color, markersize=11, markeredgewidth=2, label=label)
+    axis.set_yticks(places, [f"{r['kernel']} {r['layer']}".strip() for r in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("microseconds")
+    axis.set_title("Launches of a training step", loc="left")
+    axis.legend()
+    return figure
 
 
-FIGURES = draw_frameworks, draw_scaling, draw_trials, draw_ablation
+def steps(result):
+    """The time of a captured step by the number of nets."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    captured = sorted((r for r in result["steps"] if r["captured"]), key=lambda r: r["nets"])
+    for precision in dict.fromkeys(row["precision"] for row in captured):
+        rows = [row for row in captured if row["precision"] == precision]
+        _line(axis, [row["nets"] for row in rows], rows, precision, "seconds", 1e3)
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("nets")
+    axis.set_ylabel("milliseconds a step")
+    axis.set_title("Training step, all nets together", loc="left")
+    axis.legend()
+    return figure
+
+
+# Of the documents, by the kind of result.
+FIGURES = {
+    "frameworks-cpu": rates,
+    "scaling-cpu": scaling,
+    "study-trials": trials,
+    "study-ablation": ablation,
+}
+# Of a GPU's report: figure, file of results, its part that is drawn.
+_REPORT = (
+    (launches, "kernels", "launches"),
+    (steps, "kernels", "steps"),
+    (rates, "frameworks", "rates"),
+)
+
+
+def main(argv=None):
+    """Draw what is in a folder of results."""
+    [folder] = map(Path, sys.argv[1:] if argv is None else argv)
+    for build, kind, part in _REPORT:
+        path = folder / f"{kind}.json"
+        result = json.loads(path.read_text()) if path.exists() else {}
+        figure = folder / f"{build.__name__}.png"
+        figure.unlink(missing_ok=True)  # may show an earlier result
+        if result.get(part):
+            draw(figure, build, result)
+            print(figure.name)
+
+
+if __name__ == "__main__":
+    main()

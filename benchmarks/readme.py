@@ -1,207 +1,234 @@
-"""python -m benchmarks.readme: write the README files' tables and figures from benchmarks/results.
+"""python -m benchmarks.readme [DIR ...]: write the tables and figures of the documents.
 
-A table stands between two comments that name it. The newest result of its kind is shown.
+A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`, in any of DOCUMENTS; TABLES has
+the names. It shows the newest result of its kind in benchmarks/results.
+
+DIR is the folder of a study, or of a run of `python -m minicnn.train`, the demo: its findings first
+become result files. Do this on the machine that made them.
 """
 
+import importlib
+import json
+import os
 import re
 from pathlib import Path
 
-from benchmarks import frameworks, timing
-from benchmarks.kernel_tables import operations
+from benchmarks import frameworks, kernels, limits, timing
+from minicnn.command import Parser
+from minicnn.files import DataError
+from minicnn.recipe import RECIPES
+from minicnn.studies import STUDIES
+from minicnn.studies.store import FILE, Store
 
-README = Path(__file__).parent.parent / "README.md"
-KERNELS_README = README.parent / "kernels" / "README.md"
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [
+    ROOT / path
+    for path in (
+        "README.md",
+        "benchmarks/README.md",
+        "minicnn/studies/README.md",
+        "kernels/README.md",
+        "tests/README.md",
+    )
+]
+
+
+def render(path):
+    """The text of a document with every table made anew.
+
+    Raises ValueError for a marker that has no end, or that names no table.
+    """
+    text = path.read_text()
+    for name in re.findall(r"^<!-- (?:end of )?(\w+) -->$", text, re.M):
+        if name not in TABLES:
+            raise ValueError(f"{path}: <!-- {name} -->, expected one of {', '.join(TABLES)}")
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        if (text.count(begin), text.count(end)) not in ((0, 0), (1, 1)):
+            raise ValueError(f"{path}: expected one {begin} and one {end}")
+        if begin in text:
+            before, rest = text.split(begin)
+            old, after = rest.split(end)
+            text = f"{before}{begin}\n\n{_relative(table(), path.parent)}\n\n{end}{after}"
+    return text
+
+
+def _relative(text, folder):
+    """Markdown whose links start at the repository's root, as a document in `folder` needs them."""
+    return re.sub(
+        r"\]\(([^):#]+)\)",
+        lambda link: f"]({Path(os.path.relpath(ROOT / link[1], folder)).as_posix()})",
+        text,
+    )
+
+
+# ---- what the project reaches --------------------------------------------------------------------
+
+
+def summary():
+    """The results in brief: accuracy, the demo's time, images a second."""
+    rows, found = list(_accuracies()), timing.newest("frameworks-cpu")
+    for what, of_what in frameworks.compared(found["rates"]).items():
+        ours, theirs = frameworks.fastest(
+            [row for row in of_what.values() if row["precision"] == "float32"]
+        )
+        shown = [f"{row['images_per_second']:,.0f}" for row in (ours, theirs)]
+        times = f"{ours['images_per_second'] / theirs['images_per_second']:.2f} times"
+        rows.append(
+            [
+                f"{what}, images a second",
+                f"**{shown[0]}**: {times} {theirs['contender']} ({shown[1]})",
+                f"`{ours['contender'].removeprefix('minicnn ')}`, float32, "
+                f"{found['machine']['cores']} cores of {found['machine']['processor']}",
+            ]
+        )
+    for demo in _optional("demo"):
+        seconds, rate = demo["summary"]["seconds"], demo["summary"]["images_per_second"]
+        accuracy = demo["summary"]["ensemble_test_accuracy"]
+        where = f"{demo['machine']['cores']} cores of {demo['machine']['processor']}"
+        rows.append(
+            [
+                "the demo: 4 nets, 3 epochs",
+                f"**{seconds:.0f} s**, {rate:,.0f} images a second, {100 * accuracy:.2f} % right",
+                f"`{demo['summary']['device']}`, {where}",
+            ]
+        )
+    return "\n".join(timing.table(["what", "result", "how"], rows))
+
+
+def _accuracies():
+    """The row of `summary` on the test accuracy of the seed recipe, in the notebook's size."""
+    study = timing.newest("full-trials")
+    single, ensembles, their_single, their_ensembles = study["tables"]["summary"]["rows"]
+    (recipe,) = (cell["recipe"] for cell in study["cells"].values())
+    n = ensembles["n"]
+    yield [
+        f"{ensembles['of']}, {recipe['epochs']} epochs, {study['settings']['train_images']:,} "
+        "images of MNIST",
+        f"**{_fraction(ensembles['mean'], 3)}** right; {single['of']} "
+        f"{_fraction(single['mean'], 3)}",
+        f"`{study['made_by'][0]['device']}`, mean of {n} trial{'s' * (n > 1)}; the notebook: "
+        f"{_fraction(their_ensembles['mean'], 3)} and {_fraction(their_single['mean'], 3)}",
+    ]
+
+
+def _optional(kind):
+    """[the newest result of a kind], [] where there is none."""
+    try:
+        return [timing.newest(kind)]
+    except ValueError:
+        return []
+
+
+# What files do, and their paths in the order in which they are best read.
+FILES = """
+the command, and every number of a recipe | train.py recipe.py
+training: groups of nets and their votes; the epochs | training/ensemble.py training/trainer.py
+the network: a step, nodes, layers; the arrays of a step | model.py network/stack.py \
+    network/layers.py network/plan.py
+the operations in NumPy: all of them; im2col; strides and padding | backends/ops_numpy.py \
+    backends/im2col.py network/geometry.py
+random numbers, and augmentation | rng.py augment.py backends/affine.py
+the operations in C: the calls; sums in registers; convolution | backends/ops_cpu.py \
+    backends/cpu_convolution.py kernels/tile.h kernels/conv_direct.c
+how kernels are declared, checked, compiled and called | backends/kernel.py backends/cpu.py
+the operations in CUDA; a step in 28 launches of fused blocks | backends/ops_cuda.py \
+    backends/cuda_blocks.py kernels/block.cuh kernels/correlation.cuh kernels/block_forward.cu
+CUDA kernels launched and captured, on a GPU and on the emulator | backends/cuda.py \
+    emulator/__init__.py
+"""
+
+
+def files():
+    """The source files in reading order, with their numbers of lines."""
+    rows = []
+    for number, row in enumerate(FILES.split("\n")[1:-1], start=1):
+        words, names = row.split(" | ")
+        shown = []
+        for name in names.split():
+            path = name if (ROOT / name).exists() else f"minicnn/{name}"
+            lines = len((ROOT / path).read_text().splitlines())
+            shown.append(f"[`{name}`]({path}) {lines}")
+        rows.append([number, ", ".join(shown), words])
+    heads = "", "files in reading order, and their lines", "what they do"
+    return "\n".join(timing.table(heads, rows))
+
+
+# ---- speed and accuracy --------------------------------------------------------------------------
 
 
 def speed():
     """Training and inference beside the frameworks; whole trainings by the number of processes."""
     result, workers = timing.newest("frameworks-cpu"), timing.newest("workers-cpu")
     rates = result["rates"]
-    compared = frameworks.compared(rates)
-    one_net, ensemble, infer = compared.values()
-    lines = [
-        "| images a second | training one net | training an ensemble | its best split "
-        "| inference |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name in frameworks.ranking(rates):
-        cells = [_rate(rows[name]) if name in rows else "" for rows in (one_net, ensemble, infer)]
-        cells.insert(2, _split(ensemble[name]))
-        lines.append(f"| {' | '.join([name, *cells])} |")
+    lines = ["![Images a second of every contender](benchmarks/results/frameworks-cpu.png)", ""]
+    lines += frameworks.table(rates)
     shown = [f"{name} ({why})" for name, why in (result["refused"] | result["left_out"]).items()]
     lines += ["", f"Not measured, or not in every split: {'; '.join(shown)}."] if shown else []
-    rounds = {row["rounds"] for row in rates}
     lines += [
         "",
-        "Batch 64; augmentation is part of a training step. Median, lowest and highest of "
-        f"{_range(rounds)} rounds in turn, on {result['machine']['cores']} cores. "
-        + _ratios(compared)
-        + f" {timing.in_words(result)}",
+        "Batch 64; a training step augments its batch. Median, lowest and highest of "
+        f"{_rounds(rates)} rounds in turn, on {result['machine']['cores']} cores. "
+        f"{_ratios(frameworks.compared(rates))} {timing.in_words(result)}",
         "",
-        "| `--workers` | images a second |",
-        "| --- | --- |",
     ]
-    for count, rate in workers["processes"].items():
-        lines.append(f"| {count} | {_rate(rate)} |")
-    rounds = {rate["rounds"] for rate in workers["processes"].values()}
+    processes = workers["processes"]
+    rows = [[count, frameworks.rate(row)] for count, row in processes.items()]
+    lines += timing.table(["`--workers`", "images a second"], rows)
     lines += [
         "",
-        f"The whole of {workers['what']} on `cpu`, validation and the start of the processes "
-        f"included; {_range(rounds)} rounds in turn. {timing.in_words(workers)}",
+        f"Whole runs on `cpu`, {workers['what']}, with validation and the start of the processes; "
+        f"{_rounds(processes.values())} rounds in turn. {timing.in_words(workers)}",
     ]
-    figure = "![Images a second of every contender](benchmarks/results/frameworks-cpu.png)"
-    return "\n".join([figure, "", *lines])
+    return "\n".join(lines)
 
 
-def _ratios(found):
-    """By how much the fastest minicnn is ahead of the frameworks, or behind."""
+def _ratios(compared):
+    """How many times as fast as the fastest framework minicnn is, in words."""
     words = []
     for precisions, of_what in (
         (["float32"], "the fastest framework in float32"),
-        (["float32", "bfloat16"], "the fastest in any precision"),
+        (["float32", "bfloat16"], "the fastest framework in any precision"),
     ):
         ratios = {
             name: frameworks.ratio([r for r in rows.values() if r["precision"] in precisions])
-            for name, rows in found.items()
+            for name, rows in compared.items()
         }
         each = (f"{ratio:.2f} in {name}" for name, ratio in ratios.items() if ratio)
-        words.append(f"of {of_what}: {', '.join(each)}")
-    return f"The fastest minicnn reaches, as a multiple {'; '.join(words)}."
+        words.append(f"{of_what}: {', '.join(each)}")
+    return f"The fastest minicnn's rate divided by that of {'; of '.join(words)}."
 
 
-def _split(row):
-    """How a row's contender used the cores."""
-    if row["nets"] > 1:
-        return f"{row['nets']} nets in one process"
-    return f"{row['processes']} x {row['threads']}"
-
-
-def _range(rounds):
-    """A set of numbers in words."""
+def _rounds(rows):
+    """How many rounds rows had: "7", or "5 to 7"."""
+    rounds = {row["rounds"] for row in rows}
     return " to ".join(map(str, sorted({min(rounds), max(rounds)})))
 
 
 def scaling():
-    """How throughput and memory grow with batch, cores and nets, in one figure."""
+    """How throughput and memory grow with batch size, cores and nets: a figure."""
     result = timing.newest("scaling-cpu")
-    rounds = _range({row["rounds"] for row in result["rates"]})
-    return "\n".join(
-        [
-            "![Images a second and memory by batch, cores and nets]"
-            "(benchmarks/results/scaling-cpu.png)",
-            "",
-            f"Training steps, each size in a process of its own; median of {rounds} rounds in "
-            f"turn, and the most memory that the process took. {timing.in_words(result)}",
-        ]
+    return (
+        "![Images a second and memory by batch size, cores and nets]"
+        "(benchmarks/results/scaling-cpu.png)\n\n"
+        "Training steps, one process a size: median images a second of "
+        f"{_rounds(result['rates'])} rounds in turn, and the process's peak memory. "
+        f"{timing.in_words(result)}"
     )
 
 
 def accuracy():
     """Test accuracy of short runs on MNIST."""
-    lines = [
-        "| training images | epochs | momentum | seeds | device | test images "
-        "| test images, distorted |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     results = {device: timing.newest(f"accuracy-{device}") for device in ("numpy", "cpu")}
     for runs in zip(*(result["runs"] for result in results.values()), strict=True):
         for device, run in zip(results, runs, strict=True):
             shown = [_percent(run[key]) for key in ("test_accuracy", "distorted_test_accuracy")]
-            lines.append(
-                f"| {run['images']:,} | {run['epochs']} | {run['momentum']} | {len(run['seeds'])} "
-                f"| {device} | {shown[0]} | {shown[1]} |"
-            )
+            about = f"{run['images']:,}", run["epochs"], run["momentum"], len(run["seeds"])
+            rows.append([*about, device, *shown])
+    heads = "training images", "epochs", "momentum", "seeds", "device", "test images"
     where = (f"`{device}`: {timing.in_words(result)}" for device, result in results.items())
-    return "\n".join([*lines, "", " ".join(where)])
-
-
-def ladder():
-    """What the versions of a step do, as the emulator counts it."""
-    result = timing.newest("ladder-emulated")
-    counted = result["versions_counted"]
-    lines = [
-        "| a step | launches | memory, GB | passes | cache, GB | wavefronts, millions | GFLOP "
-        "| of tensor cores | least time, ms |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for version, found in counted.items():
-        step = found["step"]
-        cells = version, step["launches"], *_counts(step, f"{step['passes']:.1f}")
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines += [
-        "",
-        "| convolutions | pass | launches | memory, GB | cache, GB | wavefronts, millions | GFLOP "
-        "| of tensor cores | least time, ms | set by | registers |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for version, passes in counted.items():
-        for name, found in passes.items():
-            if name == "step":
-                continue
-            registers = sorted({result["registers"][kernel] for kernel in found["kernels"]})
-            cells = [version, name, found["launches"], *_counts(found)]
-            cells += [found["limit"], ", ".join(map(str, registers))]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    versions = result["versions"]
-    limits = (result["limits"][k] / 1e12 for k in ("memory", "cache", "arithmetic", "tensor"))
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{result['nets']} nets, {result['batch']} images each. A pass: all convolutions' "
-            "outputs once. Limits: {:g} TB/s of memory, {:g} TB/s of cache, {:g} TFLOP/s, {:g} of "
-            "tensor cores. ".format(*limits)
-            + f"Registers of a thread on {result['architecture']}, by NVRTC {versions['nvrtc']}. "
-            f"Counted {result['machine']['date']} by minicnn {versions['minicnn']}.",
-        ]
-    )
-
-
-def _counts(found, *passes):
-    """The cells of a summary of ladder.py."""
-    return (
-        f"{found['memory_bytes'] / 1e9:.2f}",
-        *passes,
-        f"{found['cache_bytes'] / 1e9:.1f}",
-        f"{found['shared_wavefronts'] / 1e6:,.0f}",
-        f"{found['flops'] / 1e9:.1f}",
-        f"{found['tensor_flops'] / 1e9:.1f}",
-        f"{found['seconds'] * 1e3:.2f}",
-    )
-
-
-def tile_choices():
-    """How each layer's fused kernels cut their work, and what the compiler makes of them."""
-    result = timing.newest("tiles")
-    lines = [
-        "| layer | pass | tile | warps | pixels by channels of a warp | grid | shared, KB "
-        "| registers | spilled, bytes | model, us |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in result["launches"]:
-        clocks = f"{row['microseconds']:.0f}" if row["microseconds"] else ""
-        of_warp = f"{row['warp_pixels']} x {row['warp_channels']}" if row["warp_pixels"] else ""
-        cells = [
-            row["layer"], row["pass"], row["tile"], row["warps"], of_warp,
-            " x ".join(map(str, row["grid"])), f"{row['shared_bytes'] / 1024:.0f}",
-            ", ".join(map(str, row["registers"])), ", ".join(map(str, row["spilled"])), clocks,
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Batch {result['batch']}. Registers, and bytes of spills and stack, on "
-            f"{' and '.join(result['architectures'])}, by NVRTC {result['versions']['nvrtc']}. "
-            f"The model's {result['microseconds']:.0f} us are those of all of these launches, on a "
-            f"GPU like an H200, one after the other; nothing of it was measured.",
-        ]
-    )
-
-
-def _rate(rate):
-    values = (rate[key] for key in ("images_per_second", "lowest", "highest"))
-    return "{:,.0f} ({:,.0f} to {:,.0f})".format(*values)
+    return "\n".join([*timing.table([*heads, "test images, distorted"], rows), "", " ".join(where)])
 
 
 def _percent(values):
@@ -212,84 +239,185 @@ def _percent(values):
 
 
 def faults():
-    """Trainings that were killed, and inputs that the readers of files were given."""
+    """Killed trainings, and fuzzed readers of files."""
     result = timing.newest("faults")
-    lines = [
-        "| trainings killed on | kills | inside a checkpoint's write | runs | bits that differ |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in result["kills"]:
-        numbers = row["kills"], row["inside_a_write"], row["runs"], row["differing_bits"]
-        lines.append(f"| `{row['device']}` | {' | '.join(f'{n:,}' for n in numbers)} |")
-    lines += [
-        "",
-        "| reader | inputs | accepted | refused | slowest | most memory of a process |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = (
+        "trainings killed on",
+        "kills",
+        "during a checkpoint's write",
+        "runs",
+        "bits that differ",
+    )
+    keys = "kills", "inside_a_write", "runs", "differing_bits"
+    kills = [[f"`{r['device']}`", *(f"{r[key]:,}" for key in keys)] for r in result["kills"]]
+    fuzzing = []
     for row in result["fuzzing"]:
-        counts = " | ".join(f"{row[name]:,}" for name in ("inputs", "accepted", "refused"))
+        counts = [f"{row[name]:,}" for name in ("inputs", "accepted", "refused")]
         memory = f"{row['peak_memory_bytes'] / 1e6:.0f} MB"
-        lines.append(f"| {row['reader']} | {counts} | {row['longest_seconds']:.2f} s | {memory} |")
-    return "\n".join([*lines, "", timing.in_words(result)])
+        fuzzing.append([row["reader"], *counts, f"{row['longest_seconds']:.2f} s", memory])
+    lines = [*timing.table(heads, kills), ""]
+    heads = "reader", "inputs", "accepted", "refused", "slowest", "most memory of a process"
+    return "\n".join([*lines, *timing.table(heads, fuzzing), "", timing.in_words(result)])
+
+
+# ---- the kernels ---------------------------------------------------------------------------------
+
+
+def ladder():
+    """What the versions of a step do, as the emulator counts it."""
+    result = timing.newest("ladder-emulated")
+    counted = result["versions_counted"]
+    heads = ["launches", "memory, GB", "cache, GB", "wavefronts, millions", "GFLOP"]
+    heads += ["GFLOP of tensor cores", "least time, ms"]
+    steps, convolutions = [], []
+    for version, passes in counted.items():
+        for name, found in passes.items():
+            if name == "step":
+                cells = _counts(found)
+                steps.append([version, *cells[:2], f"{found['passes']:.1f}", *cells[2:]])
+                continue
+            registers = sorted({result["registers"][kernel] for kernel in found["kernels"]})
+            cells = [*_counts(found), found["limit"], ", ".join(map(str, registers))]
+            convolutions.append([version, name, *cells])
+    lines = [*timing.table(["a step", *heads[:2], "passes", *heads[2:]], steps), ""]
+    lines += timing.table(["convolutions", "pass", *heads, "limit", "registers"], convolutions)
+    rates = (result["limits"][k] / 1e12 for k in ("memory", "cache", "arithmetic", "tensor"))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{result['nets']} nets, {result['batch']} images each. Passes: memory traffic divided "
+            "by the size of all convolutions' outputs. Limits: {:g} TB/s of memory, {:g} TB/s of "
+            "cache, {:g} TFLOP/s, {:g} TFLOP/s of tensor cores. ".format(*rates)
+            + f"Registers of a thread on {result['architecture']}, by NVRTC "
+            f"{result['versions']['nvrtc']}. Counted {result['machine']['date']} by minicnn "
+            f"{result['versions']['minicnn']}.",
+        ]
+    )
+
+
+def _counts(found):
+    """The cells of a summary of counts.py."""
+    return [
+        found["launches"],
+        f"{found['memory_bytes'] / 1e9:.2f}",
+        f"{found['cache_bytes'] / 1e9:.1f}",
+        f"{found['shared_wavefronts'] / 1e6:,.0f}",
+        f"{found['flops'] / 1e9:.1f}",
+        f"{found['tensor_flops'] / 1e9:.1f}",
+        f"{found['seconds'] * 1e3:.2f}",
+    ]
+
+
+def tile_choices():
+    """How each layer's fused kernels are tiled, and what the compiler reports."""
+    result, rows = timing.newest("tiles"), []
+    for row in result["launches"]:
+        of_warp = f"{row['warp_pixels']} x {row['warp_channels']}" if row["warp_pixels"] else ""
+        cells = [row["layer"], row["pass"], row["tile"], row["warps"], of_warp]
+        cells += [" x ".join(map(str, row["grid"])), f"{row['shared_bytes'] / 1024:.0f}"]
+        cells += [", ".join(map(str, row[key])) for key in ("registers", "spilled")]
+        rows.append([*cells, f"{row['microseconds']:.0f}" if row["microseconds"] else ""])
+    heads = ["layer", "pass", "tile", "warps", "pixels by channels of a warp", "grid"]
+    heads += ["shared, KB", "registers", "spilled, bytes", "model, us"]
+    return "\n".join(
+        [
+            *timing.table(heads, rows),
+            "",
+            f"Batch {result['batch']}. Registers of a thread, and its bytes of stack and spills, "
+            f"on {' and '.join(result['architectures'])}, by NVRTC {result['versions']['nvrtc']}. "
+            f"By the model all launches take {result['microseconds']:.0f} us one after the other "
+            "on an H200; this is not a measurement.",
+        ]
+    )
+
+
+def operations():
+    """Each operation of a step, and the sums over all layers of a kind."""
+    result = timing.newest("kernels-cpu")
+    each, kinds = kernels.tables(result)
+    return "\n".join(
+        [
+            *each,
+            "",
+            *kinds,
+            "",
+            f"Median of {result['rounds']} training steps, batch {result['batch']}, the devices in "
+            "turn. Per cent: of the rate of a large matrix product (GFLOP/s) or of a large copy "
+            f"(GB/s) on as many cores. {'; '.join(limits.in_words(result))}. More than 100% of a "
+            f"copy: the arrays lie in a cache. {timing.in_words(result)}",
+        ]
+    )
+
+
+# ---- the studies ---------------------------------------------------------------------------------
 
 
 def studies():
     """What the studies have found, in the sizes that were run."""
     found = {name: timing.newest(f"study-{name}") for name in ("variance", *_STUDIES)}
-    rows = found["variance"]["tables"]["summary"]["rows"]
     lines = [
-        f"**variance** ({_size(found['variance'])}): deviations from the mean, for angle, slant "
-        "and size that of the image's class, and the range that holds 95 % of the images",
+        f"**variance** ({_size(found['variance'])}): deviations from the mean; angle, slant and "
+        "size from the mean of the image's class. A range of `holds 95 %` either way holds 95 % "
+        "of the images",
         "",
-        "| | unit | mean | standard deviation | holds 95 % | as a setting | the notebook's |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        *_variance(found["variance"]["tables"]),
     ]
-    for row in rows:
-        numbers = [row[key] for key in ("mean", "sd", "holds_95_%", "setting", "notebook_setting")]
-        shown = ["" if n is None else f"{n:.2f}" for n in numbers]
-        lines.append(f"| {row['of']} | {row['unit']} | {' | '.join(shown)} |")
     for name, table in _STUDIES.items():
         lines += ["", f"**{name}** ({_size(found[name])})", "", *table(found[name]["tables"])]
+        if name == "trials":
+            full = timing.newest("full-trials")
+            lines += ["", f"In the notebook's size: {'; '.join(full['lines'])}."]
         if name in _PICTURES:
             lines += ["", f"![{_PICTURES[name]}](benchmarks/results/study-{name}.png)"]
     return "\n".join([*lines, "", *dict.fromkeys(map(timing.in_words, found.values()))])
 
 
+def _variance(tables):
+    heads = "", "unit", "mean", "standard deviation", "holds 95 %", "as a setting", "the notebook's"
+    keys = "mean", "sd", "holds_95_%", "setting", "notebook_setting"
+    rows = [
+        [row["of"], row["unit"], *("" if row[k] is None else f"{row[k]:.2f}" for k in keys)]
+        for row in tables["summary"]["rows"]
+    ]
+    return timing.table(heads, rows)
+
+
 def _trials(tables):
-    yield "| test accuracy | n | mean, 95 % interval | standard deviation | lowest | highest |"
-    yield "| --- | --- | --- | --- | --- | --- |"
+    heads = "test accuracy", "n", "mean, 95 % interval", "standard deviation", "lowest", "highest"
+    rows = []
     for row in tables["summary"]["rows"]:
         mean = _interval(row, "mean", "mean_low", "mean_high", digits=3)
-        cells = [row["of"], f"{row['n']:,}", mean, _fraction(row["sd"], 3)]
-        cells += [_fraction(row[key]) for key in ("min", "max")]
-        yield f"| {' | '.join(cells)} |"
+        extremes = (_fraction(row[key]) for key in ("min", "max"))
+        rows.append([row["of"], f"{row['n']:,}", mean, _fraction(row["sd"], 3), *extremes])
+    return timing.table(heads, rows)
 
 
 def _grid(tables):
     kinds = [tables[name]["rows"] for name in ("ensembles", "single_nets")]
-    counts = [rows[0]["n"] for rows in kinds]
-    yield (
-        f"| rotation | zoom | shift | {counts[0]} ensembles | the notebook's 6 "
-        f"| {counts[1]} single nets | the notebook's 30 |"
-    )
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    ensembles, nets = (rows[0]["n"] for rows in kinds)
+    heads = ["rotation", "zoom", "shift", f"{ensembles} ensembles", "the notebook's 6"]
+    heads += [f"{nets} single nets", "the notebook's 30"]
+    rows = []
     for pair in zip(*kinds, strict=True):
         cells = [f"{pair[0][name]:g}" for name in ("rotation", "zoom", "shift")]
         for row in pair:
             cells += [_interval(row), _fraction(row["notebook"])]
-        yield f"| {' | '.join(cells)} |"
+        rows.append(cells)
+    return timing.table(heads, rows)
 
 
 def _ablation(tables):
-    yield "| network | weights | n | mean test accuracy, 95 % interval | gain, 95 % interval |"
-    yield "| --- | --- | --- | --- | --- |"
+    heads = "network", "weights", "n", "mean test accuracy, 95 % interval", "gain, 95 % interval"
+    rows = []
     for row in tables["steps"]["rows"]:
         gain = _interval(row, "gain", "gain_low", "gain_high", sign="+")
-        yield f"| {row['step']} | {row['weights']:,} | {row['n']} | {_interval(row)} | {gain} |"
+        rows.append([row["step"], f"{row['weights']:,}", row["n"], _interval(row), gain])
+    return timing.table(heads, rows)
 
 
 def _interval(row, *names, digits=2, sign=""):
-    """A mean with its interval in percent."""
+    """A mean with its interval, in percent."""
     names = names or ("mean", "low", "high")
     mean, low, high = (_fraction(row[name], digits, sign) for name in names)
     return f"{mean} ({low[:-2]} to {high[:-2]})" if low else mean
@@ -311,38 +439,106 @@ def _size(result):
     images = f"{result['settings']['train_images']:,} training images"
     if not result["cells"]:
         return f"MNIST's {images}" if result["settings"]["train_images"] == 60_000 else images
-    cell = list(result["cells"].values())[-1]
-    recipe = cell["recipe"]
+    last = list(result["cells"].values())[-1]
+    recipe = last["recipe"]
     return (
-        f"{images}, {recipe['epochs']} epochs, momentum {recipe['momentum']}, {cell['trials']} "
+        f"{images}, {recipe['epochs']} epochs, momentum {recipe['momentum']}, {last['trials']} "
         f"trials, ensembles of {recipe['nets']}, `{result['made_by'][0]['device']}`"
     )
 
 
 TABLES = {
-    README: (speed, scaling, accuracy, studies, faults),
-    KERNELS_README: (ladder, tile_choices, operations),
-}
+    table.__name__: table
+    for table in (
+        summary, files, speed, scaling, accuracy, studies, faults, ladder, tile_choices, operations
+    )
+}  # fmt: skip
 
 
-def render(path):
-    """The text of a README file with every table made anew."""
-    text = path.read_text()
-    for table in TABLES[path]:
-        begin, end = f"<!-- {table.__name__} -->", f"<!-- end of {table.__name__} -->"
-        pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
-        text, count = re.subn(
-            pattern, lambda _, t=table, b=begin, e=end: f"{b}\n\n{t()}\n\n{e}", text, flags=re.S
+# ---- the findings of studies and runs as result files --------------------------------------------
+
+
+def keep(folder):
+    """Write the findings in the folder of a study, or of a run of the demo, as result files.
+
+    Raises DataError for another folder.
+    """
+    about = {"machine": timing.machine(), "versions": timing.versions("scipy")}
+    if (folder / "summary.json").exists():
+        config, result = (
+            json.loads((folder / name).read_text()) for name in ("config.json", "summary.json")
         )
-        if count != 1:
-            raise ValueError(f"{path}: expected one table {begin}, got {count}")
-    return text
+        if (config["recipe"], config["source"]) != (RECIPES["demo"].as_dict(), "digits"):
+            raise DataError(f"{folder}: another recipe or data, expected a run of the demo")
+        timing.write(f"demo-{result['device']}", {"summary": result, **about})
+        return
+    with Store(folder / FILE, create=False) as store:
+        for study, seed in store.studies():
+            found = of_study(store.results(study, seed))
+            kind = "full-trials" if _is_full(found) else f"study-{study}"
+            timing.write(kind, found | about)
+
+
+def _is_full(found):
+    """Whether a study's result is trials in the notebook's size: then README shows it first."""
+    epochs = {cell["recipe"]["epochs"] for cell in found["cells"].values()}
+    return (
+        found["study"] == "trials"
+        and found["settings"]["train_images"] >= 60_000
+        and min(epochs) >= 30
+    )
+
+
+def of_study(results):
+    """A study's Results as a dict for JSON, with every accuracy that its tables are made of."""
+    found = STUDIES[results.study].findings(results)
+    cells = {
+        name: {
+            "recipe": recipe.as_dict(),
+            "trials": len(results.trials(name)),
+            "accuracies": results.accuracies(name).tolist(),
+            "ensembles": results.ensembles(name).tolist(),
+        }
+        for name, recipe in results.cells.items()
+    }
+    tables = {
+        name: {
+            "caption": table.caption,
+            "fractions": list(table.fractions),
+            "rows": table.data.astype(object).where(table.data.notna(), None).to_dict("records"),
+        }
+        for name, table in found.tables.items()
+    }
+    made_by = []
+    for each in results.nets["made_by"]:
+        if each not in made_by:
+            made_by.append(each)
+    return {
+        "study": results.study,
+        "seed": results.seed,
+        "settings": {**results.settings, "source": Path(results.settings["source"]).name},
+        "made_by": made_by,
+        "lines": found.lines,
+        "tables": tables,
+        "cells": cells,
+    }
+
+
+def main(argv=None):
+    parser = Parser(prog="benchmarks.readme", description=__doc__)
+    parser.add_argument("folders", nargs="*", type=Path, metavar="DIR")
+    for folder in parser.parse_args(argv).folders:
+        try:
+            keep(folder)
+        except (DataError, OSError) as error:
+            parser.error(str(error))
+    for path in DOCUMENTS:
+        if path.exists():
+            path.write_text(render(path))
+    plots = importlib.import_module("benchmarks.plots")  # the only one that needs matplotlib
+    for kind, build in plots.FIGURES.items():
+        plots.draw(timing.RESULTS / f"{kind}.png", build, timing.newest(kind))
 
 
 if __name__ == "__main__":
-    for path in TABLES:
-        path.write_text(render(path))
-    from benchmarks import plots  # only this needs matplotlib
-
-    for draw in plots.FIGURES:
-        draw(timing.RESULTS)
+    main()

@@ -1,7 +1,7 @@
-"""python -m benchmarks.tiles: how the fused kernels cut each layer's work (minicnn/tiles.py).
+"""python -m benchmarks.tiles: how each layer's fused kernels are tiled, as compiled.
 
-For the seed network, with what the compiler says of registers and spills. Needs NVRTC, but no GPU.
-kernels/README.md shows the result.
+For the seed network: the choices of minicnn/backends/cuda_tiles.py, with the registers and spills
+that the compiler reports. Needs NVRTC, but no GPU. kernels/README.md shows the result.
 """
 
 import pandas as pd
@@ -38,34 +38,37 @@ def choices(batch):
                     "grid": launch.grid,
                     "shared_bytes": launch.shared_bytes,
                     "microseconds": launch.clocks / CLOCKS_A_MICROSECOND,
-                    **_compiled(name, launch, block.first),
+                    **_resources(name, launch, block.first),
                 }
             )
     return rows
 
 
-def _compiled(name, launch, first):
-    """The registers of a thread, and the bytes that it has in memory instead, by architecture."""
+def _resources(name, launch, first):
+    """Registers of a thread, and its bytes of stack and spills, on each of ARCHITECTURES."""
     program = Program(SOURCES / f"block_{'first' if first else name}.cu", launch.defines)
     kernel = f"block_first_{name}" if first else f"block_{name}"
-    found = {"registers": [], "spilled": []}
-    for architecture in ARCHITECTURES:
-        _, log = cuda.compile_program(program, architecture, "--ptxas-options=-v")
-        stack, spilled, registers = cuda.resources(log)[kernel]
-        found["registers"].append(registers)
-        found["spilled"].append(stack + spilled)
-    return found
+    found = [compiled(program, architecture)[kernel] for architecture in ARCHITECTURES]
+    return {
+        "registers": [registers for _, _, registers in found],
+        "spilled": [stack + spilled for stack, spilled, _ in found],
+    }
+
+
+def compiled(program, architecture):
+    """{kernel: (bytes of stack, of spills, registers)} of a program, as the compiler reports."""
+    return cuda.resources(cuda.compile_program(program, architecture, "--ptxas-options=-v")[1])
 
 
 def main():
     parser = Parser(prog="benchmarks.tiles", description=__doc__)
     parser.add_argument("--batch", type=positive, metavar="N", default=64, help="default: 64")
-    parser.add_argument("--out", help="default: in benchmarks/results")
+    parser.add_argument("--out", metavar="FILE", help="default: in benchmarks/results")
     arguments = parser.parse_args()
     rows = choices(arguments.batch)
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.1f}".format))
     result = {
-        "what": "how fused kernels cut their work, by the model of minicnn/tiles.py",
+        "what": "how fused kernels are tiled, by the model of minicnn/backends/cuda_tiles.py",
         "batch": arguments.batch,
         "architectures": ARCHITECTURES,
         "launches": rows,

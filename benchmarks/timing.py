@@ -1,4 +1,4 @@
-"""How a benchmark measures: warm-up outside, contenders in turn, medians, and what ran where."""
+"""How a benchmark measures: after a warm-up, in rounds, by medians; and its result files."""
 
 import importlib
 import importlib.metadata
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from minicnn import __version__
 from minicnn.backends import cuda
+from minicnn.files import atomic_write
 from minicnn.machine import cores
 
 RESULTS = Path(__file__).parent / "results"
@@ -23,29 +24,29 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class WallClock:
-    """The time of day, for a device that has done its work when a call returns."""
+    """The host's clock, for a device that has finished when a call returns."""
 
     mark = staticmethod(time.perf_counter)
 
     def seconds(self, first, last):
-        """Between two marks."""
+        """The time between two marks."""
         return last - first
 
 
 class EventClock:
-    """Events on CuPy's current stream, which a GPU reaches when it has done what came before."""
+    """Events on CuPy's current stream; the GPU records one when all work before it is done."""
 
     def __init__(self, library=None):
         self._cuda = (library or importlib.import_module("cupy")).cuda
 
     def mark(self):
-        """A moment in the stream."""
+        """Record an event."""
         event = self._cuda.Event()
         event.record(self._cuda.get_current_stream())
         return event
 
     def seconds(self, first, last):
-        """Between two marks; waits for the later one."""
+        """The time between two marks; waits for the later one."""
         last.synchronize()
         return self._cuda.get_elapsed_time(first, last) / 1e3
 
@@ -58,37 +59,23 @@ def clock_of(device):
 # ---- measuring -----------------------------------------------------------------------------------
 
 
-def alternate(contenders, rounds, seconds, clock=None):
-    """Time contenders {name: function of one step} round by round, so that noise meets them alike.
-
-    In each round each runs for about `seconds`. Returns {name: [seconds a step, one a round]}.
-    """
+def measure(step, rounds, seconds, clock=None):
+    """Time a function, in rounds of about `seconds`: [seconds a call, one a round]."""
     clock = clock or WallClock()
 
-    def timed(step, calls):
+    def timed(calls):
         first = clock.mark()
         for _ in range(calls):
             step()
         return clock.seconds(first, clock.mark()) / calls
 
-    counts = {}
-    for name, step in contenders.items():
-        timed(step, 2)  # what is made once: buffers, compiled code
-        counts[name] = max(1, round(seconds / max(timed(step, 1), 1e-6)))
-    times = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, step in contenders.items():
-            times[name].append(timed(step, counts[name]))
-    return times
-
-
-def measure(step, rounds, seconds, clock=None):
-    """The same of one contender: [seconds a step, one a round]."""
-    return alternate({"": step}, rounds, seconds, clock)[""]
+    timed(2)  # allocates and compiles
+    calls = max(1, round(seconds / max(timed(1), 1e-6)))
+    return [timed(calls) for _ in range(rounds)]
 
 
 def spread(name, values):
-    """{name: the median, "lowest", "highest", "rounds"} of measured values."""
+    """{name: median, "lowest", "highest", "rounds": count} of measured values."""
     values = sorted(values)
     return {
         name: statistics.median(values),
@@ -99,7 +86,7 @@ def spread(name, values):
 
 
 def rates(seconds, images):
-    """Median and spread of images a second, from seconds a step of so many images."""
+    """Median and spread of images a second, from the seconds of steps of `images` images."""
     return spread("images_per_second", [images / s for s in seconds])
 
 
@@ -107,7 +94,7 @@ def rates(seconds, images):
 
 
 def machine(device="cpu"):
-    """What the figures of one of minicnn's devices were measured on."""
+    """The machine, for a result that is measured on one of minicnn's devices."""
     found = {
         "processor": _processor(),
         "cores": cores(),
@@ -122,7 +109,7 @@ def machine(device="cpu"):
 
 
 def versions(*packages):
-    """The versions of minicnn, NumPy and of those of some other packages that are installed."""
+    """{package: version} of minicnn, NumPy and those of `packages` that are installed."""
     found = {"minicnn": __version__}
     for package in ("numpy", *packages):
         try:
@@ -133,12 +120,25 @@ def versions(*packages):
 
 
 def in_words(result):
-    """When, where and with what versions a result was measured."""
+    """A sentence: when, where and with which versions a result was measured."""
     where = result["machine"]
     on = f"{where['gpu']}, {where['processor']}" if "gpu" in where else where["processor"]
     packages = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     system = f"{where['system']}, Python {where['python']}"
     return f"Measured {where['date']} on {on}, {system}, {packages}."
+
+
+def table(heads, rows):
+    """The lines of a table in Markdown."""
+    return [f"| {' | '.join(map(str, row))} |" for row in (heads, ["---"] * len(heads), *rows)]
+
+
+def aligned(lines):
+    """A table in Markdown as text whose columns are aligned."""
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rows = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+    return "\n".join(rows)
 
 
 def _processor():
@@ -163,26 +163,33 @@ def _memory_gib():
 
 
 def write(kind, result, out=None):
-    """Write a result as JSON, named by kind, machine and date unless `out` says how.
+    """Write a result to `out`, or to RESULTS under a name of kind, machine and date.
 
-    The result's "machine" is that of `machine`. Returns the path.
+    Its "machine" is that of `machine`. Returns the path.
     """
     path = Path(out) if out else RESULTS / f"{kind}-{_slug(result['machine'])}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    save(path, result)
     print(f"written: {path}", file=sys.stderr)
     return path
 
 
+def save(path, result):
+    """Write a result to a file as JSON, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write((json.dumps(result, indent=2) + "\n").encode())
+
+
 def _slug(where):
-    """A machine and a date as part of a file's name."""
+    """Machine and date as part of a file's name."""
     name = where.get("gpu") or f"{where['processor']} {where['cores']} cores"
     name = re.sub(r"\((r|tm)\)", "", name.lower())
     return f"{re.sub('[^a-z0-9]+', '-', name).strip('-')}-{where['date']}"
 
 
 def newest(kind):
-    """The newest result of a kind, on whatever machine. Raises ValueError where there is none."""
+    """The newest result of a kind, from any machine. Raises ValueError where there is none."""
     name = re.compile(rf"{re.escape(kind)}-.*(\d{{4}}-\d\d-\d\d)")
     found = {path: name.fullmatch(path.stem) for path in sorted(RESULTS.glob(f"{kind}-*.json"))}
     dates = {path: match[1] for path, match in found.items() if match}

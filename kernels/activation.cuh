@@ -1,4 +1,5 @@
-// Activations of one number; a layer's is known by its place in this list (ops_cuda.py has it too).
+// Activations of one value. Kernels select one by its place in this enum; ops_cuda.py has the same
+// order.
 #pragma once
 
 enum Activation { LINEAR, RELU, SIGMOID, TANH };
@@ -6,9 +7,9 @@ enum Activation { LINEAR, RELU, SIGMOID, TANH };
 __device__ inline float activate(int activation, float z) {
     switch (activation) {
         case RELU:
-            return z > 0.0f || isnan(z) ? z : 0.0f;  // a NaN stays one, so that it is seen
+            return z > 0.0f || isnan(z) ? z : 0.0f;  // NaN stays NaN, so that it is noticed
         case SIGMOID:
-            return 0.5f * tanhf(0.5f * z) + 0.5f;  // as a tanh it overflows nowhere
+            return 0.5f * tanhf(0.5f * z) + 0.5f;  // equals 1 / (1 + exp(-z)), without overflow
         case TANH:
             return tanhf(z);
         default:
@@ -16,7 +17,7 @@ __device__ inline float activate(int activation, float z) {
     }
 }
 
-// The gradient by z, from the output y = activate(z) and the gradient dy by it.
+// The gradient with respect to z, from y = activate(z) and the gradient dy with respect to y.
 __device__ inline float activate_backward(int activation, float y, float dy) {
     switch (activation) {
         case RELU:

@@ -1,11 +1,11 @@
-// The batch: gathered from the data set that lies in memory, turned, zoomed and shifted.
+// Loads a batch: gathers its images from the data set in device memory and augments them.
 #include "affine.cuh"
 #include "common.cuh"
 
 constexpr float UNIT = 1.0f / 255.0f;
 
-// A position along an axis of `length` pixels: between the pixels `lower` and `lower + 1`, of which
-// the second counts by `weight`. Beyond the edge is the edge.
+// A position along an axis of `length` pixels, for linear interpolation between pixel `lower` (with
+// 1 - weight) and pixel `lower + 1` (with weight). Positions outside are moved to the edge.
 struct Between {
     int lower;
     float weight;
@@ -17,12 +17,14 @@ __device__ inline Between between(double position, int length) {
     return {lower, float(position - lower)};
 }
 
-// x (B, H, W) in [0, 1] and y (B,): the images and labels that order (steps, B) names at row
-// step % steps. `ranges` are draw_affine's; null leaves images as they are. `labels` may be null,
-// and y is left as it is.
+// For each image b of the batch, with i = order[step % steps, b]:
+//     x[b] = augmented(images[i]) / 255,  y[b] = labels[i]
+// x (B, H, W), y (B,), order (steps, B). Without `ranges` (see draw_affine) images are not
+// augmented; without `labels` y does not change.
 //
-// A block makes an image. It reads each byte about four times, as one of the four pixels around a
-// position, but from memory only once: __ldg reads through a cache that is larger than an image.
+// One thread block per image. It reads each byte about four times, as one of the four pixels around
+// a position, but only once from memory: __ldg reads through a cache that is larger than an image.
+// Twin: ops_numpy.load_batch
 extern "C" __global__ void load_batch(
     const unsigned char* images, MAY_BE_NULL const unsigned char* labels, PerNet<const int> order,
     int steps, int B, int H, int W, MAY_BE_NULL const float* ranges, unsigned seed,
@@ -30,12 +32,12 @@ extern "C" __global__ void load_batch(
     PerNet<long long> y) {
     __shared__ Map map[1];
     int b = blockIdx.x;
-    int chosen = order.row()[int(step[0] % steps) * B + b];
-    const unsigned char* image = images + chosen * H * W;
+    int index = order.row()[int(step[0] % steps) * B + b];
+    const unsigned char* image = images + index * H * W;
     float* result = x.row() + b * H * W;
 
-    if (threadIdx.x == 0) {  // sine and cosine in double: once is enough
-        if (labels) y.row()[b] = labels[chosen];
+    if (threadIdx.x == 0) {  // once per image: sine and cosine in double are slow
+        if (labels) y.row()[b] = labels[index];
         if (ranges) {
             Random random{seed, unsigned(nets.row()[0]), stream, unsigned(step[0])};
             map[0] = affine_map(draw_affine(ranges, random, b), H, W);
@@ -55,7 +57,7 @@ extern "C" __global__ void load_batch(
 
         int right = min(W - 1, 1), below = W * min(H - 1, 1);
         const unsigned char* corner = image + row.lower * W + column.lower;
-        float values[2];  // of the row above and of the row below
+        float values[2];  // interpolated in the row above and in the row below
         for (int k = 0; k < 2; ++k) {
             float first = __ldg(corner + k * below) * UNIT;
             float second = __ldg(corner + k * below + right) * UNIT;

@@ -1,22 +1,22 @@
 // Batch normalisation. Source: S. Ioffe, C. Szegedy, arXiv:1502.03167.
 //
-// All axes but net and channel are rows here: x (rows, C). A block takes a tile of channels and a
-// chunk of rows. threadIdx.x is the channel, so that a warp reads neighbouring numbers; a thread
-// takes ROWS_A_THREAD rows, blockDim.y apart. The block's shape depends on C alone (ops_cuda.py),
-// so that chunks, and with them the bits of a sum, depend on the layer alone.
+// Images and pixels are one axis of rows here: x (rows, C). A thread block takes a tile of channels
+// and a chunk of rows. threadIdx.x is the channel, so that a warp reads neighbouring elements; a
+// thread takes ROWS_A_THREAD rows, blockDim.y apart. The thread block's shape depends on C alone
+// (ops_cuda.py), so the chunks, and the bits of a sum, depend on the layer alone.
 //
-// A sum over all rows takes two launches: each block sums its chunk in float; then, for each
-// channel, the chunks' sums are added up in double.
+// A sum over all rows takes two launches. First each thread block sums its chunk in float; then the
+// chunks' sums are added up in double, channel by channel.
 #include "common.cuh"
 
 constexpr int THREADS = 256;
 constexpr int ROWS_A_THREAD = 16;
 
-// A thread's numbers in x: one channel of every blockDim.y-th row of the chunk.
+// The elements of x that a thread handles: one channel of every blockDim.y-th row of the chunk.
 struct Place {
     int C, channel;
-    int first, count;  // rows of the chunk
-    bool inside;       // the last tile may stick out of x
+    int first, count;  // the chunk's first row, and its number of rows
+    bool inside;       // false in the last tile for channels that x does not have
 
     __device__ Place(int rows, int channels) {
         int chunk = ROWS_A_THREAD * blockDim.y;
@@ -31,16 +31,16 @@ struct Place {
     __device__ bool has(int k) const { return inside && row(k) < count; }
     __device__ int at(int k) const { return (first + row(k)) * C + channel; }
 
-    // They stay in registers, for which every loop over them is unrolled. All loads are under way
-    // before the first number is used; a loop that stored, too, could not do that: for all the
-    // compiler knows, a store changes what is loaded next.
+    // Loads the elements into registers; so every loop over them must be unrolled. All loads are
+    // issued before the first value is used. A loop that also stored could not do that: the
+    // compiler must assume that a store changes what is loaded next.
     __device__ void load(const float* x, float (&values)[ROWS_A_THREAD]) const {
 #pragma unroll
         for (int k = 0; k < ROWS_A_THREAD; ++k) values[k] = has(k) ? x[at(k)] : 0.0f;
     }
 };
 
-// The sum of the block's values for each channel, the same to all of its threads. T has a +.
+// Sums the thread block's values for each channel; all threads of a channel get the sum. T has a +.
 template <typename T>
 __device__ T sum_over_rows(T value) {
     __shared__ T sums[THREADS];  // (blockDim.y, blockDim.x)
@@ -57,18 +57,19 @@ __device__ T sum_over_rows(T value) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Statistics. A sum of squares less a squared sum would lose every digit where the mean is large
-// beside the deviation. So a chunk, while its numbers are in registers, finds its own mean, and
-// sums deviations from that and their squares; the sums are moved to the mean of all rows in the
-// end. Source: T. Chan, G. Golub, R. LeVeque, "Algorithms for computing the sample variance", The
-// American Statistician 37, 1983.
+// Statistics. The mean of the squares minus the square of the mean would lose all digits where the
+// mean is large compared with the deviation. So each chunk, while its elements are in registers,
+// computes its own mean (the pivot) and sums the deviations from it and their squares. In the end
+// these sums are converted to deviations from the mean of all rows. Source: T. Chan, G. Golub, R.
+// LeVeque, "Algorithms for computing the sample variance", The American Statistician 37, 1983.
 
-// Two sums as one number of eight bytes: as two numbers they would lie in every other bank of
-// shared memory, and the lanes of a warp be in one another's way.
+// Two sums in one value of eight bytes. As two floats they would use every other bank of shared
+// memory only, which causes conflicts.
 __device__ inline float2 operator+(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
 
-// What a chunk leaves for each channel, chunks (3, number of chunks, C): `pivot`, about its mean,
-// and the sums of (x - pivot) and of (x - pivot)^2.
+// Writes for each chunk and channel the pivot, which is the chunk's mean up to rounding, and the
+// sums of (x - pivot) and of (x - pivot)^2: chunks (3, chunk_count, C).
+// Twin: ops_numpy.batch_norm
 extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_chunks(
     PerNet<const float> x, int rows, int C, PerNet<float> chunks) {
     Place place(rows, C);
@@ -97,18 +98,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_chunks(
     }
 }
 
-// mean and variance (C,), the biased one, from the chunks; and `rest` (C,): what the mean lost when
-// it was rounded to float. A block takes a tile of channels, its threads' rows every blockDim.y-th
-// chunk.
+// The mean and the biased variance (C,) from the chunks, and mean_error (C,): the exact mean minus
+// the mean rounded to float. A thread block takes a tile of channels; each row of its threads takes
+// every blockDim.y-th chunk.
+// Twin: ops_numpy.batch_norm
 extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_statistics(
-    PerNet<const float> chunks, int number, int chunk_rows, int rows, int C, PerNet<float> mean,
-    PerNet<float> variance, PerNet<float> rest) {
+    PerNet<const float> chunks, int chunk_count, int chunk_rows, int rows, int C,
+    PerNet<float> mean, PerNet<float> variance, PerNet<float> mean_error) {
     int channel = blockIdx.x * blockDim.x + threadIdx.x;
-    // Threads beyond the last channel take part in the sums, with nothing.
-    int stop = channel < C ? number : 0;
-    const float* pivots = chunks.row() + channel;  // (number, C), as are the next two
-    const float* sums = pivots + number * C;
-    const float* squares = sums + number * C;
+    // Threads after the last channel take part in the sums with zeros.
+    int stop = channel < C ? chunk_count : 0;
+    const float* pivots = chunks.row() + channel;  // (chunk_count, C), as are the next two
+    const float* sums = pivots + chunk_count * C;
+    const float* squares = sums + chunk_count * C;
 
     double total = 0.0;
     for (int i = threadIdx.y; i < stop; i += blockDim.y) {
@@ -126,17 +128,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_statistics(
     total = sum_over_rows(total);
     if (threadIdx.y == 0 && channel < C) {
         mean.row()[channel] = exact_mean;
-        variance.row()[channel] = total < 0.0 ? 0.0 : total / rows;  // a NaN stays one
-        rest.row()[channel] = exact_mean - float(exact_mean);
+        variance.row()[channel] = total < 0.0 ? 0.0 : total / rows;  // NaN stays NaN
+        mean_error.row()[channel] = exact_mean - float(exact_mean);
     }
 }
 
-// y = gamma * (x - mean) / sqrt(variance + epsilon) + beta. x - mean is exact where both are large;
-// so what the mean lost to rounding is taken off behind it.
+// y = gamma * (x - mean) / sqrt(variance + epsilon) + beta. Where x and the mean are large and
+// close, x - mean is exact in float; mean_error is subtracted from the difference.
+// Twin: ops_numpy.batch_norm
 extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_normalize(
     PerNet<const float> x, int rows, int C, PerNet<const float> gamma, PerNet<const float> beta,
     float epsilon, PerNet<const float> mean, PerNet<const float> variance,
-    MAY_BE_NULL PerNet<const float> rest, PerNet<float> y) {
+    MAY_BE_NULL PerNet<const float> mean_error, PerNet<float> y) {
     Place place(rows, C);
     if (!place.inside) return;
     float values[ROWS_A_THREAD];
@@ -145,15 +148,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_normalize(
     int c = place.channel;
     float center = mean.row()[c];
     float scale = gamma.row()[c] / sqrtf(variance.row()[c] + epsilon);
-    float shift = rest.data ? fmaf(-rest.row()[c], scale, beta.row()[c]) : beta.row()[c];
+    float shift = beta.row()[c];
+    if (mean_error.data) shift = fmaf(-mean_error.row()[c], scale, shift);
 #pragma unroll
     for (int k = 0; k < ROWS_A_THREAD; ++k)
         if (place.has(k)) y.row()[place.at(k)] = fmaf(values[k] - center, scale, shift);
 }
 
 // ---------------------------------------------------------------------------------------------
-// Gradients. With n rows and z = (x - mean) / sqrt(variance + epsilon): dbeta = sum dy,
-// dgamma = sum dy*z, dx = gamma / sqrt(variance + epsilon) * (dy - dbeta/n - z * dgamma/n).
+// Gradients. With n rows, sums over the rows, and z = (x - mean) / sqrt(variance + epsilon):
+//     dbeta = sum of dy,  dgamma = sum of dy * z
+//     dx = gamma / sqrt(variance + epsilon) * (dy - dbeta / n - z * dgamma / n)
 
 struct Products {
     float dy, dy_x, x;  // sums of dy, of dy * (x - mean), and of x - mean
@@ -163,7 +168,8 @@ struct Products {
     }
 };
 
-// A chunk's Products for each channel: chunks (3, number of chunks, C).
+// Writes the Products of each chunk and channel: chunks (3, chunk_count, C).
+// Twin: ops_numpy.batch_norm_backward
 extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_gradient_chunks(
     PerNet<const float> x, PerNet<const float> dy, int rows, int C, PerNet<const float> mean,
     PerNet<float> chunks) {
@@ -191,39 +197,42 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_gradient_chunks
     }
 }
 
-// dgamma and dbeta (C,) from the chunks, and what is the same for all numbers of a channel in
-// dx = scale * (dy - shift - slope * (x - mean)): terms (3, C).
+// dgamma and dbeta (C,) from the chunks, and terms (3, C): scale, shift and slope in
+// dx = scale * (dy - shift - slope * (x - mean)).
 //
-// The mean that was saved is off by its rounding; sum(x - mean) says by how much.
+// The saved mean has a rounding error; the sum of (x - mean) gives it.
+// Twin: ops_numpy.batch_norm_backward
 extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_gradient_sums(
-    PerNet<const float> chunks, int number, int rows, int C, PerNet<const float> gamma,
+    PerNet<const float> chunks, int chunk_count, int rows, int C, PerNet<const float> gamma,
     float epsilon, PerNet<const float> variance, PerNet<float> dgamma, PerNet<float> dbeta,
     PerNet<float> terms) {
     int channel = blockIdx.x * blockDim.x + threadIdx.x;
-    int stop = channel < C ? number : 0;
-    const float* sums = chunks.row() + channel;  // (3, number, C)
+    int stop = channel < C ? chunk_count : 0;
+    const float* sums = chunks.row() + channel;  // (3, chunk_count, C)
 
     double dy = 0.0, dy_x = 0.0, x = 0.0;
     for (int i = threadIdx.y; i < stop; i += blockDim.y) {
         dy += sums[i * C];
-        dy_x += sums[(number + i) * C];
-        x += sums[(2 * number + i) * C];
+        dy_x += sums[(chunk_count + i) * C];
+        x += sums[(2 * chunk_count + i) * C];
     }
     dy = sum_over_rows(dy);
     dy_x = sum_over_rows(dy_x);
-    double rest = sum_over_rows(x) / rows;
+    double mean_error = sum_over_rows(x) / rows;
     if (threadIdx.y == 0 && channel < C) {
         double inverse = 1.0 / sqrt(double(variance.row()[channel]) + epsilon);
-        double sum_dy_z = (dy_x - rest * dy) * inverse;
+        double sum_dy_z = (dy_x - mean_error * dy) * inverse;
         double slope = sum_dy_z * inverse / rows;
         dgamma.row()[channel] = sum_dy_z;
         dbeta.row()[channel] = dy;
         terms.row()[channel] = gamma.row()[channel] * inverse;
-        terms.row()[C + channel] = dy / rows - slope * rest;
+        terms.row()[C + channel] = dy / rows - slope * mean_error;
         terms.row()[2 * C + channel] = slope;
     }
 }
 
+// dx = scale * (dy - shift - slope * (x - mean)), with scale, shift and slope from terms (3, C).
+// Twin: ops_numpy.batch_norm_backward
 extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_input_gradient(
     PerNet<const float> x, PerNet<const float> dy, int rows, int C, PerNet<const float> mean,
     PerNet<const float> terms, PerNet<float> dx) {
@@ -239,12 +248,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_input_gradient(
 #pragma unroll
     for (int k = 0; k < ROWS_A_THREAD; ++k)
         if (place.has(k)) {
-            float left = fmaf(-slope, values[k] - center, gradients[k] - shift);
-            dx.row()[place.at(k)] = scale * left;
+            float difference = fmaf(-slope, values[k] - center, gradients[k] - shift);
+            dx.row()[place.at(k)] = scale * difference;
         }
 }
 
 // moving (C,) = momentum * moving + (1 - momentum) * batch
+// Twin: ops_numpy.update_moving
 extern "C" __global__ void update_moving(
     PerNet<float> moving, PerNet<const float> batch, double momentum, int C) {
     int c = blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,13 +1,17 @@
-// What the kernels of fused blocks share: a block is a convolution, its activation, and the batch
-// normalisation behind it, with dropout if there is some. Tensor cores multiply, in TF32.
+// What the kernels of fused blocks share. A block is a convolution, its activation, the batch
+// normalisation after it, and dropout if there is any. Products are in TF32, on tensor cores.
 //
-//     memory holds   y, the activation's output      and   dx, the gradient by the block's output
-//     next block     x = scale * y + shift                 dz = activation'(y) * (a*dx + b*y + c)
-//     reads it as        0 where it is dropped                  the gradient before the activation
+//     in memory:     y, the activation's output     dx, the gradient with respect to the output of
+//                                                   the normalisation, before dropout
+//     computed       x = scale * y + shift, or 0    dz = activation'(y) * (a*dx + b*y + c), the
+//     from these:    where dropped: the input of    gradient with respect to the output of the
+//                    the next block                 convolution, before the activation
 //
-// Neither x nor dz is ever written to memory: who needs them makes them while it stages numbers in
-// shared memory. `scale` and `shift`, a, b and c are the same for all numbers of a channel, and
-// follow from sums over all rows, which the launch before has left in parts.
+// x and dz are never written to memory. A kernel recomputes them while it stages elements, that is,
+// copies them to shared memory. scale, shift, a, b and c are per channel. They follow from sums
+// over all rows (images and pixels), which the launch before wrote as partial sums.
+//
+// "Thread block" always is CUDA's block of threads; "block" is the network's.
 #pragma once
 
 #include "common.cuh"
@@ -15,31 +19,32 @@
 #include "ptx.cuh"
 #include "reduce.cuh"
 
-constexpr int CHUNK = 32;  // channels that are staged at a time; more come one chunk after another
+constexpr int CHUNK = 32;  // channels that are staged at a time
 constexpr int QUADS = CHUNK / 4;
-// From a staged pixel to the next one, in numbers. An odd number of eights: then four pixels in a
-// row, eight numbers of each, lie in the 32 different banks of shared memory.
+// From a staged pixel to the next one, in elements. It is an odd multiple of eight, so that eight
+// elements of each of four consecutive pixels lie in the 32 different banks of shared memory.
 constexpr int PITCH = CHUNK + 8;
 
-// How a launch cuts its work; tiles.py chooses it. A tile of results is some rows of an image, or
-// several whole images. The numbers that it is made from, its window's reach included, are staged
-// in shared memory, with gaps between rows and between images, so that pixels that follow one
-// another in the tile lie in different banks across the end of a row, too.
+// How a launch splits its work; cuda_tiles.py chooses it. A tile of results is some rows of an
+// image (a band), or several whole images. All pixels of the source that the window meets for a
+// tile are staged in shared memory. Gaps between rows and between images keep consecutive pixels of
+// a tile in different banks, also across the end of a row.
 //
-// With a stride along the columns, those that a tap meets are not neighbours. So the columns are
-// staged by turns: with 2, first the even ones, then the odd ones.
+// With a stride along the columns, a tap meets every `stride`-th column. So the columns are staged
+// grouped by column % stride: with stride 2, first the even ones, then the odd ones.
 struct Tiling {
-    int images, rows, bands;          // of a tile; tiles of an image
-    int source_rows, source_columns;  // staged of each image, by turns of columns
-    int row_pitch, image_pitch;       // pixels from one staged row, or image, to the next
-    int top, left;                    // where in the image, beside the first result, staging begins
-    int pixel_warps, channel_warps;   // of the block
-    int groups;                       // of phases, or of taps, which different blocks take
-    int area;                         // numbers of shared memory for pixels
+    int images, rows;                 // of a tile
+    int bands;                        // tiles per image
+    int source_rows, source_columns;  // staged of each image
+    int row_pitch, image_pitch;       // from a staged row, or image, to the next, in pixels
+    int top, left;                    // first staged row and column, relative to the first result
+    int pixel_warps, channel_warps;   // of a thread block
+    int groups;                       // of phases, or of taps; each has its own thread blocks
+    int area;                         // of shared memory for staged pixels, in elements
 };
 
-// n / divisor, for n below 2^20, by a multiplication: n + 0.5 keeps clear of whole multiples by
-// more than what is lost in rounding.
+// n / divisor for n < 2^20, by a multiplication: n + 0.5 is farther from a multiple of the divisor
+// than the rounding error.
 struct Divider {
     float inverse;
 
@@ -68,98 +73,102 @@ __device__ inline float4 fma4(float4 a, float4 b, float4 c) {
         fmaf(a.x, b.x, c.x), fmaf(a.y, b.y, c.y), fmaf(a.z, b.z, c.z), fmaf(a.w, b.w, c.w));
 }
 
-// Those of the lane whose number differs in these bits.
+// The value v of the lane whose number differs in `bits`.
 __device__ inline float4 exchange4(float4 v, int bits) {
-    return make_float4(__shfl_xor_sync(ALL_LANES, v.x, bits), __shfl_xor_sync(ALL_LANES, v.y, bits),
-                       __shfl_xor_sync(ALL_LANES, v.z, bits), __shfl_xor_sync(ALL_LANES, v.w, bits));
+    return make_float4(
+        __shfl_xor_sync(ALL_LANES, v.x, bits), __shfl_xor_sync(ALL_LANES, v.y, bits),
+        __shfl_xor_sync(ALL_LANES, v.z, bits), __shfl_xor_sync(ALL_LANES, v.w, bits));
 }
 
-// v where the bits of `kept` are set, one for each number, else 0.
+// v where the bits of `kept` are set, else 0; one bit per element.
 __device__ inline float4 keep4(float4 v, unsigned kept) {
     return make_float4(
         kept & 1 ? v.x : 0.0f, kept & 2 ? v.y : 0.0f, kept & 4 ? v.z : 0.0f, kept & 8 ? v.w : 0.0f);
 }
 
-// Dropout's answers (dropout.cu) for four numbers, of which the first is number `at`.
+// The dropout bits (dropout.cu) of four elements from element `at` on, in the lowest bits.
 __device__ inline unsigned four_bits(const unsigned* kept, int at) {
     return kept ? __ldg(kept + at / 32) >> at % 32 : 0xf;
 }
 
-// ---- batch normalisation, from sums in parts ----------------------------------------------------
+// ---- batch normalisation, from partial sums -----------------------------------------------------
 
-// Of each channel a block that makes y leaves the mean of its numbers, the sum of their squared
-// deviations from it, and how many they are: parts (count, STATISTICS, C).
+// Each thread block that computes elements of y writes, for each channel, their mean, the sum of
+// their squared deviations from it, and their number: parts (count, STATISTICS, C).
 constexpr int STATISTICS = 3;
-// One that makes dx leaves the sums of dx and of dx * z, with z the normalised y: (count, SUMS, C).
+// Each thread block that computes elements of dx writes, for each channel, the sums of dx and of
+// dx * z, where z is the normalised y: parts (count, SUMS, C).
 constexpr int SUMS = 2;
 
 struct Moments {
     float mean, variance;
 };
 
-// Parts in shared memory, `room` numbers of it, so that they all arrive together, not some for each
-// thread at a time; or where they are, if there are too many.
-__device__ inline const float* gather(const float* parts, int numbers, float* area, int room) {
-    if (numbers > room) return parts;
-    for (int i = threadIdx.x; i < numbers; i += blockDim.x) area[i] = parts[i];
+// Copies `size` elements of partial sums to `area` in shared memory, so that all threads load them
+// together. If they exceed `room` elements, they stay in memory. Returns where they are.
+__device__ inline const float* gather(const float* parts, int size, float* area, int room) {
+    if (size > room) return parts;
+    for (int i = threadIdx.x; i < size; i += blockDim.x) area[i] = parts[i];
     __syncthreads();
     return area;
 }
 
-// A channel's moments from its parts, about the first one's mean.
+// A channel's moments from parts (count, STATISTICS, C); deviations are from the first part's mean.
 __device__ inline Moments add_up_moments(const float* parts, int count, int C, int channel) {
-    const float *means = parts + channel, *squares = means + C, *numbers = squares + C;
+    const float *means = parts + channel, *squares = means + C, *counts = squares + C;
     int next = STATISTICS * C;
     double n = 0.0, sum = 0.0, deviations = 0.0, pivot = means[0];
 #pragma unroll 4
     for (int i = 0; i < count; ++i) {
-        double number = numbers[i * next], d = means[i * next] - pivot;
-        n += number;
-        sum += number * d;
-        deviations += squares[i * next] + number * d * d;
+        double own = counts[i * next], d = means[i * next] - pivot;
+        n += own;
+        sum += own * d;
+        deviations += squares[i * next] + own * d * d;
     }
     double mean = sum / n, variance = deviations / n - mean * mean;
-    return {float(pivot + mean), variance < 0.0 ? 0.0f : float(variance)};  // a NaN stays one
+    return {float(pivot + mean), variance < 0.0 ? 0.0f : float(variance)};  // NaN stays NaN
 }
 
-// The same of rows that were summed about a pivot of their own each, rows (number, PIVOTED, C):
-// pivot, sum of deviations from it, sum of their squares, how many. To a part.
+// Within a thread block, each row of rows (count, PIVOTED, C) has a pivot of its own and holds, for
+// each channel, the pivot, the sum of deviations from it, the sum of their squares, their number.
 constexpr int PIVOTED = 4;
 
+// Adds up the rows for one channel: mean, squared deviations and number, `part_C` elements apart.
 __device__ inline void add_up_pivoted(
-    const float* rows, int number, int C, int channel, float* part, int part_C) {
+    const float* rows, int count, int C, int channel, float* part, int part_C) {
     const float *pivots = rows + channel, *sums = pivots + C, *squares = sums + C;
-    const float* numbers = squares + C;
+    const float* counts = squares + C;
     int next = PIVOTED * C;
     double n = 0.0, total = 0.0, deviations = 0.0;
-    for (int i = 0; i < number; ++i) {
-        n += numbers[i * next];
-        total += double(numbers[i * next]) * pivots[i * next] + sums[i * next];
+    for (int i = 0; i < count; ++i) {
+        n += counts[i * next];
+        total += double(counts[i * next]) * pivots[i * next] + sums[i * next];
     }
     double mean = n > 0.0 ? total / n : 0.0;
-    for (int i = 0; i < number; ++i) {
+    for (int i = 0; i < count; ++i) {
         double d = pivots[i * next] - mean;
-        deviations += squares[i * next] + d * (2.0 * sums[i * next] + numbers[i * next] * d);
+        deviations += squares[i * next] + d * (2.0 * sums[i * next] + counts[i * next] * d);
     }
     part[0] = mean;
     part[part_C] = deviations;
     part[2 * part_C] = n;
 }
 
-// The normalisation that a block's input has yet to go through. Without gamma: none.
+// The batch normalisation and dropout between the block below and this block's input, as
+// x = scale * y + shift. If gamma is null there is no normalisation.
 struct Normalization {
-    const float *gamma, *beta;  // (C,)
-    const float* parts;         // of the moments; or null, and these are known:
-    int count;                  // of parts
-    const float *mean, *variance;
+    const float *gamma, *beta;     // (C,)
+    const float* parts;            // (count, STATISTICS, C); null if mean and variance are known
+    int count;                     // of parts
+    const float *mean, *variance;  // (C,)
     float epsilon;
-    float kept_scale;  // by which dropout multiplies what it keeps
+    float kept_scale;  // dropout multiplies what it keeps by it
 
-    // scale and shift (whole chunks) in shared memory; `area` is some that nobody uses yet.
-    // Where a mean and a variance are to be left for others, they are.
+    // Computes scale and shift in shared memory, for whole chunks of channels. `area` is unused
+    // shared memory of `room` elements. Writes mean and variance to the last two unless null.
     __device__ void prepare(
-        int C, float* scale, float* shift, float* area, int room, float* left_mean = nullptr,
-        float* left_variance = nullptr) const {
+        int C, float* scale, float* shift, float* area, int room, float* mean_result = nullptr,
+        float* variance_result = nullptr) const {
         const float* from = parts ? gather(parts, count * STATISTICS * C, area, room) : nullptr;
         for (int c = threadIdx.x; c < ceil_div(C, CHUNK) * CHUNK; c += blockDim.x) {
             double a = 1.0, b = 0.0;
@@ -171,9 +180,9 @@ struct Normalization {
                     m = {mean[c], variance[c]};
                 a = gamma[c] / sqrt(double(m.variance) + epsilon);
                 b = beta[c] - m.mean * a;
-                if (left_mean) {
-                    left_mean[c] = m.mean;
-                    left_variance[c] = m.variance;
+                if (mean_result) {
+                    mean_result[c] = m.mean;
+                    variance_result[c] = m.variance;
                 }
             }
             scale[c] = a * kept_scale;
@@ -182,16 +191,16 @@ struct Normalization {
     }
 };
 
-// Its gradient: dz = activation'(y) * (a*dx + b*y + c), from the sums of dx and of dx * z.
+// The gradient of a block's batch normalisation, as a*dx + b*y + c, from the sums of dx and dx * z.
 struct NormalizationGradient {
-    const float* gamma;
-    const float* parts;  // of the sums
-    int count;
-    const float *mean, *variance;
+    const float* gamma;            // (C,)
+    const float* parts;            // (count, SUMS, C)
+    int count;                     // of parts
+    const float *mean, *variance;  // (C,)
     float epsilon;
-    int rows;  // over which they were summed
+    int rows;  // that the sums are over
 
-    // a, b, c (whole chunks) in shared memory, as above
+    // Computes a, b and c in shared memory, for whole chunks of channels; `area` as above.
     __device__ void prepare(int C, float* a, float* b, float* c, float* area, int room) const {
         const float* from = gather(parts, count * SUMS * C, area, room);
         for (int n = threadIdx.x; n < ceil_div(C, CHUNK) * CHUNK; n += blockDim.x) {
@@ -212,15 +221,16 @@ struct NormalizationGradient {
     }
 };
 
-// ---- sources of staged numbers ------------------------------------------------------------------
-// Each loads four channels of a pixel, which is under way while others are loaded, and makes of
-// them what the product needs, rounded for the tensor cores.
+// ---- sources of staged elements -----------------------------------------------------------------
+// A source handles four channels of a pixel at a time. `channels` selects them, `load` starts to
+// load their inputs, so that several loads can be in flight, and `finish` computes the staged
+// values from them, rounded to TF32.
 
-// A block's input x.
+// A block's input x, from y of the block below.
 struct Normalized {
     const float* y;
-    const unsigned* kept;  // dropout's bits; null: nothing is dropped
-    const float *scales, *shifts;
+    const unsigned* kept;          // dropout bits; null: nothing is dropped
+    const float *scales, *shifts;  // (C,) in shared memory
     float4 scale, shift;
 
     struct Raw {
@@ -238,8 +248,8 @@ struct Normalized {
     }
 };
 
-// A block's activation is max(z, floor): with floor 0 a ReLU, with minus infinity none. A NaN stays
-// one, so that it is seen.
+// A block's activation is max(z, floor): floor 0 gives ReLU, minus infinity gives none. NaN stays
+// NaN, so that it is noticed.
 __device__ inline float activate(float floor, float z) { return z < floor ? 0.0f : z; }
 __device__ inline float activate_backward(float floor, float y, float dy) {
     return y > floor ? dy : 0.0f;
@@ -249,11 +259,12 @@ __device__ inline float4 activate(float floor, float4 z) {
         activate(floor, z.x), activate(floor, z.y), activate(floor, z.z), activate(floor, z.w));
 }
 
-// The gradient dz before a block's activation; `sum` adds up what the thread has staged, unrounded.
+// The gradient dz before a block's activation, from dx and y. `sum` is the sum of all values that
+// the thread has computed, before rounding: the gradient with respect to the bias.
 struct BeforeActivation {
     const float *dx, *y;
-    const float *as, *bs, *cs;
-    float floor;  // the activation's
+    const float *as, *bs, *cs;  // (C,) in shared memory
+    float floor;                // of the activation
     float4 a, b, c;
     float4 sum;
 
@@ -278,24 +289,25 @@ struct BeforeActivation {
     __device__ float4 finish(const Raw& raw) { return to_tf32(value(raw)); }
 };
 
-// Images (B, H, W, C) that tiles are staged from. `table` (shared memory) says of each pixel of a
-// tile where it is, beside the tile's first one: e.x, how many pixels behind it in memory, or far
-// beyond the last image where it lies beside one; e.y, its row, and in the lower half where it is
-// staged. tiles.py makes it: for each tile it would take some hundred instructions a pixel.
+// Images (B, H, W, C) that tiles are staged from. `table`, in shared memory, has an entry e for
+// each pixel of a tile, relative to the tile's first pixel. e.x is its distance in memory, in
+// pixels, or far past the last image if its column is outside. e.y has its row in the upper 16 bits
+// and its staged place in the lower ones. cuda_tiles.py computes the table once; doing so here
+// would take about a hundred instructions per pixel and tile.
 struct Staged {
     int B, H, W, C;
     const int2* table;
     int pixels;  // of a tile
 
-    // Fills `to` with the channels from `channel` on, of a tile whose first pixel is (image, top,
-    // left), or would be, with zeros outside. A thread takes four channels of every so many pixels,
-    // BATCH of which are under way together.
+    // Stages a chunk of channels, from `channel` on, of the tile whose first pixel is (image, top,
+    // left), even if that is outside; pixels outside become 0. A thread takes four channels of
+    // every `threads`-th pixel, and has the loads of BATCH pixels in flight.
     template <int BATCH, typename Source>
     __device__ void stage(
         Source& source, int image, int top, int left, int channel, float* to) const {
         int quad = threadIdx.x % QUADS * 4, threads = blockDim.x / QUADS;
         int before = (image * H + top) * W + left, all = B * H * W;
-        bool real = channel + quad < C;
+        bool exists = channel + quad < C;
         for (int first = threadIdx.x / QUADS; first < pixels; first += BATCH * threads) {
             typename Source::Raw raw[BATCH];
             int place[BATCH];
@@ -304,13 +316,13 @@ struct Staged {
             for (int k = 0; k < BATCH; ++k) {
                 int number = first + k * threads;
                 int2 e = table[min(number, pixels - 1)];
-                int at = before + e.x;  // below 0 it is huge as unsigned
+                int at = before + e.x;  // a negative one is huge as unsigned
                 place[k] = number < pixels ? e.y & 0xffff : -1;
-                inside[k] = real && unsigned(at) < all && unsigned(top + (e.y >> 16)) < H;
-                // Without a branch all loads are under way at once.
+                inside[k] = exists && unsigned(at) < all && unsigned(top + (e.y >> 16)) < H;
+                // There is no branch, so all loads can be in flight together.
                 raw[k] = source.load(inside[k] ? at * C + channel + quad : 0);
             }
-            source.channels(channel + quad);  // late, so that they wait in no register
+            source.channels(channel + quad);  // as late as possible, to save registers
 #pragma unroll
             for (int k = 0; k < BATCH; ++k) {
                 float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -321,19 +333,19 @@ struct Staged {
     }
 };
 
-// The same of pixels that follow one another in memory, from pixel `before` on: `here` of them, then
-// zeros.
+// The same for consecutive pixels in memory: stages `here` of them, from pixel `before` on, and
+// fills up with zeros to `pixels`.
 template <int BATCH, typename Source>
 __device__ inline void stage_run(
     Source& source, int before, int here, int pixels, int C, int channel, float* to) {
     int quad = threadIdx.x % QUADS * 4, threads = blockDim.x / QUADS;
-    bool real = channel + quad < C;
+    bool exists = channel + quad < C;
     for (int first = threadIdx.x / QUADS; first < pixels; first += BATCH * threads) {
         typename Source::Raw raw[BATCH];
 #pragma unroll
         for (int k = 0; k < BATCH; ++k) {
             int number = first + k * threads;
-            bool inside = real && number < here;
+            bool inside = exists && number < here;
             raw[k] = source.load(inside ? (before + number) * C + channel + quad : 0);
         }
         source.channels(channel + quad);
@@ -341,7 +353,7 @@ __device__ inline void stage_run(
         for (int k = 0; k < BATCH; ++k) {
             int number = first + k * threads;
             float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (real && number < here) v = source.finish(raw[k]);
+            if (exists && number < here) v = source.finish(raw[k]);
             if (number < pixels) store4(to + number * PITCH + quad, v);
         }
     }

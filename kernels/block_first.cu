@@ -1,48 +1,51 @@
-// The first block of a network, whose input has few channels: a tap's products would not fill tensor
-// cores. So they are made in float32, and memory sets the pace: what is read and written is y.
+// The first block of a network, whose input has few channels. Its products would not fill tensor
+// cores, so they are in float32. The time is that of reading or writing y.
 //
-// A block of threads stages some rows of an image at a time, each its neighbours' with it. A thread
-// makes four filters of some pixels; those that make the same filters are `lanes` apart.
+// A thread block stages the input of some rows of an image at a time. A thread computes four output
+// channels (filters) of some pixels, `lanes` apart.
 #include "block.cuh"
 
 constexpr int THREADS = 256;
-constexpr int PIXELS = 4;  // of a thread at a time: they share what it reads of the kernel
-constexpr int ROWS = 9;    // of the kernel's matrix (kh * kw * C, N), of whose gradient a thread has sums
+constexpr int PIXELS = 4;  // that a thread computes at a time, with one load of each weight
+constexpr int ROWS = 9;    // of the kernel's gradient (K, Cout) that a thread computes
 
-// Where the input of the matrix's row k is staged, beside that of row 0.
+// The distance, in staged elements, from the input of the kernel's row 0 to that of row k; the
+// kernel is (K, Cout).
 __device__ inline int input_offset(const Convolution& s, const Tiling& t, int k) {
-    int tap = k / s.C, tap_row = tap / s.kw;
-    return (tap_row * t.source_columns + tap - tap_row * s.kw) * s.C + k - tap * s.C;
+    int tap = k / s.Cin, tap_row = tap / s.kw;
+    return (tap_row * t.source_columns + tap - tap_row * s.kw) * s.Cin + k - tap * s.Cin;
 }
 
-// Where a pixel's row 0 is staged.
+// Where the input of row 0 is staged for an output pixel.
 __device__ inline int pixel_offset(const Convolution& s, const Tiling& t, int pixel) {
     int row = pixel / s.Wo;
-    return (row * s.sh * t.source_columns + (pixel - row * s.Wo) * s.sw) * s.C;
+    return (row * s.sh * t.source_columns + (pixel - row * s.Wo) * s.sw) * s.Cin;
 }
 
-// x (source_rows, source_columns, C) of a tile, zeros around the image.
+// Stages x (source_rows, source_columns, Cin) of a tile, with zeros around the image.
 __device__ inline void stage_rows(
     const float* x, const Convolution& s, const Tiling& t, int image, int top, float* staged) {
-    int line = t.source_columns * s.C;
+    int line = t.source_columns * s.Cin;
     for (int i = threadIdx.x; i < t.source_rows * line; i += blockDim.x) {
         int row = i / line, h = top + row, at = i - row * line;
-        int w = t.left + at / s.C;
+        int w = t.left + at / s.Cin;
         bool inside = h >= 0 && h < s.H && w >= 0 && w < s.W;
-        staged[i] = inside ? __ldg(x + ((image * s.H + h) * s.W + t.left) * s.C + at) : 0.0f;
+        staged[i] = inside ? __ldg(x + ((image * s.H + h) * s.W + t.left) * s.Cin + at) : 0.0f;
     }
 }
 
-// y (B, Ho, Wo, N), and parts (blocks, STATISTICS, N) of its moments unless that is null, from
-// x (B, H, W, C). Blocks: tiles, each block every so many.
+// From x (B, H, W, Cin): y (B, Ho, Wo, Cout) = activation(x * kernel + bias); and, unless null,
+// parts (thread blocks, STATISTICS, Cout) of y's moments. Thread block i takes tiles i,
+// i + gridDim.x, and so on.
+// Twin: block_oracles.forward
 extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
     PerNet<const float> x, PerNet<const float> kernel, PerNet<const float> bias, Convolution s,
     Tiling t, float floor, PerNet<float> y, MAY_BE_NULL PerNet<float> parts) {
     extern __shared__ __align__(16) float shared[];
-    int K = s.kh * s.kw * s.C, quads = s.N / 4, lanes = blockDim.x / quads;
-    float *weights = shared, *staged = weights + K * s.N, *rows = staged + t.area;
-    int* offsets = reinterpret_cast<int*>(rows + lanes * PIVOTED * s.N);  // (K,)
-    for (int i = threadIdx.x; i < K * s.N; i += blockDim.x) weights[i] = kernel.row()[i];
+    int K = s.kh * s.kw * s.Cin, quads = s.Cout / 4, lanes = blockDim.x / quads;
+    float *weights = shared, *staged = weights + K * s.Cout, *rows = staged + t.area;
+    int* offsets = reinterpret_cast<int*>(rows + lanes * PIVOTED * s.Cout);  // (K,)
+    for (int i = threadIdx.x; i < K * s.Cout; i += blockDim.x) weights[i] = kernel.row()[i];
     for (int k = threadIdx.x; k < K; k += blockDim.x) offsets[k] = input_offset(s, t, k);
 
     int lane = threadIdx.x / quads, filter = threadIdx.x % quads * 4;
@@ -54,10 +57,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
     for (int tile = blockIdx.x; tile < s.B * t.bands; tile += gridDim.x) {
         int image = tile / t.bands, band = tile % t.bands * t.rows;
         int here = min(t.rows, s.Ho - band) * s.Wo;
-        __syncthreads();  // everybody is done with what was staged before
+        __syncthreads();  // all threads have read what was staged before
         stage_rows(x.row(), s, t, image, band * s.sh + t.top, staged);
         __syncthreads();
-        float* result = y.row() + (image * s.Ho + band) * s.Wo * s.N + filter;
+        float* result = y.row() + (image * s.Ho + band) * s.Wo * s.Cout + filter;
         for (int first = lane; works && first < here; first += PIXELS * lanes) {
             float4 sums[PIXELS];
             int at[PIXELS];
@@ -67,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
                 at[p] = pixel_offset(s, t, min(first + p * lanes, here - 1));
             }
             for (int k = 0; k < K; ++k) {
-                float4 w = load4(weights + k * s.N + filter);
+                float4 w = load4(weights + k * s.Cout + filter);
                 const float* from = staged + offsets[k];
 #pragma unroll
                 for (int p = 0; p < PIXELS; ++p) {
@@ -85,41 +88,42 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
                 deviations = add4(deviations, d);
                 squares = fma4(d, d, squares);
                 ++count;
-                store4(result + pixel * s.N, v);
+                store4(result + pixel * s.Cout, v);
             }
         }
     }
     if (!parts.data) return;
     if (works) {
-        float* row = rows + lane * PIVOTED * s.N + filter;
+        float* row = rows + lane * PIVOTED * s.Cout + filter;
         float n = count;
         store4(row, pivot);
-        store4(row + s.N, deviations);
-        store4(row + 2 * s.N, squares);
-        store4(row + 3 * s.N, make_float4(n, n, n, n));
+        store4(row + s.Cout, deviations);
+        store4(row + 2 * s.Cout, squares);
+        store4(row + 3 * s.Cout, make_float4(n, n, n, n));
     }
     __syncthreads();
-    float* part = parts.row() + blockIdx.x * STATISTICS * s.N;
-    for (int n = threadIdx.x; n < s.N; n += blockDim.x)
-        add_up_pivoted(rows, lanes, s.N, n, part + n, s.N);
+    float* part = parts.row() + blockIdx.x * STATISTICS * s.Cout;
+    for (int n = threadIdx.x; n < s.Cout; n += blockDim.x)
+        add_up_pivoted(rows, lanes, s.Cout, n, part + n, s.Cout);
 }
 
-// parts (blocks, K * N + N) of the gradients by kernel and bias, from x (B, H, W, C), dx and y (B,
-// Ho, Wo, N); what is known of dz is as in block_input_gradient. Blocks: tiles, each block every so
-// many; each ROWS rows of the kernel's matrix.
+// From x (B, H, W, Cin), dx and y (B, Ho, Wo, Cout): parts (thread blocks, K * Cout + Cout) of the
+// gradients with respect to kernel and bias. `sums_parts` and the values after it give dz, as in
+// block_input_gradient. Thread blocks: x as in block_first_forward; y ROWS rows of the kernel each.
+// Twin: block_oracles.weight_gradient
 extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_gradient(
     PerNet<const float> x, PerNet<const float> dx, PerNet<const float> y,
     PerNet<const float> sums_parts, int sums_count, PerNet<const float> gamma,
     PerNet<const float> mean, PerNet<const float> variance, float epsilon, float floor,
     Convolution s, Tiling t, PerNet<float> parts) {
     extern __shared__ __align__(16) float shared[];
-    int K = s.kh * s.kw * s.C, quads = s.N / 4, lanes = blockDim.x / quads;
-    int padded = ceil_div(s.N, CHUNK) * CHUNK;
+    int K = s.kh * s.kw * s.Cin, quads = s.Cout / 4, lanes = blockDim.x / quads;
+    int padded = ceil_div(s.Cout, CHUNK) * CHUNK;
     float *as = shared, *bs = as + padded, *cs = bs + padded, *staged = cs + padded;
-    float* lane_sums = staged + t.area;  // (lanes, N)
+    float* lane_sums = staged + t.area;  // (lanes, Cout)
     NormalizationGradient gradient{gamma.row(), sums_parts.row(), sums_count, mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
-    gradient.prepare(s.N, as, bs, cs, lane_sums, lanes * s.N);
+    gradient.prepare(s.Cout, as, bs, cs, lane_sums, lanes * s.Cout);
     __syncthreads();
 
     int first_row = blockIdx.y * ROWS, own_rows = min(ROWS, K - first_row);
@@ -138,15 +142,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_grad
     for (int tile = blockIdx.x; tile < s.B * t.bands; tile += gridDim.x) {
         int image = tile / t.bands, band = tile % t.bands * t.rows;
         int here = min(t.rows, s.Ho - band) * s.Wo;
-        __syncthreads();  // everybody is done with what was staged before
+        __syncthreads();  // all threads have read what was staged before
         stage_rows(x.row(), s, t, image, band * s.sh + t.top, staged);
         __syncthreads();
-        int before = (image * s.Ho + band) * s.Wo * s.N + filter;
+        int before = (image * s.Ho + band) * s.Wo * s.Cout + filter;
         for (int first = lane; works && first < here; first += PIXELS * lanes) {
             BeforeActivation::Raw raw[PIXELS];
 #pragma unroll
             for (int p = 0; p < PIXELS; ++p)
-                raw[p] = dz.load(before + min(first + p * lanes, here - 1) * s.N);
+                raw[p] = dz.load(before + min(first + p * lanes, here - 1) * s.Cout);
 #pragma unroll
             for (int p = 0; p < PIXELS; ++p) {
                 int pixel = first + p * lanes;
@@ -162,8 +166,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_grad
         }
     }
 
-    // Lane by lane in order, a row of the matrix after the other, and the bias last.
-    float* part = parts.row() + blockIdx.x * (K * s.N + s.N);
+    // Adds up the sums of all lanes in order: one row of the kernel after another, the bias last.
+    float* part = parts.row() + blockIdx.x * (K * s.Cout + s.Cout);
     for (int k = 0; k <= ROWS; ++k) {
         bool is_bias = k == ROWS;
         if (is_bias ? blockIdx.y > 0 : k >= own_rows) continue;
@@ -172,12 +176,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_grad
 #pragma unroll
         for (int row = 0; row < ROWS; ++row)
             if (row == k) v = sums[row];
-        if (works) store4(lane_sums + lane * s.N + filter, v);
+        if (works) store4(lane_sums + lane * s.Cout + filter, v);
         __syncthreads();
-        for (int n = threadIdx.x; n < s.N; n += blockDim.x) {
+        for (int n = threadIdx.x; n < s.Cout; n += blockDim.x) {
             float sum = 0.0f;
-            for (int other = 0; other < lanes; ++other) sum += lane_sums[other * s.N + n];
-            part[(is_bias ? K : first_row + k) * s.N + n] = sum;
+            for (int other = 0; other < lanes; ++other) sum += lane_sums[other * s.Cout + n];
+            part[(is_bias ? K : first_row + k) * s.Cout + n] = sum;
         }
     }
 }

@@ -1,8 +1,8 @@
-// The forward pass of a block: y = activation(x * kernel + bias), where x is what the batch
-// normalisation of the block below, and its dropout, make of that one's y.
+// The forward pass of a block: y = activation(x * kernel + bias), where x is the output of the
+// block below: its y after batch normalisation and dropout.
 #include "correlation.cuh"
 
-// Which of correlate's forms is compiled; cuda_blocks.py gives them.
+// The form of correlate that is compiled; cuda_tiles.py chooses it.
 #ifndef FORM_GROUPS
 #define FORM_GROUPS 6
 #define FORM_SPLITS 1
@@ -20,19 +20,20 @@ struct Forward {
     float floor;  // of the activation
     float* y;
 
-    // y's moments so far, rows (pixel_warps, PIVOTED, width) in shared memory: in registers they
-    // would take too many while the product is made. Here are those of the tile at hand.
+    // y's moments so far, rows (pixel_warps, PIVOTED, width). They are in shared memory, since the
+    // product needs the registers. `pivot` and the members after it are those of the current tile.
     float* rows_of_moments;
     int width;
     float4 pivot, deviations, squares;
     int count;
 
     __device__ void stage(int image, int top, int left, int channel, float* pixels) {
-        constexpr int BATCH = FORM_GROUPS > 8 ? 3 : 6;  // as many as there are registers for
+        constexpr int BATCH = FORM_GROUPS > 8 ? 3 : 6;  // as many as the registers allow
         source.stage<BATCH>(x, image, top, left, channel, pixels);
     }
 
-    // Item by item: a fragment's two rows of four filters. 32 threads ask for whole lines of memory.
+    // The i-th item of a tap's weights, a Fragment. It is copied as two rows of four filters, in an
+    // order in which a warp loads whole lines of memory.
     __device__ static Fragment item(int i) {
         return {i / 32 % 4, i / 128 * 8 + i / 4 % 8, i % 4};
     }
@@ -43,8 +44,8 @@ struct Forward {
             int row = channel + f.step * STEP + f.lane * 2, filter = first + f.quad * 4;
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-                bool inside = row + k < s.C && filter < s.N;
-                int at = inside ? (tap * s.C + row + k) * s.N + filter : 0;
+                bool inside = row + k < s.Cin && filter < s.Cout;
+                int at = inside ? (tap * s.Cin + row + k) * s.Cout + filter : 0;
                 copy_async_16(raw + (k * width * 4 + i) * 4, kernel + at, inside);
             }
         }
@@ -63,10 +64,10 @@ struct Forward {
         const float* so_far = rows_of_moments + row * PIVOTED * width + channel;
         bool any = so_far[3 * width] > 0.0f;
         int filter = blockIdx.y * width + channel;
-        float4 v = activated(filter < s.N ? filter : 0, first);
-        int quarters = threadIdx.x % WARP / 4 * 4;  // the lanes of the same channels share a pivot
-        v = make_float4(__shfl_sync(ALL_LANES, v.x, quarters), __shfl_sync(ALL_LANES, v.y, quarters),
-                        __shfl_sync(ALL_LANES, v.z, quarters), __shfl_sync(ALL_LANES, v.w, quarters));
+        float4 v = activated(filter < s.Cout ? filter : 0, first);
+        int leader = threadIdx.x % WARP / 4 * 4;  // four lanes of the same channels share a pivot
+        v = make_float4(__shfl_sync(ALL_LANES, v.x, leader), __shfl_sync(ALL_LANES, v.y, leader),
+                        __shfl_sync(ALL_LANES, v.z, leader), __shfl_sync(ALL_LANES, v.w, leader));
         pivot = any ? load4(so_far) : v;
         deviations = squares = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         count = 0;
@@ -77,7 +78,7 @@ struct Forward {
 
     __device__ void take(int pixel, int filter, float4 v, Raw) {
         v = activated(filter, v);
-        store4(y + pixel * s.N + filter, v);
+        store4(y + pixel * s.Cout + filter, v);
         float4 d = sub4(v, pivot);
         deviations = add4(deviations, d);
         squares = fma4(d, d, squares);
@@ -89,7 +90,7 @@ struct Forward {
         squares = sum_over_quarters(squares);
         float counted = count;
         counted = sum_over_quarters(make_float4(counted, counted, counted, counted)).x;
-        __syncwarp();  // everybody has read what is overwritten
+        __syncwarp();  // all lanes have read what is overwritten now
         if (threadIdx.x % 4) return;
         float* so_far = rows_of_moments + row * PIVOTED * width + channel;
         float all = so_far[3 * width] + counted;
@@ -100,39 +101,42 @@ struct Forward {
     }
 };
 
-// y (B, Ho, Wo, N), and parts (blocks, STATISTICS, N) of its moments unless that is null, from
-// y_below (B, H, W, C). What lies between is a Normalization, with dropout where there are bits
-// `kept`; with parts of its moments, mean and variance (C,) are results, too.
+// From y_below (B, H, W, Cin): y (B, Ho, Wo, Cout); and, unless null, parts (thread blocks,
+// STATISTICS, Cout) of y's moments. gamma_below to kept_scale describe the Normalization of
+// y_below, and `kept` has its dropout bits, if any. mean_below and variance_below (Cin,) are
+// results if parts_below is not null, else inputs.
 //
-// Blocks: tiles, each block every so many; channels.
+// Thread blocks: x tiles, i, i + gridDim.x and so on; y output channels.
+// Twin: block_oracles.forward
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_forward(
     PerNet<const float> y_below, PerNet<const float> kernel, PerNet<const float> bias,
-    MAY_BE_NULL PerNet<const float> gamma, MAY_BE_NULL PerNet<const float> beta,
-    MAY_BE_NULL PerNet<const float> parts_below, int count_below, MAY_BE_NULL PerNet<float> mean,
-    MAY_BE_NULL PerNet<float> variance, float epsilon, float kept_scale,
-    MAY_BE_NULL PerNet<const unsigned> kept, Convolution s, Tiling t, const int* tables,
-    float floor, PerNet<float> y, MAY_BE_NULL PerNet<float> parts) {
+    MAY_BE_NULL PerNet<const float> gamma_below, MAY_BE_NULL PerNet<const float> beta_below,
+    MAY_BE_NULL PerNet<const float> parts_below, int count_below,
+    MAY_BE_NULL PerNet<float> mean_below, MAY_BE_NULL PerNet<float> variance_below,
+    float epsilon_below, float kept_scale, MAY_BE_NULL PerNet<const unsigned> kept, Convolution s,
+    Tiling t, const int* tables, float floor, PerNet<float> y, MAY_BE_NULL PerNet<float> parts) {
     extern __shared__ __align__(16) float shared[];
-    int padded = ceil_div(s.C, CHUNK) * CHUNK, width = t.channel_warps * WIDE;
+    int padded = ceil_div(s.Cin, CHUNK) * CHUNK, width = t.channel_warps * WIDE;
     float *scales = shared, *shifts = scales + padded, *rows = shifts + padded;
     float* table = rows + t.pixel_warps * PIVOTED * width;
     int staged = t.images * t.source_rows * t.source_columns, taps = s.kh * s.kw;
-    float* pixels = table + Tables::numbers(staged, 1, taps);
-    Normalization between{gamma.row(), beta.row(), parts_below.row(), count_below,
-                          mean.row(),  variance.row(), epsilon, kept_scale};
-    bool leaves = parts_below.data && blockIdx.x == 0 && blockIdx.y == 0;
+    float* pixels = table + Tables::size(staged, 1, taps);
+    Normalization between{gamma_below.row(), beta_below.row(),     parts_below.row(), count_below,
+                          mean_below.row(),  variance_below.row(), epsilon_below,     kept_scale};
+    bool writes_moments = parts_below.data && blockIdx.x == 0 && blockIdx.y == 0;
     between.prepare(
-        s.C, scales, shifts, pixels, t.area, leaves ? mean.row() : nullptr, variance.row());
+        s.Cin, scales, shifts, pixels, t.area, writes_moments ? mean_below.row() : nullptr,
+        variance_below.row());
     for (int i = threadIdx.x; i < t.pixel_warps * PIVOTED * width; i += blockDim.x) rows[i] = 0.0f;
 
     Forward pass{};
     pass.s = s;
     pass.tables = copy_tables(tables, staged, 1, taps, table);
-    pass.source = {s.B, s.H, s.W, s.C, pass.tables.staged, staged};
+    pass.source = {s.B, s.H, s.W, s.Cin, pass.tables.staged, staged};
     pass.stride = s.sh;
     pass.row_step = pass.column_step = 1;
-    pass.channels = s.C;
-    pass.filters = s.N;
+    pass.channels = s.Cin;
+    pass.filters = s.Cout;
     pass.result_rows = s.Ho;
     pass.result_columns = s.Wo;
     pass.x = {y_below.row(), kept.row(), scales, shifts};
@@ -148,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
 
     __syncthreads();
     int first = blockIdx.y * width;
-    float* part = parts.row() + blockIdx.x * STATISTICS * s.N + first;
-    for (int c = threadIdx.x; c < width && first + c < s.N; c += blockDim.x)
-        add_up_pivoted(rows, t.pixel_warps, width, c, part + c, s.N);
+    float* part = parts.row() + blockIdx.x * STATISTICS * s.Cout + first;
+    for (int c = threadIdx.x; c < width && first + c < s.Cout; c += blockDim.x)
+        add_up_pivoted(rows, t.pixel_warps, width, c, part + c, s.Cout);
 }

@@ -1,9 +1,9 @@
-// The gradient of a block by its input: dx_below from dx, the one by its output. On the way lie the
-// block's batch normalisation and activation, which are undone while dz is staged, the convolution,
-// and the dropout of the block below.
+// The gradient of a block with respect to its input: dx_below from dx (block.cuh says what dx is).
+// It passes through the block's batch normalisation and activation (which gives dz, computed while
+// it is staged), its convolution, and the dropout of the block below.
 #include "correlation.cuh"
 
-// Which of correlate's forms is compiled; cuda_blocks.py gives them.
+// The form of correlate that is compiled; cuda_tiles.py chooses it.
 #ifndef FORM_GROUPS
 #define FORM_GROUPS 6
 #define FORM_SPLITS 1
@@ -18,16 +18,16 @@ struct InputGradient {
     int channels, filters, result_rows, result_columns, stride, row_step, column_step;
     BeforeActivation dz;
     const float* kernel;
-    // Of the block below: what it made, dropout's bits and scale, and its normalisation's z = y *
-    // inverse + shift.
+    // Of the block below: its activation, its dropout's bits and scale, and inverse and shift of
+    // its normalised activation z = y_below * inverse + shift.
     const float* y_below;
     const unsigned* kept;
     float kept_scale;
-    const float *inverses, *shifts;  // (C,) in shared memory
+    const float *inverses, *shifts;  // (Cin,) in shared memory
     float* dx_below;
 
     // The sums of dx_below and of dx_below * z so far, rows (pixel_warps, SUMS, width) in shared
-    // memory; and those of the tile at hand.
+    // memory. `sum` and `sum_z` are those of the current tile.
     float* rows_of_sums;
     int width;
     float4 sum, sum_z;
@@ -36,7 +36,7 @@ struct InputGradient {
         source.stage<4>(dz, image, top, left, channel, pixels);
     }
 
-    // Item by item: of four channels, a fragment's two filters.
+    // The i-th item of a tap's weights, a Fragment. It is copied as two filters of four channels.
     __device__ static Fragment item(int i) {
         return {i / 8 % 4, i / 32 * 2 + i / 4 % 2, i % 4};
     }
@@ -45,12 +45,12 @@ struct InputGradient {
         for (int i = threadIdx.x; i < width * 4; i += blockDim.x) {
             Fragment f = item(i);
             int column = filter + f.step * STEP + f.lane * 2, channel = first + f.quad * 4;
-            bool inside = column < s.N && channel < s.C;
-            int at = inside ? (tap * s.C + channel) * s.N + column : 0;
+            bool inside = column < s.Cout && channel < s.Cin;
+            int at = inside ? (tap * s.Cin + channel) * s.Cout + column : 0;
 #pragma unroll
             for (int k = 0; k < 4; ++k)
                 copy_async_8(
-                    raw + (k * width * 4 + i) * 2, kernel + at + (inside ? k * s.N : 0), inside);
+                    raw + (k * width * 4 + i) * 2, kernel + at + (inside ? k * s.Cout : 0), inside);
         }
     }
 
@@ -72,12 +72,12 @@ struct InputGradient {
         unsigned kept;
     };
     __device__ Raw load(int pixel, int channel) const {
-        int at = pixel * s.C + channel;
+        int at = pixel * s.Cin + channel;
         return {load4_global(y_below + at), four_bits(kept, at)};
     }
 
     __device__ void take(int pixel, int channel, float4 v, const Raw& raw) {
-        int at = pixel * s.C + channel;
+        int at = pixel * s.Cin + channel;
         v = make_float4(v.x * kept_scale, v.y * kept_scale, v.z * kept_scale, v.w * kept_scale);
         v = keep4(v, raw.kept);
         float4 z = fma4(raw.y, load4(inverses + channel), load4(shifts + channel));
@@ -96,13 +96,15 @@ struct InputGradient {
     }
 };
 
-// dx_below (B, H, W, C), and parts (blocks, SUMS, C) of the sums of it and of it times the block
-// below's normalised y, from dx and y (B, Ho, Wo, N) and the sums' parts of those. mean and variance
-// are the block's moments, those `_below` of the one below, whose y_below (B, H, W, C) is.
+// From dx and y (B, Ho, Wo, Cout): dx_below (B, H, W, Cin), and parts (thread blocks, SUMS, Cin) of
+// the sums of dx_below and of dx_below * z, with z the normalised y_below (B, H, W, Cin).
+// sums_parts (sums_count, SUMS, Cout) has the same parts for dx and y. mean and variance are
+// moments of y; mean_below and variance_below are those of y_below.
 //
-// Blocks: tiles, each block every so many; channels, and groups of phases.
+// Thread blocks: x tiles, i, i + gridDim.x and so on; y input channels, and groups of phases.
+// Twin: block_oracles.input_gradient
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_input_gradient(
-    PerNet<const float> dx, PerNet<const float> y, PerNet<const float> sums, int sums_count,
+    PerNet<const float> dx, PerNet<const float> y, PerNet<const float> sums_parts, int sums_count,
     PerNet<const float> gamma, PerNet<const float> mean, PerNet<const float> variance,
     float epsilon, float floor, PerNet<const float> kernel, Convolution s, Tiling t,
     const int* tables, int phases, PerNet<const float> y_below, PerNet<const float> mean_below,
@@ -110,17 +112,17 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     MAY_BE_NULL PerNet<const unsigned> kept, float kept_scale, PerNet<float> dx_below,
     PerNet<float> parts) {
     extern __shared__ __align__(16) float shared[];
-    int padded = ceil_div(s.N, CHUNK) * CHUNK, padded_below = ceil_div(s.C, CHUNK) * CHUNK;
+    int padded = ceil_div(s.Cout, CHUNK) * CHUNK, padded_below = ceil_div(s.Cin, CHUNK) * CHUNK;
     float *as = shared, *bs = as + padded, *cs = bs + padded;
     float *inverses = cs + padded, *shifts = inverses + padded_below;
     int width = t.channel_warps * WIDE;
     float *rows = shifts + padded_below, *table = rows + t.pixel_warps * SUMS * width;
     int staged = t.images * t.source_rows * t.source_columns, taps = s.kh * s.kw;
-    float* pixels = table + Tables::numbers(staged, phases, taps);
-    NormalizationGradient gradient{gamma.row(), sums.row(), sums_count,         mean.row(),
+    float* pixels = table + Tables::size(staged, phases, taps);
+    NormalizationGradient gradient{gamma.row(), sums_parts.row(), sums_count, mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
-    gradient.prepare(s.N, as, bs, cs, pixels, t.area);
-    for (int c = threadIdx.x; c < s.C; c += blockDim.x) {
+    gradient.prepare(s.Cout, as, bs, cs, pixels, t.area);
+    for (int c = threadIdx.x; c < s.Cin; c += blockDim.x) {
         double inverse = 1.0 / sqrt(double(variance_below.row()[c]) + epsilon_below);
         inverses[c] = inverse;
         shifts[c] = -mean_below.row()[c] * inverse;
@@ -130,12 +132,12 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     InputGradient pass{};
     pass.s = s;
     pass.tables = copy_tables(tables, staged, phases, taps, table);
-    pass.source = {s.B, s.Ho, s.Wo, s.N, pass.tables.staged, staged};
+    pass.source = {s.B, s.Ho, s.Wo, s.Cout, pass.tables.staged, staged};
     pass.stride = 1;
     pass.row_step = s.sh;
     pass.column_step = s.sw;
-    pass.channels = s.N;
-    pass.filters = s.C;
+    pass.channels = s.Cout;
+    pass.filters = s.Cin;
     pass.result_rows = s.H;
     pass.result_columns = s.W;
     pass.dz = {dx.row(), y.row(), as, bs, cs, floor};
@@ -153,12 +155,13 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
 
     __syncthreads();
     int first = blockIdx.y / t.groups * width;
-    float* part = parts.row() + (blockIdx.x * t.groups + blockIdx.y % t.groups) * SUMS * s.C + first;
+    float* part =
+        parts.row() + (blockIdx.x * t.groups + blockIdx.y % t.groups) * SUMS * s.Cin + first;
     for (int i = threadIdx.x; i < SUMS * width; i += blockDim.x) {
         int which = i / width, channel = i - which * width;
-        if (first + channel >= s.C) continue;
+        if (first + channel >= s.Cin) continue;
         float total = 0.0f;
         for (int row = 0; row < t.pixel_warps; ++row) total += rows[row * SUMS * width + i];
-        part[which * s.C + channel] = total;
+        part[which * s.Cin + channel] = total;
     }
 }

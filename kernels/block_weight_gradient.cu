@@ -1,66 +1,71 @@
-// The gradient of a block by its kernel and bias: for each tap, the block's input under the tap,
-// turned, times dz. Both are staged in shared memory, where tensor cores' operands are read from:
+// The gradients with respect to a block's kernel and bias. For each tap,
 //
-//     left operand    16 channels of x    by 8 pixels    under a tap
-//     right operand    8 filters of dz    by 8 pixels
+//     dkernel[tap] = transpose(x under the tap) @ dz, summed over all pixels
 //
-// A block of threads takes a part of the images and makes, for it, CHUNK channels by CHUNK filters of
-// some taps. A warp makes 16 of the channels by all of the filters, for up to FORM_TAPS taps of a row
-// of the kernel: what it reads of dz serves them all. Warps that make the same share out the pixels,
-// and their sums are added up in order. sum_parts.cu adds up the parts.
+// Both operands of the tensor cores are read from shared memory, where x and dz are staged:
+//
+//     left operand     16 channels of x by 8 pixels, under a tap
+//     right operand    8 pixels by 8 filters (output channels) of dz
+//
+// A thread block computes CHUNK channels by CHUNK filters of some taps, over some of the tiles. A
+// warp computes 16 of these channels by all of these filters, for up to FORM_TAPS taps of a row of
+// the kernel; so it loads dz once for all of them. Warps with the same results divide the pixels,
+// and their sums are added up in order. sum_parts.cu adds up the partial sums of the thread blocks.
 #include "block.cuh"
 
-// What is compiled for; cuda_blocks.py gives it.
+// The form that is compiled; cuda_tiles.py chooses it.
 #ifndef FORM_TAPS
 #define FORM_TAPS 3
 #define FORM_THREADS 192
 #define FORM_BLOCKS 2
 #endif
 
-constexpr int STEP = 8;           // pixels of one mma.sync
-constexpr int TALL = 16;          // channels
-constexpr int PARTS = CHUNK / 8;  // of the filters, eight each
-constexpr int BATCH = 4;          // staged together by a thread, as registers allow
+constexpr int STEP = 8;            // pixels of one mma.sync
+constexpr int TALL = 16;           // channels of one mma.sync
+constexpr int EIGHTS = CHUNK / 8;  // groups of eight filters, one mma.sync each
+constexpr int BATCH = 4;           // pixels that a thread loads together; more need more registers
 
-// The sums of a warp: a lane's four of each tap and part.
-typedef float Sums[FORM_TAPS][PARTS][4];
+// A lane's sums: four elements of each tap and group of filters.
+typedef float Sums[FORM_TAPS][EIGHTS][4];
 
-// Eight pixels: a lane has two of them, four apart; `offset` is of each tap.
+// Adds the products of eight pixels. A lane holds two of them, four apart; `offset` is that of x
+// for each tap.
 __device__ inline void multiply_pixels(
     const float* x_first, const float* x_second, const float* dz_first, const float* dz_second,
     const int (&offset)[FORM_TAPS], Sums& sums) {
-    float b[PARTS][2];
+    float b[EIGHTS][2];
 #pragma unroll
-    for (int j = 0; j < PARTS; ++j) {
+    for (int j = 0; j < EIGHTS; ++j) {
         b[j][0] = dz_first[j * 8];
         b[j][1] = dz_second[j * 8];
     }
 #pragma unroll
-    for (int tap = 0; tap < FORM_TAPS; ++tap) {  // idle ones, too: nobody takes their sums
+    for (int tap = 0; tap < FORM_TAPS; ++tap) {  // also taps past the last: their sums are not used
         const float *first = x_first + offset[tap], *second = x_second + offset[tap];
         float a[4] = {first[0], first[8], second[0], second[8]};
 #pragma unroll
-        for (int j = 0; j < PARTS; ++j) mma_m16n8k8_tf32(sums[tap][j], a, b[j]);
+        for (int j = 0; j < EIGHTS; ++j) mma_m16n8k8_tf32(sums[tap][j], a, b[j]);
     }
 }
 
-// Adds up what the warps with the same taps have summed, in order: the first one gets it.
+// Adds up the sums of the warps with the same item (channels and taps), in order; share 0 gets
+// them.
 __device__ inline void add_shares(Sums& sums, int share, int shares, int item, float* area) {
-    constexpr int NUMBERS = FORM_TAPS * PARTS;  // of a lane, four at a time
-    float* own = area + (item * NUMBERS * WARP + threadIdx.x % WARP) * 4;
+    constexpr int QUADRUPLES = FORM_TAPS * EIGHTS;  // sums of a lane, four at a time
+    float* own = area + (item * QUADRUPLES * WARP + threadIdx.x % WARP) * 4;
     for (int other = shares - 1; other > 0; --other) {
         __syncthreads();
         if (share == other)
 #pragma unroll
-            for (int n = 0; n < NUMBERS; ++n) {
-                const float* v = sums[n / PARTS][n % PARTS];
+            for (int n = 0; n < QUADRUPLES; ++n) {
+                const float* v = sums[n / EIGHTS][n % EIGHTS];
                 store4(own + n * 4 * WARP, make_float4(v[0], v[1], v[2], v[3]));
             }
         __syncthreads();
         if (share == other - 1)
 #pragma unroll
-            for (int n = 0; n < NUMBERS; ++n) {
-                float* v = sums[n / PARTS][n % PARTS];
+            for (int n = 0; n < QUADRUPLES; ++n) {
+                float* v = sums[n / EIGHTS][n % EIGHTS];
                 float4 more = load4(own + n * 4 * WARP);
                 v[0] += more.x;
                 v[1] += more.y;
@@ -70,8 +75,9 @@ __device__ inline void add_shares(Sums& sums, int share, int shares, int item, f
     }
 }
 
-// The bias's part: what all threads have staged of each filter. `area` is shared memory.
-__device__ inline void leave_bias(float4 sum, int filters, float* area, float* part) {
+// Writes the partial sum of the bias's gradient: the sum of the dz that all threads have staged,
+// for each filter. `area` is unused shared memory.
+__device__ inline void write_bias(float4 sum, int filters, float* area, float* part) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     __syncthreads();
     for (int distance = QUADS; distance < WARP; distance *= 2)  // lanes with the same filters
@@ -85,11 +91,13 @@ __device__ inline void leave_bias(float4 sum, int filters, float* area, float* p
     part[c] = total;
 }
 
-// parts (blocks, kh * kw * C * N + N): kernel and bias. From y_below (B, H, W, C), dx and y (B, Ho,
-// Wo, N). What is known of x is as in block_forward, of dz as in block_input_gradient.
+// From y_below (B, H, W, Cin), dx and y (B, Ho, Wo, Cout): parts (thread blocks, K * Cout + Cout)
+// of the gradients with respect to kernel and bias. x is computed as in block_forward, dz as in
+// block_input_gradient.
 //
-// Blocks: parts of the images; channels, filters, and groups of taps. Warps: halves of the channels,
-// rows of taps, in each some columns of taps; shares of the pixels.
+// Thread blocks: x tiles, i, i + gridDim.x and so on; y channels, filters, and groups of taps.
+// Warps: halves of the channels, rows of taps and some columns of these; shares of the pixels.
+// Twin: block_oracles.weight_gradient
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_weight_gradient(
     PerNet<const float> y_below, MAY_BE_NULL PerNet<const float> gamma_below,
     MAY_BE_NULL PerNet<const float> beta_below, MAY_BE_NULL PerNet<const float> mean_below,
@@ -99,13 +107,13 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
     PerNet<const float> mean, PerNet<const float> variance, float epsilon, float floor,
     Convolution s, Tiling t, const int* table, PerNet<float> parts) {
     extern __shared__ __align__(16) float shared[];
-    int padded = ceil_div(s.C, CHUNK) * CHUNK, padded_filters = ceil_div(s.N, CHUNK) * CHUNK;
+    int padded = ceil_div(s.Cin, CHUNK) * CHUNK, padded_filters = ceil_div(s.Cout, CHUNK) * CHUNK;
     float *scales = shared, *shifts = scales + padded;
     float *as = shifts + padded, *bs = as + padded_filters, *cs = bs + padded_filters;
     float* x_pixels = cs + padded_filters;
     float* dz_pixels = x_pixels + t.area;
     int here = t.images * t.rows * s.Wo, steps = ceil_div(here, STEP);
-    // Tables: of what is staged of x, and where its pixels of a step are then.
+    // Tables: Staged's of x, and where each output pixel's first input is staged.
     int staged = t.images * t.source_rows * t.source_columns;
     int* staged_table = reinterpret_cast<int*>(dz_pixels + steps * STEP * PITCH);
     const int* places = staged_table + staged * 2;
@@ -114,51 +122,52 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
 
     Normalization between{gamma_below.row(), beta_below.row(), nullptr, 0, mean_below.row(),
                           variance_below.row(), epsilon_below, kept_scale};
-    between.prepare(s.C, scales, shifts, x_pixels, t.area);
+    between.prepare(s.Cin, scales, shifts, x_pixels, t.area);
     NormalizationGradient gradient{gamma.row(), sums_parts.row(), sums_count, mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
-    gradient.prepare(s.N, as, bs, cs, x_pixels, t.area);
+    gradient.prepare(s.Cout, as, bs, cs, x_pixels, t.area);
     __syncthreads();
 
-    Staged x_source{s.B, s.H, s.W, s.C, reinterpret_cast<const int2*>(staged_table), staged};
+    Staged x_source{s.B, s.H, s.W, s.Cin, reinterpret_cast<const int2*>(staged_table), staged};
     Normalized x{y_below.row(), kept.row(), scales, shifts};
     BeforeActivation dz{dx.row(), y.row(), as, bs, cs, floor};
     dz.sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 
-    // What the block of threads makes, and the warp of it.
+    // What the thread block computes, and what the warp does.
     int group = blockIdx.y % t.groups, slice = blockIdx.y / t.groups;
     int filter_slices = padded_filters / CHUNK;
     int first_filter = slice % filter_slices * CHUNK, first_channel = slice / filter_slices * CHUNK;
     int lane = threadIdx.x % WARP, row = lane / 4, quarter = lane % 4;
     int item = threadIdx.x / WARP % t.channel_warps, share = threadIdx.x / WARP / t.channel_warps;
     int half = item % 2 * TALL;
-    int in_row = ceil_div(s.kw, FORM_TAPS), columns = ceil_div(s.kw, in_row);  // of taps, for a warp
+    int in_row = ceil_div(s.kw, FORM_TAPS), columns = ceil_div(s.kw, in_row);  // taps of a warp
     int number = group * (t.channel_warps / 2) + item / 2, tap_row = number / in_row;
     int tap_column = (number - tap_row * in_row) * columns;
     int taps = tap_row < s.kh ? min(columns, s.kw - tap_column) : 0;
     int offset[FORM_TAPS];
 #pragma unroll
     for (int tap = 0; tap < FORM_TAPS; ++tap) {
-        int column = tap_column + tap, turn = ceil_div(t.source_columns, s.sw);
-        int place = tap_row * t.row_pitch + column % s.sw * turn + column / s.sw;
+        // Columns are staged grouped by column % stride.
+        int column = tap_column + tap, group_columns = ceil_div(t.source_columns, s.sw);
+        int place = tap_row * t.row_pitch + column % s.sw * group_columns + column / s.sw;
         offset[tap] = tap < taps ? place * PITCH + half + row : 0;
     }
 
     Sums sums;
 #pragma unroll
-    for (int n = 0; n < FORM_TAPS * PARTS * 4; ++n)
-        sums[n / (PARTS * 4)][n / 4 % PARTS][n % 4] = 0.0f;
+    for (int n = 0; n < FORM_TAPS * EIGHTS * 4; ++n)
+        sums[n / (EIGHTS * 4)][n / 4 % EIGHTS][n % 4] = 0.0f;
 
     int tiles = ceil_div(s.B, t.images) * t.bands;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int image = tile / t.bands * t.images, band = tile % t.bands * t.rows;
-        __syncthreads();  // everybody is done with what was staged before
+        __syncthreads();  // all threads have read what was staged before
         x_source.stage<BATCH>(
             x, image, band * s.sh + t.top, t.left, first_channel, x_pixels);
         int first_pixel = (image * s.Ho + band) * s.Wo;
         int rows = min(t.rows, s.Ho - band), images = min(t.images, s.B - image);
         stage_run<BATCH>(
-            dz, first_pixel, images * rows * s.Wo, steps * STEP, s.N, first_filter, dz_pixels);
+            dz, first_pixel, images * rows * s.Wo, steps * STEP, s.Cout, first_filter, dz_pixels);
         __syncthreads();
         for (int step = share; step < steps; step += t.pixel_warps) {
             int first = step * STEP + quarter, second = first + 4;
@@ -169,22 +178,22 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
     }
     add_shares(sums, share, t.pixel_warps, item, x_pixels);
 
-    float* part = parts.row() + blockIdx.x * (s.kh * s.kw * s.C * s.N + s.N);
+    float* part = parts.row() + blockIdx.x * (s.kh * s.kw * s.Cin * s.Cout + s.Cout);
     if (share == 0)
 #pragma unroll
         for (int tap = 0; tap < FORM_TAPS; ++tap) {
             if (tap >= taps) break;
-            int first = (tap_row * s.kw + tap_column + tap) * s.C + first_channel + half + row;
+            int first = (tap_row * s.kw + tap_column + tap) * s.Cin + first_channel + half + row;
 #pragma unroll
-            for (int i = 0; i < PARTS * 2; ++i) {
+            for (int i = 0; i < EIGHTS * 2; ++i) {
                 int part_row = i % 2 * 8, filter = first_filter + i / 2 * 8 + quarter * 2;
                 const float* v = sums[tap][i / 2] + i % 2 * 2;
-                if (first_channel + half + row + part_row < s.C && filter < s.N)
-                    *reinterpret_cast<float2*>(part + (first + part_row) * s.N + filter) =
+                if (first_channel + half + row + part_row < s.Cin && filter < s.Cout)
+                    *reinterpret_cast<float2*>(part + (first + part_row) * s.Cout + filter) =
                         make_float2(v[0], v[1]);
             }
         }
     if (group == 0 && first_channel == 0)
-        leave_bias(dz.sum, s.N - first_filter, x_pixels,
-                   part + s.kh * s.kw * s.C * s.N + first_filter);
+        write_bias(dz.sum, s.Cout - first_filter, x_pixels,
+                   part + s.kh * s.kw * s.Cin * s.Cout + first_filter);
 }

@@ -1,15 +1,15 @@
-// A convolution's sizes, and where its window meets the input.
+// The sizes of a convolution, and the position of a pixel.
 #pragma once
 
-// x (B, H, W, C), y (B, Ho, Wo, N), kernel (kh, kw, C, N) of one net. The window moves by (sh, sw);
-// `top` and `left` are the zeros imagined before the first row and column.
+// x (B, H, W, Cin), y (B, Ho, Wo, Cout), kernel (kh, kw, Cin, Cout) of one net. The window moves by
+// (sh, sw); `top` and `left` are the rows and columns of padding before the first ones.
 struct Convolution {
-    int B, H, W, C;
-    int Ho, Wo, N;
+    int B, H, W, Cin;
+    int Ho, Wo, Cout;
     int kh, kw, sh, sw, top, left;
 };
 
-// A pixel's place among B images of `rows` x `columns` pixels.
+// The position of pixel `number` in a stack of images of `rows` x `columns` pixels.
 struct Pixel {
     int image, row, column;
 

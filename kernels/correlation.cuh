@@ -1,18 +1,20 @@
-// Correlation by tensor cores: the forward pass of a convolution, and its gradient by the input.
+// Correlation on tensor cores: the forward pass of a convolution, and its gradient with respect to
+// the input. Both have this form, for each result pixel:
 //
-// Both make, for each result pixel, a sum over taps of the source's channels under the tap times a
-// matrix of weights. A block of threads makes a tile of pixels by 32 * channel_warps channels:
+//     result[channels] = sum over taps of source[pixel under the tap] @ weights[tap]
 //
-//     shared memory            pixels of the source, CHUNK channels of each, staged once for all
-//                              taps; and the weights of a tap, while those of the next arrive
-//     a warp                   8 * GROUPS pixels by 32 channels
-//     mma.sync                 16 channels by 8 pixels, 8 deep
+// A thread block computes tiles of pixels by 32 * channel_warps result channels:
 //
-// Weights are the left operand and pixels the right one, so that a lane's results are four channels
-// side by side, and eight lanes' fill 128 bytes of memory.
+//     shared memory      the source's pixels, CHUNK channels of each, staged once for all taps;
+//                        the weights of one tap, while those of the next are being copied
+//     a warp             8 * GROUPS pixels by 32 channels
+//     an mma.sync        16 channels by 8 pixels, with depth 8
 //
-// Where tiles are small, SPLITS warps share a result: each takes a part of the depth, and the first
-// adds up what the others leave in shared memory, in order.
+// Weights are the left operand and pixels the right one. So a lane's results are four consecutive
+// channels, and those of eight lanes fill 128 bytes of memory.
+//
+// If tiles are small, SPLITS warps share the same results. Each computes partial sums over its part
+// of the depth, and the first adds up the others' in order, through shared memory.
 #pragma once
 
 #include "block.cuh"
@@ -20,63 +22,64 @@
 constexpr int STEP = 8;   // the depth of one mma.sync
 constexpr int WIDE = 32;  // channels of a warp
 
-// Results that meet the same taps, as tiles.py's table has them: all, or, of a gradient by the input,
-// those of one of the grids into which the stride cuts it.
-struct Phase {
+// The results that meet the same taps. In a forward pass these are all results. In a gradient with
+// respect to the input they are one phase: rows and columns that are a stride apart.
+struct ResultPhase {
     int first_tap, taps;                         // in the table of taps
-    int first_row, rows, first_column, columns;  // of the results; from one to the next, the steps
+    int first_row, rows, first_column, columns;  // of the results
 };
 
-// A tap's number in the kernel, and how far from a pixel its source is staged.
+// A tap's number in the kernel, and the distance from a result's staged pixel to its source.
 struct Tap {
     int weight, offset;
 };
 
-// Both tables in shared memory, and the one of what is staged (block.cuh).
+// The tables that cuda_tiles.py computes, in shared memory: of staged pixels (Staged in block.cuh),
+// of phases and of taps.
 struct Tables {
     const int2* staged;
     const int *phases, *taps;
     int count;  // of phases
 
-    __device__ Phase phase(int i) const {
+    __device__ ResultPhase phase(int i) const {
         const int* p = phases + i * 6;
         return {p[0], p[1], p[2], p[3], p[4], p[5]};
     }
     __device__ Tap tap(int i) const { return {taps[i * 2], taps[i * 2 + 1]}; }
 
-    // How many numbers of shared memory they take, of which floats may follow.
-    static __device__ int numbers(int pixels, int phases, int taps) {
+    // Their size in ints, rounded up so that a float4 may follow.
+    static __device__ int size(int pixels, int phases, int taps) {
         return ceil_div(pixels * 2 + phases * 6 + taps * 2, 4) * 4;
     }
 };
 
-// In memory they lie one behind the other.
+// Copies the tables, which follow one another in memory, to shared memory.
 __device__ inline Tables copy_tables(const int* from, int pixels, int phases, int taps, float* to) {
     int* copy = reinterpret_cast<int*>(to);
     for (int i = threadIdx.x; i < pixels * 2 + phases * 6 + taps * 2; i += blockDim.x)
         copy[i] = __ldg(from + i);
-    const int* behind = copy + pixels * 2;
-    return {reinterpret_cast<const int2*>(copy), behind, behind + phases * 6, phases};
+    const int* after = copy + pixels * 2;
+    return {reinterpret_cast<const int2*>(copy), after, after + phases * 6, phases};
 }
 
-// Where in the sequence of weights that a block needs it is.
-struct Turn {
+// A position in the sequence of weights that a thread block needs.
+struct WeightPosition {
     int tile, phase, chunk, tap;
 };
 
-// The weights of a tap for one lane and step: two channels of the depth by four of the results, the
-// left operands of two mma.sync. They are copied as they lie in memory, to where nobody else looks;
-// the thread that has copied them rounds them, and puts them where the lane will read them at once:
-// (steps, 2 operands, quads of channels, 4 lanes), four numbers each.
+// The weights of a tap for one lane and step: two source channels (the depth) by four result
+// channels, the left operands of two mma.sync. A thread copies them in memory's order to a place
+// that only it uses. When they have arrived, the same thread rounds them and stores them in the
+// order in which lanes load them: (steps, 2 operands, quads of channels, 4 lanes), a float4 each.
 struct Fragment {
-    int step, quad, lane;  // the depth's channels are step * STEP + lane * 2 and the next
+    int step, quad, lane;  // the depth's channels are step * STEP + lane * 2 and the next one
 
     template <typename T>
     __device__ T* of(T* weights, int operand, int quads) const {
         return weights + (((step * 2 + operand) * quads + quad) * 4 + lane) * 4;
     }
-    // Rows g and g + 8 of an operand are channels side by side: g of the results' quads has four,
-    // for the rows of two operands.
+    // Rows g and g + 8 of an operand are consecutive result channels: quad g has four, which are
+    // these rows of the two operands. `even` and `odd` are the weights of the two source channels.
     __device__ void put(float* weights, int quads, float4 even, float4 odd) const {
         even = to_tf32(even);
         odd = to_tf32(odd);
@@ -85,9 +88,9 @@ struct Fragment {
     }
 };
 
-// One mma.sync deep. `a` is the left operand, of two tiles of 16 channels. Of the right one a lane has
-// a column: two channels of a pixel that follow one another stand for rows t and t + 4 of it; the
-// left one has the same order, so the sum is the same.
+// Adds one step of depth 8 to the sums. `a` has the left operands of two tiles of 16 channels. Of
+// the right operand a lane holds rows t and t + 4 of a column; here they are two consecutive
+// channels of a pixel. The left operand has its columns in the same order, so the sum is the same.
 template <int GROUPS>
 __device__ inline void multiply_step(
     const float (&a)[2][4], const float* pixels, const int (&at)[GROUPS],
@@ -101,8 +104,8 @@ __device__ inline void multiply_step(
     }
 }
 
-// Adds to the sums of the first of SPLITS warps those of the others; `area` is shared memory that
-// nobody uses.
+// Adds to the sums of the first of SPLITS warps those of the others; `area` is unused shared
+// memory.
 template <int GROUPS, int SPLITS>
 __device__ inline void add_splits(float (&sums)[GROUPS][2][4], int split, int warp, int warps,
                                   float* area) {
@@ -135,20 +138,21 @@ __device__ inline void add_splits(float (&sums)[GROUPS][2][4], int split, int wa
     }
 }
 
-// All tiles of a block. A Pass has
-//     s, tables                     the convolution, and where its results and taps are
-//     source                        Staged: what is staged for a tile
-//     stride                        rows of the source from one row of results to the next
-//     row_step, column_step         of a phase's results
-//     channels, filters             depth of a tap, and channels of the results
+// Computes all tiles of a thread block. A Pass has
+//     s, tables                     the convolution, and the tables of its phases and taps
+//     source                        a Staged
+//     stride                        source rows from one row of results to the next
+//     row_step, column_step         from one result of a phase to the next
+//     channels, filters             channels of the source (depth of a tap), and of the results
 //     result_rows, result_columns   of an image
-//     stage(image, top, left, channel, pixels)
-//     copy_weights(tap, channel, first_filter, width, raw)   asks for the thread's weights of a tap
-//     arrange_weights(raw, width, weights)   puts them, once they are there, into Fragments
-//     begin(row, channel, first), end(row, channel)   around a lane's results of a tile: `row` is
-//                                   that of its warp's pixels, `first` the first of the results
-//     load(pixel, channel)          what else is needed for a result, a Raw; the pixel by its number
-//     take(pixel, channel, values, raw)   four channels of a result
+//     stage(image, top, left, channel, pixels)               stages a chunk of a tile's pixels
+//     copy_weights(tap, channel, first_filter, width, raw)   starts to copy a tap's weights
+//     arrange_weights(raw, width, weights)                   stores them as Fragments
+//     begin(row, channel, first)    before a lane's results of a tile; `row` is the warp's row of
+//                                   pixels, `first` the lane's first four sums
+//     load(pixel, channel)          starts to load what a result needs besides its sums: a Raw
+//     take(pixel, channel, values, raw)   receives the sums of four channels of a result
+//     end(row, channel)             after a lane's results of a tile
 template <int GROUPS, int SPLITS, typename Pass>
 __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
     int lane = threadIdx.x % WARP, row = lane / 4, quarter = lane % 4;
@@ -162,18 +166,18 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
     int first_filter = blockIdx.y / t.groups * width, first_phase = blockIdx.y % t.groups;
     int chunks = ceil_div(pass.channels, CHUNK);
     int tiles = ceil_div(pass.s.B, t.images) * t.bands;
-    int tap_size = CHUNK * width;  // numbers
-    float *arranged = pixels + t.area, *raw = arranged + 2 * tap_size;  // of two turns each
+    int tap_size = CHUNK * width;  // elements
+    float *arranged = pixels + t.area, *raw = arranged + 2 * tap_size;  // each for two taps
 
-    // Weights are asked for two turns before they are used, across tiles, and arranged in the turn
-    // before.
-    Turn ahead{int(blockIdx.x), first_phase, 0, 0};
-    int parity = 0;               // of the turn
-    int asked = 0, in_place = 0;  // taps
-    auto ask_ahead = [&](int parity) {
+    // The copy of a tap's weights starts two taps before they are used, also across tiles. They are
+    // arranged one tap before.
+    WeightPosition ahead{int(blockIdx.x), first_phase, 0, 0};
+    int parity = 0;                        // of the number of taps so far
+    int started = 0, arranged_so_far = 0;  // numbers of taps
+    auto copy_ahead = [&](int parity) {
         if (ahead.tile < tiles) {
-            ++asked;
-            Phase p = pass.tables.phase(ahead.phase);
+            ++started;
+            ResultPhase p = pass.tables.phase(ahead.phase);
             pass.copy_weights(
                 pass.tables.tap(p.first_tap + ahead.tap).weight, ahead.chunk * CHUNK, first_filter,
                 width, raw + parity * tap_size);
@@ -192,22 +196,22 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
         commit_copies();
     };
     auto arrange = [&](int parity) {
-        if (in_place == asked) return;  // the last tap has been
-        ++in_place;
+        if (arranged_so_far == started) return;  // there is no further tap
+        ++arranged_so_far;
         pass.arrange_weights(raw + parity * tap_size, width, arranged + parity * tap_size);
     };
-    ask_ahead(0);
-    ask_ahead(1);
+    copy_ahead(0);
+    copy_ahead(1);
     wait_copies<1>();
     arrange(0);
 
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int image = tile / t.bands * t.images, band = tile % t.bands * t.rows;
         for (int phase = first_phase; phase < pass.tables.count; phase += t.groups) {
-            Phase p = pass.tables.phase(phase);
-            int height = min(t.rows, p.rows);  // of the tile's part of an image
+            ResultPhase p = pass.tables.phase(phase);
+            int height = min(t.rows, p.rows);  // rows of an image in the tile
             Divider by_columns(p.columns), by_height(height);
-            int here = t.images * height * p.columns;  // pixels
+            int here = t.images * height * p.columns;  // pixels of the tile
 
             float sums[GROUPS][2][4];
 #pragma unroll
@@ -217,12 +221,12 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
 
             for (int chunk = 0; chunk < chunks; ++chunk) {
                 if (SPLITS > 1 || chunks > 1 || phase == first_phase) {
-                    __syncthreads();  // everybody is done with what was staged before
+                    __syncthreads();  // all threads have read what was staged before
                     pass.stage(
                         image, band * pass.stride + t.top, t.left, chunk * CHUNK, pixels);
                 }
-                // Where the lane's column of the right operand is staged. It is worked out again for
-                // each chunk: while one is staged, there is no register to keep it in.
+                // Where the pixels of the lane's columns of the right operand are staged. This is
+                // computed again for each chunk, because staging needs the registers.
                 int at[GROUPS], first = opaque(own_pixel + row);
 #pragma unroll
                 for (int j = 0; j < GROUPS; ++j) {
@@ -234,8 +238,8 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                     at[j] = (place + column) * PITCH + quarter * 2;
                 }
                 for (int tap = 0; tap < p.taps; ++tap) {
-                    __syncthreads();  // the weights are there, and so are the pixels
-                    ask_ahead(parity);
+                    __syncthreads();  // weights and pixels are in shared memory
+                    copy_ahead(parity);
                     const float* weights = arranged + parity * tap_size;
                     const float* under = pixels + pass.tables.tap(p.first_tap + tap).offset * PITCH;
 #pragma unroll
@@ -254,7 +258,7 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                         multiply_step(a, under + step * STEP, at, sums);
                     }
                     parity ^= 1;
-                    wait_copies<1>();  // for the next turn's
+                    wait_copies<1>();  // for the next tap's weights
                     arrange(parity);
                 }
             }
@@ -265,41 +269,40 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
             int filter = first_filter + own_channel;
             pass.begin(warp / t.channel_warps, own_channel,
                        make_float4(sums[0][0][0], sums[0][0][2], sums[0][1][0], sums[0][1][2]));
-            // Without steps a tile's results follow one another in memory, `run` of them.
+            // If both steps are 1, a tile's results are consecutive in memory: `run` of them.
             bool dense = pass.row_step == 1 && pass.column_step == 1;
             int run_begin = (image * pass.result_rows + band) * pass.result_columns;
             int run = min(t.images, pass.s.B - image) * min(height, p.rows - band) * p.columns;
             if (filter >= pass.filters) run = 0;
-            // What else is needed is asked for beforehand, for some results at a time.
+            // Loads for RESULTS results at a time are in flight together.
             constexpr int RESULTS = 4;
 #pragma unroll
             for (int first = 0; first < GROUPS * 2; first += RESULTS) {
                 typename Pass::Raw raw[RESULTS];
-                int number[RESULTS];  // of the pixel; -1: there is no such result
+                int number[RESULTS];  // of the result's pixel; -1: there is no such result
 #pragma unroll
                 for (int k = 0; k < RESULTS && first + k < GROUPS * 2; ++k) {
                     int pixel = first_pixel + (first + k) / 2 * 8 + k % 2;
                     number[k] = pixel < run ? run_begin + pixel : -1;
                     if (!dense) {
                         int line = by_columns.quotient(pixel), which = by_height.quotient(line);
-                        int of_grid = band + line - which * height, b = image + which;
-                        int result_row = p.first_row + of_grid * pass.row_step;
+                        int phase_row = band + line - which * height, b = image + which;
+                        int result_row = p.first_row + phase_row * pass.row_step;
                         int column = p.first_column + (pixel - line * p.columns) * pass.column_step;
-                        bool inside = run && pixel < here && of_grid < p.rows && b < pass.s.B;
-                        int of_images = b * pass.result_rows + result_row;
-                        number[k] = inside ? of_images * pass.result_columns + column : -1;
+                        bool inside = run && pixel < here && phase_row < p.rows && b < pass.s.B;
+                        int row_number = b * pass.result_rows + result_row;
+                        number[k] = inside ? row_number * pass.result_columns + column : -1;
                     }
-                    bool there = number[k] >= 0;
-                    raw[k] = pass.load(there ? number[k] : 0, there ? filter : 0);
+                    bool exists = number[k] >= 0;
+                    raw[k] = pass.load(exists ? number[k] : 0, exists ? filter : 0);
                 }
 #pragma unroll
                 for (int k = 0; k < RESULTS && first + k < GROUPS * 2; ++k) {
                     const float(&v)[2][4] = sums[(first + k) / 2];
                     int half = k % 2;
-                    if (number[k] >= 0)
-                        pass.take(number[k], filter,
-                                  make_float4(v[0][half], v[0][2 + half], v[1][half], v[1][2 + half]),
-                                  raw[k]);
+                    float4 values =
+                        make_float4(v[0][half], v[0][2 + half], v[1][half], v[1][2 + half]);
+                    if (number[k] >= 0) pass.take(number[k], filter, values, raw[k]);
                 }
             }
             pass.end(warp / t.channel_warps, own_channel);
@@ -307,7 +310,7 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
     }
 }
 
-// The sums over the four lanes that hold results of the same channels, to all of them.
+// Sums over the four lanes that hold results of the same channels; all four get the sum.
 __device__ inline float4 sum_over_quarters(float4 v) {
     for (int distance = 1; distance < 4; distance *= 2)
         v = add4(v, exchange4(v, distance));

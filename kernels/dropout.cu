@@ -1,16 +1,18 @@
-// Dropout. Source: N. Srivastava et al., JMLR 15, 2014; inverted: what is kept is scaled up.
+// Dropout. Source: N. Srivastava et al., JMLR 15, 2014; the inverted form, which scales up the
+// elements that it keeps.
 #include "common.cuh"
 #include "philox.cuh"
 #include "reduce.cuh"
 
 constexpr int WORDS = 4;  // of a Philox block
 
-// y = x * scale where the number's random word is at least `threshold`, else 0; mask says where.
+// mask = random word >= threshold, y = mask ? x * scale : 0, element by element.
 //
-// A thread makes the four words of one Philox block, for four numbers that follow one another. But
-// if it also read and wrote those four, the lanes of a warp would touch every fourth number at a
-// time. So each lane keeps the four answers as bits, and in four turns the warp passes over its 128
-// numbers, neighbouring lanes at neighbouring numbers, each with the bit of the lane that drew it.
+// A thread draws the four words of one Philox block, for four consecutive elements. If it also read
+// and wrote these four, a warp would access every fourth element at a time. So each lane keeps its
+// four comparisons as bits, and the warp handles its 128 elements in four passes: neighbouring
+// lanes take neighbouring elements, and each gets its bit from the lane that drew it.
+// Twin: ops_numpy.dropout
 extern "C" __global__ void dropout_forward(
     PerNet<const float> x, float scale, unsigned threshold, unsigned seed,
     PerNet<const long long> nets, unsigned stream, const long long* step, int count,
@@ -22,23 +24,24 @@ extern "C" __global__ void dropout_forward(
     unsigned kept = (words.x >= threshold) | (words.y >= threshold) << 1 |
                     (words.z >= threshold) << 2 | (words.w >= threshold) << 3;
 
-    int first = (thread - lane) * WORDS;  // of the warp's numbers
+    int first = (thread - lane) * WORDS;  // of the warp's elements
 #pragma unroll
-    for (int turn = 0; turn < WORDS; ++turn) {
-        int number = turn * WARP + lane;
-        // All lanes take part in the exchange, those behind the end, too.
-        unsigned answers = __shfl_sync(ALL_LANES, kept, number / WORDS);
-        bool keep = answers >> (number % WORDS) & 1;
-        int i = first + number;
+    for (int pass = 0; pass < WORDS; ++pass) {
+        int element = pass * WARP + lane;
+        // All lanes take part in the shuffle, also those after the end of the array.
+        unsigned bits = __shfl_sync(ALL_LANES, kept, element / WORDS);
+        bool keep = bits >> (element % WORDS) & 1;
+        int i = first + element;
         if (i < count) {
-            float value = x.row()[i];  // dropped or not: it lies in a sector that is read anyhow
+            float value = x.row()[i];  // even if it is dropped: its sector is read anyway
             mask.row()[i] = keep;
             y.row()[i] = keep ? value * scale : 0.0f;
         }
     }
 }
 
-// dx = dy * scale where mask, else 0.
+// dx = mask ? dy * scale : 0, element by element.
+// Twin: ops_numpy.dropout_backward
 extern "C" __global__ void dropout_backward(
     PerNet<const float> dy, float scale, PerNet<const bool> mask, int count, PerNet<float> dx) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -47,9 +50,10 @@ extern "C" __global__ void dropout_backward(
     dx.row()[i] = mask.row()[i] ? value * scale : 0.0f;
 }
 
-// Dropout's answers for a whole step, as bits: kept (words,), number i's is bit i % 32 of word i / 32
-// of its layer. layers (count, 3): the first word, stream and threshold of each layer, in order.
-// A thread makes a word, from eight Philox blocks.
+// The dropout masks of a whole step as bits, kept (words,): element i of a layer is kept if bit
+// i % 32 of the layer's word i / 32 is set. layers (count, 3): first word, stream and threshold of
+// each layer, in order. A thread makes one word, from eight Philox blocks.
+// Twin: ops_numpy.dropout
 extern "C" __global__ void dropout_bits(
     const unsigned* layers, int count, int words, unsigned seed, PerNet<const long long> nets,
     const long long* step, PerNet<unsigned> kept) {

@@ -1,10 +1,9 @@
-// Products of matrices that lie in memory, in three arrangements, and sums of columns.
-//
-// Blocks: tiles of 64 rows, tiles of 64 columns of the result.
+// Matrix products in three layouts, and sums of columns. A thread block makes a tile of 64 x 64
+// elements of the result.
 #include "activation.cuh"
 #include "gemm.cuh"
 
-// c (M, N) = finish(left @ right), where finish(j, sum) makes a number of column j.
+// c (M, N) = finish(left @ right), where finish(j, sum) gives the element in column j.
 template <typename Left, typename Right, typename Finish>
 __device__ void product(
     const Left& left, const Right& right, int M, int N, int K, float* c, Finish finish) {
@@ -22,9 +21,10 @@ __device__ void product(
     }
 }
 
-__device__ inline float as_it_is(int, float sum) { return sum; }
+__device__ inline float unchanged(int, float sum) { return sum; }
 
 // c (M, N) = activation(a (M, K) @ b (K, N) + bias (N,))
+// Twin: ops_numpy.dense
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS) gemm(
     PerNet<const float> a, PerNet<const float> b, PerNet<const float> bias, int M, int N, int K,
     int activation, PerNet<float> c) {
@@ -35,20 +35,24 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS) gemm(
 }
 
 // c (M, N) = a (K, M)^T @ b (K, N)
+// Twin: ops_numpy.dense_weight_gradient
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS) gemm_left_transposed(
     PerNet<const float> a, PerNet<const float> b, int M, int N, int K, PerNet<float> c) {
-    product(Columns{a.row(), K, M}, Columns{b.row(), K, N}, M, N, K, c.row(), as_it_is);
+    product(Columns{a.row(), K, M}, Columns{b.row(), K, N}, M, N, K, c.row(), unchanged);
 }
 
 // c (M, N) = a (M, K) @ b (N, K)^T
+// Twin: ops_numpy.dense_input_gradient
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_BLOCKS) gemm_right_transposed(
     PerNet<const float> a, PerNet<const float> b, int M, int N, int K, PerNet<float> c) {
-    product(Rows{a.row(), M, K}, Rows{b.row(), N, K}, M, N, K, c.row(), as_it_is);
+    product(Rows{a.row(), M, K}, Rows{b.row(), N, K}, M, N, K, c.row(), unchanged);
 }
 
 constexpr int SUM_COLUMNS = 32, SUM_ROWS = 8;
 
-// sums (N,) of the columns of a (M, N). A block takes 32 columns, its threads every 8th row of one.
+// sums (N,) = the sums of the columns of a (M, N). A thread block takes 32 columns, a thread every
+// 8th row of one column.
+// Twin: ops_numpy.dense_weight_gradient
 extern "C" __global__ void __launch_bounds__(SUM_COLUMNS * SUM_ROWS) column_sums(
     PerNet<const float> a, int M, int N, PerNet<float> sums) {
     __shared__ float parts[SUM_ROWS][SUM_COLUMNS];

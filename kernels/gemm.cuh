@@ -1,45 +1,45 @@
 // A matrix product by tiles in shared memory, for any two operands.
 //
-//        columns (N)                A block makes ROWS x COLUMNS of the product. Of each operand it
-//      +-----------+                stages DEPTH numbers of each row in shared memory, whichever
-//      |  tile of  |  depth         way they lie in memory or are gathered; a thread then reads
-//      |  right    |                TALL + WIDE of them for TALL * WIDE multiplications, whose sums
-//      +-----------+                stay in its registers. While it multiplies, the next tile's
-// +---+-----------+                 numbers are already on their way.
-// | l |  product  |  rows (M)
-// +---+-----------+                 Both tiles are kept as (depth, row), so that a thread's numbers
-// depth (K)                         lie side by side.
+//        columns (N)                A thread block makes a tile of ROWS x COLUMNS elements of the
+//      +-----------+                product. It copies DEPTH elements of each row of both operands
+//      |  tile of  |  depth         to shared memory. Then a thread reads TALL + WIDE of them at a
+//      |  right    |                time for TALL * WIDE multiplications, whose sums stay in its
+//      +-----------+                registers. Meanwhile it already loads the next tiles.
+// +---+-----------+
+// | l |  product  |  rows (M)       Shared memory holds both tiles as (depth, row), so that the
+// +---+-----------+                 elements that a thread reads are side by side.
+// depth (K)
 //
-// An operand is a struct that says where its numbers are; DEPTH_FIRST, whether they lie side by
-// side in memory along the depth; and a struct Share<ROWS>, made from it, for a thread that has to
-// do with ROWS rows of a tile:
-//     row(i, number)      the thread's i-th row from now on; `number` may lie beyond the last
-//     depth(k)            the thread's place along the depth from now on
-//     load(i)             the number there, 0 outside of the matrix
+// An operand is a struct. Its constant DEPTH_FIRST says whether memory has the elements along the
+// depth side by side. Its struct Share<ROWS>, made from it, loads a thread's elements of a tile, in
+// ROWS rows:
+//     row(i, number)      sets the thread's i-th row; `number` may be past the last
+//     depth(k)            sets the thread's place along the depth
+//     load(i)             loads the element there; 0 outside of the matrix
 #pragma once
 
 #include "common.cuh"
 
 constexpr int DEPTH = 16;
-// Rows of a tile are 4 numbers apart in their banks: eight lanes along the depth and four along the
-// rows then store to 32 different banks, and vectors of four stay aligned.
+// Padding of a tile's rows in shared memory, so that they start 4 banks apart: eight lanes along
+// the depth and four along the rows then store to 32 different banks, and float4 stays aligned.
 constexpr int PAD = 4;
-// What is promised to the compiler: threads of a block, and blocks of a multiprocessor at a time.
-// It makes room for more on some GPUs if it is not told, and registers spill.
+// For __launch_bounds__: threads of a thread block, and thread blocks per multiprocessor at a time.
+// Without the second the compiler allows for more on some GPUs, and registers spill.
 constexpr int TILE_THREADS = 128, TILE_BLOCKS = 3;
 
 template <int TILE_ROWS, int TILE_COLUMNS>
 struct Tile {
     static constexpr int ROWS = TILE_ROWS, COLUMNS = TILE_COLUMNS, TALL = 8, WIDE = 4;
     static constexpr int THREADS = (ROWS / TALL) * (COLUMNS / WIDE);
-    static_assert(THREADS == TILE_THREADS, "the launch's");
+    static_assert(THREADS == TILE_THREADS, "a launch has TILE_THREADS threads");
 
-    // Where in the tile the thread's share of the product begins.
+    // Where in the tile the thread's elements of the product begin.
     __device__ static int thread_row() { return threadIdx.x / (COLUMNS / WIDE) * TALL; }
     __device__ static int thread_column() { return threadIdx.x % (COLUMNS / WIDE) * WIDE; }
 };
 
-// N numbers, four at a time.
+// Loads N values, four at a time.
 template <int N>
 __device__ inline void load_vector(const float* from, float (&to)[N]) {
 #pragma unroll
@@ -52,9 +52,8 @@ __device__ inline void load_vector(const float* from, float (&to)[N]) {
     }
 }
 
-// Numbers for `column` and the next ones of a row of memory that has `columns` of them; those
-// beyond the last are left out. At once where that can be: eight lanes side by side then fill 128
-// bytes.
+// Stores values to `column` and the next ones of a row of `columns` elements; skips those past the
+// end. If rows are aligned it stores a float4: eight lanes side by side then fill 128 bytes.
 template <int N>
 __device__ inline void store_vector(float* row, int column, int columns, const float (&values)[N]) {
     static_assert(N == 4, "one vector");
@@ -69,19 +68,21 @@ __device__ inline void store_vector(float* row, int column, int columns, const f
         if (column + j < columns) row[column + j] = values[j];
 }
 
-// A thread's share of staging `ROWS` rows of an operand, `DEPTH` numbers of each.
+// A thread's part of copying a tile of an operand, ROWS x DEPTH elements, to shared memory: fetch
+// loads its elements into registers, store writes them to the tile.
 template <int ROWS, int THREADS, typename Operand>
 struct Stager {
     static constexpr bool DEPTH_FIRST = Operand::DEPTH_FIRST;
-    static constexpr int LANES = DEPTH_FIRST ? 8 : THREADS < ROWS ? THREADS : ROWS;  // side by side
+    // Threads along the axis that is contiguous in memory, and along the other axis.
+    static constexpr int LANES = DEPTH_FIRST ? 8 : THREADS < ROWS ? THREADS : ROWS;
     static constexpr int OTHERS = THREADS / LANES;
     static constexpr int ROWS_A_THREAD = DEPTH_FIRST ? ROWS / OTHERS : ROWS / LANES;
     static constexpr int DEPTHS_A_THREAD = DEPTH_FIRST ? DEPTH / LANES : DEPTH / OTHERS;
 
     typename Operand::template Share<ROWS_A_THREAD> operand;
-    float numbers[DEPTHS_A_THREAD][ROWS_A_THREAD];
+    float values[DEPTHS_A_THREAD][ROWS_A_THREAD];
 
-    // The tile's row and depth of the thread's i-th.
+    // The thread's i-th row and k-th depth, in the tile.
     __device__ static int row(int i) {
         int t = threadIdx.x;
         return DEPTH_FIRST ? t / LANES + i * OTHERS : t % LANES + i * LANES;
@@ -101,7 +102,7 @@ struct Stager {
         for (int k = 0; k < DEPTHS_A_THREAD; ++k) {
             operand.depth(first_depth + depth(k));
 #pragma unroll
-            for (int i = 0; i < ROWS_A_THREAD; ++i) numbers[k][i] = operand.load(i);
+            for (int i = 0; i < ROWS_A_THREAD; ++i) values[k][i] = operand.load(i);
         }
     }
 
@@ -109,13 +110,13 @@ struct Stager {
 #pragma unroll
         for (int k = 0; k < DEPTHS_A_THREAD; ++k)
 #pragma unroll
-            for (int i = 0; i < ROWS_A_THREAD; ++i) tile[depth(k)][row(i)] = numbers[k][i];
+            for (int i = 0; i < ROWS_A_THREAD; ++i) tile[depth(k)][row(i)] = values[k][i];
     }
 };
 
-// The block's tile of left * right, from `first_row` and `first_column` on, summed over the depth
-// from `begin` to `end` in order: `sums` are the thread's, from (thread_row, thread_column) of the
-// tile on.
+// Computes the thread block's tile of left @ right, which starts at (first_row, first_column), with
+// sums over the depth from `begin` to `end`, in order. `sums` gets the thread's elements, which
+// start at (thread_row, thread_column) of the tile.
 template <typename Shape, typename Left, typename Right>
 __device__ void multiply(
     const Left& left, const Right& right, int first_row, int first_column, int begin, int end,
@@ -134,7 +135,7 @@ __device__ void multiply(
     left_stager.fetch(begin);
     right_stager.fetch(begin);
     for (int k = begin; k < end; k += DEPTH) {
-        __syncthreads();  // everybody is done with the tiles before
+        __syncthreads();  // all threads have read the tiles before
         left_stager.store(left_tile);
         right_stager.store(right_tile);
         __syncthreads();
@@ -155,49 +156,49 @@ __device__ void multiply(
     }
 }
 
-// ---- operands and tiles for everybody ----------------------------------------------------------
+// ---- operands and tiles that several kernels use -----------------------------------------------
 
-// An operand that lies in memory as (depths, rows).
+// An operand stored as (depths, rows).
 struct Columns {
     static constexpr bool DEPTH_FIRST = false;
-    const float* numbers;
+    const float* matrix;
     int depths, rows;
 
     template <int ROWS>
     struct Share {
-        const float* numbers;
+        const float* matrix;
         int depths, rows, number[ROWS], at;
 
-        __device__ Share(const Columns& m) : numbers(m.numbers), depths(m.depths), rows(m.rows) {}
+        __device__ Share(const Columns& m) : matrix(m.matrix), depths(m.depths), rows(m.rows) {}
         __device__ void row(int i, int row) { number[i] = row; }
         __device__ void depth(int k) { at = k; }
         __device__ float load(int i) const {
-            bool there = at < depths && number[i] < rows;
-            return there ? __ldg(numbers + at * rows + number[i]) : 0.0f;
+            bool inside = at < depths && number[i] < rows;
+            return inside ? __ldg(matrix + at * rows + number[i]) : 0.0f;
         }
     };
 };
 
-// An operand that lies in memory as (rows, depths).
+// An operand stored as (rows, depths).
 struct Rows {
     static constexpr bool DEPTH_FIRST = true;
-    const float* numbers;
+    const float* matrix;
     int rows, depths;
 
     template <int ROWS>
     struct Share {
-        const float* numbers;
+        const float* matrix;
         int depths, rows, number[ROWS], at;
 
-        __device__ Share(const Rows& m) : numbers(m.numbers), depths(m.depths), rows(m.rows) {}
+        __device__ Share(const Rows& m) : matrix(m.matrix), depths(m.depths), rows(m.rows) {}
         __device__ void row(int i, int row) { number[i] = row; }
         __device__ void depth(int k) { at = k; }
         __device__ float load(int i) const {
-            bool there = at < depths && number[i] < rows;
-            return there ? __ldg(numbers + number[i] * depths + at) : 0.0f;
+            bool inside = at < depths && number[i] < rows;
+            return inside ? __ldg(matrix + number[i] * depths + at) : 0.0f;
         }
     };
 };
 
-typedef Tile<128, 32> Narrow;  // where the result has up to 32 columns
+typedef Tile<128, 32> Narrow;  // for results of up to 32 columns
 typedef Tile<64, 64> Square;

@@ -1,46 +1,51 @@
-// The end of a network, both ways in one launch: the last block's normalisation and dropout, a dense
-// layer, softmax and the loss, and all their gradients. It is little work, so one block of threads
-// does it all for a net, a few images at a time, and nothing but results leaves it.
+// The head of a network, forward and backward in one launch: the last block's batch normalisation
+// and dropout, the dense layer, softmax and the loss, and all their gradients. This is little work,
+// so one thread block does it for a net, a few images at a time, and writes only results to memory.
 #include "block.cuh"
 
 constexpr int THREADS = 512;
 
-// From y (B, F), the last block's activation with F / C pixels of C channels, as block_forward has
-// it; kernel (F, N), bias (N,), labels (B,):
-//     logits (B, N), loss, correct     as softmax_cross_entropy (loss.cu) has them
-//     dkernel (F, N), dbias (N,)       the dense layer's gradients
-//     dx (B, F), sums (1, SUMS, C)     the gradient by the block's output, and its sums
-//     mean, variance (C,)              the block's moments
-// `images` are in shared memory at a time.
+// Inputs: y (B, F), the last block's activation as block_forward writes it, with F / C pixels of C
+// channels; `moments` (moments_count, STATISTICS, C), the partial sums of its moments; kernel
+// (F, units), bias (units,), labels (B,). Results:
+//     logits (B, units), loss, correct       as softmax_cross_entropy (loss.cu) computes them
+//     dkernel (F, units), dbias (units,)     gradients of the dense layer
+//     dx (B, F), sums (1, SUMS, C)           of the block, as block_input_gradient computes them
+//     mean, variance (C,)                    of y
+// Shared memory holds `images` images at a time.
+// Twin: block_oracles.head
 extern "C" __global__ void __launch_bounds__(THREADS) head(
     PerNet<const float> y, PerNet<const float> gamma, PerNet<const float> beta,
     PerNet<const float> moments, int moments_count, float epsilon, float kept_scale,
     MAY_BE_NULL PerNet<const unsigned> kept, PerNet<const float> kernel, PerNet<const float> bias,
-    PerNet<const long long> labels, int B, int F, int C, int N, int images, PerNet<float> mean,
-    PerNet<float> variance, PerNet<float> logits, PerNet<float> loss, PerNet<long long> correct,
-    PerNet<float> dkernel, PerNet<float> dbias, PerNet<float> dx, PerNet<float> sums) {
+    PerNet<const long long> labels, int B, int F, int C, int units, int images,
+    PerNet<float> mean, PerNet<float> variance, PerNet<float> logits, PerNet<float> loss,
+    PerNet<long long> correct, PerNet<float> dkernel, PerNet<float> dbias, PerNet<float> dx,
+    PerNet<float> sums) {
     extern __shared__ __align__(16) float shared[];
     int threads = blockDim.x, thread = threadIdx.x;
-    int padded = ceil_div(C, CHUNK) * CHUNK, pitch = F + 1;  // so that a column has all banks
-    int slices = max(1, threads / F);  // of the images, which threads of one column share out
-    float *scales = shared, *shifts = scales + padded;         // (C,)
-    float *weights = shifts + padded, *dweights = weights + F * N;  // (F, N)
-    float* column_sums = dweights + F * N;                          // (SUMS, slices, F)
-    float *inputs = column_sums + SUMS * slices * F, *outputs = inputs + images * pitch;
-    float *losses = outputs + images * N, *hits = losses + images;  // of `images`, all four
+    int padded = ceil_div(C, CHUNK) * CHUNK;
+    int pitch = F + 1;                 // of `inputs`: a column uses all banks of shared memory
+    int slices = max(1, threads / F);  // of the images: threads of one column divide them
+    float *scales = shared, *shifts = scales + padded;                  // (C,)
+    float *weights = shifts + padded, *dweights = weights + F * units;  // (F, units)
+    float* column_sums = dweights + F * units;                          // (SUMS, slices, F)
+    float* inputs = column_sums + SUMS * slices * F;                    // (images, pitch)
+    float* outputs = inputs + images * pitch;                           // (images, units)
+    float *losses = outputs + images * units, *hits = losses + images;  // (images,)
 
     Normalization between{gamma.row(), beta.row(), moments.row(), moments_count,
                           nullptr,     nullptr,    epsilon,       kept_scale};
     between.prepare(C, scales, shifts, inputs, images * pitch, mean.row(), variance.row());
-    for (int i = thread; i < F * N; i += threads) {
+    for (int i = thread; i < F * units; i += threads) {
         weights[i] = kernel.row()[i];
         dweights[i] = 0.0f;
     }
     for (int i = thread; i < SUMS * slices * F; i += threads) column_sums[i] = 0.0f;
 
-    double loss_sum = 0.0;                 // the first thread's
-    int right = 0;                         // likewise
-    float dbias_sum = 0.0f;                // of the thread's class
+    double loss_sum = 0.0;   // of all images; only the first thread computes it
+    int right = 0;           // the same
+    float dbias_sum = 0.0f;  // of the thread's class
     for (int first = 0; first < B; first += images) {
         int here = min(images, B - first);
         __syncthreads();
@@ -51,30 +56,31 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(
         }
         __syncthreads();
 
-        for (int i = thread; i < here * N; i += threads) {
+        for (int i = thread; i < here * units; i += threads) {
             int n = i / here, b = i - n * here;
             float sum = 0.0f;
-            for (int f = 0; f < F; ++f) sum = fmaf(inputs[b * pitch + f], weights[f * N + n], sum);
-            outputs[b * N + n] = sum + bias.row()[n];
+            for (int f = 0; f < F; ++f)
+                sum = fmaf(inputs[b * pitch + f], weights[f * units + n], sum);
+            outputs[b * units + n] = sum + bias.row()[n];
         }
         __syncthreads();
 
         for (int b = thread; b < here; b += threads) {
-            float* z = outputs + b * N;
+            float* z = outputs + b * units;
             int label = labels.row()[first + b], best = 0;
             float peak = z[0], total = 0.0f, of_label = z[label];
-            for (int n = 0; n < N; ++n) {
-                logits.row()[(first + b) * N + n] = z[n];
+            for (int n = 0; n < units; ++n) {
+                logits.row()[(first + b) * units + n] = z[n];
                 if (z[n] > peak) best = n;
                 peak = fmaxf(peak, z[n]);
             }
-            for (int n = 0; n < N; ++n) {
+            for (int n = 0; n < units; ++n) {
                 z[n] = expf(z[n] - peak);
                 total += z[n];
             }
-            for (int n = 0; n < N; ++n) z[n] = (z[n] / total - (n == label)) / B;
+            for (int n = 0; n < units; ++n) z[n] = (z[n] / total - (n == label)) / B;
             losses[b] = logf(total) - (of_label - peak);
-            hits[b] = best == label && total > 0.0f;  // a NaN is not above 0
+            hits[b] = best == label && total > 0.0f;  // false if total is NaN
         }
         __syncthreads();
 
@@ -83,13 +89,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(
                 loss_sum += losses[b];
                 right += int(hits[b]);
             }
-        if (thread < N)
-            for (int b = 0; b < here; ++b) dbias_sum += outputs[b * N + thread];
-        for (int i = thread; i < F * N; i += threads) {
+        if (thread < units)
+            for (int b = 0; b < here; ++b) dbias_sum += outputs[b * units + thread];
+        for (int i = thread; i < F * units; i += threads) {
             int n = i / F, f = i - n * F;
-            float sum = dweights[f * N + n];
-            for (int b = 0; b < here; ++b) sum = fmaf(inputs[b * pitch + f], outputs[b * N + n], sum);
-            dweights[f * N + n] = sum;
+            float sum = dweights[f * units + n];
+            for (int b = 0; b < here; ++b)
+                sum = fmaf(inputs[b * pitch + f], outputs[b * units + n], sum);
+            dweights[f * units + n] = sum;
         }
         for (int i = thread; i < slices * F; i += threads) {
             int slice = i / F, f = i - slice * F, c = f % C;
@@ -100,7 +107,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(
                 int at = (first + b) * F + f;
                 bool keep = !kept.data || kept.row()[at / 32] >> at % 32 & 1;
                 float v = 0.0f;
-                for (int n = 0; n < N; ++n) v = fmaf(outputs[b * N + n], weights[f * N + n], v);
+                for (int n = 0; n < units; ++n)
+                    v = fmaf(outputs[b * units + n], weights[f * units + n], v);
                 v = keep ? v * kept_scale : 0.0f;
                 dx.row()[at] = v;
                 sum += v;
@@ -116,8 +124,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(
         loss.row()[0] = loss_sum / B;
         correct.row()[0] = right;
     }
-    if (thread < N) dbias.row()[thread] = dbias_sum;
-    for (int i = thread; i < F * N; i += threads) dkernel.row()[i] = dweights[i];
+    if (thread < units) dbias.row()[thread] = dbias_sum;
+    for (int i = thread; i < F * units; i += threads) dkernel.row()[i] = dweights[i];
     for (int i = thread; i < SUMS * C; i += threads) {
         const float* of_kind = column_sums + i / C * slices * F;
         float sum = 0.0f;

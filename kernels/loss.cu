@@ -1,45 +1,48 @@
-// The loss: softmax cross-entropy, taken from logits, so that it never saturates.
+// The loss: softmax cross-entropy, computed from logits, so that it never saturates.
 #include "common.cuh"
 #include "reduce.cuh"
 
-constexpr int WARPS = 32;  // of a block, at most
+constexpr int WARPS = 32;  // of a thread block, at most
 
-// loss = mean over the batch of -log softmax(logits)[label], dlogits its gradient, correct how many
-// images have their largest logit at their label (the first of equals; none where one is NaN).
+// For logits (B, classes) and labels (B,), with p = softmax(logits) of each image:
+//     loss = mean of -log(p[label]),  dlogits = (p - onehot(label)) / B
+//     correct = the number of images whose largest logit is that of their label
+// The first of equal logits counts as the largest; an image with a NaN is not correct.
 //
-// One block a net, since the mean needs all of its images. A warp takes an image, its lanes every
-// 32nd class: logits (B, N). Losses are added up in double.
+// One thread block per net, since the mean needs all images. A warp takes an image, a lane every
+// 32nd class. Losses are summed in double.
+// Twin: ops_numpy.softmax_cross_entropy
 extern "C" __global__ void __launch_bounds__(WARP * WARPS) softmax_cross_entropy(
-    PerNet<const float> logits, PerNet<const long long> labels, int B, int N, PerNet<float> loss,
-    PerNet<long long> correct, PerNet<float> dlogits) {
-    __shared__ double losses[WARPS];  // of a warp's images
+    PerNet<const float> logits, PerNet<const long long> labels, int B, int classes,
+    PerNet<float> loss, PerNet<long long> correct, PerNet<float> dlogits) {
+    __shared__ double losses[WARPS];  // of each warp's images
     __shared__ int rights[WARPS];
     int lane = threadIdx.x, warp = threadIdx.y;
 
     double loss_sum = 0.0;
     int right = 0;
     for (int b = warp; b < B; b += blockDim.y) {
-        const float* z = logits.row() + b * N;  // (N,)
-        float* dz = dlogits.row() + b * N;      // (N,)
+        const float* z = logits.row() + b * classes;  // (classes,)
+        float* dz = dlogits.row() + b * classes;      // (classes,)
         int label = labels.row()[b];
 
         float peak = z[0];
-        for (int n = lane; n < N; n += WARP) peak = fmaxf(peak, z[n]);
+        for (int n = lane; n < classes; n += WARP) peak = fmaxf(peak, z[n]);
         peak = warp_max(peak);
 
         float total = 0.0f;
-        int first = N;  // class at the peak
-        for (int n = lane; n < N; n += WARP) {
-            dz[n] = expf(z[n] - peak);  // waits here
+        int first = classes;  // the first class whose logit is `peak`
+        for (int n = lane; n < classes; n += WARP) {
+            dz[n] = expf(z[n] - peak);  // stored here until the total is known
             total += dz[n];
             if (z[n] == peak) first = min(first, n);
         }
         total = warp_sum(total);
         first = warp_min(first);
-        for (int n = lane; n < N; n += WARP) dz[n] = (dz[n] / total - (n == label)) / B;
+        for (int n = lane; n < classes; n += WARP) dz[n] = (dz[n] / total - (n == label)) / B;
 
         loss_sum += logf(total) - (z[label] - peak);
-        right += first == label && total > 0.0f;  // a NaN is not above 0
+        right += first == label && total > 0.0f;  // false if total is NaN
     }
     if (lane == 0) {
         losses[warp] = loss_sum;

@@ -1,11 +1,11 @@
-// Philox4x32-10: random words that are a function of where they are used (rng.py tells why).
+// Philox4x32-10: random words that depend only on where they are used (rng.py says why).
 //
 // Source: J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as easy as
 // 1, 2, 3", SC'11.
 #pragma once
 
-// The four words of a counter under a key. Each round multiplies two words of the counter by
-// constants, mixes the products' upper halves with the other two words and the key, and swaps.
+// The four random words of a counter and a key. Each round multiplies two words of the counter by
+// constants, XORs the products' upper halves with the other two words and the key, and swaps words.
 __device__ inline uint4 philox4x32(uint4 counter, uint2 key) {
     constexpr int ROUNDS = 10;
     constexpr unsigned MULTIPLIERS[] = {0xD2511F53, 0xCD9E8D57};
@@ -22,7 +22,7 @@ __device__ inline uint4 philox4x32(uint4 counter, uint2 key) {
     return c;
 }
 
-// Where a net's random words come from: element i is word i % 4 of block i / 4.
+// A net's stream of random words for one step: element i uses word i % 4 of block i / 4.
 struct Random {
     unsigned seed, net, stream, step;
 
@@ -31,9 +31,9 @@ struct Random {
     }
 };
 
-// A word as a float from low to high. The product and the sum are rounded one after the other: left
-// to itself the compiler makes one fused operation of them, and other bits than NumPy's.
+// low + (high - low) * u, with u the word's upper 24 bits times 2^-24. Product and sum are rounded
+// separately, as in NumPy; by default the compiler would fuse them, which gives other bits.
 __device__ inline float draw(float low, float high, unsigned word) {
-    float uniform = (word >> 8) * (1.0f / (1 << 24));  // 24 bits, which a float holds exactly
+    float uniform = (word >> 8) * (1.0f / (1 << 24));  // exact: a float holds 24 bits
     return __fadd_rn(low, __fmul_rn(high - low, uniform));
 }

@@ -9,8 +9,10 @@ struct Pooling {
     int top, left;  // the padding before the first row and column
 };
 
-// y = the largest number under the window, winner the tap (row by row) that gave it: the first of
-// equals. Padding never wins. NaN wins over all, or a net that went wrong would look well.
+// y = the largest element under the window; winner = the tap that has it, counted row by row: the
+// first of equal elements, never padding. NaN counts as the largest, so that a diverged net is
+// noticed. One thread per element of y.
+// Twin: ops_numpy.max_pool
 extern "C" __global__ void max_pool_forward(
     PerNet<const float> x, Pooling p, int count, MAY_BE_NULL PerNet<unsigned short> winner,
     PerNet<float> y) {
@@ -18,7 +20,7 @@ extern "C" __global__ void max_pool_forward(
     if (i >= count) return;
     int c = i % p.C, column = i / p.C % p.Wo, row = i / p.C / p.Wo % p.Ho;
     int b = i / p.C / p.Wo / p.Ho;
-    int top = row * p.sh - p.top, left = column * p.sw - p.left;  // the window's, in the input
+    int top = row * p.sh - p.top, left = column * p.sw - p.left;  // of the window, in the input
 
     float best = 0.0f;
     int best_tap = -1;  // none yet
@@ -34,9 +36,10 @@ extern "C" __global__ void max_pool_forward(
     if (winner.data) winner.row()[i] = best_tap;
 }
 
-// dx = the sum of what the outputs give to this input. If each output added to the input that won,
-// threads would be in one another's way where windows overlap. So each input asks the outputs that
-// cover it: those with a tap k where input + padding = output * stride + k, down and across.
+// dx = for each input element, the sum of dy over the outputs that it is the winner of. One thread
+// per input element, because windows may overlap and two outputs may have the same winner. The
+// outputs whose window covers an input row: row + top = output row * sh + tap; columns alike.
+// Twin: ops_numpy.max_pool_backward
 extern "C" __global__ void max_pool_backward(
     PerNet<const float> dy, PerNet<const unsigned short> winner, Pooling p, int count,
     PerNet<float> dx) {

@@ -1,11 +1,11 @@
-// Sums and maxima over threads. The order never changes, so neither do the bits.
+// Sums, maxima and minima over the lanes of a warp. The order is fixed, so the bits never change.
 #pragma once
 
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffff;
 
-// All lanes of a warp get the result. In each turn a lane takes in what the lane `distance` away
-// has gathered so far, and that one the same of it: after five turns each has all 32.
+// All lanes get the result. In each of five rounds a lane exchanges its value so far with the lane
+// whose number differs in one bit, and adds the other's: then each has the sum of all 32.
 __device__ inline float warp_sum(float value) {
     for (int distance = WARP / 2; distance > 0; distance /= 2)
         value += __shfl_xor_sync(ALL_LANES, value, distance);

@@ -1,13 +1,14 @@
-// Gradients that several blocks of threads have made a part of each: added up, for all layers at once.
+// Adds up the partial sums of gradients that several thread blocks wrote, for all layers at once.
 #include "common.cuh"
 
-// What a block adds up: `length` numbers, of which part i is at from + i * step, to the gradients
-// from `to` on.
+// The work of one thread block: for k < length,
+//     gradients[to + k] = sum of parts[from + i * step + k] over i < parts, in order
 struct Sum {
     int from, parts, step, to, length;
 };
 
-// gradients, from parts: both one row of numbers a net. sums (blocks,) is a table of Sum.
+// gradients and parts have one row per net. sums: a Sum for each thread block, as five ints.
+// Twin: block_oracles.weight_gradient
 extern "C" __global__ void sum_parts(
     const int* sums, PerNet<const float> parts, PerNet<float> gradients) {
     const int* row = sums + blockIdx.x * 5;

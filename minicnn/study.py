@@ -91,6 +91,8 @@ def study(arguments, folder, should_stop=lambda: False):
         "data": source.train,
         "test_data": source.test,
     }
+    if getattr(arguments, "distorted", False):
+        settings["distorted"] = True
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"argument --out: {folder} is a file, expected a folder")
     cells = [] if module is variance else _cells(arguments, module, data)
@@ -192,6 +194,7 @@ def _train(arguments, client, store, cells, data, source, should_stop):
         device=arguments.device,
         precision=arguments.precision,
         memory=arguments.memory,
+        distorted=getattr(arguments, "distorted", False),
     )
     cost = f"{arguments.study}: {work.nets:,} nets to train, on {work.images:,} images in total"
     if work.trained_nets:

@@ -192,7 +192,7 @@ class Block:
 
     def _sizes(self, window):
         """convolution.cuh's struct."""
-        names = "B H W C Ho Wo N kh kw sh sw top left".split()
+        names = "B H W Cin Ho Wo Cout kh kw sh sw top left".split()
         numbers = (
             self.B, *window.input, self.C, *window.output, self.N, *window.size, *window.strides,
             *window.before,

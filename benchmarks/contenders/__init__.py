@@ -1,16 +1,17 @@
 """What is compared: the seed network in each framework, in the ways its users speed it up.
 
-A `Contender` names one way; its framework's module here has a class `Training` that does it, in a
-process of its own (crew.py). Every such class has
+A `Contender` is one such way. Its framework's module has a class `Training`, which works in a
+process of its own (crew.py):
 
-    Training(contender, images, labels, recipe)     uint8 (N, 28, 28), (N,); recipe.RECIPES["seed"]
-    take_weights(weights)       one net's, in Keras's order and layout; every net of it gets them
-    predict(x)                  x (B, 28, 28, 1) -> probabilities (nets, B, 10)
-    train_on(x, y)              one step of every net on this very batch -> losses (nets,)
-    warp(x, theta, tx, ty, zx, zy)                  its augmentation with given numbers
-    train(steps)                steps that draw and augment their batches; all done on return
-    infer(batches)              as many batches of images that lie ready -> nothing
-    clock, stride               what times it; train and infer take multiples of so many
+    Training(contender, images, labels, recipe)     uint8 (N, 28, 28), (N,); a Recipe
+    take_weights(weights)       every net gets the weights, one net's in Keras's order and layout
+    predict(x)                  x (B, 28, 28, 1) -> probabilities (E, B, 10)
+    train_on(x, y)              one step of every net on this batch, not augmented -> losses (E,)
+    warp(x, theta, tx, ty, zx, zy)                  the augmentation with given parameters
+    train(steps)                steps that draw and augment their batches; finished on return
+    infer(batches)              predicts so many batches of prepared images; finished on return
+    clock                       times it
+    stride                      train and infer take multiples of this
 """
 
 import importlib
@@ -22,47 +23,47 @@ _THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Contender:
-    """A framework, and what is turned on for it."""
+    """A framework and its options."""
 
     name: str
     framework: str  # the module of this package
-    device: str = "cpu"  # one of minicnn's, or "cpu" or "cuda" for others
+    device: str = "cpu"  # one of minicnn's; "cpu" or "cuda" for the frameworks
     nets: int = 1  # trained together
     precision: str = "float32"
-    backend: str | None = None  # of Keras
+    backend: str | None = None  # Keras's
     channels_last: bool = False
     compiled: bool = False
     graph: bool = False  # a step is captured as one CUDA graph
-    scan: bool = False  # many steps are one call
+    scan: bool = False  # one call makes many steps
 
     @property
     def packages(self):
-        """What must be installed, beside minicnn's own needs."""
+        """The packages that it needs, beside minicnn's own."""
         if self.framework == "keras_net":
             return "keras", "scipy", self.backend
         return {"minicnn_net": (), "torch_net": ("torch",), "jax_net": ("jax",)}[self.framework]
 
     @property
     def missing(self):
-        """Which of these is not."""
+        """Those that are not installed."""
         return [package for package in self.packages if not importlib.util.find_spec(package)]
 
     @property
     def slow_to_start(self):
-        """Whether it compiles for long, takes seconds for a step, or is one more way of many."""
+        """Whether it compiles for long or takes seconds a step."""
         return self.compiled or self.scan or self.nets > 1 or self.precision == "bfloat16"
 
     @property
     def exact(self):
-        """The same in float32."""
+        """The same contender in float32."""
         return replace(self, precision="float32")
 
     def environment(self, threads):
-        """Variables that must be set before its framework is imported."""
+        """{variable: value} to be set before its framework is imported."""
         found = {
-            # glibc's malloc gives freed memory back to the system and fetches it again, page by
-            # page, in each step that makes its arrays anew, as PyTorch's does. Told to keep it,
-            # PyTorch is a quarter faster, and is measured so; and so are all.
+            # By default glibc's malloc returns freed memory to the system, and a step that
+            # allocates its arrays, as PyTorch's does, fetches it again page by page. With these
+            # settings malloc keeps it, which makes PyTorch a quarter faster.
             "MALLOC_TRIM_THRESHOLD_": "2000000000",
             "MALLOC_MMAP_THRESHOLD_": "2000000000",
             **dict.fromkeys(_THREADS, str(threads)),
@@ -73,7 +74,7 @@ class Contender:
         return found if self.device == "cuda" else {**found, "CUDA_VISIBLE_DEVICES": ""}
 
     def load(self):
-        """Import its framework; the module here that uses it."""
+        """Import its framework; returns the module here that uses it."""
         return importlib.import_module(f"{__name__}.{self.framework}")
 
     def training(self, images, labels, recipe):
@@ -82,7 +83,7 @@ class Contender:
 
 
 def on_cpu(nets):
-    """The contenders on a CPU; those that train many nets together train so many."""
+    """The contenders on a CPU; `nets` is the number that some train together."""
     torch, keras, jax = "torch_net", "keras_net", "jax_net"
     bfloat16 = {"channels_last": True, "precision": "bfloat16"}
     return [
@@ -103,7 +104,7 @@ def on_cpu(nets):
 
 
 def on_cuda(nets):
-    """The contenders on a GPU."""
+    """The contenders on a GPU; `nets` is the number that some train together."""
     many = f"{nets} nets by vmap"
 
     def ours(precision, nets=1):

@@ -1,7 +1,7 @@
 """The seed network and its training step in JAX: jit, scan over steps, vmap over nets.
 
-A net's state is a pytree, one array a weight; a step is a pure function from state to state, which
-is compiled whole, from drawing the batch to Adam.
+The state of a net is a pytree with one array a weight. A step is a pure function from state to
+state; it is compiled as a whole, from drawing the batch to Adam.
 """
 
 from functools import partial
@@ -14,16 +14,16 @@ from jax import lax
 
 from benchmarks.timing import WallClock
 
-# Steps of a scan; few on a CPU, where convolutions within a loop are slow.
+# Steps of a scan; few on a CPU, where convolutions in a loop are slow.
 SCANNED = {"cuda": 10, "cpu": 4}
-# Filters, kernel, stride of each convolution; after the third, sixth and seventh follows dropout.
+# Filters, kernel size and stride of each convolution; dropout follows the 3rd, 6th and 7th.
 CONVOLUTIONS = (32, 3, 1), (32, 3, 1), (32, 5, 2), (64, 3, 1), (64, 3, 1), (64, 5, 2), (128, 4, 1)
 DROPOUT_AFTER = 2, 5, 6
 EPSILON = 1e-3
 
 
 class State(NamedTuple):
-    """A net in training."""
+    """The state of a net in training; m and v are Adam's moments."""
 
     params: dict
     moving: list  # (mean, variance) of each batch normalisation
@@ -34,7 +34,7 @@ class State(NamedTuple):
 
 
 class Training:
-    """A contender's nets and data set: see the package."""
+    """A contender's nets and data set: see __init__.py."""
 
     def __init__(self, contender, images, labels, recipe):
         use_precision(contender.precision)
@@ -47,7 +47,7 @@ class Training:
         self.take_weights(weights)
 
         def of_all(function):
-            """The function of a state, and of what all nets share, for all nets together."""
+            """function(state, a, b), mapped over all nets; a and b are the same for all."""
             return jax.vmap(function, in_axes=(0, None, None)) if contender.nets > 1 else function
 
         def steps(state, images, labels):
@@ -63,7 +63,7 @@ class Training:
         self._predict = jax.jit(of_all(lambda state, x, _: probabilities(state, x)))
 
     def take_weights(self, weights):
-        """Give one net's weights to all."""
+        """Give all nets the weights of one."""
         nets, key = self.contender.nets, jax.random.key(self.recipe.seed)
         params, moving = tree_of(weights)
         state = State(params, moving, zeros(params), zeros(params), jnp.zeros(()), key)
@@ -73,39 +73,39 @@ class Training:
         self.state = state
 
     def predict(self, x):
-        """Probabilities (nets, B, 10) of x (B, 28, 28, 1)."""
+        """Probabilities (E, B, 10) of x (B, 28, 28, 1)."""
         return np.asarray(self._predict(self.state, x, None)).reshape(-1, len(x), 10)
 
     def train_on(self, x, y):
-        """One step of every net on the same batch; losses (nets,)."""
+        """One step of every net on the same batch; losses (E,)."""
         self.state, losses = self._train_on(self.state, x, y)
         return np.asarray(losses).reshape(-1)
 
     def warp(self, x, theta, tx, ty, zx, zy):
-        """The augmentation of x (B, 28, 28, 1) with given degrees, pixels and factors."""
+        """Augment x (B, 28, 28, 1) with given degrees, pixels and factors."""
         return np.asarray(jax.jit(warp)(x, np.radians(theta), tx, ty, zx, zy))
 
     def train(self, steps):
-        """So many steps; returns when they are done."""
+        """Make `steps` training steps, and wait for them."""
         for _ in range(steps // self.stride):
             self.state = self._train(self.state)
         jax.block_until_ready(self.state)
 
     def infer(self, batches):
-        """Probabilities of so many batches."""
+        """Predict the prepared batch `batches` times."""
         for _ in range(batches):
             found = self._predict(self.state, self.ready, None)
         jax.block_until_ready(found)
 
 
 def use_precision(precision):
-    """JAX has one such setting for all."""
+    """Set the precision of matrix products for the whole process."""
     name = {"float32": "float32", "tf32": "tensorfloat32"}[precision]
     jax.config.update("jax_default_matmul_precision", name)
 
 
 def initial_weights(seed):
-    """One net's weights in Keras's order, as Keras begins: kernels are Glorot uniform."""
+    """One net's initial weights in Keras's order, as Keras draws them: kernels Glorot uniform."""
     rng, weights, channels = np.random.default_rng(seed), [], 1
 
     def kernel(*shape):
@@ -121,7 +121,7 @@ def initial_weights(seed):
 
 
 def tree_of(weights):
-    """(parameters, moving statistics) as JAX's arrays, of weights in Keras's order."""
+    """(parameters, moving statistics) as JAX arrays, from weights in Keras's order."""
     arrays = iter([jnp.array(weight) for weight in weights])
     params, moving = {"convolutions": []}, []
     for _ in CONVOLUTIONS:
@@ -164,7 +164,7 @@ def forward(params, moving, x, rate, momentum=0.0, key=None):
 
 
 def probabilities(state, x):
-    """Of each digit: (B, 10)."""
+    """The probabilities (B, 10) of images x (B, 28, 28, 1)."""
     return jax.nn.softmax(forward(state.params, state.moving, x, 0.0)[0])
 
 
@@ -187,7 +187,7 @@ def step(recipe, state, x, y):
 
 
 def draw_and_step(recipe, state, images, labels):
-    """The same on a batch of uint8 images (N, 28, 28) that is drawn and augmented."""
+    """(new state, loss) of a step on a batch drawn from uint8 images (N, 28, 28), and augmented."""
     key, of_batch, of_warp = jax.random.split(state.key, 3)
     chosen = jax.random.randint(of_batch, (recipe.batch_size,), 0, len(images))
     x = images[chosen][..., None].astype(jnp.float32) / 255

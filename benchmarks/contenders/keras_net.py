@@ -1,7 +1,7 @@
-"""The notebook in Keras 3, with PyTorch or JAX behind it: its layers, its generator, its `fit`.
+"""The notebook in Keras 3 on PyTorch or JAX: its layers, its generator, its `fit`.
 
-ImageDataGenerator is no longer in Keras's public part, but still comes with it. It augments on the
-host, and `fit` and `predict` take their images from there.
+ImageDataGenerator has left Keras's public interface, but is still part of the package. It augments
+on the host, and `fit` and `predict` take their images from there.
 """
 
 import importlib
@@ -15,14 +15,14 @@ from benchmarks.timing import WallClock
 
 
 class Training:
-    """A contender's net and data set: see the package."""
+    """A contender's net and data set: see __init__.py."""
 
     def __init__(self, contender, images, labels, recipe):
         _set_precision(contender)
-        # A call of fit or predict takes as long to begin as some steps on a GPU.
+        # On a GPU starting fit or predict takes as long as several steps.
         self.stride = 20 if contender.device == "cuda" else 1
         self.recipe, self.clock = recipe, WallClock()
-        whole = len(images) // recipe.batch_size * recipe.batch_size  # or an epoch's last is short
+        whole = len(images) // recipe.batch_size * recipe.batch_size  # whole batches only
         x = (images[:whole, ..., None] / 255).astype(np.float32)
         y = keras.utils.to_categorical(labels[:whole], 10)
         self.ready = x[: recipe.batch_size]
@@ -47,12 +47,12 @@ class Training:
 
     def train_on(self, x, y):
         """One step on a batch; its loss (1,)."""
-        self.model.reset_metrics()  # which otherwise are means over all batches so far
+        self.model.reset_metrics()  # otherwise they are means over all batches so far
         y = keras.utils.to_categorical(y, 10)
         return np.array([self.model.train_on_batch(x, y, return_dict=True)["loss"]])
 
     def warp(self, x, theta, tx, ty, zx, zy):
-        """The augmentation of x (B, 28, 28, 1) with given degrees, pixels and factors."""
+        """Augment x (B, 28, 28, 1) with given degrees, pixels and factors."""
         names = "theta", "tx", "ty", "zx", "zy"
         each = zip(x, *(values.tolist() for values in (theta, tx, ty, zx, zy)), strict=True)
         return np.stack(
@@ -63,14 +63,14 @@ class Training:
         )
 
     def train(self, steps):
-        """So many steps, of one epoch or more: `fit` ends where the batches do."""
+        """Make `steps` training steps; one call of `fit` makes an epoch's at most."""
         while steps:
             now = min(steps, len(self.batches))
             self.model.fit(self.batches, steps_per_epoch=now, epochs=1, verbose=0)
             steps -= now
 
     def infer(self, batches):
-        """Probabilities of so many batches."""
+        """Predict `batches` batches."""
         x = np.broadcast_to(self.ready, (batches, *self.ready.shape)).reshape(-1, 28, 28, 1)
         self.model.predict(x, batch_size=len(self.ready), verbose=0)
 
@@ -104,7 +104,7 @@ def network(recipe):
 
 
 def _set_precision(contender):
-    """What the framework behind Keras may do on a GPU; Keras takes one by itself if it is there."""
+    """Set the precision of Keras's backend, which uses a GPU by itself where there is one."""
     if contender.backend == "torch":
         torch_net = importlib.import_module("benchmarks.contenders.torch_net")
         if contender.device == "cuda" and not torch_net.torch.cuda.is_available():

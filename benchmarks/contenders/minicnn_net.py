@@ -1,4 +1,4 @@
-"""The seed network in minicnn, on one of its devices: steps as training repeats them."""
+"""The seed network in minicnn, on one of its devices: captured steps, as in training."""
 
 import importlib
 from dataclasses import replace
@@ -10,10 +10,10 @@ from minicnn.training.trainer import CapturedStep, Data, Job, Trainer
 
 
 class Training:
-    """A contender's nets: see the package."""
+    """A contender's nets: see __init__.py."""
 
     stride = 1
-    warp = None  # the other contenders' is compared with minicnn's own
+    warp = None  # the reference is minicnn's own
 
     def __init__(self, contender, images, labels, recipe):
         recipe = replace(recipe, nets=contender.nets, validation_fraction=0)
@@ -30,30 +30,30 @@ class Training:
         self._infer = CapturedStep(self.ops, graph=True)
 
     def take_weights(self, weights):
-        """Give one net's weights to all."""
+        """Give all nets the weights of one."""
         nets = len(self.model.nets)
         self.model.set_weights([np.repeat(weight[None], nets, axis=0) for weight in weights])
 
     def predict(self, x):
-        """Probabilities (nets, B, 10) of x (B, 28, 28, 1)."""
+        """Probabilities (E, B, 10) of x (B, 28, 28, 1)."""
         return self.model.predict(x)
 
     def train_on(self, x, y):
-        """One step of every net on the same batch; losses (nets,)."""
+        """One step of every net on the same batch; losses (E,)."""
         nets, rate = len(self.model.nets), self.trainer.recipe.learning_rate
         of_all = (np.repeat(a[None], nets, axis=0) for a in (x, y))
         return self.model.train_on_batch(*of_all, rate)[0]
 
     def train(self, steps):
-        """So many steps."""
+        """Make `steps` training steps."""
         self._repeat(self._train, self.trainer.step, steps)
 
     def infer(self, batches):
-        """Probabilities of so many batches, which stay where they are computed."""
+        """Predict the prepared batch `batches` times; the results stay on the device."""
         self._repeat(self._infer, self._infer_batch, batches)
 
     def device_memory(self):
-        """Bytes that CuPy has taken of a GPU's memory; None on another device."""
+        """Bytes of GPU memory that CuPy has allocated; None on another device."""
         if self.device != "cuda":
             return None
         return importlib.import_module("cupy").get_default_memory_pool().total_bytes()

@@ -1,7 +1,7 @@
-"""The seed network and its training step in PyTorch, in the ways in which its users speed it up.
+"""The seed network and its training step in PyTorch, in the ways its users speed it up.
 
-One net: as it stands, with the channels last, in bfloat16, compiled, as one CUDA graph. Many nets:
-their weights stacked, and torch.func.vmap over them.
+One net: as it is, with channels last, in bfloat16, compiled, as one CUDA graph. Many nets: stacked
+weights and torch.func.vmap.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ _WARM_UP = 3  # calls before a graph is captured
 
 
 class Net(nn.Module):
-    """The notebook's network. Batch norm after ReLU, epsilon 1e-3; padding as TensorFlow has it.
+    """The notebook's network: batch norm after ReLU, epsilon 1e-3, TensorFlow's padding.
 
-    The running variance is PyTorch's own, n / (n - 1) times Keras's: 1.6 % more where n is least.
+    The running variance is PyTorch's, n / (n - 1) times Keras's: 1.6 % more where n is smallest.
     """
 
-    padding = 1, 2  # of the strided convolutions' rows and columns, before and after
+    padding = 1, 2  # of the strided convolutions: rows and columns before and after
 
     def __init__(self, momentum=0.99, dropout=0.4):
         super().__init__()
@@ -57,7 +57,7 @@ class Net(nn.Module):
         return self.classifier(self.features(x))
 
     def take_weights(self, weights):
-        """Take one net's weights from a list in Keras's order and layout."""
+        """Copy one net's weights from a list in Keras's order and layout."""
         weights = [torch.from_numpy(np.ascontiguousarray(weight)) for weight in weights]
         with torch.no_grad():
             for module in self.modules():
@@ -78,7 +78,7 @@ class Net(nn.Module):
 
 
 class Training:
-    """A contender's nets, optimizer and data set: see the package."""
+    """A contender's nets, optimizer and data set: see __init__.py."""
 
     stride = 1
     net = Net
@@ -100,7 +100,7 @@ class Training:
         ]
         self.parameters, self.forward = self._one() if contender.nets == 1 else self._many()
         if contender.compiled:
-            # On a GPU this way captures CUDA graphs, too.
+            # On a GPU this mode captures CUDA graphs, too.
             mode = "reduce-overhead" if self.on_gpu else "default"
             self.forward = torch.compile(self.forward, mode=mode)
         self.optimizer = torch.optim.Adam(
@@ -109,7 +109,7 @@ class Training:
         self._step = self._infer = None  # captured, where the contender does
 
     def take_weights(self, weights):
-        """Give one net's weights to all."""
+        """Give all nets the weights of one."""
         source = self.net().to(self.device)
         source.take_weights(weights)
         state = source.state_dict()
@@ -117,16 +117,16 @@ class Training:
         targets = self.stacked if stacked else self.nets[0].state_dict()
         with torch.no_grad():
             for name, target in targets.items():
-                target.copy_(state[name])  # broadcast along the nets' axis, if there is one
+                target.copy_(state[name])  # broadcasts along the net axis, if there is one
 
     def predict(self, x):
-        """Probabilities (nets, B, 10) of x (B, 28, 28, 1)."""
+        """Probabilities (E, B, 10) of x (B, 28, 28, 1)."""
         x = self._on_device(torch.from_numpy(x).permute(0, 3, 1, 2))
         found = self._probabilities(x).float().cpu().numpy()
         return found.reshape(self.contender.nets, len(x), -1)
 
     def train_on(self, x, y):
-        """One step of every net on the same batch; losses (nets,)."""
+        """One step of every net on the same batch; losses (E,)."""
         nets = self.contender.nets
         x = self._on_device(torch.from_numpy(x).permute(0, 3, 1, 2)).repeat(nets, 1, 1, 1)
         y = torch.from_numpy(y.astype(np.int64)).to(self.device).repeat(nets)
@@ -134,14 +134,14 @@ class Training:
         return losses.reshape(nets, -1).mean(dim=1).detach().cpu().numpy()
 
     def warp(self, x, theta, tx, ty, zx, zy):
-        """The augmentation of x (B, 28, 28, 1) with given degrees, pixels and factors."""
+        """Augment x (B, 28, 28, 1) with given degrees, pixels and factors."""
         x = torch.from_numpy(x).permute(0, 3, 1, 2).to(self.device)
         drawn = np.stack([np.radians(theta), tx, ty, zx, zy]).astype(np.float32)
         warped = warp(x, *torch.from_numpy(drawn).to(self.device))
         return warped.permute(0, 2, 3, 1).cpu().numpy()
 
     def train(self, steps):
-        """So many steps; returns when the device is done with them."""
+        """Make `steps` training steps, and wait for them."""
         self._train_mode(True)
         self._step = self._step or self._captured(self.step)
         for _ in range(steps):
@@ -149,7 +149,7 @@ class Training:
         self._synchronize()
 
     def infer(self, batches):
-        """Probabilities of so many batches."""
+        """Predict the prepared batch `batches` times."""
         self._train_mode(False)
         self._infer = self._infer or self._captured(lambda: self._probabilities(self.ready))
         for _ in range(batches):
@@ -157,27 +157,27 @@ class Training:
         self._synchronize()
 
     def step(self):
-        """One training step of every net, on a batch that it draws and augments."""
+        """One training step of every net on a batch that is drawn and augmented."""
         count = self.contender.nets * self.recipe.batch_size
         chosen = torch.randint(len(self.images), (count,), device=self.device)
         x = augment(self.images[chosen].float() / 255, self.recipe)
         self._update(x.contiguous(memory_format=self.format), self.labels[chosen])
 
     def _update(self, x, y):
-        """A step on the nets' batches, one behind another; the images' losses."""
+        """A step on the nets' batches, concatenated; returns the loss of each image."""
         self._train_mode(True)
         self.optimizer.zero_grad()
         with self._autocast():
             logits = self.forward(x)
         losses = F.cross_entropy(logits.float(), y, reduction="none")
-        # The mean over all nets' images, times the nets: each net's own mean, summed.
+        # The sum over the nets of each net's mean loss.
         (self.contender.nets * losses.mean()).backward()
         self.optimizer.step()
         return losses
 
     @torch.no_grad()
     def _probabilities(self, x):
-        """Those of every net, (nets * B, 10), for the same images."""
+        """Probabilities (E * B, 10) of the same images by every net."""
         self._train_mode(False)
         with self._autocast():
             return self.forward(x.repeat(self.contender.nets, 1, 1, 1)).float().softmax(dim=1)
@@ -187,7 +187,7 @@ class Training:
         return list(self.nets[0].parameters()), self.nets[0]
 
     def _many(self):
-        """The same of many nets, whose images stand one net's behind another's."""
+        """(parameters, images (E * B, 1, 28, 28) to logits (E * B, 10)) of many nets."""
         parameters, buffers = torch.func.stack_module_state(self.nets)
         self.stacked = parameters | buffers
 
@@ -203,8 +203,10 @@ class Training:
         return list(parameters.values()), forward
 
     def _captured(self, function):
-        """A function as a CUDA graph, if the contender has such; what it needs once is made before,
-        on a stream of its own."""
+        """A function as a CUDA graph, where the contender uses graphs.
+
+        Warm-up calls on another stream allocate and compile before the capture.
+        """
         if not (self.contender.graph and self.on_gpu):
             return function
         stream = torch.cuda.Stream()
@@ -236,28 +238,28 @@ class Training:
 
 
 class EventClock:
-    """Events on PyTorch's current stream: see timing.EventClock."""
+    """Events on PyTorch's current stream, as timing.EventClock."""
 
     def mark(self):
-        """A moment in the stream."""
+        """Record an event."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def seconds(self, first, last):
-        """Between two marks; waits for the later one."""
+        """The time between two marks; waits for the later one."""
         last.synchronize()
         return first.elapsed_time(last) / 1e3
 
 
 def allow_tf32(allowed):
-    """PyTorch has one such setting for all."""
+    """Allow or forbid TF32 in the whole process."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
 
 
 def augment(images, recipe):
-    """Random rotation, zoom and shift of images (B, 1, 28, 28), as the recipe has them."""
+    """Rotate, zoom and shift images (B, 1, 28, 28) at random, within the recipe's ranges."""
     side = images.shape[-1]
     theta, tx, ty, zx, zy = torch.rand(5, len(images), device=images.device) * 2 - 1
     return warp(
@@ -273,7 +275,7 @@ def augment(images, recipe):
 def warp(images, theta, tx, ty, zx, zy):
     """Images (B, 1, 28, 28) rotated by theta (B,) radians, shifted by pixels, zoomed."""
     cos, sin = theta.cos(), theta.sin()
-    # In affine_grid's coordinates, from pixel centre to pixel centre, the image is 2 wide.
+    # In affine_grid's coordinates the distance from the first to the last pixel centre is 2.
     unit = 2 / (images.shape[-1] - 1)
     tx, ty = tx * unit, ty * unit
     rows = [cos * zx, -sin * zy, cos * tx - sin * ty, sin * zx, cos * zy, sin * tx + cos * ty]

@@ -1,7 +1,7 @@
-"""Kernels on a GPU, through CuPy: compiled by NVRTC, launched on one stream, captured as a graph.
+"""Kernels on a GPU through CuPy: compiled by NVRTC, launched on one stream, captured as graphs.
 
-CuPy is imported where it is first needed, so that everything else works without it. The emulator is
-the other driver: the same launches, on a CPU.
+CuPy is imported when it is first needed, so that everything else works without it. The emulator is
+the other driver: it runs the same launches on a CPU.
 """
 
 import contextlib
@@ -13,20 +13,20 @@ from functools import lru_cache
 from . import native
 from .kernel import Driver, pointers
 
-_OPTIONS = ("-std=c++17",)  # and no fast-math: a kernel asks by name for what it wants
-_OLDEST = 70  # compute capability 7.0, Volta: the oldest whose threads of a warp go their own ways
-_STATIC_SHARED_BYTES = 48 << 10  # more of it must be asked for
-# Numbers of attributes of a function, in CUDA's driver API
+_OPTIONS = ("-std=c++17",)  # no fast-math
+_OLDEST = 70  # compute capability 7.0, Volta: the first with independent threads in a warp
+_STATIC_SHARED_BYTES = 48 << 10  # a kernel needs an attribute to use more
+# Attributes of a function, as numbers of CUDA's driver API
 _MAX_DYNAMIC_SHARED_SIZE_BYTES, _PREFERRED_SHARED_MEMORY_CARVEOUT = 8, 9
 
 
 class CompileError(ValueError):
-    """A kernel's source is wrong; the message has the compiler's, with the line."""
+    """A kernel does not compile; the message contains the compiler's, with the line."""
 
 
 @lru_cache
 def problem():
-    """Why there is no CUDA here, and what to do about it, in one line; None if there is."""
+    """Why CUDA cannot be used here, and what to do about it, in one line; None if it can."""
     found = _problem()
     return found and " ".join(found.split())
 
@@ -40,7 +40,7 @@ def _problem():
         return f"CuPy cannot be imported: {error}"
     runtime = cupy.cuda.runtime
     if runtime.is_hip:
-        return "this CuPy is made for AMD's GPUs"
+        return "this CuPy is for AMD's GPUs"
     driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
     if driver == 0:
         return "no NVIDIA driver is installed, or this process cannot see it"
@@ -50,7 +50,7 @@ def _problem():
         if "InsufficientDriver" not in str(error):
             return f"the NVIDIA driver finds no GPU: {error}"
         return (
-            f"the NVIDIA driver is too old: it has CUDA {_version(driver)}, CuPy was made for "
+            f"the NVIDIA driver is too old: it supports CUDA {_version(driver)}, CuPy needs "
             f"{_version(needed)}; update the driver, or install CuPy for an older CUDA"
         )
     if count == 0:
@@ -65,38 +65,38 @@ def _problem():
         gpu = f"the GPU has compute capability {capability / 10}"
         compiler = f"NVRTC {'.'.join(map(str, nvrtc_version()))}"
         if capability < _OLDEST:
-            return f"{gpu}, {_OLDEST / 10} is the least"
+            return f"{gpu}, at least {_OLDEST / 10} is needed"
         if capability < min(architectures()):
-            return f"{gpu}, which {compiler} no longer knows: pip install -e '.[cuda12]'"
+            return f"{gpu}, which {compiler} no longer supports: pip install -e '.[cuda12]'"
         if _architecture(capability) is None:
-            return f"{gpu}, which {compiler} does not know: pip install -U {package}"
-        cupy.ones(1)  # makes a context, and has one of CuPy's own kernels compiled
+            return f"{gpu}, which {compiler} does not support yet: pip install -U {package}"
+        cupy.ones(1)  # creates a context, and compiles one of CuPy's own kernels
     except (RuntimeError, OSError, cupy.cuda.compiler.CompileException) as error:
         return f"the GPU cannot be used: {error}"
     return None
 
 
 def gpu_name():
-    """What the GPU calls itself."""
+    """The GPU's name."""
     runtime = _import_cupy().cuda.runtime
     return runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
 
 
 def nvrtc_version():
-    """(major, minor) of the compiler. Raises ImportError, OSError or RuntimeError without it."""
+    """(major, minor) of NVRTC. Raises ImportError, OSError or RuntimeError if it is missing."""
     return _nvrtc().getVersion()
 
 
 def architectures():
-    """The compute capabilities that the compiler makes code for, as 75 or 120."""
+    """The compute capabilities that NVRTC compiles for, as 75 or 120."""
     return _nvrtc().getSupportedArchs()
 
 
 class Cuda(Driver):
-    """Arrays are CuPy's. All work is put on one stream, in order.
+    """A driver whose arrays are CuPy's. All work runs on one stream, in order.
 
-    The stream is of the kind that waits for what CuPy does elsewhere, and is waited for, so that
-    plain CuPy code may be mixed with launches.
+    The stream synchronises with CuPy's default stream, so plain CuPy code may be mixed with
+    launches.
     """
 
     name = "cuda"
@@ -107,9 +107,9 @@ class Cuda(Driver):
         self._stream = self._cupy.cuda.Stream()
         self._driver = importlib.import_module("cupy_backends.cuda.api.driver")
         self._architecture = _architecture(_capability())
-        self.has_tf32 = _capability() >= 80  # tensor cores that multiply in it
-        self._shared_bytes = {}  # {function: what it has asked for}
-        self._captured = None  # what the capture under way must keep alive
+        self.has_tf32 = _capability() >= 80  # tensor cores can multiply in TF32
+        self._shared_bytes = {}  # {function: the bytes that its attributes allow}
+        self._captured = None  # during a capture, a list of what must stay alive for its graph
 
     # ---- arrays ------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ class Cuda(Driver):
         return array.data.ptr
 
     def free_memory(self):
-        """Bytes that can be had, less a tenth, since kernels and graphs take some, too."""
+        """Bytes that can be allocated, less a tenth for kernels and graphs."""
         free, _ = self._cupy.cuda.runtime.memGetInfo()
         pooled = self._cupy.get_default_memory_pool().free_bytes()
         return (free + pooled) // 10 * 9
@@ -147,9 +147,9 @@ class Cuda(Driver):
     # ---- kernels -----------------------------------------------------------------------------
 
     def compile(self, program):
-        """(module, {name: address of the function}); what was compiled is kept on disk.
+        """(module, {name: address of the function}). Compiled code is cached on disk.
 
-        CuPy would compile, too, but it needs CUDA's headers for it, and adds options of its own.
+        CuPy's own compilation needs CUDA's headers and adds options, so it is not used.
         """
         architecture = self._architecture
         made_from = program.text, _OPTIONS, architecture, nvrtc_version()
@@ -167,7 +167,7 @@ class Cuda(Driver):
             set_attribute = self._driver.funcSetAttribute
             if launch.shared_bytes > _STATIC_SHARED_BYTES:
                 set_attribute(function, _MAX_DYNAMIC_SHARED_SIZE_BYTES, launch.shared_bytes)
-            # All that the cache can spare, so that as many blocks as fit share a multiprocessor.
+            # The most shared memory (100 %), so that a multiprocessor holds the most thread blocks.
             set_attribute(function, _PREFERRED_SHARED_MEMORY_CARVEOUT, 100)
             self._shared_bytes[function] = launch.shared_bytes
         if self._captured is not None:
@@ -190,7 +190,7 @@ class Cuda(Driver):
             try:
                 function()
             except BaseException:
-                with contextlib.suppress(Exception):  # the capture is broken, and so is its end
+                with contextlib.suppress(Exception):  # ending a broken capture fails, too
                     self._stream.end_capture()
                 raise
             finally:
@@ -200,19 +200,19 @@ class Cuda(Driver):
         def replay():
             graph.launch(self._stream)
 
-        replay.keeps = captured  # alive, for the graph has the addresses of their arrays
+        replay.keeps = captured  # alive, since the graph has the addresses of their arrays
         return replay
 
     @contextlib.contextmanager
     def session(self):
         runtime = self._cupy.cuda.runtime
-        runtime.setDevice(runtime.getDevice())  # gives a new thread its context
+        runtime.setDevice(runtime.getDevice())  # sets the context of a new thread
         with self._stream:
             yield
 
 
 def compile_program(program, architecture, *options):
-    """(cubin, the compiler's log) of a program for "sm_80" or the like; needs no GPU.
+    """(cubin, compiler's log) of a program for an architecture such as "sm_80"; needs no GPU.
 
     Raises CompileError.
     """
@@ -220,7 +220,7 @@ def compile_program(program, architecture, *options):
     handle = nvrtc.createProgram(program.text, program.path.name, (), ())
     try:
         nvrtc.compileProgram(handle, (*_OPTIONS, f"-arch={architecture}", *options))
-        # CuPy takes the last byte for a string's end, and leaves it out.
+        # CuPy treats the code as a string and removes its last byte.
         return nvrtc.getCUBIN(handle) + b"\0", nvrtc.getProgramLog(handle)
     except nvrtc.NVRTCError:
         raise CompileError(f"{program.path}: {nvrtc.getProgramLog(handle)}") from None
@@ -229,7 +229,7 @@ def compile_program(program, architecture, *options):
 
 
 def resources(log):
-    """{kernel: (bytes of stack, bytes spilled, registers)} of the log of --ptxas-options=-v."""
+    """{kernel: (bytes of stack, bytes spilled, registers)} from the log of --ptxas-options=-v."""
     found = re.findall(
         r"Function properties for (\w+)[\s\w.]*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers",
@@ -240,7 +240,7 @@ def resources(log):
 
 
 def _architecture(capability):
-    """The newest architecture of the compiler's whose code runs on such a GPU; None without one."""
+    """The newest architecture that NVRTC knows and that this capability runs; None without one."""
     same = [n for n in architectures() if n <= capability and n // 10 == capability // 10]
     return f"sm_{max(same)}" if same else None
 

@@ -1,12 +1,14 @@
-"""How the kernels of fused blocks cut their work: a choice for each layer and pass, from a model.
+"""How the kernels of fused blocks split their work: for each layer and pass, a choice by a model.
 
-A tile is some rows of an image or several images; a block of threads makes one tile after another.
-Which tile is best follows from counts: multiplications, turns of shared memory, instructions, bytes
-from the cache, and how many blocks a multiprocessor holds at a time, so that one can multiply while
-another one waits. What memory itself takes is the same for all tiles, and left out. The choice
-depends on the layer and the batch alone, so that the bits of a net depend on
-nothing else: the model's GPU is fixed, about an H200, and so is the ensemble's size. All tiles fit
-the 99 KB of shared memory that a block can have on any GPU with tensor cores for TF32.
+A tile is some rows of an image, or several images. A thread block computes one tile after another.
+The model estimates the time of each possible tile from counts: multiplications, bytes of shared
+memory, instructions, bytes from the cache, and the thread blocks that a multiprocessor holds at a
+time (while one waits for memory, others multiply). The memory traffic is the same for all tiles, so
+the model leaves it out.
+
+The choice depends on the layer and the batch alone, because the tiles determine the bits of the
+result. So the model assumes a fixed GPU, about an H200, and a fixed number of nets. All tiles fit
+the 99 KB of shared memory that a thread block can have on any GPU with tensor cores for TF32.
 
 benchmarks/tiles.py prints the choices for the seed network. Read kernels/block.cuh next.
 """
@@ -16,40 +18,40 @@ from itertools import product
 from math import ceil, prod
 from typing import NamedTuple
 
-# ---- of the kernels; block.cuh and correlation.cuh have the same
+# ---- constants of the kernels: the same as in block.cuh, correlation.cuh and others
 CHUNK, PITCH, WARP = 32, 40, 32
-TAPS_IN_MEMORY = 4  # whose weights correlation.cuh has in shared memory: arranged, and to be
+TAPS_IN_MEMORY = 4  # correlation.cuh holds the weights of two taps as copied, of two arranged
 STATISTICS, SUMS, PIVOTED = 3, 2, 4
-FIRST_THREADS, FIRST_ROWS = 256, 9  # block_first.cu's
+FIRST_THREADS, FIRST_ROWS = 256, 9  # block_first.cu
 HEAD_THREADS = 512
 
-# ---- of the model: an H200, and the ensemble that it trains
+# ---- constants of the model: an H200, and the size of the ensemble
 NETS, MULTIPROCESSORS = 15, 132
-SHARED_BYTES = 99 << 10  # of a block
+SHARED_BYTES = 99 << 10  # of a thread block, at most
 ALL_SHARED_BYTES = 227 << 10  # of a multiprocessor
-RESERVED_BYTES = 1 << 10  # of a block, beside what it asks for
-FIRST_SHARED_BYTES = 48 << 10  # of a block of the first layer's
-# Of a multiprocessor in a clock: multiplications of tensor cores in TF32, as mma.sync reaches them;
-# bytes of shared memory; bytes from the second cache; numbers staged (some 56 instructions for four
-# in each of 32 lanes).
+RESERVED_BYTES = 1 << 10  # of a thread block, in addition to what it asks for
+FIRST_SHARED_BYTES = 48 << 10  # of a thread block of block_first.cu, at most
+# What a multiprocessor does per clock: multiplications in TF32 that mma.sync reaches; bytes of
+# shared memory; bytes from the L2 cache; elements staged (a warp takes about 56 instructions for
+# four in each lane).
 TENSOR, SHARED, CACHE, STAGED = 640, 128, 40, 4 * 32 / 14
-ISSUES, RESULT = 4, 60  # instructions of warps in a clock; those for four results of each lane
-WARPS_TO_BE_BUSY = 8  # of a multiprocessor, for tensor cores and shared memory at that rate
-LATENCY = 1500  # clocks until what is asked of memory is there
+ISSUES, RESULT = 4, 60  # warp instructions per clock; instructions for four results of each lane
+WARPS_TO_BE_BUSY = 8  # that a multiprocessor needs to reach the rates TENSOR and SHARED
+LATENCY = 1500  # clocks that a load from memory takes
 MOST_IMAGES = 32  # of a tile
-MOST_PHASES = 4  # that one block takes after one another
+MOST_PHASES = 4  # that one thread block computes one after another
 
-# (GROUPS, SPLITS) that correlation.cuh is compiled for. All take up to 168 registers, so that a
-# multiprocessor holds twelve warps.
+# (GROUPS, SPLITS) that correlation.cuh is compiled for. All take at most 168 registers, so a
+# multiprocessor holds WARPS_AT_ONCE warps.
 FORWARD_FORMS = (9, 1), (6, 1), (5, 2), (6, 2), (8, 2), (4, 1), (4, 4)
 GRADIENT_FORMS = (6, 1), (8, 2), (4, 1), (4, 4)
 WEIGHT_FORMS = (3, 6), (5, 6), (5, 10)  # (FORM_TAPS, warps) of block_weight_gradient.cu
-OUTSIDE = 1 << 30  # more pixels than there are: block.cuh
-MOST_WARPS, WARPS_AT_ONCE = 6, 12
+OUTSIDE = 1 << 30  # in the table of staged pixels: a distance past the last image
+MOST_WARPS, WARPS_AT_ONCE = 6, 12  # of a thread block, of a multiprocessor
 
 
 def programs():
-    """(file, defines) of all that the kernels of fused blocks are compiled for."""
+    """[(file, defines)] of every form of the fused blocks' kernels that is compiled."""
     forms = {"block_forward.cu": FORWARD_FORMS, "block_input_gradient.cu": GRADIENT_FORMS}
     found = [(file, _form(*form)) for file in forms for form in forms[file]]
     return found + [("block_weight_gradient.cu", _taps(*form)) for form in WEIGHT_FORMS]
@@ -65,23 +67,23 @@ def _taps(taps, warps):
 
 
 class TiledLaunch(NamedTuple):
-    """How a kernel is launched: what it is compiled for, and how the work is cut."""
+    """How a kernel is launched: its form, its grid, and how its work is split into tiles."""
 
-    defines: tuple
-    tiling: dict  # block.cuh's struct
-    tables: tuple  # that the kernel reads, one behind the other
+    defines: tuple  # select the form
+    tiling: dict  # the fields of block.cuh's struct Tiling
+    tables: tuple  # all tables that the kernel reads, one after another
     grid: tuple
     threads: int
     shared_bytes: int
-    parts: int  # that it leaves of what it sums
-    clocks: float  # that the model expects of a multiprocessor; of block_first.cu, but an order
+    parts: int  # number of partial sums that it writes for each sum
+    clocks: float  # that the model expects for a multiprocessor; for block_first.cu only a rank
 
 
 class Axis(NamedTuple):
-    """An axis of the results that have the same taps: number i of them is first + i * step.
+    """The rows, or the columns, of the results that meet the same taps: a phase, or all.
 
-    It meets the source from i * stride + start on, `taps` in a row; tap k has the weights of the
-    kernel's tap weight + k * weight_step.
+    Result i of the axis is at `first` + i times the kernel's step. It meets the `taps` source
+    positions from i * stride + start on; position k has tap weight + k * weight_step of the kernel.
     """
 
     first: int
@@ -94,17 +96,17 @@ class Axis(NamedTuple):
 
 
 class _Tile(NamedTuple):
-    """Rows of an image, or whole images, and what is staged for them."""
+    """Rows of an image, or whole images, and the source pixels that are staged for them."""
 
     images: int
     rows: int
-    bands: int  # of an image
-    pixels: int  # of the results, of the largest phase
-    staging: dict  # Tiling's part
-    staged: int  # pixels
+    bands: int  # tiles per image
+    pixels: int  # results in the tile, in the largest phase
+    staging: dict  # the fields of Tiling that describe the staging
+    staged: int  # staged pixels
 
     def tiling(self, **more):
-        """block.cuh's struct."""
+        """The fields of block.cuh's struct Tiling."""
         return {
             "images": self.images,
             "rows": self.rows,
@@ -114,35 +116,35 @@ class _Tile(NamedTuple):
         }
 
     def count(self, batch):
-        """How many there are."""
+        """The number of tiles of a batch."""
         return ceil(batch / self.images) * self.bands
 
 
 class _Work(NamedTuple):
-    """What a block does for a tile, counted."""
+    """What a thread block does for a tile, counted."""
 
-    products: int  # multiplications, those of idle places of a tile, too
-    shared: int  # bytes that fragments take from shared memory
-    stagings: int  # times that everybody waits for memory
-    staged: int  # numbers that are staged
-    loaded: int  # numbers that are asked from the cache, or written
-    issued: float  # instructions of warps, but for staging
+    products: int  # multiplications, including those for unused places of the tile
+    shared: int  # bytes of operands loaded from shared memory
+    stagings: int  # times that all threads wait for memory
+    staged: int  # elements staged
+    loaded: int  # elements loaded from the cache, or written
+    issued: float  # warp instructions, without those for staging
 
 
 def best(launches):
-    """The TiledLaunch that the model likes best; None of none."""
+    """The TiledLaunch with the shortest time in the model; None if there is none."""
     return min(launches, key=lambda launch: launch.clocks, default=None)
 
 
 def forward(window, channels, filters, batch):
-    """Every TiledLaunch of block_forward that fits; geometry.Window says the shapes."""
+    """Every TiledLaunch of block_forward that fits, for a geometry.Window."""
     fixed = 2 * _padded(channels)
     size = _Correlation(channels, filters, batch, fixed, PIVOTED, 1)
     return _correlations(FORWARD_FORMS, _axes(window), window.input, size)
 
 
 def input_gradient(window, channels, filters, batch):
-    """Every TiledLaunch of block_input_gradient, for a gradient_window."""
+    """Every TiledLaunch of block_input_gradient that fits, for a gradient_window."""
     axes = [
         [
             Axis(p.first, p.count, 1, p.start, p.taps, p.tap + (p.taps - 1) * stride, -stride)
@@ -156,10 +158,11 @@ def input_gradient(window, channels, filters, batch):
 
 
 def gradient_window(window):
-    """The window by which the gradient by the input is made.
+    """The window of the gradient with respect to the input.
 
-    Where the window has but one place, and covers the whole input, its stride may be anything; by
-    its own size each pixel meets one tap, by less it would meet mostly those that are outside.
+    If the window has only one place and covers the whole input, its strides do not matter. Here
+    they become the window's size, so that each pixel meets one tap. With smaller strides each pixel
+    would meet many taps whose outputs do not exist.
     """
     if window.output == (1, 1) and window.size == window.input:
         return replace(window, strides=window.size)
@@ -167,13 +170,13 @@ def gradient_window(window):
 
 
 def _axes(window):
-    """[Axis] of the rows and of the columns of a forward pass: it has but one phase."""
+    """[[Axis of the rows], [Axis of the columns]] of a forward pass, which has one phase."""
     both = zip(window.output, window.strides, window.before, window.size, strict=True)
     return [[Axis(0, count, stride, -before, size, 0, 1)] for count, stride, before, size in both]
 
 
 def _tiles(axes, batch):
-    """Every _Tile worth a thought."""
+    """Every _Tile that may be the best: heights that divide an image evenly, or several images."""
     rows, columns = (max(axis.count for axis in of) for of in axes)
     for height in sorted({ceil(rows / bands) for bands in range(1, rows + 1)}):
         for images in range(1, min(batch, MOST_IMAGES) + 1) if height == rows else [1]:
@@ -184,15 +187,15 @@ def _tiles(axes, batch):
 
 
 def _staging(axes, images, height):
-    """Tiling's part that says what is staged: for `images` images, of `height` rows of results."""
-    width, turn = max(axis.count for axis in axes[1]), axes[1][0].stride
+    """The fields of Tiling that describe the staging of `images` images, `height` rows of each."""
+    width, stride = max(axis.count for axis in axes[1]), axes[1][0].stride
     source = []
     for of, count in zip(axes, (height, width), strict=True):
         start, stop = min(a.start for a in of), max(a.start + a.taps for a in of)
         source.append((start, (count - 1) * of[0].stride + stop - start))
     (top, source_rows), (left, source_columns) = source
-    row_pitch = turn * ceil(source_columns / turn)
-    if width % 4:  # so that pixels in a row lie in different banks across its end, too
+    row_pitch = stride * ceil(source_columns / stride)
+    if width % 4:  # so that consecutive pixels are in different banks also across a row's end
         step = axes[0][0].stride
         found = (p for p in range(row_pitch, row_pitch + 4) if (step * p - width) % 4 == 0)
         row_pitch = next(found, row_pitch)
@@ -206,18 +209,18 @@ def _staging(axes, images, height):
 
 
 class _Correlation(NamedTuple):
-    """The sizes of a correlation, and what its kernel keeps in shared memory, in numbers."""
+    """The sizes of a correlation; those of arrays in elements."""
 
     channels: int
     filters: int
     batch: int
-    fixed: int  # coefficients
-    sums: int  # for each filter
-    numbers: int  # read for each that is staged; read and written for each result
+    fixed: int  # in shared memory: coefficients of channels
+    sums: int  # in shared memory: for each filter
+    accesses: int  # elements loaded for each one staged; loaded or written for each result
 
 
 def _correlations(forms, axes, image, size):
-    """Every TiledLaunch of a correlation that fits; image: (rows, columns) of its source."""
+    """Every TiledLaunch of a correlation that fits. image: (rows, columns) of the source."""
     widths = range(1, min(2, ceil(size.filters / WARP)) + 1)
     launches = [
         _correlation(form, tile, wide, axes, image, size)
@@ -229,10 +232,10 @@ def _correlations(forms, axes, image, size):
 
 
 def _correlation(form, tile, wide, axes, image, size):
-    """One way to launch a correlation, `wide` warps of filters side by side; None if too big."""
+    """One way to launch a correlation, with `wide` warps along the filters; None if too big."""
     groups, splits = form
     phases = prod(map(len, axes))
-    # The phases of a window that is met once are many, and each is small: for blocks of their own.
+    # Many phases are those of a gradient_window with one tap each: each gets its own thread blocks.
     phase_groups = phases if phases > MOST_PHASES else 1
     pixel_warps = ceil(tile.pixels / (8 * groups))
     warps, width = pixel_warps * wide * splits, wide * WARP
@@ -256,7 +259,7 @@ def _correlation(form, tile, wide, axes, image, size):
         shared=pixel_warps * wide * steps * (8 + 2 * groups) * 128,
         stagings=stagings,
         staged=staged,
-        loaded=size.numbers * (staged + results) + steps * 8 * width,
+        loaded=size.accesses * (staged + results) + steps * 8 * width,
         issued=pixel_warps * wide * steps * (16 + 3.2 * groups) + results / 4 / WARP * RESULT,
     )
     blocks_y = ceil(size.filters / width) * phase_groups
@@ -270,7 +273,7 @@ def _correlation(form, tile, wide, axes, image, size):
 
 
 def _staged_table(axes, tile, image):
-    """What block.cuh's Staged knows of each pixel that is staged: two numbers."""
+    """The table of block.cuh's Staged: two integers for each staged pixel."""
     (rows, columns), t = image, tile.staging
     table = []
     for which, row, column in product(
@@ -283,13 +286,13 @@ def _staged_table(axes, tile, image):
 
 
 def _place(axes, staging, column):
-    """Where in its row a column is staged: those that a tap meets lie side by side."""
-    turn = axes[1][0].stride
-    return column % turn * ceil(staging["source_columns"] / turn) + column // turn
+    """Where in its row a column is staged: grouped by column % stride, as block.cuh says."""
+    stride = axes[1][0].stride
+    return column % stride * ceil(staging["source_columns"] / stride) + column // stride
 
 
 def _taps_tables(axes, staging):
-    """The phases' numbers, and behind them their taps', as correlation.cuh reads them."""
+    """correlation.cuh's table of phases (ResultPhase), followed by that of their taps (Tap)."""
     kernel_columns = sum(axis.taps for axis in axes[1])
     phases, taps = [], []
     for r, c in product(*axes):
@@ -316,7 +319,7 @@ def _weight_gradient(form, tile, window, channels, filters, batch):
     """One way to launch block_weight_gradient; None if too big."""
     (kh, kw), (taps, most_warps) = window.size, form
     in_row = ceil(kw / taps)
-    items = kh * in_row * 2  # a row's taps by half of the channels
+    items = kh * in_row * 2  # some taps of a row by half of the channels, for a warp
     groups = ceil(items / most_warps)
     item_warps = 2 * ceil(items / groups / 2)
     shares = most_warps // item_warps
@@ -326,12 +329,12 @@ def _weight_gradient(form, tile, window, channels, filters, batch):
     adding = item_warps * taps * CHUNK // 8 * 4 * WARP if shares > 1 else 0
     steps = ceil(tile.pixels / 8)
     area = tile.images * tile.staging["image_pitch"] * PITCH
-    # x; dz; tables of where x is staged from, and where its pixels are then
-    numbers = area + steps * 8 * (PITCH + 1) + 2 * tile.staged
-    shared = 4 * (fixed + max(numbers, adding, most_warps * CHUNK))
+    # x; dz and the table of its pixels' places; the table of staged pixels
+    elements = area + steps * 8 * (PITCH + 1) + 2 * tile.staged
+    shared = 4 * (fixed + max(elements, adding, most_warps * CHUNK))
     if shared > SHARED_BYTES:
         return None
-    staged = (tile.staged + 2 * tile.pixels) * CHUNK  # dz is made from two numbers
+    staged = (tile.staged + 2 * tile.pixels) * CHUNK  # dz needs two loads per element
     work = _Work(
         products=steps * 8 * item_warps * taps * CHUNK // 2 * CHUNK,
         shared=steps * item_warps * (10 + 4 * taps) * 128,
@@ -355,15 +358,15 @@ def _weight_gradient(form, tile, window, channels, filters, batch):
 
 
 def _share(tiles, blocks_y, warps, shared, work):
-    """(blocks of the grid's x, clocks of the launch): the model.
+    """The model: (size of the grid along x, clocks of the launch).
 
-    As many blocks as the multiprocessors hold at once take the tiles in turns. While one of those
-    that share a multiprocessor waits for memory, others multiply.
+    The grid has as many thread blocks as the multiprocessors hold at once; each computes several
+    tiles. While one thread block of a multiprocessor waits for memory, others multiply.
     """
     at_once = min(WARPS_AT_ONCE // warps, ALL_SHARED_BYTES // (shared + RESERVED_BYTES))
     blocks = min(tiles, max(1, MULTIPROCESSORS * at_once // (NETS * blocks_y)))
     rounds = ceil(tiles / blocks)
-    blocks = ceil(tiles / rounds)  # as few as take the same time: each leaves parts to add up
+    blocks = ceil(tiles / rounds)  # the fewest for this time: each writes partial sums
     at_work = min(at_once, max(1.0, blocks * blocks_y * NETS / MULTIPROCESSORS))
 
     busy = min(1.0, at_work * warps / WARPS_TO_BE_BUSY)
@@ -388,9 +391,10 @@ def first_weight_gradient(window, channels, filters, batch):
 
 
 def _first(window, channels, filters, batch, blocks_y, sums, at_once):
-    """The more rows of an image the better, since memory sets the pace.
+    """Every TiledLaunch of a kernel of block_first.cu that fits.
 
-    sums: numbers that threads with the same filters keep, each; at_once: blocks of a
+    More rows per tile are better, because these kernels are limited by memory. sums: elements of
+    shared memory for the sums of each thread along the pixels; at_once: thread blocks per
     multiprocessor.
     """
     launches = []
@@ -410,20 +414,22 @@ def _first(window, channels, filters, batch, blocks_y, sums, at_once):
     return launches
 
 
-def head(numbers, channels, units, batch):
-    """(images at a time, bytes of shared memory) of head.cu; None where not even one fits.
+def head(features, channels, units, batch):
+    """(images at a time, bytes of shared memory) of head.cu; None if not even one image fits.
 
-    numbers: that an image gives to the dense layer.
+    features: inputs of the dense layer.
     """
     if units > HEAD_THREADS:
         return None
-    slices = max(1, HEAD_THREADS // numbers)
-    fixed = 2 * _padded(channels) + 2 * numbers * units + SUMS * slices * numbers
-    images = min(batch, (SHARED_BYTES // 4 - fixed) // (numbers + 1 + units + 2))
-    return (images, 4 * (fixed + images * (numbers + 1 + units + 2))) if images > 0 else None
+    slices = max(1, HEAD_THREADS // features)
+    fixed = 2 * _padded(channels) + 2 * features * units + SUMS * slices * features
+    per_image = features + 1 + units + 2
+    images = min(batch, (SHARED_BYTES // 4 - fixed) // per_image)
+    return (images, 4 * (fixed + images * per_image)) if images > 0 else None
 
 
 def _padded(channels):
+    """The number of channels, rounded up to whole chunks."""
     return CHUNK * ceil(channels / CHUNK)
 
 

@@ -1,9 +1,9 @@
 """The backend of CUDA kernels: every operation of ops_numpy.py as launches of kernels/*.cu.
 
-A driver launches: cuda.py's on a GPU, the emulator on a CPU. An operation allocates nothing and
-waits for nothing; it only puts launches in order, so that a step can be captured as a graph. The
-net is a grid axis that the driver adds, so one launch serves all nets. What is written here is the
-rest of a launch: how many blocks, of which threads, to which part of a net's numbers.
+A driver runs the launches: that of cuda.py on a GPU, the emulator on a CPU. An operation allocates
+nothing and does not wait for results, so a step can be captured as a graph. The driver adds the
+nets as a grid axis, so one launch serves all nets. Each operation here chooses the rest of a
+launch: the number of thread blocks, their shape, and the arguments.
 
 ops_numpy.py says what an operation means, and the kernel's file how it is computed.
 """
@@ -20,18 +20,19 @@ from .cuda_convolution import VERSIONS, Dense
 from .scratch import slice_workspace
 
 _ACTIVATIONS = "linear", "relu", "sigmoid", "tanh"  # in activation.cuh's order
-_THREADS = 256  # of a block, where nothing speaks for another number
+_THREADS = 256  # of a thread block, by default
 _WARP = 32
 
 
 class Operations(Backend):
-    """The operations on one driver's arrays. `convolution` names a version of it.
+    """The operations on one driver's arrays.
 
-    precision: "float32", or "tf32": then cuda_blocks.py trains what is a network of blocks, with
-    products of tensor cores. Anything else is computed in float32, whichever is asked for.
+    convolution: a version in cuda_convolution.VERSIONS. precision: "float32" or "tf32". With "tf32"
+    cuda_blocks.py trains networks that it can fuse, with products on tensor cores; it computes all
+    other networks in float32.
     """
 
-    lockstep = True  # a launch is as long for one net as for many, until the GPU is full
+    lockstep = True  # until the GPU is full, a launch takes as long for one net as for many
 
     def __init__(self, driver, convolution="implicit", precision="float32"):
         self.name = driver.name
@@ -46,40 +47,44 @@ class Operations(Backend):
         self.free_memory = driver.free_memory
 
     def fusion(self, nodes, batch):
-        """The cuda_blocks.Network that a stack of layers is at a batch size, or None."""
+        """The cuda_blocks.FusedNetwork that a stack of layers is at a batch size, or None."""
         return cuda_blocks.fusion(nodes, batch) if self.precision == "tf32" else None
 
-    def _launch_for_each(self, count, file, kernel, *arguments):
-        """A thread for each of `count` things of a net."""
-        self.launch(file, kernel, (_ceil_div(count, _THREADS),), (_THREADS,), *arguments)
+    def _launch_for_each(self, threads, file, kernel, /, *arguments, **by_name):
+        """Launch a kernel with at least so many threads for each net."""
+        grid = (_ceil_div(threads, _THREADS),)
+        self.launch(file, kernel, grid, (_THREADS,), *arguments, **by_name)
 
     # ---- the batch ---------------------------------------------------------------------------
 
     def load_batch(self, images, labels, order, ranges, seed, nets, step, x, y):
         _, steps, B = order.shape
         H, W = images.shape[1:]
-        # A block for each image: its threads share the map, and the cache that holds the image.
-        gathered = images, labels, order, steps, B, H, W
-        drawn = ranges, seed, nets, rng.AUGMENTATION, step
-        self.launch("augment.cu", "load_batch", (B,), (_THREADS,), *gathered, *drawn, x, y)
+        # One thread block per image: its threads share the map, and the cache with the image.
+        self.launch(
+            "augment.cu", "load_batch", (B,), (_THREADS,),
+            images=images, labels=labels, order=order, steps=steps, B=B, H=H, W=W,
+            ranges=ranges, seed=seed, nets=nets, stream=rng.AUGMENTATION, step=step,
+            x=x, y=y,
+        )  # fmt: skip
 
     # ---- activations -------------------------------------------------------------------------
 
     def activate(self, name, y):
         if name == "softmax":
-            rows, N = prod(y.shape[1:-1]), y.shape[-1]
-            self.launch("activation.cu", "softmax_forward", *_warp_a_row(rows), rows, N, y)
+            rows, C = prod(y.shape[1:-1]), y.shape[-1]
+            self.launch("activation.cu", "softmax_forward", *_warp_per_row(rows), rows, C, y)
         elif name != "linear":
-            n, code = _numbers(y), _ACTIVATIONS.index(name)
-            self._launch_for_each(n, "activation.cu", "activation_forward", code, n, y)
+            count, code = _elements(y), _ACTIVATIONS.index(name)
+            self._launch_for_each(count, "activation.cu", "activation_forward", code, count, y)
 
     def activate_backward(self, name, y, dy):
         if name == "softmax":
-            rows, N = prod(y.shape[1:-1]), y.shape[-1]
-            self.launch("activation.cu", "softmax_backward", *_warp_a_row(rows), y, rows, N, dy)
+            rows, C = prod(y.shape[1:-1]), y.shape[-1]
+            self.launch("activation.cu", "softmax_backward", *_warp_per_row(rows), y, rows, C, dy)
         elif name != "linear":
-            n, code = _numbers(y), _ACTIVATIONS.index(name)
-            self._launch_for_each(n, "activation.cu", "activation_backward", code, y, n, dy)
+            count, code = _elements(y), _ACTIVATIONS.index(name)
+            self._launch_for_each(count, "activation.cu", "activation_backward", code, y, count, dy)
 
     # ---- convolution and dense: cuda_convolution.py ------------------------------------------
 
@@ -120,82 +125,105 @@ class Operations(Backend):
     def batch_norm(self, x, gamma, beta, epsilon, mean, variance, y, workspace):
         t = _Tiles.of(x.shape)
         chunks, terms = slice_workspace(workspace, t.workspace_layout(len(x)))
-        rest = terms[:, 0]  # (E, C)
-        file, size = "batch_norm.cu", (t.rows, t.channels)
-        self.launch(file, "batch_norm_chunks", t.grid, t.block, x, *size, chunks)
-        results = mean, variance, rest
-        sums = chunks, t.chunks, t.chunk_rows
-        self.launch(file, "batch_norm_statistics", t.sum_grid, t.block, *sums, *size, *results)
-        self._normalize(x, gamma, beta, epsilon, mean, variance, rest, y)
+        mean_error = terms[:, 0]  # (E, C)
+        self.launch(
+            "batch_norm.cu", "batch_norm_chunks", t.grid, t.block,
+            x=x, rows=t.rows, C=t.channels, chunks=chunks,
+        )  # fmt: skip
+        self.launch(
+            "batch_norm.cu", "batch_norm_statistics", t.sum_grid, t.block,
+            chunks=chunks, chunk_count=t.chunk_count, chunk_rows=t.chunk_rows,
+            rows=t.rows, C=t.channels, mean=mean, variance=variance, mean_error=mean_error,
+        )  # fmt: skip
+        self._normalize(x, gamma, beta, epsilon, mean, variance, mean_error, y)
 
     def batch_norm_inference(self, x, gamma, beta, epsilon, mean, variance, y):
         self._normalize(x, gamma, beta, epsilon, mean, variance, None, y)
 
-    def _normalize(self, x, gamma, beta, epsilon, mean, variance, rest, y):
+    def _normalize(self, x, gamma, beta, epsilon, mean, variance, mean_error, y):
         t = _Tiles.of(x.shape)
-        given = x, t.rows, t.channels, gamma, beta, epsilon, mean, variance, rest
-        self.launch("batch_norm.cu", "batch_norm_normalize", t.grid, t.block, *given, y)
+        self.launch(
+            "batch_norm.cu", "batch_norm_normalize", t.grid, t.block,
+            x=x, rows=t.rows, C=t.channels, gamma=gamma, beta=beta, epsilon=epsilon,
+            mean=mean, variance=variance, mean_error=mean_error, y=y,
+        )  # fmt: skip
 
     def batch_norm_backward(
         self, x, dy, gamma, epsilon, mean, variance, dx, dgamma, dbeta, workspace, activation
     ):
         t = _Tiles.of(x.shape)
         chunks, terms = slice_workspace(workspace, t.workspace_layout(len(x)))
-        file, given = "batch_norm.cu", (x, dy, t.rows, t.channels, mean)
-        self.launch(file, "batch_norm_gradient_chunks", t.grid, t.block, *given, chunks)
-        sums = chunks, t.chunks, t.rows, t.channels, gamma, epsilon, variance
-        results = dgamma, dbeta, terms
-        self.launch(file, "batch_norm_gradient_sums", t.sum_grid, t.block, *sums, *results)
-        self.launch(file, "batch_norm_input_gradient", t.grid, t.block, *given, terms, dx)
+        self.launch(
+            "batch_norm.cu", "batch_norm_gradient_chunks", t.grid, t.block,
+            x=x, dy=dy, rows=t.rows, C=t.channels, mean=mean, chunks=chunks,
+        )  # fmt: skip
+        self.launch(
+            "batch_norm.cu", "batch_norm_gradient_sums", t.sum_grid, t.block,
+            chunks=chunks, chunk_count=t.chunk_count, rows=t.rows, C=t.channels,
+            gamma=gamma, epsilon=epsilon, variance=variance,
+            dgamma=dgamma, dbeta=dbeta, terms=terms,
+        )  # fmt: skip
+        self.launch(
+            "batch_norm.cu", "batch_norm_input_gradient", t.grid, t.block,
+            x=x, dy=dy, rows=t.rows, C=t.channels, mean=mean, terms=terms, dx=dx,
+        )  # fmt: skip
         self.activate_backward(activation, x, dx)
 
     def update_moving(self, moving, batch, momentum):
-        given = moving, batch, momentum, _numbers(moving)
-        self._launch_for_each(_numbers(moving), "batch_norm.cu", "update_moving", *given)
+        C = _elements(moving)
+        self._launch_for_each(C, "batch_norm.cu", "update_moving", moving, batch, momentum, C)
 
     # ---- dropout -----------------------------------------------------------------------------
 
     def dropout(self, x, rate, seed, nets, stream, step, mask, y):
-        n = _numbers(x)
-        blocks = _ceil_div(n, 4)  # of Philox, with four words each
-        given = x, 1 / (1 - rate), rng.threshold(rate), seed, nets, stream, step, n
-        self._launch_for_each(blocks, "dropout.cu", "dropout_forward", *given, mask, y)
+        count = _elements(x)
+        self._launch_for_each(
+            _ceil_div(count, 4), "dropout.cu", "dropout_forward",  # a thread draws four words
+            x=x, scale=1 / (1 - rate), threshold=rng.threshold(rate),
+            seed=seed, nets=nets, stream=stream, step=step, count=count,
+            mask=mask, y=y,
+        )  # fmt: skip
 
     def dropout_backward(self, dy, rate, mask, dx):
-        n = _numbers(dy)
-        self._launch_for_each(n, "dropout.cu", "dropout_backward", dy, 1 / (1 - rate), mask, n, dx)
+        count, scale = _elements(dy), 1 / (1 - rate)
+        self._launch_for_each(count, "dropout.cu", "dropout_backward", dy, scale, mask, count, dx)
 
     # ---- max pooling -------------------------------------------------------------------------
 
     def max_pool(self, x, window, winner, y):
-        n, pooling = _numbers(y), _pooling(x, window)
-        self._launch_for_each(n, "pooling.cu", "max_pool_forward", x, pooling, n, winner, y)
+        count, p = _elements(y), _pooling(x, window)
+        self._launch_for_each(count, "pooling.cu", "max_pool_forward", x, p, count, winner, y)
 
     def max_pool_backward(self, dy, window, winner, dx):
-        n, pooling = _numbers(dx), _pooling(dx, window)
-        self._launch_for_each(n, "pooling.cu", "max_pool_backward", dy, winner, pooling, n, dx)
+        count, p = _elements(dx), _pooling(dx, window)
+        self._launch_for_each(count, "pooling.cu", "max_pool_backward", dy, winner, p, count, dx)
 
     # ---- loss, metrics, optimizer ------------------------------------------------------------
 
     def softmax_cross_entropy(self, logits, labels, loss, correct, dlogits):
-        _, B, N = logits.shape
-        block = _WARP, min(B, 32)  # one block a net; a warp for each image, or for each 32nd
-        given, results = (logits, labels, B, N), (loss, correct, dlogits)
-        self.launch("loss.cu", "softmax_cross_entropy", (1,), block, *given, *results)
+        _, B, classes = logits.shape
+        block = _WARP, min(B, 32)  # up to 32 warps; each takes an image at a time
+        self.launch(
+            "loss.cu", "softmax_cross_entropy", (1,), block,
+            logits=logits, labels=labels, B=B, classes=classes,
+            loss=loss, correct=correct, dlogits=dlogits,
+        )  # fmt: skip
 
     def accumulate(self, loss, correct, sums):
         self.launch("metrics.cu", "accumulate", (1,), (1,), loss, correct, sums)
 
     def collect(self, source, step, target):
-        n = _numbers(source)
-        self._launch_for_each(n, "metrics.cu", "collect", source, step, n, target)
+        count = _elements(source)
+        self._launch_for_each(count, "metrics.cu", "collect", source, step, count, target)
         self._increment(step)
 
     def adam(self, params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
-        P = _numbers(params)
-        threads = _ceil_div(P, 4)  # adam.cu's NUMBERS_A_THREAD
-        given = params, gradients, m, v, P, step, learning_rate, beta_1, beta_2, epsilon
-        self._launch_for_each(threads, "adam.cu", "adam", *given)
+        P = _elements(params)
+        self._launch_for_each(
+            _ceil_div(P, 4), "adam.cu", "adam",  # adam.cu's WEIGHTS_PER_THREAD
+            w=params, g=gradients, m=m, v=v, P=P, step=step, learning_rate=learning_rate,
+            beta_1=beta_1, beta_2=beta_2, epsilon=epsilon,
+        )  # fmt: skip
         self._increment(step)
 
     def _increment(self, step):
@@ -203,17 +231,17 @@ class Operations(Backend):
 
 
 class _Tiles(NamedTuple):
-    """How batch normalisation cuts x (E, rows, C): into tiles of channels and chunks of rows.
+    """How batch normalisation splits x (E, rows, C): into tiles of channels and chunks of rows.
 
-    A tile is as wide as a warp, or as the channels if they are fewer (a power of two, since the
-    rows of threads are halved to add them up). All of it depends on the layer alone.
+    A tile is as wide as a warp, or as the next power of two if there are fewer channels; the sum
+    over rows of threads needs a power of two. All of this depends on the layer alone.
     """
 
     rows: int
     channels: int
-    block: tuple  # threads: channels, rows
+    block: tuple  # (channels, rows) of a thread block
     chunk_rows: int
-    grid: tuple  # blocks: chunks of rows, tiles of channels
+    grid: tuple  # (chunks of rows, tiles of channels)
 
     @classmethod
     def of(cls, shape):
@@ -225,23 +253,23 @@ class _Tiles(NamedTuple):
         return cls(rows, channels, (width, height), chunk_rows, grid)
 
     @property
-    def chunks(self):
-        """How many there are."""
+    def chunk_count(self):
+        """The number of chunks."""
         return self.grid[0]
 
     @property
     def sum_grid(self):
-        """Blocks to add up the chunks' sums: one for each tile of channels."""
+        """The grid that adds up the chunks' sums: one thread block for each tile of channels."""
         return self.grid[1:]
 
     def workspace_layout(self, nets):
-        """The chunks' sums, and what a second launch makes of them for a third."""
-        shapes = (nets, 3, self.chunks, self.channels), (nets, 3, self.channels)
+        """[(shape, dtype)] of the chunks' sums, and of the terms that follow from them."""
+        shapes = (nets, 3, self.chunk_count, self.channels), (nets, 3, self.channels)
         return [(shape, np.float32) for shape in shapes]
 
 
-def _warp_a_row(rows):
-    """(grid, block) of softmax: a warp for each row, eight rows a block."""
+def _warp_per_row(rows):
+    """(grid, block) of softmax: a warp for each row, eight rows for each thread block."""
     return (_ceil_div(rows, 8),), (_WARP, 8)
 
 
@@ -256,14 +284,17 @@ def _pooling(x, window):
 
 
 def _split_activation(name):
-    """(code, name): what a kernel applies to its result itself, and what is launched after it."""
+    """(number of the activation that a kernel itself applies, name of the one to launch after it).
+
+    One of the two is linear, which does nothing.
+    """
     if name == "softmax":  # needs a whole row
         return 0, name
     return _ACTIVATIONS.index(name), "linear"
 
 
-def _numbers(x):
-    """How many numbers of x (E, ...) are one net's."""
+def _elements(x):
+    """The number of elements of x (E, ...) for one net."""
     return prod(x.shape[1:])
 
 

@@ -1,11 +1,12 @@
 """CUDA kernels on a CPU: the same sources and launches, compiled by any C++ compiler.
 
-Slow, and good for seeing: every kernel runs in every test; a debugger stops in it (kernels are
-compiled for that, so `break batch_norm.cu:40` works in gdb); and a checked emulator sees each
-access to memory, finds what is wrong with it, and counts what is not.
+It reproduces results, order and memory accesses, not speed. Tests run every kernel without a GPU. A
+debugger can stop in a kernel: `break batch_norm.cu:40` works in gdb. A checked emulator inspects
+each access to memory, reports wrong ones, and counts the others.
 
-shim.h has CUDA's words, runtime.cpp executes blocks of threads, checker.cpp looks on: races.cpp
-says which accesses nothing orders, traffic.cpp counts. Arrays are NumPy's.
+shim.h defines CUDA's keywords and functions, runtime.cpp executes thread blocks, and checker.cpp
+inspects accesses: races.cpp finds those that are not ordered, traffic.cpp counts requests. Arrays
+are NumPy's.
 """
 
 import contextlib
@@ -25,12 +26,13 @@ from ..backends import native
 from ..backends.kernel import SOURCES, Driver, pointers
 
 _HERE = Path(__file__).parent
-# The version of DWARF is one that addr2line and gdb have long read without mistakes.
+# DWARF 4, because older versions of addr2line and gdb misread DWARF 5.
 _FLAGS = ["-std=c++17", "-march=native", "-gdwarf-4", "-pthread"]
-# No fused operation where the source has none, as CUDA's __fmul_rn and __fadd_rn ask for.
+# -ffp-contract=off: products and sums are fused only where the source says so. CUDA's __fmul_rn and
+# __fadd_rn guarantee that.
 _KERNEL_FLAGS = [*_FLAGS, "-w", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 _FAST = ["-O3"]
-# The compiler calls a function for each access. It must leave accesses as the source has them.
+# -fsanitize=thread calls a function for each access. The others keep accesses as in the source.
 _CHECKED = [
     "-O2",
     "-fsanitize=thread",
@@ -39,26 +41,28 @@ _CHECKED = [
     "-fno-builtin-memset",
     "-DEMULATED_CHECKED",
 ]
-# Clang leaves out a read that a write to the same place follows, unless it is told not to.
+# By default Clang does not report a read that is followed by a write to the same place.
 _CHECKED_BY_CLANG = ["-mllvm", "-tsan-instrument-read-before-write"]
-SECTOR_BYTES = 32  # of global memory, as Counts has them
-_ALIGNMENT = 256  # bytes: CUDA's of an array
-_POISON = 0xFF  # as floats, NaN
+SECTOR_BYTES = 32  # of global memory; Counts counts sectors
+_ALIGNMENT = 256  # bytes; CUDA aligns arrays so
+_POISON = 0xFF  # four such bytes are a NaN
 _one_launch_at_a_time = threading.Lock()  # the runtime has one set of threads
 _ORDERS = "forward", "backward", "shuffled"
 _COPIES = "early", "late"
 
 
-class KernelFault(Exception):  # noqa: N818  the hardware's word
-    """A kernel did what it must not do; the message says which thread, what, and where."""
+class KernelFault(Exception):  # noqa: N818  as it is called on hardware
+    """A kernel did something forbidden; the message says which thread, what, and where."""
 
 
 class Counts(NamedTuple):
-    """What a launch did. A request is what the lanes of a warp access at one place in the code.
+    """What a launch did.
 
-    Sectors are stretches of 32 bytes of global memory, `ideal` the fewest that the same bytes could
-    lie in; wavefronts are turns of the banks of shared memory, `ideal` those without conflicts.
-    Bytes are distinct ones. An atomic operation counts as a store.
+    A request is the access of a warp's lanes at one place in the code. Sectors are aligned pieces
+    of 32 bytes of global memory; ideal sectors are the fewest that can hold the same number of
+    bytes. Wavefronts are the passes that a request to shared memory takes; ideal wavefronts are
+    those without bank conflicts. Bytes are counted once, however often they are accessed. An atomic
+    operation counts as a store.
     """
 
     load_requests: int
@@ -73,14 +77,14 @@ class Counts(NamedTuple):
     shared_wavefronts: int
     ideal_shared_wavefronts: int
     barriers: int
-    exchanges: int  # of a warp: shuffles, votes, __syncwarp()
-    flops: int  # those of fmaf, two each
+    exchanges: int  # of warps: shuffles, votes, __syncwarp()
+    flops: int  # two for each fmaf
     tensor_steps: int
     tensor_flops: int
 
 
 class Counted(NamedTuple):
-    """A launch and its counts."""
+    """A launch and its Counts."""
 
     file: str
     kernel: str
@@ -90,7 +94,7 @@ class Counted(NamedTuple):
 
 
 class _Buffer(ctypes.Structure):
-    """checker.h has the same."""
+    """The struct of the same name in checker.h."""
 
     _fields_ = [
         ("base", ctypes.c_size_t),
@@ -104,7 +108,7 @@ class _Buffer(ctypes.Structure):
 
 
 class _Options(ctypes.Structure):
-    """block.h has the same."""
+    """The struct of the same name in block.h."""
 
     _fields_ = [
         ("order", ctypes.c_int),
@@ -119,20 +123,20 @@ class _Options(ctypes.Structure):
 
 
 class _Code(NamedTuple):
-    """A compiled program: where its kernels are entered, and where it lies in memory."""
+    """A compiled program: the entry points of its kernels, and its address range in memory."""
 
     path: Path
     entries: dict  # {kernel: function}
-    image: tuple
+    image: tuple  # (begin, end)
 
 
 class Emulator(Driver):
     """A driver that runs kernels on `cores` of the CPU (default: all).
 
-    order: of the threads of a block and of the blocks: "forward", "backward" or "shuffled"; copies:
-    whether asynchronous copies land "early" or "late". Neither may change a result. checked: see
-    each access, on one core; a wrong one raises KernelFault, and `counted` gets a Counted for each
-    launch.
+    order: in which thread blocks, and the threads of each, run: "forward", "backward" or
+    "shuffled". copies: whether asynchronous copies happen at once ("early") or when they are waited
+    for ("late"). Neither may change a result. checked: inspect each access, on one core; a wrong
+    access raises KernelFault, and the list `counted` gets a Counted for each launch.
     """
 
     name = "emulated"
@@ -150,12 +154,12 @@ class Emulator(Driver):
             buffers=-1,
         )
         self._run = _runtime().emulator_launch
-        self._capturing = None  # a list of what is to be repeated
+        self._capturing = None  # during a capture, a list of the functions to repeat
 
     # ---- arrays ------------------------------------------------------------------------------
 
     def empty(self, shape, dtype):
-        """An array that starts at a multiple of 256 bytes; of a checked emulator, full of NaN."""
+        """An array aligned to 256 bytes; a checked emulator fills it with NaN."""
         array = machine.aligned_empty(shape, dtype, _ALIGNMENT)
         if self.checked:
             array.reshape(-1).view(np.uint8).fill(_POISON)
@@ -187,7 +191,7 @@ class Emulator(Driver):
         return array.ctypes.data
 
     def free_memory(self):
-        """Bytes that can be had; None where the system does not say."""
+        """Bytes that can be allocated; None if the system does not say."""
         return machine.free_memory()
 
     @contextlib.contextmanager
@@ -236,7 +240,7 @@ class Emulator(Driver):
 
     def _refuse_in_capture(self, what):
         if self._capturing is not None:
-            raise RuntimeError(f"a capture cannot hold {what}: its data would be frozen in it")
+            raise RuntimeError(f"a capture cannot hold {what}: each replay would repeat its data")
 
     def _execute(self, launch):
         options = _Options.from_buffer_copy(self._options)
@@ -284,10 +288,10 @@ def _buffer(parameter, array):
 
 
 def _as_cpp(program):
-    """A program's text with what C++ cannot say replaced, line by line.
+    """A program's text as C++, with the same lines.
 
-    `__shared__` declares memory of the block among the variables of a thread; and #line directives
-    get whole paths, so that a debugger finds the files.
+    C++ has no memory of a thread block, so declarations with `__shared__` become macros of shim.h.
+    #line directives get whole paths, so that a debugger finds the files.
     """
     text = re.sub(
         r"\bextern\s+__shared__\s+(?:__align__\(\d+\)\s+)?([\w ]+?)\s+(\w+)\[\];",
@@ -316,10 +320,11 @@ def _checked_flags():
 
 
 def _source_line(library, address):
-    """Where an address in a library's code is from: (file.cu:12); "" without binutils."""
+    """The source line of an address in a library's code, " (file.cu:12)"; "" without binutils."""
     if not shutil.which("addr2line"):
         return ""
-    # The address is that behind the call. What was inlined comes first, the shim's own functions.
+    # `address` is the return address, one past the call. addr2line lists inlined functions first;
+    # those of the shim are skipped.
     command = ["addr2line", "-i", "-e", str(library), hex(address - 1)]
     found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     names = (Path(line.split(" (")[0]).name for line in found.splitlines())
@@ -328,7 +333,7 @@ def _source_line(library, address):
 
 @lru_cache
 def _source(name):
-    """One of the emulator's own sources, which says where it is, for compilers and debuggers."""
+    """One of the emulator's own sources, with its path for compilers and debuggers."""
     return f'#line 1 "{_HERE / name}"\n{(_HERE / name).read_text()}'
 
 
@@ -337,5 +342,5 @@ def _runtime():
     names = sorted(path.name for path in _HERE.iterdir() if path.suffix in (".h", ".cpp"))
     sources = {name: _source(name) for name in names if name != "shim.h"}
     path = native.build("emulator", sources, [*_FLAGS, "-O2"], ["-pthread"])
-    # Kernels' libraries find its functions by name.
+    # Global, because the kernels' libraries call its functions.
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)

@@ -1,7 +1,7 @@
-// The state of a block that runs: its threads, its shared memory, and the launch that it is of.
+// The state of a running thread block: its threads, its shared memory, and its launch.
 //
-// A block's threads are fibers: each has a stack of its own, and they take turns on one thread of
-// the machine, changing only where they wait for each other.
+// The threads of a block are fibers. Each has its own stack; one thread of the CPU runs them all,
+// and switches between them only where they wait for each other.
 #pragma once
 #include <atomic>
 #include <memory>
@@ -17,14 +17,15 @@ struct Buffer;
 struct Counters;
 
 constexpr size_t STACK_BYTES = 64 << 10;
-constexpr size_t MOST_SHARED_BYTES = 227 << 10;  // of a block, on any GPU so far
-constexpr size_t SHARED_GAP = 128;  // so that no shared array's end is another's beginning
+constexpr size_t MOST_SHARED_BYTES = 227 << 10;  // of a block, the most on any GPU so far
+constexpr size_t SHARED_GAP = 128;  // between shared arrays, to detect accesses past their ends
 constexpr size_t ARENA_BYTES = SHARED_GAP + MOST_SHARED_BYTES + SHARED_GAP;
 constexpr unsigned WARP = 32;
 
 enum class State { fresh, ready, at_barrier, at_exchange, ended };
 enum class Order : int { forward, backward, shuffled };
 
+// An asynchronous copy to shared memory; not `inside`: it writes zeros.
 struct Copy {
     void* shared;
     const void* global;
@@ -36,26 +37,26 @@ struct Copy {
 struct Fiber {
     Place place;
     State state;
-    void* stack_pointer;  // while another runs
+    void* stack_pointer;  // while it does not run
     char* stack;
-    const char* site;  // of the barrier or the exchange it waits at
+    const char* site;  // the source line of the barrier or exchange at which it waits
     unsigned mask;     // of the exchange
-    bool predicate;
-    int votes;
-    int turn;                       // which of its two values is of the exchange in hand
-    unsigned turns;                 // the same of all lanes, a bit each, once they are here
-    alignas(16) char value[2][64];  // what it gives to others
-    std::vector<Copy> copies;       // under way
-    int groups;                     // of copies that were committed
+    bool predicate;    // its vote at the barrier
+    int votes;         // the number of true votes
+    int slot;                       // of its two values, the one for the current exchange
+    unsigned slots;                 // those of all lanes, a bit each, when the exchange is complete
+    alignas(16) char value[2][64];  // what other lanes read
+    std::vector<Copy> copies;       // in flight
+    int groups;                     // number of committed groups of copies
 };
 
-// What Python asks for; the same fields are in __init__.py.
+// A launch's options, set by Python; __init__.py has the same struct.
 struct Options {
     int order, late_copies, cores;
-    int buffers;             // of the checker; -1: do not check
+    int buffers;  // their number, for the checker; -1: do not check
     const Buffer* buffer;
     Counters* counters;
-    uintptr_t image_begin, image_end;  // of the kernel's library, with its constants
+    uintptr_t image_begin, image_end;  // the kernel's library in memory, with its constants
 };
 
 struct Launch {
@@ -66,16 +67,16 @@ struct Launch {
     Options options;
     std::atomic<long long> next_block{0};
     std::atomic<bool> failed{false};
-    std::mutex lock;  // of the message
+    std::mutex lock;  // for the message
     char* message;
     size_t message_bytes;
-    uintptr_t fault_address = 0;  // in the kernel's code, less the image's beginning
+    uintptr_t fault_address = 0;  // in the kernel's code, relative to the image
 
     void fail(const Place* at, const char* text);
 };
 
 struct SharedArray {
-    const void* key;     // of its declaration
+    const void* key;     // identifies its declaration
     size_t begin, size;  // in the arena
     size_t item_bytes;
     const char* name;
@@ -89,7 +90,7 @@ struct Block {
     int current = 0;  // the fiber that runs
     std::unique_ptr<char[]> arena;  // shared memory
     size_t arena_used = 0;
-    std::vector<SharedArray> arrays;  // the first is what the launch asked for
+    std::vector<SharedArray> arrays;  // the first one is the launch's dynamic shared memory
     Checker* checker = nullptr;
 
     Fiber& self() { return fibers[current]; }
@@ -99,10 +100,10 @@ struct Block {
 private:
     void begin(Index index);
     void start(Fiber& fiber);
-    bool turn_of(int fiber);
+    bool resume(int fiber);
     bool release();
 };
 
-extern thread_local Block* block;  // that runs on this thread of the machine
+extern thread_local Block* block;  // the one that this thread of the CPU runs
 
 }  // namespace emulator

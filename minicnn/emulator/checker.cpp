@@ -11,7 +11,7 @@ Checker::Checker(Launch& launch)
     : launch(launch), counters(*launch.options.counters),
       buffers(launch.options.buffer, launch.options.buffer + launch.options.buffers),
       traffic(counters) {
-    // Arrays that overlap, as views of one array do, share what is known of their memory.
+    // Arrays that overlap, such as views of one array, share the state of their memory.
     std::vector<Region> found;
     for (const Buffer& b : buffers) {
         uintptr_t end = b.base + (b.rows ? (b.rows - 1) * b.stride_bytes + b.row_bytes : 0);
@@ -61,9 +61,9 @@ bool Checker::is_shared(uintptr_t address) const {
 
 void Checker::access(uintptr_t address, size_t size, Access kind, const void* at, bool counted) {
     const Fiber& fiber = block->self();
-    if (address - uintptr_t(fiber.stack) < STACK_BYTES) return;  // its own, as registers are
+    if (address - uintptr_t(fiber.stack) < STACK_BYTES) return;  // local variables
     uintptr_t fibers = uintptr_t(block->fibers.data());
-    if (address - fibers < block->fibers.size() * sizeof(Fiber)) return;  // threadIdx and the like
+    if (address - fibers < block->fibers.size() * sizeof(Fiber)) return;  // threadIdx and others
     if (address - uintptr_t(&here) < sizeof here) return;
     const Options& options = launch.options;
     bool in_image = address >= options.image_begin && address < options.image_end;
@@ -94,7 +94,7 @@ void Checker::shared_access(uintptr_t address, size_t size, Access kind) {
     bool inside = false;
     for_shared_words(address, size, [&](Word& word) {
         inside = true;
-        if (word.of_block != races.block()) word = {};  // of the block that was here before
+        if (word.of_block != races.block()) word = {};  // the state of an earlier block
         word.of_block = races.block();
         if (word.copies)
             fault_at(address, size, kind, "which an asynchronous copy has not reached");
@@ -157,7 +157,7 @@ void Checker::note(Word& word, uintptr_t address, Access kind) {
 }
 
 // ---- asynchronous copies ------------------------------------------------------------------------
-// Until a copy is waited for nobody may touch where it goes, or change where it comes from.
+// Until a copy has been waited for, nothing may access its target or write to its source.
 
 void Checker::copy_begins(const Copy& copy, const void* at) {
     uintptr_t to = uintptr_t(copy.shared), from = uintptr_t(copy.global);
@@ -180,13 +180,13 @@ void Checker::copy_ends(const Copy& copy) {
     if (!copy.inside) return;
     for_global_words(uintptr_t(copy.global), copy.size, [&](Word& word, size_t) {
         word.copies--;
-        note(word, uintptr_t(copy.global), Access::read);  // it may have been read as late as now
+        note(word, uintptr_t(copy.global), Access::read);  // the copy may have read it just now
     });
 }
 
 // ---- messages -----------------------------------------------------------------------------------
 
-// The element of the nearest array that an address is or would be.
+// The name of an address: an element of the nearest array, even past its ends.
 std::string Checker::describe(uintptr_t address) const {
     constexpr long long NEAR = 4096;
     char text[300];

@@ -1,8 +1,7 @@
-// Sees every access to memory that a kernel makes: finds those that are wrong, and counts the
-// others.
+// Inspects every access to memory that a kernel makes: reports wrong ones, and counts the others.
 //
-// Kernels are compiled with -fsanitize=thread, which makes the compiler call a function for each
-// access; but these functions are ours (hooks.cpp), not the sanitizer's.
+// Kernels are compiled with -fsanitize=thread, so the compiler inserts a function call for each
+// access. hooks.cpp defines these functions, in place of the sanitizer's library.
 #pragma once
 #include <string>
 #include <vector>
@@ -13,8 +12,8 @@
 
 namespace emulator {
 
-// An array argument: `rows` rows of `row_bytes`, `stride_bytes` apart (one a net; a plain array is
-// one row). The same fields are in __init__.py.
+// An array argument: `rows` rows of `row_bytes`, `stride_bytes` apart. A per-net array has a row
+// for each net, a plain array one row. __init__.py has the same struct.
 struct Buffer {
     uintptr_t base;
     size_t row_bytes, stride_bytes, rows, item_bytes;
@@ -35,15 +34,15 @@ public:
     void flops(long long count) { counters.flops += count; }
     void tensor_step(long long flops);
 
-    // `code` is where in the kernel's code the access is. One that is not `counted` is a part of
-    // another one.
+    // Checks and counts an access at address `code` of the kernel's code. An access that is part of
+    // another one is not `counted`.
     void access(uintptr_t address, size_t size, Access kind, const void* code, bool counted = true);
 
 private:
-    // A stretch of memory that one or several buffers lie in.
+    // A range of memory that contains one buffer, or several that overlap.
     struct Region {
         uintptr_t begin, end;
-        size_t grain;  // bytes of a Word
+        size_t grain;  // bytes per Word
         std::vector<Word> words;
     };
 
@@ -51,11 +50,11 @@ private:
     Counters& counters;
     std::vector<Buffer> buffers;
     std::vector<Region> regions;
-    std::vector<Word> shared_words;  // by byte, but of each array only one for each of its numbers
+    std::vector<Word> shared_words;  // by byte offset; only the first byte of each word is used
     Block* block = nullptr;
     Races races;
     Traffic traffic;
-    uintptr_t code = 0;  // of the access in hand, an offset in the kernel's library
+    uintptr_t code = 0;  // of the current access, as an offset in the kernel's library
 
     unsigned thread() const { return block->current; }
     bool is_shared(uintptr_t address) const;

@@ -1,8 +1,8 @@
-// Changing from one stack to another, in a few instructions and without the operating system.
+// Switches from one stack to another in a few instructions, without the operating system.
 #pragma once
 
-// Keeps what a function must keep, and the stack pointer in *from; then goes on where `to` was
-// kept.
+// Saves the callee-saved registers on the stack and the stack pointer in *from. Then continues
+// where the stack `to` was saved.
 extern "C" void emulator_switch(void** from, void* to);
 
 #if defined(__APPLE__)
@@ -30,12 +30,12 @@ asm(".text\n.globl " EMULATOR_SYMBOL "\n" EMULATOR_SYMBOL ":\n" R"(
     ret
 )");
 
-// A stack that, when it is gone to, enters `function`.
+// A new stack; the first switch to it calls `function`.
 inline void* emulator_new_stack(char* memory, unsigned long bytes, void (*function)()) {
     void** top = (void**)(memory + bytes);
-    *--top = nullptr;  // where `function` would return to; the call's alignment
+    *--top = nullptr;  // return address of `function`; it also aligns the stack as a call does
     *--top = (void*)function;
-    for (int kept = 0; kept < 6; kept++) *--top = nullptr;
+    for (int saved = 0; saved < 6; saved++) *--top = nullptr;
     return top;
 }
 
@@ -72,10 +72,10 @@ asm(".text\n.globl " EMULATOR_SYMBOL "\n" EMULATOR_SYMBOL ":\n" R"(
 inline void* emulator_new_stack(char* memory, unsigned long bytes, void (*function)()) {
     void** frame = (void**)(memory + bytes - 160);
     for (int i = 0; i < 20; i++) frame[i] = nullptr;
-    frame[11] = (void*)function;  // x30, which `ret` goes to
+    frame[11] = (void*)function;  // x30, the address that `ret` jumps to
     return frame;
 }
 
 #else
-#error "fiber.h knows x86-64 and aarch64"
+#error "fiber.h supports x86-64 and aarch64"
 #endif

@@ -1,15 +1,15 @@
-// Of a word are kept the last plain write, the set of those who have read it, and the set of those
-// who have changed it by atomic operations:
+// For each word there is the last plain write, a set of reads and a set of atomic operations:
 //
-// - a plain write must come after the last one, all reads and all atomic operations. The last one
-//   is enough, since what comes after it comes after all that it came after;
-// - a read must come after the last plain write and all atomic operations;
-// - an atomic operation must come after the last plain write and all reads.
+// - a plain write must be ordered after the last plain write, all reads and all atomic operations.
+//   The last plain write is enough, because it was ordered after all earlier ones;
+// - a read must be ordered after the last plain write and all atomic operations;
+// - an atomic operation must be ordered after the last plain write and all reads.
 //
-// Reads need no order among themselves, nor do atomic operations: the last one does not stand for
-// those before it, hence the sets. A set holds no more than what can still race. If two blocks have
-// been there, any write will; if two warps have since the last barrier, any write before the next
-// one will. Of one warp it has the lanes, less those who come before a later one of the set.
+// Reads need no order among themselves, and neither do atomic operations. So the last of them does
+// not represent the earlier ones, and sets are needed. A set holds only accesses that can still
+// race. If two blocks accessed the word, any later write races. If two warps did so since the last
+// barrier, any write before the next barrier races. For one warp the set has the lanes, without
+// those whose access is ordered before that of another lane in the set.
 #include "races.h"
 
 #include <algorithm>
@@ -20,7 +20,7 @@ void Races::begin_block(int threads) {
     block_number++;
     barriers_passed = 0;
     mixed_times.clear();
-    warps.resize((threads + WARP - 1) / WARP);  // the times go on: they only grow
+    warps.resize((threads + WARP - 1) / WARP);  // their times are not reset: they only grow
 }
 
 void Races::barrier() {
@@ -114,7 +114,7 @@ void Races::add(Accesses& set, unsigned thread) {
         for (unsigned lane = 0; lane < WARP; lane++)
             if (known[lane] > time_of(set, lane)) set.lanes &= ~(1u << lane);
         bool others = set.lanes & ~mine;
-        if (others && !set.mixed) {  // as where halves of a warp go on by themselves
+        if (others && !set.mixed) {  // for example, two halves of a warp that diverged
             mixed_times.emplace_back();
             mixed_times.back().fill(set.time);
             set.time = unsigned(mixed_times.size() - 1);

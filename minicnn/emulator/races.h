@@ -1,4 +1,4 @@
-// Which accesses to one word of memory nothing orders: races.
+// Finds races: accesses to one word of memory that nothing orders.
 #pragma once
 #include <array>
 #include <vector>
@@ -9,58 +9,60 @@ namespace emulator {
 
 enum class Access { read, write, atomic };
 
-// The last plain write to a word. Blocks are numbered from 1 on; 0: there was none.
+// The last plain (not atomic) write to a word. Blocks are numbered from 1; block 0: no write.
 struct Write {
     unsigned block, barrier, time;
     unsigned short thread;
 };
 
-// Those who have read a word, or those who have changed it by atomic operations: of the last block
-// some lanes of one warp since a barrier, and whether there were others.
+// The accesses to a word that later accesses may race with: either all reads, or all atomic
+// operations. For the last block, since its last barrier: lanes of one warp, and whether there were
+// others.
 struct Accesses {
     unsigned block, barrier;
     unsigned lanes;  // of `warp`
-    unsigned time;   // of all lanes; if `mixed`, the number of their Races::mixed_times
-    unsigned short another_warps;  // 1 + a thread of another warp; 0: there was none
+    unsigned time;   // of all lanes; if `mixed`, an index of Races::mixed_times
+    unsigned short another_warps;  // 1 + a thread of another warp; 0: none
     unsigned char warp;
-    bool mixed, many_blocks;
+    bool mixed;        // lanes accessed it at different times
+    bool many_blocks;  // other blocks accessed it, too
 };
 
-// What is known of a few bytes of memory. All zeros: nothing.
+// The state of a few bytes of memory. All zeros: no access yet.
 struct Word {
     Write write;
     Accesses reads, atomics;
-    unsigned of_block;             // of shared memory: the block that this is about
-    unsigned short copies;         // asynchronous ones under way from here or to here
-    bool was_read, was_written;    // in this launch
+    unsigned of_block;           // for shared memory: the block that the state belongs to
+    unsigned short copies;       // asynchronous copies in flight, from or to these bytes
+    bool was_read, was_written;  // in this launch
 };
 
-// The access that another one races with.
+// The earlier access that an access races with.
 struct Conflict {
     Access access;
     int thread;  // of this block; -1: of another block
 };
 
-// Two accesses to one word, one of them a plain write or one of them plain and one atomic, are a
-// race unless something orders them: __syncthreads() those of a block, __syncwarp() those of the
-// lanes that take part, nothing those of two blocks. Shuffles and votes order no memory, as CUDA
-// has it.
+// Two accesses to one word race if at least one is a plain write, or one is plain and one atomic,
+// unless something orders them. __syncthreads() orders accesses of a block, __syncwarp() those of
+// the lanes that take part; nothing orders those of two blocks. Shuffles and votes do not order
+// memory accesses, as in CUDA's specification.
 class Races {
 public:
     void begin_block(int threads);
     void barrier();
     void sync_warp(unsigned warp, unsigned mask);
 
-    // Takes in an access. Gives whether it races with one before it.
+    // Records an access. Returns whether it races with an earlier one, and sets *conflict to that.
     bool note(Word& word, unsigned thread, Access access, Conflict* conflict);
-    // A write that began earlier is done now.
+    // Records that a write, which began earlier, has finished.
     void write_ends(Word& word, unsigned thread) const;
 
     unsigned block() const { return block_number; }
 
 private:
-    // Time is the number of __syncwarp() of the warp so far. What lane b did before its last one
-    // that lane a knows of, known[a][b], comes before what a does now.
+    // Time is the number of calls of __syncwarp() in the warp so far. All that lane b did before
+    // time known[a][b] is ordered before what lane a does now.
     struct Warp {
         unsigned time;
         std::array<std::array<unsigned, WARP>, WARP> known;

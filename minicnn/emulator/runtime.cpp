@@ -1,4 +1,5 @@
-// Executes kernels: blocks spread over the machine's cores, their threads as fibers.
+// Executes kernels: distributes thread blocks over the CPU's cores, and runs their threads as
+// fibers.
 #include "runtime.h"
 
 #include <algorithm>
@@ -20,11 +21,11 @@ namespace emulator {
 thread_local Place* here;
 thread_local Block* block;
 
-constexpr int POISON = 0xff;  // what nobody has written is NaN: a kernel that reads it shows
+constexpr int POISON = 0xff;  // unwritten memory is NaN, so that reading it shows in results
 
 void Launch::fail(const Place* at, const char* text) {
     std::lock_guard<std::mutex> guard(lock);
-    if (failed) return;  // the first fault is the one to tell
+    if (failed) return;  // only the first fault is reported
     if (at)
         snprintf(message, message_bytes, "block (%u, %u, %u), thread (%u, %u, %u) %s", at->block.x,
                  at->block.y, at->block.z, at->thread.x, at->thread.y, at->thread.z, text);
@@ -43,7 +44,7 @@ static void thread_body() {
     block->launch->entry(block->launch->arguments);
     block->self().state = State::ended;
     leave();
-    abort();  // nobody goes on with a thread that has ended
+    abort();  // not reached: a thread that has ended is never resumed
 }
 
 void Block::start(Fiber& fiber) {
@@ -73,7 +74,7 @@ void Block::begin(Index index) {
         Index thread = {i % size.x, i / size.x % size.y, i / size.x / size.y};
         f.place = {thread, index, size, launch->grid};
         f.state = State::fresh;
-        f.turn = f.groups = 0;
+        f.slot = f.groups = 0;
         f.copies.clear();
     }
     if (!arena) arena.reset(new char[ARENA_BYTES]);
@@ -83,8 +84,8 @@ void Block::begin(Index index) {
     if (checker) checker->begin_block(*this);
 }
 
-// Lets a thread run until it waits or ends. Gives whether it did.
-bool Block::turn_of(int i) {
+// Runs a thread until it waits or ends. Returns false if it cannot run.
+bool Block::resume(int i) {
     Fiber& fiber = fibers[i];
     if (fiber.state == State::fresh) start(fiber);
     if (fiber.state != State::ready) return false;
@@ -95,7 +96,7 @@ bool Block::turn_of(int i) {
     return true;
 }
 
-// "file.cu:12" of a whole path.
+// "file.cu:12" from a site with a whole path.
 static const char* short_name(const char* site) {
     const char* slash = strrchr(site, '/');
     return slash ? slash + 1 : site;
@@ -103,7 +104,8 @@ static const char* short_name(const char* site) {
 
 static bool same_site(const char* a, const char* b) { return a == b || strcmp(a, b) == 0; }
 
-// When no thread can go on: opens the barrier if all wait at it. Gives whether it is open.
+// Called when no thread can run. If all wait at the same barrier, lets them continue. Otherwise
+// reports a fault and returns false.
 bool Block::release() {
     const Fiber* first = nullptr;
     int waiting = 0, votes = 0;
@@ -145,7 +147,7 @@ void Block::run(Launch& of, Index index) {
     launch = &of;
     begin(index);
     int n = size(), order = of.options.order;
-    // Any step that has no divisor in common with n visits all of them.
+    // A step that is coprime to n visits all threads.
     int step = 1, offset = 0;
     if (order == int(Order::shuffled)) {
         step = n / 2 + 1;
@@ -157,16 +159,16 @@ void Block::run(Launch& of, Index index) {
         for (int k = 0; k < n && !of.failed; k++) {
             bool backward = order == int(Order::backward);
             int i = backward ? n - 1 - k : int((offset + (long long)k * step) % n);
-            ran |= turn_of(i);
+            ran |= resume(i);
             ended &= fibers[i].state == State::ended;
         }
         if (of.failed || ended || (!ran && !release())) break;
     }
-    if (of.failed) free_stacks = stacks;  // those of the threads that are left where they are
+    if (of.failed) free_stacks = stacks;  // also those of threads that have not ended
     if (checker) checker->end_block();
 }
 
-// ---- what a thread of the kernel waits for ------------------------------------------------------
+// ---- barriers and exchanges ---------------------------------------------------------------------
 
 int barrier(const char* site, Vote vote, bool predicate) {
     Fiber& fiber = block->self();
@@ -187,38 +189,38 @@ unsigned exchange(const char* site, Exchange kind, unsigned mask, const void* va
     if (!(mask >> lane() & 1))
         fault("takes part in an exchange whose mask leaves it out", site);
     if (block->size() - first < int(WARP)) mask &= (1u << (block->size() - first)) - 1;
-    fiber.turn ^= 1;  // the value of the exchange before may not have been read by all
-    if (size) memcpy(fiber.value[fiber.turn], value, size);
+    fiber.slot ^= 1;  // other lanes may not have read the value of the exchange before
+    if (size) memcpy(fiber.value[fiber.slot], value, size);
     fiber.state = State::at_exchange;
     fiber.site = site;
     fiber.mask = mask;
-    unsigned turns = 0;
-    for (unsigned i = WARP; i-- > 0;) {  // in the usual order the last lane is the last to come
+    unsigned slots = 0;
+    for (unsigned i = WARP; i-- > 0;) {  // usually the last lane arrives last
         if (!(mask >> i & 1)) continue;
         const Fiber& other = block->fibers[first + i];
-        bool comes = other.state == State::at_exchange && other.mask == mask &&
-                     same_site(other.site, site);
-        if (!comes) {
+        bool arrived = other.state == State::at_exchange && other.mask == mask &&
+                       same_site(other.site, site);
+        if (!arrived) {
             leave();
             return mask;
         }
-        turns |= unsigned(other.turn) << i;
+        slots |= unsigned(other.slot) << i;
     }
-    for (unsigned i = 0; i < WARP; i++) {  // this was the last of them
+    for (unsigned i = 0; i < WARP; i++) {  // this lane was the last to arrive
         if (!(mask >> i & 1)) continue;
         block->fibers[first + i].state = State::ready;
-        block->fibers[first + i].turns = turns;
+        block->fibers[first + i].slots = slots;
     }
     if (block->checker) block->checker->exchange(first / WARP, mask, kind);
-    // It lets the others go first. So all have their values before any of them can come to its next
-    // exchange but one, which takes the values' place.
+    // The other lanes run first. So all of them have read their values before any lane reaches its
+    // second exchange after this one, which overwrites them.
     leave();
     return mask;
 }
 
 const void* lane_value(unsigned number) {
-    unsigned turns = block->self().turns;
-    return block->fibers[block->current - lane() + number].value[turns >> number & 1];
+    unsigned slots = block->self().slots;
+    return block->fibers[block->current - lane() + number].value[slots >> number & 1];
 }
 
 // ---- shared memory and copies into it -----------------------------------------------------------
@@ -283,7 +285,7 @@ void fault(const char* text, const char* site) {
         snprintf(whole, sizeof whole, "%s", text);
     block->launch->fail(here, whole);
     leave();
-    abort();  // a launch that has failed is not gone on with
+    abort();  // not reached: no thread is resumed after a fault
 }
 
 void count_flops(long long flops) {
@@ -308,7 +310,7 @@ static void run_blocks(Launch& launch, Checker* checker) {
     }
 }
 
-// Threads of the machine that wait for launches; made once, and never ended.
+// The threads of the CPU that run launches; they are started once and never end.
 class Pool {
 public:
     void run(Launch& launch, int cores) {
@@ -320,7 +322,7 @@ public:
             std::lock_guard<std::mutex> guard(lock);
             work = &launch;
             invited = busy = cores - 1;
-            number_of_work++;
+            launches++;
         }
         if (cores > 1) wake.notify_all();
         run_blocks(launch, nullptr);
@@ -332,7 +334,7 @@ private:
     std::mutex lock;
     std::condition_variable wake, done;
     Launch* work = nullptr;
-    unsigned long number_of_work = 0;
+    unsigned long launches = 0;  // so far
     int helpers = 0, invited = 0, busy = 0;
 
     void serve(int number) {
@@ -341,8 +343,8 @@ private:
             Launch* launch;
             {
                 std::unique_lock<std::mutex> guard(lock);
-                wake.wait(guard, [&] { return number_of_work != seen; });
-                seen = number_of_work;
+                wake.wait(guard, [&] { return launches != seen; });
+                seen = launches;
                 if (number >= invited) continue;
                 launch = work;
             }
@@ -355,13 +357,13 @@ private:
 
 }  // namespace emulator
 
-// Runs a kernel. Gives 0, or 1 with a message, and where in the kernel's code the fault was.
+// Runs a kernel. Returns 0; or 1, with a message and the address of the fault in the kernel's code.
 extern "C" int emulator_launch(void (*entry)(void**), void** arguments, const unsigned* grid,
                                const unsigned* block_size, unsigned shared_bytes,
                                const emulator::Options* options, char* message,
                                size_t message_bytes, uintptr_t* fault_address) {
     using namespace emulator;
-    // Its threads outlive everything but a fork: a child has none of them, and makes its own.
+    // A forked child does not have the pool's threads, so it starts its own pool.
     static Pool* pool = nullptr;
     static pid_t owner;
     if (!pool || owner != getpid()) {

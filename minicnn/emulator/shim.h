@@ -1,4 +1,4 @@
-// CUDA's words in plain C++: what a .cu file is compiled against where there is no CUDA.
+// CUDA's keywords, types and functions in plain C++, against which the emulator compiles .cu files.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -22,9 +22,8 @@
 #define gridDim (emulator::here->grid_size)
 static const int warpSize = 32;
 
-// Python writes `__shared__ T name[N];` as EMULATED_SHARED(T, name, [N]); see __init__.py. The
-// static variable's address stands for the declaration; each instance of a template has one of its
-// own.
+// __init__.py replaces `__shared__ T name[N];` by EMULATED_SHARED(T, name, [N]). The address of the
+// static variable identifies the declaration; each instance of a template has its own.
 #define EMULATED_SHARED(type, name, dimensions)                                             \
     typedef type emulated_##name dimensions;                                                \
     static char emulated_key_##name;                                                        \
@@ -33,7 +32,7 @@ static const int warpSize = 32;
 #define EMULATED_DYNAMIC_SHARED(type, name) \
     type* name = (type*)emulator::dynamic_shared(sizeof(type), #name)
 
-// ---- barriers, and what the lanes of a warp exchange --------------------------------------------
+// ---- barriers, and exchanges between the lanes of a warp ----------------------------------------
 
 #define EMULATED_STRING_(x) #x
 #define EMULATED_STRING(x) EMULATED_STRING_(x)
@@ -45,7 +44,7 @@ static const int warpSize = 32;
 
 namespace emulator {
 
-// The value of lane `source`; a lane's own where that is `outside` its part of the warp.
+// The value of lane `source`; the lane's own value if the source is `outside` its part of the warp.
 template <typename T>
 T shuffle(const char* site, unsigned mask, T value, int source, bool outside) {
     static_assert(sizeof(T) <= 8, "shuffles are of 4 or 8 bytes");
@@ -78,11 +77,11 @@ T shuffle_down(const char* site, unsigned mask, T value, unsigned distance, int 
 
 template <typename T>
 T shuffle_xor(const char* site, unsigned mask, T value, int bits, int width = 32) {
-    int source = int(lane()) ^ bits;  // in a part before its own, too, but not in one behind
+    int source = int(lane()) ^ bits;  // may be in an earlier part of the warp, not in a later one
     return shuffle(site, mask, value, source, source >= part_begin(width) + width);
 }
 
-// The lanes that there are of `mask`, and those of them whose predicate is true.
+// The existing lanes of the mask, and those of them whose predicate is true.
 struct Votes {
     unsigned lanes, ayes;
 };
@@ -124,8 +123,8 @@ struct SyncWarp {
 
 // ---- vector types ------------------------------------------------------------------------------
 
-// Copied as a whole, so that the checker sees one access. What accesses memory here is always
-// inlined, so that the access is of the kernel's line.
+// A vector is copied by one access, as the checker must see it. Functions here that access memory
+// are always inlined, so that the access belongs to a line of the kernel.
 #define EMULATED_COPIES(name, type, bytes)                                                       \
     typedef type Whole __attribute__((vector_size(bytes), may_alias));                           \
     name() = default;                                                                            \
@@ -157,7 +156,7 @@ EMULATED_VECTOR4(uint4, unsigned, 16)
 EMULATED_VECTOR4(uchar4, unsigned char, 4)
 typedef emulator::Index dim3, uint3;
 
-// ---- numbers -----------------------------------------------------------------------------------
+// ---- arithmetic --------------------------------------------------------------------------------
 
 template <typename T>
 __forceinline__ T __ldg(const T* address) { return *address; }
@@ -184,7 +183,7 @@ using std::abs;
 using std::isinf;
 using std::isnan;
 
-#ifdef EMULATED_CHECKED  // counts as two operations
+#ifdef EMULATED_CHECKED  // a fused multiply-add counts as two operations
 inline float emulated_fmaf(float a, float b, float c) {
     emulator::count_flops(2);
     return __builtin_fmaf(a, b, c);
@@ -194,8 +193,8 @@ inline float emulated_fmaf(float a, float b, float c) {
 #define fmaf __builtin_fmaf
 #endif
 
-// Of integers only: a sum of floats would depend on the order of the threads. The other arguments
-// become what the address is of.
+// Atomic operations, only for integers: a sum of floats would depend on the order of the threads.
+// `Same` converts the other arguments to the type that the address points to.
 namespace emulator {
 template <typename T>
 struct Same {
@@ -239,7 +238,7 @@ __forceinline__ T atomicMin(T* address, typename emulator::Same<T>::type value) 
 
 #define PTX_CUH
 
-// As the hardware has it, instruction by instruction: ties away from zero, up to infinity.
+// Rounds as cvt.rna.tf32.f32 does: ties away from zero; large values become infinity.
 inline float to_tf32(float x) {
     unsigned bits = __float_as_uint(x);
     bool finite = (bits & 0x7f800000) != 0x7f800000;
@@ -258,7 +257,7 @@ inline void tensor_step(
     if (exchange(site, Exchange::tensor_step, WHOLE_WARP, operands, sizeof operands) != WHOLE_WARP)
         fault("takes a step of the tensor cores in a warp that is not whole", site);
     int group = lane() / 4, place = lane() % 4;
-    for (int i = 0; i < 4; i++) {  // c: rows group and group + 8, columns 2 * place and the next
+    for (int i = 0; i < 4; i++) {  // c: rows group, group + 8; columns 2 * place, 2 * place + 1
         double sum = c[i];
         int upper = i / 2, column = 2 * place + i % 2;
         for (int k = 0; k < 8; k++) {
@@ -289,13 +288,13 @@ inline void commit_copies() { emulator::commit_copies(); }
 template <int GROUPS_LEFT>
 inline void wait_copies() { emulator::wait_copies(GROUPS_LEFT); }
 
-// ---- how a kernel is entered --------------------------------------------------------------------
+// ---- entry points of kernels --------------------------------------------------------------------
 
-// Not for the checker to see: the arguments are Python's.
+// The checker ignores accesses in such functions: they read the arguments, which Python owns.
 #define UNCHECKED __attribute__((no_sanitize("thread")))
 
 #if defined(EMULATED_CHECKED) && defined(__clang__) && __clang_major__ < 15
-// To copy a struct Clang calls this, and from version 15 on one of the checker's functions.
+// Clang before version 15 calls memcpy to copy a struct; later ones call __tsan_memcpy (hooks.cpp).
 extern "C" UNCHECKED __attribute__((visibility("hidden"))) void* memcpy(
     void* to, const void* from, size_t size) noexcept {
     return emulator::copied(to, from, size, __builtin_return_address(0));
@@ -318,7 +317,7 @@ UNCHECKED void enter(void (*kernel)(Parameters...), void** arguments) {
 }  // namespace emulator
 
 #if defined(__linux__)
-// Where this library lies in memory, with its constants.
+// The address range of this library, with its constants.
 extern "C" const char __ehdr_start[] __attribute__((visibility("hidden")));
 extern "C" const char _end[] __attribute__((visibility("hidden")));
 extern "C" void emulator_image(uintptr_t* range) {

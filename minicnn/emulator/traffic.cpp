@@ -6,9 +6,9 @@ namespace emulator {
 
 constexpr size_t SECTOR_BYTES = 32, BANKS = 32, BANK_BYTES = 4;
 
-static size_t distinct(std::vector<uintptr_t>& numbers) {
-    std::sort(numbers.begin(), numbers.end());
-    return size_t(std::unique(numbers.begin(), numbers.end()) - numbers.begin());
+static size_t distinct(std::vector<uintptr_t>& values) {
+    std::sort(values.begin(), values.end());
+    return size_t(std::unique(values.begin(), values.end()) - values.begin());
 }
 
 void Traffic::begin_block(int threads) {
@@ -41,8 +41,8 @@ void Traffic::settle() {
     for (auto& of_thread : times) of_thread.clear();
 }
 
-// A bank gives one word at a time, to all lanes that want that one. Of 8 bytes a lane half a warp
-// is served at a time, of 16 a quarter.
+// In a wavefront each bank serves one word, to all lanes that access it. With 8 bytes per lane,
+// half a warp is served at a time; with 16 bytes, a quarter.
 void Traffic::count_shared(const Request& request) {
     unsigned at_once = WARP;
     if (request.size > BANK_BYTES) at_once = unsigned(WARP * BANK_BYTES / request.size);

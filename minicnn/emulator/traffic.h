@@ -1,4 +1,4 @@
-// Counts what a launch asks of memory: the requests of warps, and what it takes to serve them.
+// Counts the memory requests of a launch's warps, and the sectors and wavefronts that they take.
 #pragma once
 #include <unordered_map>
 #include <vector>
@@ -7,7 +7,7 @@
 
 namespace emulator {
 
-// What a launch did; __init__.py says what each field means, in this order.
+// The counts of a launch. Counts in __init__.py has the same fields and explains them.
 struct Counters {
     long long load_requests, load_sectors, ideal_load_sectors;
     long long store_requests, store_sectors, ideal_store_sectors;
@@ -16,8 +16,9 @@ struct Counters {
     long long barriers, exchanges, flops, tensor_steps, tensor_flops;
 };
 
-// The accesses that the lanes of a warp make at one place in the code, the same time round since a
-// barrier, are one request, as they are on a GPU whose warps keep together.
+// A request consists of the accesses that the lanes of a warp make at one place in the code, in the
+// same execution of that place since the last barrier. So it is on a GPU whose warps do not
+// diverge.
 class Traffic {
 public:
     explicit Traffic(Counters& counters) : counters(counters) {}
@@ -37,7 +38,8 @@ private:
     };
 
     Counters& counters;
-    // By warp: the requests, by place in the code and time round; by thread: the times round.
+    // For each warp: {place in the code and number of its execution: request}. For each thread:
+    // {place in the code: number of executions so far}.
     std::vector<std::unordered_map<unsigned long long, Request>> requests;
     std::vector<std::unordered_map<unsigned long long, unsigned>> times;
 

@@ -4,6 +4,7 @@
     cell    one row per cell: its recipe and the number of trials
     net     one row per trained net; key: study, cell, trial, seed, net number
     image   one row per training image, measured by the study "variance"
+    distorted   one row per net that was tested on distorted images, too; often missing
 
 Adding a net a second time has no effect. Several processes may write to one file. The file may come
 from an unknown source, so it is refused unless its tables are exactly these. `Store` writes;
@@ -53,6 +54,11 @@ _TABLES = {
     angle REAL, slant REAL, size REAL, -- degrees, degrees, pixels
     PRIMARY KEY (study, seed, image))""",
 }
+# Created by the first net that needs it, so that the files of other studies do not have it.
+_DISTORTED = """CREATE TABLE distorted (
+    study TEXT NOT NULL, seed INTEGER NOT NULL, cell TEXT NOT NULL, net INTEGER NOT NULL,
+    accuracy REAL NOT NULL,
+    PRIMARY KEY (study, seed, cell, net))"""
 _CLASSES = 10
 _VARIED = "rotation", "zoom", "width_shift", "height_shift"  # differ between cells of a grid
 
@@ -91,7 +97,7 @@ class Store:
                         for statement in _TABLES.values():
                             self._connection.execute(statement)
             tables = self._tables()
-        if tables != set(_TABLES.values()):
+        if tables - {_DISTORTED} != set(_TABLES.values()):
             self._connection.close()
             raise DataError(f"{path}: has other tables, expected the results of minicnn.study")
 
@@ -110,6 +116,7 @@ class Store:
             known = self._rows("SELECT settings FROM study WHERE study=? AND seed=?", study, seed)
             if known:
                 same = {name: value for name, value in settings.items() if name != "source"}
+                same.setdefault("distorted")  # None: no distorted test images
                 self._compare(f"the study {study}", _json(known[0][0]), same)
             blob = None if labels is None else labels.astype(np.uint8).tobytes()
             self._write("INSERT OR IGNORE INTO study", study, seed, json.dumps(settings), blob)
@@ -176,6 +183,11 @@ class Store:
                     *(accuracy, net.diverged and json.dumps(net.diverged), json.dumps(history)),
                     *(blob, json.dumps(net.made_by)),
                 )
+                if net.distorted_accuracy is not None:
+                    if _DISTORTED not in self._tables():
+                        self._connection.execute(_DISTORTED)
+                    key = study, seed, cell.name, net.net
+                    self._write("INSERT OR IGNORE INTO distorted", *key, net.distorted_accuracy)
 
     def add_images(self, study, seed, measures):
         """Replace the measures of the images. measures: a DataFrame with the table's columns."""
@@ -282,6 +294,21 @@ class Results:
     def accuracies(self, cell):
         """Test accuracies (n,) of the single nets in a cell's complete trials."""
         return np.concatenate([[], *self.by_trial(cell).values()])
+
+    def distorted_accuracies(self, cell):
+        """Accuracies (n,) on distorted test images of the nets in a cell's complete trials."""
+        with self._store._faults():
+            if _DISTORTED not in self._store._tables():
+                return np.empty(0)
+            rows = self._store._rows(
+                "SELECT net, accuracy FROM distorted WHERE study=? AND seed=? AND cell=?",
+                *(self.study, self.seed, cell),
+            )
+        with self._checked():
+            complete, nets = set(self.trials(cell)), self.ensemble[cell]
+            return np.array(
+                [float(value) for net, value in rows if (net - 1) // nets + 1 in complete]
+            )
 
     def by_trial(self, cell):
         """{trial: test accuracies (nets,) of its single nets} of a cell's complete trials."""

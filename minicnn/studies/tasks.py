@@ -28,6 +28,7 @@ from ..training.resources import arrays_bytes, group_size, split_nets
 from ..training.trainer import CapturedStep, Data, Job, Trainer, steps_per_epoch
 
 _MEASURED_SECONDS = 0.4
+_DISTORTION = 99  # seed of the distorted test images, which are the same for every net and study
 _one_at_a_time = threading.Lock()  # threads of a process share its kernels: one task at a time
 
 
@@ -65,6 +66,7 @@ class Task:
     device: str = "auto"
     precision: str | None = None
     memory: int | None = None  # bytes
+    distorted: bool = False  # whether the nets are tested on distorted images, too
     version: str = __version__
 
     @property
@@ -87,6 +89,7 @@ class TrainedNet:
     diverged: tuple | None
     probabilities: np.ndarray | None
     made_by: dict
+    distorted_accuracy: float | None = None  # where the task asks for it
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,35 @@ def train_nets(task):
             while not trainer.is_done:
                 trainer.train_epoch(workers.report, workers.should_stop)
             rows = iter(trainer.predict(data.test_images, workers.should_stop))
+            distorted = _distorted_accuracies(trainer, data) if task.distorted else {}
             for net in nets:
                 history = [row for row in trainer.history if row["net"] == net]
                 diverged = trainer.diverged.get(net)
                 probabilities = None if diverged else next(rows)
                 made_by = _made_by(device, ops)
-                results.append(TrainedNet(net, history, diverged, probabilities, made_by))
+                results.append(
+                    TrainedNet(net, history, diverged, probabilities, made_by, distorted.get(net))
+                )
         return results
+
+
+def _distorted_accuracies(trainer, data, batch=1000):
+    """{net: accuracy} on the test images, randomly distorted as the recipe augments its training.
+
+    Nets that diverged have none.
+    """
+    correct = np.zeros(len(trainer.nets))
+    for first in range(0, len(data.test_images), batch):
+        x = (data.test_images[first : first + batch, ..., None] / 255).astype(np.float32)
+        x = trainer.recipe.augment(x, _DISTORTION, 0, first)
+        predicted = trainer.model.predict(x).argmax(axis=-1)  # (E, B)
+        correct += (predicted == data.test_labels[first : first + batch]).sum(axis=1)
+    accuracies = correct / len(data.test_images)
+    return {
+        net: float(accuracy)
+        for net, accuracy in zip(trainer.nets, accuracies, strict=True)
+        if net not in trainer.diverged
+    }
 
 
 def measure(task):

@@ -32,6 +32,16 @@ def cells(recipe, arguments):
     return [Cell("seed", recipe, arguments.trials)]
 
 
+def add_arguments(group):
+    """The options of this study alone."""
+    group.add_argument(
+        "--distorted",
+        action="store_true",
+        help="test each net on randomly distorted test images, too: rotated, zoomed and shifted "
+        "as in training",
+    )
+
+
 def findings(results):
     """Evaluate a study's Results. Returns Findings."""
     (cell,) = results.cells
@@ -41,11 +51,13 @@ def findings(results):
     rows = [
         {"of": "single nets", **spread(single)},
         {"of": f"ensembles of {nets}", **spread(whole)},
-        *NOTEBOOK,
     ]
-    table = pd.DataFrame(rows)
+    distorted = results.distorted_accuracies(cell)
+    if len(distorted):
+        rows.append({"of": "single nets on distorted test images", **spread(distorted)})
+    table = pd.DataFrame([*rows, *NOTEBOOK])
     sizes = _by_size(ensembles)
-    lines = [*(_line(row) for row in rows[:2]), *results.notes()]
+    lines = [*map(_line, rows), *results.notes()]
     pictures = {}
     if len(single):
         same = results.is_mnist

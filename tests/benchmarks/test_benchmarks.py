@@ -1,41 +1,57 @@
-"""The benchmarks: README's tables are those of the result files, and how times become rates."""
+"""The documents' tables are those of the result files; how times become rates and files."""
 
 import json
+import re
 
 import pytest
 from stored_nets import LABELS, MADE_BY, SETTINGS, net
 
-from benchmarks import plots, readme, studies, timing
+from benchmarks import plots, readme, timing
 from minicnn.backends import cuda_blocks
 from minicnn.recipe import RECIPES, Recipe
 from minicnn.studies.store import FILE, Cell, Store
 
-
-@pytest.mark.parametrize("path", readme.TABLES, ids=lambda path: path.parent.name)
-def test_readme_agrees_with_the_results(path):
-    assert readme.render(path) == path.read_text(), "run python -m benchmarks.readme"
+DOCUMENTS = [path for path in readme.DOCUMENTS if path.exists()]
 
 
 @pytest.mark.parametrize(
-    ("path", "kind", "places"),
+    "path", DOCUMENTS, ids=lambda path: path.relative_to(readme.ROOT).as_posix()
+)
+def test_each_document_agrees_with_the_results(path):
+    assert readme.render(path) == path.read_text(), "run python -m benchmarks.readme"
+
+
+def test_each_table_is_in_a_document():
+    text = "".join(path.read_text() for path in DOCUMENTS)
+    assert [name for name in readme.TABLES if f"<!-- {name} -->" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("table", "kind", "places"),
     [
-        (readme.README, "frameworks-cpu", ["rates", 0]),
-        (readme.README, "workers-cpu", ["processes", "1"]),
-        (readme.README, "accuracy-numpy", ["runs", 0, "test_accuracy"]),
-        (readme.README, "accuracy-cpu", ["runs", 0, "test_accuracy"]),
-        (readme.README, "study-variance", ["tables", "summary", "rows", 2]),
-        (readme.README, "study-trials", ["tables", "summary", "rows", 1]),
-        (readme.README, "study-grid", ["tables", "ensembles", "rows", 3]),
-        (readme.README, "study-grid", ["tables", "single_nets", "rows", 0]),
-        (readme.README, "study-ablation", ["tables", "steps", "rows", 1]),
-        (readme.KERNELS_README, "kernels-cpu", ["operations", 0]),
-        (readme.KERNELS_README, "kernels-cpu", ["limits", "numpy"]),
-        (readme.KERNELS_README, "ladder-emulated", ["versions_counted", "im2col", "forward"]),
-        (readme.KERNELS_README, "ladder-emulated", ["versions_counted", "fused", "step"]),
-        (readme.KERNELS_README, "tiles", ["launches", 3]),
+        ("summary", "frameworks-cpu", ["rates", 0]),
+        ("summary", "accuracy-cpu", ["runs", 1, "test_accuracy"]),
+        ("summary", "study-trials", ["tables", "summary", "rows", 1]),
+        ("speed", "frameworks-cpu", ["rates", 0]),
+        ("speed", "workers-cpu", ["processes", "1"]),
+        ("accuracy", "accuracy-numpy", ["runs", 0, "test_accuracy"]),
+        ("accuracy", "accuracy-cpu", ["runs", 0, "test_accuracy"]),
+        ("accuracy", "accuracy-cpu", ["runs", 0, "distorted_test_accuracy"]),
+        ("studies", "study-variance", ["tables", "summary", "rows", 2]),
+        ("studies", "study-trials", ["tables", "summary", "rows", 1]),
+        ("studies", "study-grid", ["tables", "ensembles", "rows", 3]),
+        ("studies", "study-grid", ["tables", "single_nets", "rows", 0]),
+        ("studies", "study-ablation", ["tables", "steps", "rows", 1]),
+        ("faults", "faults", ["kills", 0]),
+        ("operations", "kernels-cpu", ["operations", 0]),
+        ("operations", "kernels-cpu", ["limits", "numpy"]),
+        ("ladder", "ladder-emulated", ["versions_counted", "im2col", "forward"]),
+        ("ladder", "ladder-emulated", ["versions_counted", "fused", "step"]),
+        ("tile_choices", "tiles", ["launches", 3]),
     ],
 )
-def test_a_changed_result_changes_the_readme(path, kind, places, tmp_path, monkeypatch):
+def test_a_changed_result_changes_its_table(table, kind, places, tmp_path, monkeypatch):
+    """Then each document that has the table is out of date."""
     for file in timing.RESULTS.glob("*.json"):
         result = json.loads(file.read_text())
         if file.name.startswith(kind):
@@ -45,13 +61,45 @@ def test_a_changed_result_changes_the_readme(path, kind, places, tmp_path, monke
             for key in range(len(numbers)) if isinstance(numbers, list) else numbers:
                 if isinstance(numbers[key], (int, float)):
                     numbers[key] *= 0.5
-        (tmp_path / file.name).write_text(json.dumps(result))
-    assert readme.render(path) == path.read_text()
+        (tmp_path / file.name).write_text(json.dumps(result, indent=2) + "\n")
+    marker = f"<!-- {table} -->"
+    having = [path for path in DOCUMENTS if marker in path.read_text()]
+    assert having
+    assert all(readme.render(path) == path.read_text() for path in having)
     monkeypatch.setattr(timing, "RESULTS", tmp_path)
-    assert readme.render(path) != path.read_text()
+    assert all(readme.render(path) != path.read_text() for path in having)
 
 
-def test_the_tiles_shown_are_those_that_are_chosen():
+def test_the_files_in_reading_order_have_their_lines():
+    shown = readme.files()
+    found = re.findall(r"\[`([^`]+)`\]\(([^)]+)\) (\d+)", shown)
+    assert len(set(found)) == len(found) == 27
+    for name, path, lines in found:
+        assert path.endswith(name)
+        with open(readme.ROOT / path) as file:
+            assert sum(1 for _ in file) == int(lines)
+    assert [len(line.split("|")) for line in shown.splitlines()] == [5] * 11
+
+
+def test_a_table_may_stand_in_any_document(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme, "TABLES", {"one": lambda: "![a](b/c.png) [d](http://e/f) [g](#h)"})
+    path = readme.ROOT / "minicnn" / "studies" / "DOCUMENT.md"
+    monkeypatch.setattr(type(path), "read_text", lambda self: document)
+    document = "Before\n\n<!-- one -->\nold\n<!-- end of one -->\n\nbehind\n"
+    table = "![a](../../b/c.png) [d](http://e/f) [g](#h)"
+    expected = f"Before\n\n<!-- one -->\n\n{table}\n\n<!-- end of one -->\n\nbehind\n"
+    assert readme.render(path) == expected
+    document = "No table.\n"
+    assert readme.render(path) == document
+    document = "<!-- one -->\n"
+    with pytest.raises(ValueError, match="expected one <!-- one --> and one <!-- end of one -->"):
+        readme.render(path)
+    document = "<!-- another -->\n<!-- end of another -->\n"
+    with pytest.raises(ValueError, match="<!-- another -->, expected one of one"):
+        readme.render(path)
+
+
+def test_the_tiles_shown_are_the_current_choices():
     result, shown = timing.newest("tiles"), []
     for block in cuda_blocks.fusion(RECIPES["seed"].nodes, result["batch"]).blocks:
         for launch in (block.forward, block.input_gradient, block.weight_gradient):
@@ -61,18 +109,17 @@ def test_the_tiles_shown_are_those_that_are_chosen():
     assert found == shown, "run python -m benchmarks.tiles and python -m benchmarks.readme"
 
 
-@pytest.mark.parametrize("draw", plots.FIGURES, ids=lambda draw: draw.__name__)
-def test_figures_show_the_newest_results(draw, tmp_path):
-    again = draw(tmp_path)
-    shown = timing.newest(again.stem)
-    committed = timing.RESULTS / again.name
-    for figure in (again, committed):
+@pytest.mark.parametrize("kind", plots.FIGURES)
+def test_figures_show_the_newest_results(kind, tmp_path):
+    again, shown = tmp_path / "figure.png", timing.newest(kind)
+    plots.draw(again, plots.FIGURES[kind], shown)
+    for figure in (again, timing.RESULTS / f"{kind}.png"):
         assert plots.digest(shown).encode() in figure.read_bytes(), (
             "run python -m benchmarks.readme"
         )
 
 
-def test_every_result_says_on_what_it_was_measured():
+def test_every_result_names_its_machine_and_versions():
     files = sorted(timing.RESULTS.glob("*.json"))
     assert files
     for file in files:
@@ -92,7 +139,7 @@ def test_rates_are_medians():
     assert rate == {"images_per_second": 50, "lowest": 20, "highest": 100, "rounds": 3}
 
 
-def test_contenders_take_turns_after_a_warm_up():
+def test_rounds_follow_a_warm_up():
     calls, now = [], iter(range(100))
 
     class Clock:
@@ -104,10 +151,9 @@ def test_contenders_take_turns_after_a_warm_up():
             assert last == first + 1
             return 1.0
 
-    contenders = {name: lambda name=name: calls.append(name) for name in "ab"}
-    times = timing.alternate(contenders, rounds=3, seconds=2, clock=Clock())
-    assert "".join(calls) == "|aa||a||bb||b|" + 3 * "|aa||bb|"
-    assert times == {"a": [0.5] * 3, "b": [0.5] * 3}
+    times = timing.measure(lambda: calls.append("a"), rounds=3, seconds=2, clock=Clock())
+    assert "".join(calls) == "|aa||a|" + 3 * "|aa|"
+    assert times == [0.5] * 3
 
 
 def test_results_are_files_named_by_machine_and_date(tmp_path, monkeypatch):
@@ -124,7 +170,7 @@ def test_results_are_files_named_by_machine_and_date(tmp_path, monkeypatch):
     assert given.exists()
 
 
-def test_the_newest_result_counts_on_whatever_machine(tmp_path, monkeypatch):
+def test_the_newest_result_counts_from_any_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "RESULTS", tmp_path)
     for name in (
         "kind-z-2019-01-01",
@@ -150,14 +196,14 @@ def test_the_machine_and_the_versions_are_named():
 
 
 def test_what_is_kept_of_a_study(tmp_path, monkeypatch):
-    """Each accuracy is in the result file, and README's tables are made of it."""
+    """The result file has each accuracy, and the tables are made from it."""
     cell = Cell("seed", Recipe(nets=2, epochs=3), 2)
     with Store(tmp_path / FILE) as store:
         store.claim("trials", 0, SETTINGS, LABELS, [cell])
         nets = [net(1, [0]), net(2, range(6)), net(3, [1, 2]), net(4, [5])]
         store.add("trials", 0, cell, nets, LABELS)
     monkeypatch.setattr(timing, "RESULTS", tmp_path)
-    studies.main([str(tmp_path)])
+    readme.keep(tmp_path)
     result = timing.newest("study-trials")
     assert result["made_by"] == [MADE_BY]
     assert result["cells"]["seed"]["accuracies"] == pytest.approx([1 / 6, 1, 2 / 6, 1 / 6])
@@ -171,3 +217,24 @@ def test_what_is_kept_of_a_study(tmp_path, monkeypatch):
     sized = readme._size(result)
     assert "9 training images, 3 epochs" in sized
     assert sized.endswith("2 trials, ensembles of 2, `numpy`")
+
+
+def test_what_is_kept_of_a_run(tmp_path, monkeypatch, capsys):
+    """The demo's time is in the table `summary`."""
+    monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
+    found = {"device": "cpu", "seconds": 31.4, "images_per_second": 2087.6}
+    (tmp_path / "summary.json").write_text(json.dumps({**found, "ensemble_test_accuracy": 0.999}))
+    config = {"recipe": RECIPES["seed"].as_dict(), "source": "digits"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit) as stopped:
+        readme.main([str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "another recipe or data, expected a run of the demo" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"recipe": RECIPES["demo"].as_dict()})
+    )
+    readme.keep(tmp_path)
+    assert timing.newest("demo-cpu")["summary"]["seconds"] == 31.4
+    for file in (readme.ROOT / "benchmarks" / "results").glob("*.json"):
+        (tmp_path / "results" / file.name).write_bytes(file.read_bytes())
+    assert "| **31 s**, 2,088 images a second, 99.90 % right |" in readme.summary()

@@ -1,4 +1,4 @@
-"""The command that kills and fuzzes at length: what it asks for, what it keeps, how it fails."""
+"""benchmarks/faults.py: the commands that it runs, its result, and how it fails."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from benchmarks import faults, readme, timing
 
 
-def test_the_result_is_what_the_commands_tell_and_readme_shows_it(tmp_path, monkeypatch):
+def test_the_result_has_the_commands_reports_and_is_shown(tmp_path, monkeypatch):
     asked = []
 
     def told(job):
@@ -39,6 +39,6 @@ def test_the_result_is_what_the_commands_tell_and_readme_shows_it(tmp_path, monk
     assert "| csv | 2,002 | 40 | 1,962 | 0.25 s | 123 MB |" in shown
 
 
-def test_a_command_that_fails_is_told(tmp_path):
+def test_a_command_that_fails_is_reported(tmp_path):
     with pytest.raises(RuntimeError, match=r"kills\.py --device tpu: .*(?s:.*)invalid choice"):
         faults._run(["kills.py", "--device", "tpu"])

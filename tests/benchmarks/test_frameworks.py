@@ -1,4 +1,4 @@
-"""benchmarks/frameworks.py: who is measured, who is refused, and what the rates say."""
+"""benchmarks/frameworks.py and scaling.py: contenders, their processes, and the rates."""
 
 import json
 import os
@@ -7,11 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import contenders, crew, equality, frameworks, scaling
+from benchmarks import contenders, crew, equality, frameworks, scaling, timing
 from benchmarks.contenders import Contender
 from benchmarks.crew import Crew, NotRunningError
 from minicnn import load_data
+from minicnn.data.digits import draw_digits
 from minicnn.network import geometry
+from minicnn.recipe import Recipe
+from minicnn.training import ensemble
+from minicnn.training.trainer import Data
 
 NUMPY = Contender("minicnn numpy", "minicnn_net", "numpy")
 INSTALLED = [c for c in contenders.on_cpu(2) if not c.missing and not c.compiled]
@@ -29,7 +33,7 @@ def digits():
 
 
 class Altered:
-    """A Training of minicnn's with something wrong."""
+    """minicnn's Training with another recipe, or with a method replaced."""
 
     def __init__(self, digits, **wrong):
         recipe = replace(equality.RECIPE, batch_size=16)
@@ -48,7 +52,7 @@ def test_minicnn_is_the_same_function(digits, reference):
     assert max(found.values()) < 1e-4
 
 
-def test_the_reference_tells_images_and_weights_apart(reference):
+def test_the_reference_depends_on_images_and_weights(reference):
     predictions = reference.expected["predictions"]
     assert predictions.std(axis=0).min() > 0.01
     biases = [w for w in reference.weights if w.ndim == 1]
@@ -65,19 +69,19 @@ def test_the_reference_tells_images_and_weights_apart(reference):
         ({"dropout": 0.1}, "losses"),
     ],
 )
-def test_another_recipe_is_seen(wrong, what, digits, reference):
+def test_another_recipe_is_found(wrong, what, digits, reference):
     found = equality.differences(Altered(digits, **wrong), reference)
     assert found[what] > equality.TOLERANCE["float32"]
     assert found["predictions"] < 1e-4
 
 
-def test_an_augmentation_of_its_own_is_seen(digits, reference):
+def test_another_augmentation_is_found(digits, reference):
     altered = Altered(digits)
     altered.warp = lambda x, theta, tx, ty, zx, zy: reference.expected["augmentation"] + 0.01
     assert equality.differences(altered, reference)["augmentation"] == pytest.approx(0.01, rel=1e-3)
 
 
-def test_numbers_that_are_none_are_no_small_difference(digits, reference, monkeypatch):
+def test_nan_is_not_a_small_difference(digits, reference, monkeypatch):
     altered = Altered(digits)
     altered.predict = lambda x: np.full((1, len(x), 10), np.nan)
     monkeypatch.setattr(Contender, "training", lambda *_: altered)
@@ -99,7 +103,7 @@ def test_contenders_that_are_installed_pass(contender, monkeypatch):
 
 
 def test_wrong_padding_is_refused(digits, reference, monkeypatch):
-    """2 before and 2 after, as frameworks with one number for both have it, not 1 and 2."""
+    """2 before and 2 after, as in frameworks with one number for both, instead of 1 and 2."""
 
     def symmetric(size, stride, length, padding):
         both = size // 2 if padding == "same" else 0
@@ -149,7 +153,7 @@ def test_processes_have_cores_and_variables_of_their_own():
         assert os.sched_getaffinity(0) == usable
 
 
-def test_what_does_not_run_says_why():
+def test_a_contender_that_fails_says_why():
     broken = Contender("broken", "torch_net", device="nowhere")
     member = Crew(broken, 1, 1)
     member.begin()
@@ -160,7 +164,7 @@ def test_what_does_not_run_says_why():
         member.images_per_second("train", 0.1)
 
 
-def test_who_is_not_ready_in_time_is_left_out():
+def test_a_contender_that_is_not_ready_in_time_is_left_out():
     member = Crew(NUMPY, 1, 1)
     with pytest.raises(NotRunningError, match="not ready after 0 s"):
         member.differences(0)
@@ -171,7 +175,7 @@ def test_who_is_not_ready_in_time_is_left_out():
 
 
 class FakeCrew:
-    """A crew whose rates are made up; one named wrong computes something else."""
+    """A crew with made-up rates; one named "wrong" computes another function."""
 
     calls = []  # noqa: RUF012  of all of them, in order
 
@@ -210,7 +214,7 @@ def named(*names):
     return [replace(NUMPY, name=name) for name in names]
 
 
-def test_contenders_take_turns_and_each_round_is_told(fake):
+def test_contenders_take_turns_and_each_round_is_reported(fake):
     plan = [(named("minicnn cpu", "PyTorch"), 1, 2, ("train", "infer"))]
     rounds = [result["rates"][0]["rounds"] for result in frameworks.measure(plan, "cpu", 3, 0)]
     assert rounds == [1, 2, 3]
@@ -220,7 +224,7 @@ def test_contenders_take_turns_and_each_round_is_told(fake):
     assert FakeCrew.calls == begun + 3 * turn + closed
 
 
-def test_who_is_refused_or_fails_is_named_and_not_measured(fake, capsys):
+def test_refused_and_failed_contenders_are_named_and_not_measured(fake, capsys):
     missing = Contender("elsewhere", "keras_net", backend="no_such_backend")
     given = [*named("minicnn cpu", "wrong", "weak"), missing]
     plan = [(given, 1, 2, ("train",)), (given, 2, 1, ("train",))]
@@ -235,7 +239,7 @@ def test_who_is_refused_or_fails_is_named_and_not_measured(fake, capsys):
     assert "wrong: refused: losses differ" in capsys.readouterr().err
 
 
-def test_on_a_gpu_they_start_one_after_the_other_the_slow_ones_last(fake, monkeypatch):
+def test_on_a_gpu_contenders_start_one_by_one_the_slow_ones_last(fake, monkeypatch):
     monkeypatch.setattr(
         FakeCrew, "differences", lambda self, _: FakeCrew.calls.append((self.contender.name, "ok"))
     )
@@ -252,7 +256,7 @@ def test_on_a_gpu_they_start_one_after_the_other_the_slow_ones_last(fake, monkey
     ]
 
 
-def test_training_that_moves_nothing_is_left_out(monkeypatch, digits):
+def test_training_that_changes_no_weight_is_left_out(monkeypatch, digits):
     frozen = Altered(digits)
     frozen.stride, frozen.train = 1, lambda steps: None
     monkeypatch.setattr(Contender, "training", lambda *_: frozen)
@@ -275,7 +279,7 @@ def test_splits_of_the_cores():
 
 
 @pytest.mark.parametrize("given", [contenders.on_cpu(15), contenders.on_cuda(15)])
-def test_contenders_have_names_of_their_own(given):
+def test_contenders_have_different_names(given):
     assert len({contender.name for contender in given}) == len(given)
     assert {c.framework for c in given} == {"minicnn_net", "torch_net", "keras_net", "jax_net"}
 
@@ -336,18 +340,18 @@ def test_a_planted_contender_is_refused_by_the_command(fake, capsys):
     assert "refused: wrong: losses differ by 9.0e-01" in capsys.readouterr().out
 
 
-def test_nobody_to_measure_is_an_error(capsys):
+def test_no_contender_to_measure_is_an_error(capsys):
     with pytest.raises(SystemExit) as stopped:
         frameworks.main(["--only", "caffe"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
-        "benchmarks.frameworks: error: argument --only: no contender's name has caffe\n"
+        "benchmarks.frameworks: error: argument --only: no contender's name contains caffe\n"
     )
 
 
 @pytest.mark.parametrize("command", [frameworks, scaling])
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
-def test_a_round_takes_some_time(command, seconds, capsys):
+def test_the_seconds_of_a_round_must_be_positive(command, seconds, capsys):
     with pytest.raises(SystemExit) as stopped:
         command.main(["--seconds", seconds])
     assert stopped.value.code == 2
@@ -367,3 +371,40 @@ def test_the_quick_scaling_runs(tmp_path, capsys):
     if memory[1, 1] is not None:
         assert memory[1, 1] < memory[64, 1] < memory[64, 2] < memory[256, 1]
     assert capsys.readouterr().out.count("images a second") == len(rows)
+
+
+def test_whole_trainings_by_the_number_of_processes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scaling.machine, "cores", lambda: 2)
+    out = tmp_path / "result.json"
+    scaling.main(["--workers", "--quick", "--device", "numpy", "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert result["what"] == "training 2 nets for 1 epochs of 640 images"
+    assert list(result["processes"]) == ["1", "2"]
+    assert all(rate["images_per_second"] > 0 for rate in result["processes"].values())
+    assert result["ratio_to_one"]["1"] == 1
+    assert "2 process(es)" in capsys.readouterr().out
+
+
+def test_processes_that_change_the_result_are_found(monkeypatch):
+    def other_weights(job, workers):
+        path = job.folder / ensemble.FINAL
+        path.touch()
+        weights[path] = {"params": np.full(3, workers)}
+
+    weights = {}
+    monkeypatch.setattr(ensemble, "train_ensemble", other_weights)
+    monkeypatch.setattr(scaling.checkpoint, "load", lambda path: (weights[path], None))
+    images, labels = draw_digits(100)
+    with pytest.raises(AssertionError, match="processes changed the result"):
+        scaling.measure_workers(Recipe(nets=2, epochs=1), Data(images, labels), "numpy", 1)
+
+
+def test_a_comparison_that_is_stopped_leaves_its_rounds(fake, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(
+        timing, "save", lambda path, result: saved.append(result["rates"][0]["rounds"])
+    )
+    plan = [(named("minicnn cpu"), 1, 2, ("train",))]
+    out = str(tmp_path / "result.json")
+    assert frameworks.main(["--quick", "--rounds=3", "--within=60", "--out", out], plan) == 0
+    assert saved[:3] == [1, 2, 3]

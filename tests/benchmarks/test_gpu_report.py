@@ -1,6 +1,7 @@
-"""benchmarks/gpu_report.py without a GPU: its parts fail alone, and the report is always there."""
+"""benchmarks/gpu_report.py without a GPU: a failing part stops no other, and is reported."""
 
 import json
+import os
 import sys
 from argparse import Namespace
 from dataclasses import replace
@@ -9,127 +10,146 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import equality, gpu_frameworks, gpu_parts, gpu_report, launches, timing
+from benchmarks import equality, frameworks, gpu_report, operations, timing
 from benchmarks.contenders import Contender
-from benchmarks.gpu_parts import Failed, LeftOut
 from benchmarks.gpu_report import Part
 from minicnn.backends import cuda, native
+from minicnn.data.digits import draw_digits
 from minicnn.emulator import Emulator
 
-NAMES = "machine", "check", "step", "plots"
+# Stand-ins for commands: what they print, and how they end.
+MACHINE = "print('    Product Name            : A GPU'); print('Driver Version     : 1.2')"
+TESTS = "print('tests/test_a.py::test_b PASSED [ 50%]')"
+PLOTS = "print('a.png'); print('b.png')"
+FAILING = "print('the last words'); raise SystemExit(3)"
+HANGING = "print('begun'); import time; time.sleep(60)"
+
+
+def part(code, seconds=60, **about):
+    return Part([sys.executable, "-c", code], seconds, least=1, **about)
 
 
 def options(folder, **given):
-    defaults = {"device": "emulated", "parts": list(NAMES), "seconds": 530, "quick": True}
-    rest = {"limit": 10, "data": None, "epochs": None}
-    return Namespace(out=str(folder), **{**defaults, **rest, **given})
-
-
-def good(run):
-    yield {"headline": "well"}
-
-
-def broken(run):
-    yield {"so far": 3}
-    raise ZeroDivisionError("by zero")
-
-
-def wrong(run):
-    yield {"error": 0.5}
-    raise Failed("an error of 0.5")
-
-
-def absent(run):
-    yield {}
-    raise LeftOut("nothing to read")
+    defaults = {"device": "emulated", "seconds": 530, "quick": True}
+    return Namespace(out=folder, **{**defaults, "data": None, **given})
 
 
 def report_of(folder):
     return json.loads((folder / "report.json").read_text())
 
 
-def run_here(folder, functions, capsys, arguments=()):
+def run_with(folder, parts, capsys):
     """(exit status, report, what was printed) of the command with other parts."""
-    parts = {name: Part(function, 60, 1) for name, function in functions.items()}
     command = ["--out", str(folder), "--device", "emulated", "--parts", ",".join(parts)]
-    start = gpu_report.in_this_process
-    status = gpu_report.main([*command, *arguments], parts, start)
+    status = gpu_report.main(command, parts)
     return status, report_of(folder), capsys.readouterr()
 
 
+# ---- parts ---------------------------------------------------------------------------------------
+
+
 def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
-    functions = dict(zip(NAMES, (broken, good, wrong, absent), strict=True))
-    status, report, shown = run_here(tmp_path, functions, capsys)
+    no_matplotlib = part(PLOTS, left_out="matplotlib is not installed")
+    parts = {"machine": part(MACHINE), "kernels": part(FAILING), "tests": part(TESTS)}
+    parts |= {"train": part(HANGING, 1), "plots": no_matplotlib}
+    status, report, shown = run_with(tmp_path, parts, capsys)
     assert status == 1
-    assert shown.err.splitlines()[-1] == "benchmarks.gpu_report: failed: machine, step"
-    assert report["failed"] == {
-        "machine": "ZeroDivisionError: by zero",
-        "step": "Failed: an error of 0.5",
-    }
-    assert report["left_out"] == {"plots": "nothing to read"}
-    assert report["parts"]["machine"]["results"] == {"so far": 3}
-    assert "in broken" in report["parts"]["machine"]["traceback"]
-    assert report["parts"]["check"]["status"] == "done"
+    assert shown.err.splitlines()[-1] == "benchmarks.gpu_report: failed: kernels, train"
+    assert report["failed"]["kernels"].startswith("ended with status 3: no results: ")
+    assert report["failed"]["train"] == "stopped after 1 s"
+    assert report["left_out"] == {"plots": "matplotlib is not installed"}
+    assert report["parts"]["kernels"]["output"] == "the last words\n"
+    assert (tmp_path / "train.txt").read_text() == "begun\n"
+    assert report["parts"]["tests"]["status"] == "done"
     assert report["finished"]
     lines = shown.out.splitlines()
-    assert [line.split()[0] for line in lines] == list(NAMES)
-    assert lines[1].endswith(" s  well")
+    assert [line.split()[0] for line in lines] == list(parts)
+    assert lines[0].endswith(" s  A GPU, 1.2")
+    assert "FAILED: ended with status 3" in lines[1]
+    assert lines[2].endswith(" s  1 passed")
 
 
 def test_nothing_fails(tmp_path, capsys):
-    status, report, shown = run_here(tmp_path, dict.fromkeys(NAMES, good), capsys)
+    parts = {"machine": part(MACHINE), "tests": part(TESTS), "plots": part(PLOTS)}
+    status, report, shown = run_with(tmp_path, parts, capsys)
     assert (status, report["failed"], report["left_out"], shown.err) == (0, {}, {}, "")
+    assert report["versions"]["numpy"] == np.__version__
+    assert report["machine"]["cores"] >= 1
+    assert shown.out.endswith(" s  a.png, b.png\n")
 
 
-def test_the_report_is_written_after_each_part(tmp_path):
-    seen = []
-
-    def start(name, part, given, seconds):
-        path = tmp_path / "report.json"
-        seen.append(list(report_of(tmp_path)["parts"]) if path.exists() else None)
-        return gpu_report.in_this_process(name, part, given, seconds)
-
-    parts = {name: Part(good, 60, 1) for name in NAMES}
-    gpu_report.make_report(options(tmp_path), parts, start)
-    assert seen == [None, ["machine"], ["machine", "check"], ["machine", "check", "step"]]
-
-
-def test_what_a_part_yields_is_in_its_file_at_once(tmp_path):
-    path = tmp_path / "parts" / "step.json"
-    seen = []
-
-    def part(run):
-        yield {"first": 1}
-        seen.append(json.loads(path.read_text()))
-        yield {"second": 2}
-
-    entry = gpu_report.in_this_process("step", Part(part, 60, 1), options(tmp_path), 60)
-    assert seen[0]["status"] == "running"
-    assert seen[0]["results"] == {"first": 1}
-    assert json.loads(path.read_text()) == entry
-    assert entry["results"] == {"first": 1, "second": 2}
+def test_the_report_is_written_after_each_part(tmp_path, capsys):
+    """Each part prints the parts that are in the report while it runs."""
+    code = (
+        "import json, pathlib; report = pathlib.Path({!r}); "
+        "print(*(json.loads(report.read_text())['parts'] if report.exists() else ['none']))"
+    ).format(str(tmp_path / "report.json"))
+    parts = {"machine": part(code), "tests": part(code), "plots": part(code)}
+    status, report, _ = run_with(tmp_path, parts, capsys)
+    assert status == 1  # since tests that print no outcome are none
+    assert report["failed"] == {"tests": "no test ran"}
+    seen = [(tmp_path / f"{name}.txt").read_text().split() for name in parts]
+    assert seen == [["none"], ["machine"], ["machine", "tests"]]
 
 
-def test_parts_that_do_not_fit_any_more_are_left_out(tmp_path, capsys):
+def test_what_was_found_before_a_part_was_stopped_is_kept(tmp_path):
+    result = {"summary": 3}
+    code = f"open('run.json', 'w').write({json.dumps(result)!r}); {HANGING}"
+    stopped = part(f"import os; os.chdir({str(tmp_path)!r}); {code}", 2, result="run.json")
+    entry = gpu_report.run_part("train", stopped, tmp_path, 60)
+    assert (entry["status"], entry["why"]) == ("failed", "stopped after 2 s")
+    assert entry["results"] == result
+
+
+def test_results_of_an_earlier_report_do_not_count(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    entry = gpu_report.run_part("train", part("pass", result="run.json"), tmp_path, 60)
+    assert entry["status"] == "failed"
+    assert entry["why"].startswith("no results: FileNotFoundError")
+
+
+def test_parts_without_enough_time_are_left_out(tmp_path, monkeypatch, capsys):
     times = []
 
-    def start(name, part, given, seconds):
+    def run_command(command, seconds, log):
         times.append(seconds)
-        return gpu_report.in_this_process(name, part, given, seconds)
+        log.write_text("")
+        return 0
 
-    parts = {"machine": Part(good, 60, 1), "check": Part(good, 60, 50), "plots": Part(good, 25, 1)}
-    given = options(tmp_path, parts=list(parts), seconds=60)
-    report = gpu_report.make_report(given, parts, start)
-    assert list(report["left_out"]) == ["check"]  # since the plots are kept their time
-    assert report["left_out"]["check"].startswith("no time: 3")
+    monkeypatch.setattr(gpu_report, "run_command", run_command)
+    parts = {"machine": Part([], 60), "kernels": Part([], 60, None, 50), "plots": Part([], 25)}
+    report = gpu_report.make_report(options(tmp_path, parts=list(parts), seconds=60), parts)
+    assert list(report["left_out"]) == ["kernels"]  # since time is reserved for the plots
+    assert report["left_out"]["kernels"].startswith("no time: 3")
     assert times == [pytest.approx(60 - gpu_report.PLOT_SECONDS, abs=1), 25]
-    assert "check         0.0 s  LEFT OUT: no time" in capsys.readouterr().out
+    assert "kernels       0.0 s  LEFT OUT: no time" in capsys.readouterr().out
+
+
+def test_the_time_that_is_left_is_in_the_command(tmp_path):
+    compare = Part([sys.executable, "-c", "import sys; print(sys.argv[1])", "SECONDS"], 150)
+    entry = gpu_report.run_part("plots", compare, tmp_path, 40)
+    assert float(entry["headline"]) == 40
+    found = gpu_report.parts_of(options(tmp_path, device="cuda"))["frameworks"].command
+    assert found[found.index("--within") + 1] == "SECONDS"
+
+
+def test_all_parts_fit_into_nine_minutes(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        gpu_report.main(["--help"])
+    assert "(default: 530)" in capsys.readouterr().out
+    parts = gpu_report.parts_of(options(tmp_path, device="cuda"))
+    assert sum(part.least for part in parts.values()) < 530 < 9 * 60
+    assert parts["plots"].seconds == gpu_report.PLOT_SECONDS
+    assert all(part.seconds >= part.least for part in parts.values())
 
 
 def test_without_a_gpu_the_parts_that_need_one_are_left_out(tmp_path):
-    parts = {"limits": gpu_report.PARTS["limits"]}
-    report = gpu_report.make_report(options(tmp_path, parts=["limits"]), parts, None)
-    assert report["left_out"] == {"limits": "needs a GPU"}
+    parts = gpu_report.parts_of(options(tmp_path))
+    left_out = {name: part.left_out for name, part in parts.items() if part.left_out}
+    left_out.pop("plots", None)  # without matplotlib
+    assert left_out == dict.fromkeys(("machine", "tests", "frameworks"), "needs a GPU")
+    entry = gpu_report.run_part("tests", parts["tests"], tmp_path, 530)
+    assert entry == {"status": "left out", "why": "needs a GPU"}
 
 
 @pytest.mark.skipif(not cuda.problem(), reason="there is a GPU")
@@ -144,48 +164,45 @@ def test_without_a_gpu_the_command_says_what_is_missing(tmp_path, capsys):
 
 def test_an_unknown_part_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        gpu_report.main(["--out", str(tmp_path), "--parts", "step,nothing"])
+        gpu_report.main(["--out", str(tmp_path), "--parts", "train,nothing"])
     assert "--parts: got 'nothing', expected some of machine," in capsys.readouterr().err
 
 
-def test_a_part_runs_in_a_process_of_its_own(tmp_path, capsys):
-    command = ["--out", str(tmp_path), "--device", "emulated", "--parts", "machine,plots"]
-    assert gpu_report.main(command) == 0
-    report = report_of(tmp_path)
-    assert report["parts"]["machine"]["results"]["versions"]["numpy"] == np.__version__
-    assert report["parts"]["plots"]["results"]["headline"] == "nothing to draw"
+def test_a_program_that_is_missing_fails_its_part_alone(tmp_path):
+    entry = gpu_report.run_part("machine", Part(["no-such-program"], 60), tmp_path, 60)
+    assert entry["why"].startswith("ended with status 127")
+    assert "no-such-program" in entry["output"]
 
 
-@pytest.mark.parametrize(
-    ("status", "why"), [(None, "stopped after 7 s"), (-11, "its process ended with status -11")]
-)
-def test_a_process_that_dies_or_hangs_leaves_what_it_found(tmp_path, monkeypatch, status, why):
-    def killed(command, seconds, log, group):
-        log.write_text("the last words")
-        part = {"status": "running", "why": None, "results": {"so far": 3}}
-        (tmp_path / "parts" / "step.json").write_text(json.dumps(part))
-        return status
-
-    monkeypatch.setattr(gpu_report, "run_command", killed)
-    entry = gpu_report.in_a_process("step", None, options(tmp_path), 7)
-    assert (entry["status"], entry["why"]) == ("failed", why)
-    assert entry["output"] == "the last words"
-    assert entry["results"] == {"so far": 3}
-
-
-def test_a_command_is_stopped_in_time(tmp_path):
-    log = tmp_path / "log"
-    code = "import time; print('begun'); time.sleep(60)"
-    assert gpu_report.run_command([sys.executable, "-c", code], 1, log, group=True) is None
+def test_a_command_is_stopped_in_time_with_what_it_started(tmp_path):
+    log, child = tmp_path / "log", tmp_path / "child"
+    code = (
+        "import subprocess, sys, time, pathlib\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"pathlib.Path({str(child)!r}).write_text(str(child.pid))\n"
+        "print('begun'); time.sleep(60)"
+    )
+    assert gpu_report.run_command([sys.executable, "-c", code], 2, log) is None
     assert log.read_text() == "begun\n"
+    assert not is_running(int(child.read_text()))
     assert gpu_report.run_command([sys.executable, "-c", "exit(3)"], 60, log) == 3
+
+
+def is_running(process):
+    """Whether a process still works; a zombie does not."""
+    try:
+        os.kill(process, 0)
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 # ---- what is measured ----------------------------------------------------------------------------
 
 
 class FakeGpu:
-    """CuPy's events on a stream whose work takes as long as `run` says."""
+    """CuPy's events, on a stream whose time is `now`."""
 
     def __init__(self):
         self.now, self.waited = 0.0, []
@@ -225,46 +242,24 @@ def test_times_are_those_between_events():
 def test_outcomes_are_counted_from_what_pytest_wrote():
     output = """\
 tests/test_step.py::test_a[cuda] PASSED                  [ 10%]
-tests/test_step.py::test_b[cuda-a b] FAILED              [ 20%]
+tests/backends/test_step.py::test_b[cuda-a b] FAILED              [ 20%]
 tests/test_step.py::test_c SKIPPED (why)                 [ 30%]
 tests/test_step.py::test_d PASSED                        [ 40%]
 FAILED tests/test_step.py::test_b[cuda-a b] - assert
 """
-    assert gpu_parts.count_outcomes(output) == {"passed": 2, "failed": 1, "skipped": 1}
-    assert gpu_parts.count_outcomes("") == {}
+    assert gpu_report.count_outcomes(output) == {"passed": 2, "failed": 1, "skipped": 1}
+    assert gpu_report.read_tests(output) == ("2 passed, 1 failed, 1 skipped", None)
+    assert gpu_report.count_outcomes("") == {}
 
 
-def test_a_step_that_differs_from_numpys_fails(tmp_path, monkeypatch):
-    same = [np.arange(6.0).reshape(3, 2)]
-    monkeypatch.setattr(
-        gpu_parts, "errors_against_numpy", lambda *_: {"loss": 1e-9, "gradients": np.nan}
-    )
-    monkeypatch.setattr(
-        gpu_parts,
-        "state_after_steps",
-        lambda *given, graph=True: [same[0][: given[-1]] + (not graph)],
-    )
-    monkeypatch.setattr(gpu_parts.Run, "precisions", lambda run: ["float32"])
-    part = Part(gpu_parts.check, 60, 1)
-    entry = gpu_report.in_this_process("check", part, options(tmp_path), 60)
-    assert entry["why"] == (
-        "Failed: float32: gradients differs from NumPy's by nan; "
-        "float32: not captured as launch by launch"
-    )
-    assert entry["results"]["float32 to the bit"]["net 1 alone as among 2"]
-
-
-def test_bits_are_compared_in_the_nets_that_are_there():
-    many = [np.arange(6.0).reshape(3, 2), np.array([4])]
-    assert gpu_parts.same_bits([many[0][:1], many[1]], many)
-    assert not gpu_parts.same_bits([many[0][1:2], many[1]], many)
-    assert not gpu_parts.same_bits([many[0][:1], many[1] + 1], many)
-    assert not gpu_parts.same_bits([-many[0][:1] + 0.0, many[1]], many)
+def test_the_tests_of_kernels_are_found():
+    names = {path.stem for path in gpu_report.test_files()}
+    assert names >= {f"test_{name}" for name in gpu_report._TESTS}
 
 
 @pytest.fixture(scope="module")
 def recorded():
-    """(launches, marks) of a fused step that is not run, with two nets of three images."""
+    """(launches, marks) of a fused step, recorded but not run: two nets, three images each."""
     if native.problem():
         pytest.skip(native.problem())
 
@@ -272,12 +267,12 @@ def recorded():
         def run(self, launch):
             pass
 
-    return launches.record_step(Idle(), 2, 3)
+    return operations.record_step(Idle(), 2, 3)
 
 
 def test_each_launch_has_its_layer_bytes_and_flop(recorded):
-    rows = launches.describe(*recorded, nets=2, batch=3)
-    assert len(rows) == launches.STEP_LAUNCHES
+    rows = operations.describe(*recorded, nets=2, batch=3)
+    assert len(rows) == 28
     found = {(row["kernel"], row["layer"]): row for row in rows}
     second = found["block_forward", "conv2d_1"]
     assert second["flops"] == 2 * 2 * 3 * 24 * 24 * 32 * 3 * 3 * 32
@@ -297,7 +292,7 @@ def test_each_launch_has_its_layer_bytes_and_flop(recorded):
 
 def test_use_of_limits():
     row = {"seconds": 2e-6, "bytes_read": 3e6, "bytes_written": 1e6, "flops": 2e8, "peak": "tf32"}
-    found = launches.use_of_limits(row, 4e12, {"tf32": 4e14, "float32": 5e13})
+    found = operations.use_of_limits(row, 4e12, {"tf32": 4e14, "float32": 5e13})
     assert found == pytest.approx(
         {
             "memory_seconds": 1e-6,
@@ -306,115 +301,100 @@ def test_use_of_limits():
             "of_matrix_peak": 0.25,
         }
     )
-    assert launches.use_of_limits(row, None, {"tf32": None}) == {}
+    assert operations.use_of_limits(row, None, {"tf32": None}) == {}
 
 
-def rates(*refused):
-    """What frameworks.measure yields after a first and a second round."""
-    row = {"job": "train", "nets": 1, "precision": "tf32", "processes": 1, "threads": 2}
-    found = {"rates": [], "refused": {}, "left_out": {"JAX": "not installed: jax"}}
-    for number, (name, rate) in enumerate((("minicnn tf32", 3000.0), ("PyTorch TF32", 2000.0))):
+ROW = {"job": "train", "nets": 1, "precision": "tf32", "processes": 1, "threads": 2}
+
+
+def rates(*named):
+    """Rows of frameworks.py."""
+    rows = []
+    for name, rate in named:
         spread = {"images_per_second": rate, "lowest": rate - 1, "highest": rate + 1}
-        found["rates"].append({**row, "contender": name, **spread})
-        found["refused"] = dict.fromkeys(refused, "losses differ by 9.0e-01") if number else {}
-        yield json.loads(json.dumps(found))
+        rows.append({**ROW, "contender": name, **spread})
+    return rows
+
+
+BOTH = rates(("minicnn tf32", 3000.0), ("PyTorch TF32", 2000.0))
 
 
 @pytest.mark.parametrize("refused", [(), ("Keras",)])
-def test_the_comparison_is_in_the_report(refused, tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr(
-        gpu_frameworks.comparison, "measure", lambda *a: given.append(a) or rates(*refused)
-    )
-    part = Part(gpu_report.frameworks, 150, 45)
-    entry = gpu_report.in_this_process("frameworks", part, options(tmp_path), 150)
-    results = entry["results"]
-    assert results["headline"] == (
-        "images a second: minicnn tf32 3,000, PyTorch TF32 2,000: 1.50 times"
-    )
-    assert results["left_out"] == {"JAX": "not installed: jax"}
-    assert entry["status"] == ("failed" if refused else "done")
-    assert entry["why"] == ("Failed: Keras: losses differ by 9.0e-01" if refused else None)
-    [(plan, device, rounds, seconds, to_start)] = given
-    contenders = plan[0][0]
-    assert device == "cuda"
-    assert {c.device for c in contenders} == {"cuda"}
-    assert 0 < to_start < 150 - len(contenders) * 2 * rounds * seconds
+def test_the_comparison_is_in_the_report(refused):
+    result = {"rates": BOTH, "refused": dict.fromkeys(refused, "losses differ by 9.0e-01")}
+    headline, wrong = gpu_report.read_frameworks(result)
+    assert headline == "images a second: minicnn tf32 3,000, PyTorch TF32 2,000: 1.50 times"
+    assert wrong == ("Keras: losses differ by 9.0e-01" if refused else None)
 
 
-def test_a_comparison_without_minicnn_fails(tmp_path, monkeypatch):
-    left_out = {"minicnn tf32": "not ready after 9 s"}
-    nothing = {"rates": [], "refused": {}, "left_out": left_out}
-    monkeypatch.setattr(gpu_frameworks.comparison, "measure", lambda *_: iter([nothing]))
-    part = Part(gpu_report.frameworks, 150, 45)
-    entry = gpu_report.in_this_process("frameworks", part, options(tmp_path), 150)
-    assert entry["why"] == "Failed: no contender of minicnn's was measured"
-    assert entry["results"]["left_out"] == left_out
-
-
-@pytest.mark.parametrize("seconds", [45, 150, 500])
-def test_the_comparison_has_time_to_start_and_to_measure(seconds, tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr(gpu_frameworks.comparison, "measure", lambda *a: given.append(a) or rates())
-    list(gpu_report.frameworks(gpu_parts.Run(options(tmp_path, device="cuda"), seconds)))
-    [([(contenders, _, _, jobs)], _, rounds, of_a_round, to_start)] = given
-    assert 0 < of_a_round <= gpu_parts.QUICK.seconds
-    assert seconds / 3 < to_start < seconds - len(contenders) * len(jobs) * rounds * of_a_round
+def test_a_comparison_without_minicnn_fails():
+    _, wrong = gpu_report.read_frameworks({"rates": [], "refused": {}})
+    assert wrong == "no contender of minicnn's was measured"
 
 
 def test_the_comparison_in_words_without_a_framework():
-    [first, _] = rates()
-    assert gpu_frameworks.in_words(first["rates"]) == "images a second: minicnn tf32 3,000"
+    headline, wrong = gpu_report.read_frameworks({"rates": BOTH[:1], "refused": {}})
+    assert (headline, wrong) == ("images a second: minicnn tf32 3,000", None)
 
 
-def test_plots_are_drawn_of_what_was_found(tmp_path):
-    pytest.importorskip("matplotlib")
-    spread = {"lowest": 1.0, "highest": 3.0}
-    measured = list(rates())[-1]["rates"]
-    rows = {
-        "kernels": ("launches", [{"kernel": "adam", "layer": "", "seconds": 1e-5}]),
-        "step": ("steps", [{"precision": "tf32", "nets": 1, "captured": True, "seconds": 2.0}]),
-        "frameworks": ("rates", measured + [{**row, "job": "infer"} for row in measured]),
-    }
-    (tmp_path / "parts").mkdir()
-    for part, (key, found) in rows.items():
-        entry = {"results": {key: [{**spread, "memory_seconds": 5e-6, **row} for row in found]}}
-        (tmp_path / "parts" / f"{part}.json").write_text(json.dumps(entry))
-    part = Part(gpu_report.plots, 60, 1)
-    entry = gpu_report.in_this_process("plots", part, options(tmp_path), 60)
-    assert entry["results"]["files"] == ["kernels.png", "step.png", "frameworks.png"]
-    assert all(
-        (tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in entry["results"]["files"]
-    )
+@pytest.mark.parametrize("limit", [45, 150, 500])
+def test_the_comparison_has_time_to_start_and_to_measure(limit):
+    plan = frameworks.plan_of("cuda", 15, 16)
+    [(given, _, _, jobs)] = plan
+    seconds, to_start = frameworks.fitted(plan, 9, 0.1, limit)
+    assert 0 < seconds <= 0.1
+    assert limit / 3 < to_start < limit - len(given) * len(jobs) * 9 * seconds
+
+
+def test_plots_are_drawn_of_what_was_found(tmp_path, capsys):
+    plots = pytest.importorskip("benchmarks.plots", exc_type=ImportError)
+    row = {"lowest": 1.0, "highest": 3.0, "seconds": 2.0}
+    launch = {**row, "kernel": "adam", "layer": "", "memory_seconds": 5e-6}
+    step = {**row, "precision": "tf32", "nets": 1, "captured": True}
+    kernels = {"launches": {"cuda": [launch]}, "steps": [step]}
+    (tmp_path / "kernels.json").write_text(json.dumps(kernels))
+    compared = {"rates": BOTH + [{**row, "job": "infer"} for row in BOTH]}
+    (tmp_path / "frameworks.json").write_text(json.dumps(compared))
+    plots.main([str(tmp_path)])
+    assert capsys.readouterr().out.split() == ["launches.png", "steps.png", "rates.png"]
+    drawn = sorted(tmp_path.glob("*.png"))
+    assert len(drawn) == 3
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in drawn)
 
 
 def test_a_missing_mnist_leaves_training_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_parts, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_report, "ROOT", tmp_path)
     monkeypatch.delenv("MINICNN_TEST_MNIST", raising=False)
-    with pytest.raises(LeftOut, match="--data says where"):
-        gpu_parts.mnist_folder(None)
+
+    def train(**given):
+        return gpu_report.parts_of(options(tmp_path, device="cuda", **given))["train"]
+
+    assert "--data says where" in train().left_out
     (tmp_path / ".mnist").mkdir()
-    assert gpu_parts.mnist_folder(None) == tmp_path / ".mnist"
+    assert train().left_out is None
+    assert str(tmp_path / ".mnist") in train().command
     monkeypatch.setenv("MINICNN_TEST_MNIST", str(tmp_path))
-    assert gpu_parts.mnist_folder(None) == tmp_path
+    assert train().command[train().command.index("--data") + 1] == str(tmp_path)
+    assert "elsewhere is not a folder" in train(data=str(tmp_path / "elsewhere")).left_out
 
 
-def test_the_step_is_timed_and_trained_on_the_emulator(tmp_path):
+def test_kernels_and_training_run_on_the_emulator(tmp_path):
     if native.problem():
         pytest.skip(native.problem())
-    command = ["--out", str(tmp_path), "--device", "emulated", "--parts", "check,step,train"]
-    assert gpu_report.main(command, start=gpu_report.in_this_process) == 0
+    command = ["--out", str(tmp_path), "--device", "emulated", "--parts", "kernels,train,plots"]
+    assert gpu_report.main(command) == 0
     report = report_of(tmp_path)
-    check, step, train = (report["parts"][name]["results"] for name in ("check", "step", "train"))
-    assert all(check["float32 to the bit"].values())
-    assert {(row["nets"], row["captured"]) for row in step["steps"]} == {
+    kernels, train = (report["parts"][name]["results"] for name in ("kernels", "train"))
+    assert {(row["nets"], row["captured"]) for row in kernels["steps"]} == {
         (1, True),
         (1, False),
         (2, True),
     }
-    assert all(row["lowest"] <= row["seconds"] <= row["highest"] for row in step["steps"])
+    assert all(row["lowest"] <= row["seconds"] <= row["highest"] for row in kernels["steps"])
     assert (tmp_path / "run" / "summary.json").exists()
     assert 0 <= train["ensemble_test_accuracy"] <= 1
+    if not gpu_report.parts_of(options(tmp_path))["plots"].left_out:
+        assert report["parts"]["plots"]["headline"] == "launches.png, steps.png"
 
 
 # ---- PyTorch -------------------------------------------------------------------------------------
@@ -424,7 +404,7 @@ def test_the_step_is_timed_and_trained_on_the_emulator(tmp_path):
 def test_pytorchs_contenders_of_a_gpu_compute_the_same_function(nets, precision):
     pytest.importorskip("torch")
     contender = Contender("PyTorch", "torch_net", nets=nets, precision=precision)
-    images, labels = gpu_parts.some_digits(64)
+    images, labels = draw_digits(64)
     found = equality.check(contender, images, labels, equality.reference(batch=16))
     assert found["losses"] < equality.TOLERANCE["float32"]
     assert ("losses, bfloat16" in found) == (precision == "bfloat16")

@@ -1,15 +1,14 @@
-"""benchmarks/kernels.py: what operations must do at least, the limits, the command, its tables."""
+"""benchmarks/kernels.py: the least work of operations, the limits, the command, its tables."""
 
 import json
-from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import kernel_tables, kernels, launches, limits, timing
-from benchmarks.gpu_parts import STATE, make_trainer
+from benchmarks import kernels, limits, readme, timing
+from benchmarks.kernels import make_trainer
 from benchmarks.operations import flops_of, operations_of
 from minicnn import (
     BatchNormalization,
@@ -26,14 +25,15 @@ from minicnn.backends import native
 from minicnn.network.layers import Activation
 
 E, B, H, W = 2, 3, 7, 5
-TINY = limits.Work(side=8, numbers=1000, rounds=2, seconds=0)
+TINY = limits.Work(side=8, elements=1000, rounds=2, seconds=0)
+STATE = "params", "moving", "moment_1", "moment_2", "step"
 
 
 # ---- what an operation must do -------------------------------------------------------------------
 
 
 class Recorder:
-    """A backend that notes which arrays its operations are given."""
+    """A backend that records the arrays which its operations get."""
 
     def __init__(self, ops):
         self._ops, self.calls = ops, []
@@ -52,7 +52,7 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def small():
-    """What a Trainer has, of a small network with odd shapes."""
+    """The attributes of a Trainer, for a small network with odd shapes."""
     stack = [
         Conv2D(3, (3, 2), strides=(2, 1), padding="same", activation="relu"),
         BatchNormalization(),
@@ -83,7 +83,7 @@ IN_PLACE = {"adam": [0, 2, 3], "accumulate": [2], "update_moving": [0]}
 
 
 def bytes_given(trainer, operation):
-    """Those of the arrays that an operation hands to the backend: each once, in place twice."""
+    """Bytes of the arrays that an operation passes to the backend: each once, in place twice."""
     model, calls = trainer.model, trainer.ops.calls
     steering = model.net_numbers, model.step, model.learning_rate, trainer.bounds
     left_out = [*steering, trainer.plan.passes[0][1].workspace]
@@ -188,35 +188,46 @@ def test_limits_are_medians_of_rates(monkeypatch):
     assert limits.medians(again)["copy_bytes_per_second"] is None
 
 
-def test_limits_of_a_gpu(monkeypatch, capsys):
-    def gemm(precision, rounds, seconds):
-        if precision == "tf32":
-            return {"problem": "Traceback\nno cuBLAS"}
-        return {"library": "CuPy", "side": 10, "times": [2.0]}
-
-    monkeypatch.setattr(limits, "gpu_copy_seconds", lambda rounds, seconds: (100, [5.0, 4.0]))
-    monkeypatch.setattr(limits, "gpu_gemm", gemm)
+def test_limits_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(limits, "gpu_copy_seconds", lambda work: (100, [5.0, 4.0]))
+    monkeypatch.setattr(limits, "gpu_launch_seconds", lambda work: [7.0])
+    monkeypatch.setattr(limits, "gpu_gemm", lambda precision, work: [1.0] * (precision == "tf32"))
     found = limits.measure("cuda", TINY)
-    assert found["copy_bytes_per_second"] == [20, 25]
-    assert found["gemm_flops_per_second"] == [1000]
-    assert found["tf32_gemm_flops_per_second"] == []
-    assert capsys.readouterr().err == "products in tf32: Traceback no cuBLAS\n"
+    assert found == {
+        "copy_bytes_per_second": [20, 25],
+        "launches_per_second": [4],
+        "gemm_flops_per_second": [],
+        "tf32_gemm_flops_per_second": [1.0],
+    }
     assert limits.cores_of("cuda") is None
     assert limits.cores_of("numpy") == 1
 
 
 @pytest.mark.parametrize(
-    ("status", "output", "found"),
-    [(0, 'a word\n{"times": [1.0]}\n', {"times": [1.0]}), (1, "", {"problem": "no cuBLAS"})],
+    ("status", "output", "found", "message"),
+    [(0, "a word\n[1.0]\n", [1.0], ""), (1, "", [], "products in tf32: Traceback no cuBLAS\n")],
 )
-def test_cublas_multiplies_in_its_own_process(monkeypatch, status, output, found):
+def test_cublas_multiplies_in_its_own_process(monkeypatch, capsys, status, output, found, message):
     def run(command, env, timeout, **options):
         assert env["CUPY_TF32"] == "1"
-        assert "limits.time_gpu_gemm('tf32', 3, 0.5)" in command[-1]
-        return SimpleNamespace(returncode=status, stdout=output, stderr="no cuBLAS\n")
+        assert "limits.gpu_gemm_here('tf32', 3, 0.5)" in command[-1]
+        assert timeout == limits._GEMM_SECONDS
+        return SimpleNamespace(returncode=status, stdout=output, stderr="Traceback\nno cuBLAS\n")
 
     monkeypatch.setattr(limits.subprocess, "run", run)
-    assert limits.gpu_gemm("tf32", 3, 0.5) == found
+    assert limits.gpu_gemm("tf32", TINY._replace(rounds=3, seconds=0.5)) == found
+    assert capsys.readouterr().err == message
+
+
+def test_products_are_timed_by_pytorch_where_cupy_has_no_cublas(monkeypatch, capsys):
+    calls = []
+    stand_in = SimpleNamespace(synchronous_product=lambda n, tf32: lambda: calls.append((n, tf32)))
+    monkeypatch.setattr(limits.importlib, "import_module", lambda name: stand_in)
+    monkeypatch.setattr(timing, "EventClock", lambda: None)
+    rates = limits.gpu_gemm_here("tf32", 2, 0)
+    assert len(rates) == 2 and min(rates) > 0
+    assert set(calls) == {(8192, True)}
+    assert "CuPy cannot multiply matrices here" in capsys.readouterr().err
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -224,7 +235,7 @@ def test_cublas_multiplies_in_its_own_process(monkeypatch, status, output, found
 
 @pytest.fixture
 def quickly(monkeypatch, tmp_path):
-    """Little is measured, and no result is written to the repository's."""
+    """Measure little, and write no result into the repository."""
     monkeypatch.setattr(limits, "QUICK", TINY)
     monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
     return tmp_path / "results"
@@ -265,13 +276,15 @@ def test_what_runs_on_a_gpu_runs_on_the_emulator(quickly, monkeypatch, capsys):
     if native.problem():
         pytest.skip(native.problem())
     found = []
-    monkeypatch.setattr(kernels, "EMULATED", replace(kernels.EMULATED, rounds=1))
+    monkeypatch.setattr(kernels, "EMULATED", kernels.EMULATED._replace(rounds=1))
     monkeypatch.setattr(kernels, "show", found.append)
     kernels.main(["--device", "emulated", "--quick", "--rounds=1"])
     [result] = found
     check(result, "emulated", nets=1)
     fused = result["launches"]["emulated"]
-    assert len(fused) == launches.STEP_LAUNCHES
+    assert len(fused) == 28
+    steps = [(row["nets"], row["captured"]) for row in result["steps"]]
+    assert steps == [(1, True), (1, False), (2, True)]
     assert all(row["of_bandwidth"] > 0 for row in fused)
     assert [row["kernel"] for row in fused if "of_matrix_peak" in row] == [
         "block_first_forward",
@@ -280,10 +293,12 @@ def test_what_runs_on_a_gpu_runs_on_the_emulator(quickly, monkeypatch, capsys):
     assert not quickly.exists()
     monkeypatch.undo()
     kernels.show(result)
-    assert "block_forward " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "block_forward " in shown
+    assert "Whole steps of 2 nets, float32, one graph: " in shown
 
 
-def test_a_device_that_is_not_there_is_named(monkeypatch, capsys):
+def test_a_device_that_cannot_be_used_is_named(monkeypatch, capsys):
     monkeypatch.setattr("minicnn.backends.cuda.problem", lambda: "there is no GPU")
     with pytest.raises(SystemExit) as stopped:
         kernels.main(["--device", "numpy", "cuda"])
@@ -329,7 +344,7 @@ def test_the_tables_are_of_the_newest_result(monkeypatch, tmp_path):
         "versions": {"minicnn": "0.1.0", "numpy": "2.4"},
     }
     timing.write("kernels-cpu", result)
-    lines = kernel_tables.operations().splitlines()
+    lines = readme.operations().splitlines()
     assert lines[:5] == [
         "| layer | pass | numpy | cpu |",
         "| --- | --- | --- | --- |",

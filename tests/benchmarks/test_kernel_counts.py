@@ -1,8 +1,9 @@
-"""What a training step's kernels do, as the emulator counts it: bounds, and the table of them.
+"""Bounds on what a training step's kernels do, as the emulator counts it; the command and ladder.
 
-The counts are exact, so a bound that is passed is a kernel that got worse.
+The counts are exact: a count above its bound means that a kernel got worse.
 """
 
+import json
 import re
 from collections import Counter
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import counts
+from benchmarks import counts, timing
 from benchmarks.counts import Limits
 from minicnn.backends.cuda_blocks import fusion
 from minicnn.emulator import Counts, Emulator
@@ -23,7 +24,7 @@ LAYERS = {n.name: n for n in RECIPES["seed"].nodes if isinstance(n.layer, Conv2D
 
 @pytest.fixture(scope="module")
 def rows(cuda_device):
-    """A step of one net, counted; the kernels that a GPU runs are the same."""
+    """The counts of a step of one net, layer by layer; a GPU runs the same kernels."""
     if cuda_device != "emulated":
         pytest.skip("needs the emulator")
     return counts.count_step(1, BATCH, "implicit")
@@ -31,14 +32,14 @@ def rows(cuda_device):
 
 @pytest.fixture(scope="module")
 def fused(cuda_device):
-    """The same of a step of fused blocks."""
+    """The counts of a step of fused blocks."""
     if cuda_device != "emulated":
         pytest.skip("needs the emulator")
     return counts.count_step(1, BATCH, "fused")
 
 
 def of_layer(rows, layer, kernel):
-    """The counts of the one launch of such a kernel in a layer's passes."""
+    """The counts of the only launch of a layer whose kernel's name begins so."""
     [row] = [r for r in rows if r.layer == layer and r.kernel.startswith(kernel)]
     return row.counts
 
@@ -65,7 +66,7 @@ def convolution_bytes(node):
 
 
 def test_warps_touch_no_more_sectors_than_their_bytes_fill(rows):
-    """But for small ones, and the first layer, whose rows of three numbers no warp reads well."""
+    """Exceptions: small kernels, and the first layer, whose rows of 3 taps fill no sector."""
     small = "load_batch", "gemm", "gemm_left_transposed", "gemm_right_transposed"
     for row in rows:
         if row.kernel in small or row.layer == "conv2d":
@@ -89,7 +90,7 @@ def test_shared_memory_has_no_bank_conflicts(rows):
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_convolution_reads_and_writes_its_arrays_and_nothing_else(rows, layer):
-    """Distinct bytes: what memory must give and take at least."""
+    """In distinct bytes, the least memory traffic."""
     node = LAYERS[layer]
     sizes = convolution_bytes(node)
     forward = of_layer(rows, layer, "conv_implicit_forward")
@@ -110,8 +111,8 @@ def test_a_convolution_reads_and_writes_its_arrays_and_nothing_else(rows, layer)
 
 
 @pytest.mark.parametrize("layer", list(LAYERS)[1:6])
-def test_a_convolution_reads_a_number_a_dozen_times_at_most(rows, layer):
-    """From the cache: without tiles in shared memory it would be once for each product."""
+def test_a_convolution_reads_an_element_a_dozen_times_at_most(rows, layer):
+    """From the cache; without tiles in shared memory it would read one for each product."""
     for part in ("forward", "input_gradient", "weight_gradient"):
         c = of_layer(rows, layer, f"conv_implicit_{part}")
         assert 32 * c.load_sectors <= 12 * c.bytes_read
@@ -134,7 +135,7 @@ def test_adam_moves_its_arrays_once(rows):
     assert adam.bytes_written == 3 * arrays
 
 
-def test_a_step_takes_so_many_launches(rows):
+def test_a_step_takes_at_most_105_launches(rows):
     assert len(rows) <= 105
     assert {row.layer for row in rows} >= set(LAYERS)
     assert [r.kernel for r in rows if not r.layer][:1] == ["load_batch"]
@@ -145,13 +146,13 @@ def test_a_step_takes_so_many_launches(rows):
 
 
 def weights_bytes(batch):
-    """What a fused step moves whatever its batch: kernels, parts of sums, Adam's arrays.
+    """Bytes that a fused step moves for its weights: kernels, partial sums, Adam's arrays.
 
-    How many parts there are is a choice for the batch.
+    Only the number of partial sums depends on the batch.
     """
     network = fusion(RECIPES["seed"].nodes, batch)
     P = RECIPES["seed"].model(range(1, 2), "numpy").params.shape[1]
-    numbers = 7 * P + P  # Adam's; the gradients, from their parts
+    numbers = 7 * P + P  # Adam's arrays; the gradients, summed from their parts
     above = [block.input_gradient.parts for block in network.blocks[1:]] + [1]
     for block, sums in zip(network.blocks, above, strict=True):
         parts = block.weight_gradient.parts * block.weights
@@ -162,8 +163,9 @@ def weights_bytes(batch):
 
 
 def passes(rows, batch):
-    """How many times the outputs of all convolutions the distinct bytes of all launches are, at a
-    batch of 64.
+    """Distinct bytes of all launches, divided by the size of all convolutions' outputs; batch 64.
+
+    The bytes that grow with the batch are scaled from `batch` to 64.
     """
     moved = sum(row.counts.bytes_read + row.counts.bytes_written for row in rows)
     of_images = moved - weights_bytes(batch)
@@ -181,7 +183,7 @@ def test_a_fused_step_passes_over_the_activations_ten_times_at_most(fused):
 
 
 @pytest.mark.slow
-def test_so_it_does_with_the_whole_batch(cuda_device):
+def test_a_whole_batch_passes_over_the_activations_ten_times_at_most(cuda_device):
     rows = counts.count_step(1, 64, "fused")
     moved = sum(row.counts.bytes_read + row.counts.bytes_written for row in rows)
     assert moved <= 10 * counts.activations_bytes(1, 64)
@@ -199,16 +201,16 @@ def test_fused_blocks_read_and_write_whole_sectors_without_bank_conflicts(fused)
 
 
 @pytest.mark.parametrize("layer", list(LAYERS)[1:])
-def test_tensor_cores_make_the_sums_and_no_fewer(fused, layer):
-    """How much more they do in a whole batch is what tiles.py chooses by."""
+def test_tensor_cores_compute_all_products(fused, layer):
+    """They may compute more, at the edges of tiles: cuda_tiles.py chooses tiles by that."""
     needed = convolution_bytes(LAYERS[layer])["flops"]
     steps = [row.counts.tensor_flops for row in fused if row.layer == layer]
     assert len(steps) == 3
     assert min(steps) >= needed
 
 
-def test_an_activation_is_written_once_and_read_no_more_than_thrice(fused):
-    """By the next block's forward pass and its gradients; in whole, as distinct bytes."""
+def test_a_forward_launch_reads_and_writes_its_activations_once(fused):
+    """A forward launch reads what is below and writes its own, in distinct bytes."""
     for name, below in zip(list(LAYERS)[1:], LAYERS.values(), strict=False):
         sizes = convolution_bytes(LAYERS[name])
         read_below = 4 * BATCH * numbers(below.output_shape)
@@ -247,6 +249,45 @@ def test_the_limit_that_is_reached_first_sets_the_time():
     [line] = counts.table([row], limits).to_dict("records")
     assert line["us"] == 1.5e6 and line["limit"] == "shared"
     assert np.isnan(line["loads"])  # nothing to compare with
+
+
+def test_a_convolutions_launches_are_summed_by_pass(rows, fused):
+    for version, of_step in (("implicit", rows), ("fused", fused)):
+        by_pass = {
+            name: counts.summarize(
+                [row for row in of_step if counts.convolution_pass(row) == name], counts.H200
+            )
+            for name in counts.PASSES
+        }
+        sums = 14 if version == "implicit" else 7  # one launch more where partial sums are added
+        assert [found["launches"] for found in by_pass.values()] == [7, 6, sums]
+        step = counts.summarize(of_step, counts.H200)
+        assert step["launches"] == len(of_step)
+        assert step["flops"] == sum(row.counts.flops for row in of_step)
+        assert sum(found["memory_bytes"] for found in by_pass.values()) < step["memory_bytes"]
+        seconds = counts.table(of_step, counts.H200)["us"].sum() / 1e6
+        assert step["seconds"] == pytest.approx(seconds)
+
+
+def test_the_ladder_counts_what_is_asked_and_keeps_the_others(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(counts, "registers", dict)
+    monkeypatch.setattr(counts.cuda, "nvrtc_version", lambda: (13, 5))
+    monkeypatch.setattr(counts, "summarize_step", lambda *given: {"step": {"seconds": given[1]}})
+    last, out = timing.newest("ladder-emulated"), tmp_path / "ladder.json"
+    counts.main(["--ladder", "fused", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert list(found["versions_counted"]) == list(counts.STEPS)
+    for version in counts.STEPS:
+        same = found["versions_counted"][version] == last["versions_counted"][version]
+        assert same == (version != "fused")
+    assert capsys.readouterr().out == "fused: 15000.00 ms\n"
+    with pytest.raises(SystemExit) as stopped:
+        counts.main(["--ladder", "fused", "--nets=3", "--out", str(out)])
+    assert stopped.value.code == 2
+    message = "argument --ladder: the last result has another number of nets or images"
+    assert capsys.readouterr().err == f"benchmarks.counts: error: {message}\n"
+    counts.main(["--ladder", "--nets=3", "--out", str(out)])
+    assert json.loads(out.read_text())["nets"] == 3
 
 
 @pytest.mark.parametrize("version", ["naive", "im2col", "fused"])

@@ -1,5 +1,5 @@
-// Planted faults and their sound twins, for the tests of the emulator's checker. Which of the two
-// an argument says; the tests find a line by the comment at its end.
+// Kernels with planted faults, for the tests of the emulator's checker. An argument selects the
+// fault or a correct access. The tests find the line of a fault by the comment at its end.
 #include "common.cuh"
 #include "reduce.cuh"
 
@@ -51,7 +51,7 @@ extern "C" __global__ void write_dynamic_shared(int i, float* y) {
     y[0] = staged[i];
 }
 
-// ---- waiting for each other ---------------------------------------------------------------------
+// ---- barriers and exchanges ---------------------------------------------------------------------
 
 extern "C" __global__ void different_barriers(bool planted) {
     if (planted && threadIdx.x == 37) {
@@ -72,7 +72,7 @@ extern "C" __global__ void missing_lane(bool planted, int* y) {
     y[threadIdx.x] = value;
 }
 
-// Lane 5 of the second warp comes to another place, or with another mask.
+// Lane 5 of the second warp takes part at another place, or with another mask.
 extern "C" __global__ void other_exchange(bool elsewhere, bool other_mask, int* y) {
     int value = threadIdx.x;
     if (elsewhere && threadIdx.x == 37)
@@ -82,7 +82,7 @@ extern "C" __global__ void other_exchange(bool elsewhere, bool other_mask, int* 
     y[threadIdx.x] = value;
 }
 
-// The mask leaves out lane 5: who asks all the same, or is asked.
+// The mask does not contain lane 5, which takes part (`asks`) or is the source (`is_asked`).
 extern "C" __global__ void left_out(bool asks, bool is_asked, int* y) {
     int value = threadIdx.x;
     bool member = threadIdx.x % 32 != 5;
@@ -91,7 +91,7 @@ extern "C" __global__ void left_out(bool asks, bool is_asked, int* y) {
     y[threadIdx.x] = value;
 }
 
-// The last warp of a block that is no multiple of 32 has fewer lanes.
+// The last warp has fewer lanes if the number of threads is not a multiple of 32.
 extern "C" __global__ void lane_behind_the_end(bool planted, int* y) {
     int value = threadIdx.x;
     y[threadIdx.x] = __shfl_down_sync(ALL_LANES, value, 16, planted ? 32 : 8);  // behind the end
@@ -99,11 +99,11 @@ extern "C" __global__ void lane_behind_the_end(bool planted, int* y) {
 
 // ---- races --------------------------------------------------------------------------------------
 
-// What a thread does to the one word, step by step.
+// What a thread does in a step; accesses are to one word.
 enum Action { NOTHING, READ, WRITE, ATOMIC, BARRIER, SYNC_WARP, SHUFFLE };
 
-// actions, masks (steps, blocks, threads); the mask is that of SYNC_WARP and SHUFFLE. sink (blocks,
-// threads).
+// Does all steps of actions (steps, blocks, threads). masks (steps, blocks, threads) are those of
+// SYNC_WARP and SHUFFLE. sink (blocks, threads) gets the values read.
 extern "C" __global__ void act(
     const int* actions, const unsigned* masks, int steps, bool global, int* word, int* sink) {
     __shared__ int shared_word[1];
@@ -134,7 +134,7 @@ extern "C" __global__ void neighbouring_bytes(bool planted, unsigned char* y) {
     y[threadIdx.x] = bytes[i];
 }
 
-// y = the number of threads before this one, if they come forward; no barrier orders them.
+// y = the number of threads that ran before this one; no barrier orders them, so this is a race.
 extern "C" __global__ void arrivals(int* y) {
     __shared__ int arrived[1];
     if (threadIdx.x == 0) arrived[0] = 0;
@@ -153,7 +153,7 @@ extern "C" __global__ void read_unwritten(bool written, bool dynamic, float* y) 
     y[threadIdx.x] = array[threadIdx.x];  // read_unwritten
 }
 
-// Block 1 may find there what block 0 has left.
+// Block 1 may read what block 0 wrote to shared memory.
 extern "C" __global__ void left_by_another_block(bool planted, float* y) {
     __shared__ float tile[32];
     if (blockIdx.x == 0 || !planted) tile[threadIdx.x] = 5.0f;

@@ -1,4 +1,4 @@
-// Does not compile, for the tests of what the compilers' messages become.
+// Does not compile, for the tests of the errors from compilers.
 #include "common.cuh"
 
 extern "C" __global__ void wrong(PerNet<float> x) {

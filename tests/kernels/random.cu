@@ -1,12 +1,13 @@
-// What the kernels draw, written out: for comparison with rng.py and affine.py to the bit.
+// Writes the kernels' random words and parameters to memory, for exact comparison with rng.py and
+// affine.py.
 #include "affine.cuh"
 #include "common.cuh"
 
-// words (N, 4) of counters (N, 4) under keys (N, 2)
+// words (count, 4) of counters (count, 4) and keys (count, 2)
 extern "C" __global__ void philox_words(
-    const unsigned* counters, const unsigned* keys, int N, unsigned* words) {
+    const unsigned* counters, const unsigned* keys, int count, unsigned* words) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= N) return;
+    if (i >= count) return;
     const unsigned *c = counters + 4 * i, *k = keys + 2 * i;
     uint4 found = philox4x32(make_uint4(c[0], c[1], c[2], c[3]), make_uint2(k[0], k[1]));
     words[4 * i] = found.x;
@@ -15,7 +16,7 @@ extern "C" __global__ void philox_words(
     words[4 * i + 3] = found.w;
 }
 
-// drawn (5, B) of a net's images
+// drawn (5, B): the parameters of a net's B images
 extern "C" __global__ void affine_parameters(
     const float* ranges, unsigned seed, PerNet<const long long> nets, unsigned stream,
     unsigned step, int B, PerNet<float> drawn) {

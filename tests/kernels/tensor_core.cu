@@ -1,9 +1,8 @@
-// The tensor cores' step and asynchronous copies, for the tests of the emulator, and of the
-// compiler.
+// Tensor cores and asynchronous copies, for the tests of the emulator and of the compiler.
 #include "common.cuh"
 #include "ptx.cuh"
 
-// d (16, 8) = c + a (16, 8) @ b (8, 8), by one warp. Where `rounded`, operands become TF32.
+// d (16, 8) = c + a (16, 8) @ b (8, 8), by one warp. If `rounded`, rounds the operands to TF32.
 extern "C" __global__ void tensor_step(
     const float* a, const float* b, const float* c, bool rounded, float* d) {
     int group = threadIdx.x / 4, place = threadIdx.x % 4;
@@ -28,16 +27,16 @@ extern "C" __global__ void round_to_tf32(const float* x, int count, float* y) {
 
 enum Mistake {
     NO_MISTAKE,
-    NO_WAIT,             // the tile is used though its copies may not be there
-    WAIT_FOR_TOO_FEW,    // likewise
-    NO_COMMIT,           // so that the wait is for nothing
-    NO_BARRIER_BEHIND,   // other threads' copies may not be there
-    NO_BARRIER_BEFORE,   // a tile is overwritten that others still read
-    CHANGED_SOURCE,      // a copy may read what was there before, or after
+    NO_WAIT,            // a tile is used before its copies have finished
+    WAIT_FOR_TOO_FEW,   // the same
+    NO_COMMIT,          // the wait has no group to wait for
+    NO_BARRIER_BEHIND,  // other threads' copies may not have finished
+    NO_BARRIER_BEFORE,  // a tile is overwritten while other threads still read it
+    CHANGED_SOURCE,     // a copy may read the value before or after a change
 };
 
-// y (tiles, 128) = x, each tile of 128 reversed; threads (32,). While one tile is written to y the
-// next is on its way. Behind `last` numbers of a tile there are zeros.
+// y (tiles, 128) = x, with each tile reversed, by 32 threads. While a tile is written to y, the
+// next one is being copied. Elements of a tile from `last` on are zeros.
 extern "C" __global__ void reverse_tiles(float* x, int tiles, int last, int mistake, float* y) {
     __shared__ float staged[2][128];
     int thread = threadIdx.x, mine = 4 * thread;
@@ -64,8 +63,8 @@ extern "C" __global__ void reverse_tiles(float* x, int tiles, int last, int mist
     }
 }
 
-// y (threads,) = x, copied number by number; `offset`s of four numbers more, which a copy must
-// refuse.
+// y (threads,) = x, by copies of 4 bytes. Also copies 16 bytes per thread, with offsets that make
+// their addresses invalid.
 extern "C" __global__ void copy_both_sizes(
     const float* x, int from_offset, int to_offset, bool inside, float* y) {
     __shared__ float staged[132];
@@ -73,14 +72,14 @@ extern "C" __global__ void copy_both_sizes(
     copy_async_4(staged + i, x + i, inside);
     copy_async_16(staged + j + to_offset, x + j + from_offset, inside);  // copy of four
     commit_copies();
-    float same = x[i];  // others may read, too
+    float same = x[i];  // reading the source of a copy is allowed
     wait_copies<0>();
     __syncthreads();
     y[i] = same == staged[i] ? same : -staged[i];
 }
 
-// Each thread takes what the one before it has copied, or changes it where it came from. A barrier
-// before the wait orders only the beginnings of the copies.
+// Each thread reads what the thread before it copied, or changes the source of that copy. A barrier
+// before the wait does not order the copies' ends.
 extern "C" __global__ void use_copies(float* x, bool early_barrier, bool changes, float* y) {
     __shared__ float staged[64];
     int i = threadIdx.x;

@@ -1,11 +1,11 @@
-// A kernel for the tests of sources and launches: every sort of parameter.
+// A kernel with every kind of parameter, for the tests of sources and launches.
 #include "common.cuh"
 
 struct Shape {
     int rows, columns;  // of one net
 };
 
-// y = factor * x + add of a net, rows of x `shape.rows` apart
+// y = factor * x + add + offset, and the negative of it if `negate`
 extern "C" __global__ void __launch_bounds__(128) scale(
     PerNet<const float> x, MAY_BE_NULL PerNet<const float> add, const double* factor, Shape shape,
     int offset, bool negate, PerNet<float> y) {

@@ -1,8 +1,8 @@
-// Accesses that are counted by hand in the tests of the emulator's counters.
+// Kernels whose accesses the tests of the emulator's counters know exactly.
 #include "common.cuh"
 #include "reduce.cuh"
 
-// Each thread loads a number, `stride` of them apart.
+// Each thread loads a float; they are `stride` floats apart.
 extern "C" __global__ void load_floats(const float* x, int stride, float* y) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     y[i] = x[i * stride];
@@ -26,7 +26,7 @@ struct Three {
     float a, b, c;
 };
 
-// A struct of three numbers, which a compiler may move together.
+// A struct of three floats, which a compiler may copy in one access.
 extern "C" __global__ void load_structs(const float* x, float* y) {
     __shared__ Three staged[32];
     staged[threadIdx.x] = ((const Three*)x)[threadIdx.x];
@@ -34,7 +34,7 @@ extern "C" __global__ void load_structs(const float* x, float* y) {
     ((Three*)y)[threadIdx.x] = staged[31 - threadIdx.x];
 }
 
-// All blocks load the same numbers, each number `times` times.
+// All blocks load the same floats, each float `times` times.
 extern "C" __global__ void load_again(const float* x, int times, float* y) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     float sum = 0.0f;
@@ -50,7 +50,7 @@ extern "C" __global__ void load_some(const float* x, float* y) {
     if (threadIdx.x % 2) y[threadIdx.x] = x[threadIdx.x];
 }
 
-// One lane loads, and behind a barrier all of them.
+// One lane loads; after a barrier all lanes do.
 extern "C" __global__ void load_in_turns(const float* x, float* y) {
     float sum = 0.0f;
     for (int turn = 0; turn < 2; ++turn) {

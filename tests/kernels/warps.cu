@@ -1,8 +1,9 @@
-// What threads do together, and the kinds of numbers and of memory, for the tests of the emulator.
+// Votes, shuffles, atomic operations, vector types and shared memory, for the tests of the
+// emulator.
 #include "common.cuh"
 #include "reduce.cuh"
 
-// found (blocks, 3, threads): the votes of all threads of a block on bits (blocks, threads)
+// found (blocks, 3, threads): the results of a block's votes on bits (blocks, threads)
 extern "C" __global__ void block_votes(const int* bits, int* found) {
     int n = blockDim.x, thread = threadIdx.x + blockDim.x * threadIdx.y;
     n *= blockDim.y;
@@ -13,7 +14,7 @@ extern "C" __global__ void block_votes(const int* bits, int* found) {
     found[2 * n] = __syncthreads_or(bit);
 }
 
-// found (3, threads): the votes of the lanes that take part, which the masks of all threads say
+// found (3, threads): the results of a warp's votes; each thread has a mask of the lanes that vote
 extern "C" __global__ void warp_votes(const int* bits, const unsigned* masks, unsigned* found) {
     int n = blockDim.x, thread = threadIdx.x;
     unsigned mask = masks[thread];
@@ -23,7 +24,8 @@ extern "C" __global__ void warp_votes(const int* bits, const unsigned* masks, un
     found[2 * n + thread] = __all_sync(mask, bits[thread]);
 }
 
-// found (4, threads). The distances are sums, which no macro may take apart.
+// found (4, threads): the results of four kinds of shuffle. The distances are expressions, to test
+// the macros' parentheses.
 extern "C" __global__ void shuffles(
     const float* values, const unsigned* masks, int lane, int distance, int width, float* found) {
     int n = blockDim.x, thread = threadIdx.x;
@@ -36,7 +38,8 @@ extern "C" __global__ void shuffles(
     found[3 * n + thread] = __shfl_xor_sync(mask, value, distance - 1 + 1, width);
 }
 
-// Lanes exchange in pairs before, some of them, and after: each must get what was given then.
+// Some lanes exchange in pairs before and after exchanges of all lanes. Each must get the value of
+// the right exchange.
 extern "C" __global__ void shuffles_of_parts(double* found) {
     int lane = threadIdx.x % 32;
     double value = threadIdx.x;
@@ -46,8 +49,8 @@ extern "C" __global__ void shuffles_of_parts(double* found) {
     found[threadIdx.x] = value + 1e6 * __shfl_xor_sync(ALL_LANES, value, 31);
 }
 
-// counters (9,), bits (4,) and wide (2,) of all numbers; tickets (count,), one for each thread.
-// counters[8] is zero.
+// Combines all numbers (count,) in counters (9,), bits (4,) and wide (2,). tickets (count,) are
+// different for all threads. counters[8] is zero.
 extern "C" __global__ void atomics(
     const int* numbers, int count, int* counters, unsigned* bits, long long* wide, int* tickets) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -57,11 +60,11 @@ extern "C" __global__ void atomics(
     atomicSub(counters + 1, number);
     atomicMax(counters + 2, number);
     atomicMin(counters + 3, number);
-    int expected = counters[8], found;  // a sum again, by exchange alone
+    int expected = counters[8], found;  // a sum by compare and swap
     while ((found = atomicCAS(counters + 4, expected, expected + number)) != expected)
         expected = found;
     tickets[i] = atomicAdd(counters + 5, 1);
-    atomicAdd(counters + 6, atomicExch(counters + 7, number));  // all but what is there at the end
+    atomicAdd(counters + 6, atomicExch(counters + 7, number));  // the sum, without the last one
     atomicAnd(bits, ~(1 << (number & 7)));
     atomicOr(bits + 1, 1u << (number & 15));
     atomicMax(bits + 2, number);
@@ -70,7 +73,7 @@ extern "C" __global__ void atomics(
     atomicMax(wide + 1, (long long)number << 20);
 }
 
-// Of each array four numbers at a time, reversed; whole vectors are read and written.
+// Reverses each four elements of each array; reads and writes whole vectors.
 extern "C" __global__ void vectors(
     const float* floats, const int* ints, const unsigned* words, const unsigned char* bytes,
     float* floats_out, int* ints_out, unsigned* words_out, unsigned char* bytes_out) {
@@ -100,8 +103,8 @@ __device__ T reversed(T value) {
     return line[N - 1 - threadIdx.x];
 }
 
-// x (32, 33) transposed, by a shared array of two dimensions, then reversed column by column, by
-// shared arrays of a template, one for each type: threads (32,), found (3, 33, 32)
+// Transposes x (32, 33) through a shared array of two dimensions. Then reverses the columns through
+// shared arrays of a template, one for each type. By 32 threads; found (3, 33, 32).
 extern "C" __global__ void shared_arrays(const float* x, float* found) {
     __shared__ float tile[32][33];
     int i = threadIdx.x;
@@ -118,7 +121,7 @@ extern "C" __global__ void shared_arrays(const float* x, float* found) {
     }
 }
 
-// Each block reverses its part of x; shared memory of the size that the launch asks for
+// Each block reverses its part of x, through dynamic shared memory.
 extern "C" __global__ void dynamic_shared_array(const double* x, double* y) {
     extern __shared__ double part[];
     __shared__ int last[1];
@@ -129,14 +132,14 @@ extern "C" __global__ void dynamic_shared_array(const double* x, double* y) {
     y[blockIdx.x * n + threadIdx.x] = part[last[0] - threadIdx.x];
 }
 
-// visits (blocks of the grid, threads of the block) += 1, by where each thread finds itself
+// visits (blocks of the grid, threads of the block) += 1; each thread computes its own place.
 extern "C" __global__ void visit(int* visits) {
     int block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
     int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
     visits[block * blockDim.x * blockDim.y * blockDim.z + thread] += 1;
 }
 
-// x (threads,) += 1, unless half of the threads do not come to the barrier
+// x (threads,) += 1; if `planted`, half of the threads end before the barrier.
 extern "C" __global__ void leave_waiting(bool planted, float* x) {
     if (planted && threadIdx.x % 2) return;
     __syncthreads();

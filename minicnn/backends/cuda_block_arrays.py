@@ -1,0 +1,193 @@
+"""The arrays of a fused network: activations, gradients, partial sums, dropout bits and tables.
+
+cuda_blocks.py launches the kernels that read and write them. kernels/block.cuh says which partial
+sums a kernel writes.
+"""
+
+from itertools import pairwise
+from math import prod
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+
+from ..network.plan import batch_layout
+from ..network.stack import views, weights_layout
+from . import cuda_tiles
+
+_SUM_LENGTH = 1024  # gradients that a thread block of sum_parts adds up
+
+
+class _Parts(NamedTuple):
+    """Where the partial sums (count, size) of a launch are in a net's row of all partial sums."""
+
+    begin: int
+    count: int
+    size: int
+
+    def of(self, row):
+        """These partial sums, (E, count, size), of the rows (E, ...)."""
+        end = self.begin + self.count * self.size
+        return row[:, self.begin : end].reshape(len(row), self.count, self.size)
+
+
+def arrays_layout(network, nodes, nets, batch, training, dtype):
+    """{key: (shape, dtype)} of every array of BlockArrays, so that its memory is known before."""
+    layout = batch_layout(nodes, nets, batch, dtype)
+    layout["output"] = (nets, batch, *nodes[-1].output_shape), dtype
+    shapes = [(nets, batch, *block.convolution.output_shape) for block in network.blocks]
+    largest = max(map(prod, shapes))
+    for key, table in _tables(network, training).items():
+        layout[key] = table.shape, table.dtype
+    if not training:
+        return layout | {("buffer", i): ((largest,), dtype) for i in range(2)}
+    for i, shape in enumerate(shapes):
+        layout["y", i] = shape, dtype
+    for i in range(2):
+        layout["gradient", i] = (largest,), dtype
+    _, row_size = _parts(network)
+    layout["parts"] = (nets, row_size), dtype
+    layout["moments"] = weights_layout(nodes, nets, dtype)["moving"]
+    layout["sums"] = (_sum_rows(network, nodes).shape, np.dtype(np.int32))
+    words = _word_bounds(network, batch)[-1]
+    if words:
+        layout["kept"] = (nets, words), np.dtype(np.uint32)
+        layout["drops"] = (_drop_rows(network, batch).shape, np.dtype(np.uint32))
+    return layout
+
+
+class BlockArrays:
+    """The arrays of a fused network at one batch size, made once.
+
+    x, labels, output, loss and correct are those of network/plan.py's Plan. y[i] is block i's
+    activation (E, B, Ho, Wo, Cout). At inference the activations take turns in two buffers, and
+    `normalized` is the input of the dense layer. In training dx[i] is the gradient with respect to
+    the output of block i's normalisation; parts[i] has the partial sums of block i's `moments`,
+    `sums` and `weights`, each (E, count, size); moments[i] are the batch's mean and variance;
+    kept[i] are the bits of dropout, or None.
+    """
+
+    def __init__(self, model, network, batch, training):
+        E, ops = len(model.nets), model.ops
+        layout = arrays_layout(network, model.nodes, E, batch, training, model.dtype)
+        # x starts as zeros, since a short batch does not set all of its rows; so do the moments,
+        # since not all of their elements are used.
+        arrays = {
+            key: (ops.zeros if key in ("x", "moments") else ops.empty)(shape, dtype)
+            for key, (shape, dtype) in layout.items()
+        }
+        self.nbytes = sum(array.nbytes for array in arrays.values())
+        self.x, self.labels, self.output = arrays["x"], arrays["labels"], arrays["output"]
+        self.loss, self.correct = arrays["loss"], arrays["correct"]
+        tables = _tables(network, training)
+        shapes = [(E, batch, *block.convolution.output_shape) for block in network.blocks]
+
+        def buffer(kind, i, shape):
+            return arrays[kind, i % 2][: prod(shape)].reshape(shape)
+
+        if training:
+            tables["sums"] = _sum_rows(network, model.nodes)
+            if "drops" in arrays:
+                tables["drops"] = _drop_rows(network, batch)
+            self.y = [arrays["y", i] for i in range(len(shapes))]
+            # Two buffers are enough: block i's gradient is used until that of block i - 1 is done.
+            self.dx = [buffer("gradient", i, shape) for i, shape in enumerate(shapes)]
+            self.parts = [
+                SimpleNamespace(**{kind: p.of(arrays["parts"]) for kind, p in of_block.items()})
+                for of_block in _parts(network)[0]
+            ]
+            self.all_parts, self.all_moments = arrays["parts"], arrays["moments"]
+            self.moments = _block_moments(network, model.nodes, arrays["moments"])
+            self.kept = [
+                arrays["kept"][:, begin:end] if end > begin else None
+                for begin, end in pairwise(_word_bounds(network, batch))
+            ]
+            self.all_kept = arrays.get("kept")
+        else:
+            self.y = [buffer("buffer", i, shape) for i, shape in enumerate(shapes)]
+            self.normalized = buffer("buffer", len(shapes), shapes[-1])
+        self.tables = {key: arrays[key] for key in tables}
+        for key, table in tables.items():
+            ops.copy(ops.to_device(table), arrays[key])
+
+
+def _tables(network, training):
+    """{key: array} of the tables that the kernels read; cuda_tiles.py computed them."""
+    tables = {("forward", i): block.forward.tables for i, block in enumerate(network.blocks)}
+    if training:
+        for i, block in enumerate(network.blocks):
+            tables["weight gradient", i] = block.weight_gradient.tables
+            if i:
+                tables["input gradient", i] = block.input_gradient.tables
+    return {key: np.array(table, np.int32) for key, table in tables.items() if table}
+
+
+def _parts(network):
+    """([{kind: _Parts} of each block], size of a net's row of all partial sums)."""
+    found, begin = [], 0
+    for block, above in zip(network.blocks, [*network.blocks[1:], None], strict=True):
+        kinds = {
+            "moments": (block.forward.parts, cuda_tiles.STATISTICS * block.filters),
+            # written by the block above, or by the one thread block of head.cu
+            "sums": (above.input_gradient.parts if above else 1, cuda_tiles.SUMS * block.filters),
+            "weights": (block.weight_gradient.parts, block.weights),
+        }
+        of_block = {}
+        for kind, (count, size) in kinds.items():
+            of_block[kind] = _Parts(begin, count, size)
+            begin += count * size
+        found.append(of_block)
+    return found, begin
+
+
+def _block_moments(network, nodes, row):
+    """Each block's mean and variance, as views into (E, ...) rows laid out as moving statistics."""
+    found, at = {}, 0
+    for node in nodes:
+        found[id(node)], at = views(row, node.moving_specs, at)
+    return [found[id(block.normalization)] for block in network.blocks]
+
+
+def _word_bounds(network, batch):
+    """Where each block's dropout bits begin in a net's row of words; the last is its length."""
+    bounds = [0]
+    for block in network.blocks:
+        bits = batch * prod(block.convolution.output_shape) if block.drop.rate else 0
+        bounds.append(bounds[-1] + -(-bits // 32))
+    return bounds
+
+
+def _drop_rows(network, batch):
+    """The table of dropout_bits in dropout.cu: (layers, 3)."""
+    rows = [
+        (begin, block.drop.stream, block.drop.threshold)
+        for block, begin in zip(network.blocks, _word_bounds(network, batch), strict=False)
+        if block.drop.rate
+    ]
+    return np.array(rows, np.uint32).reshape(-1, 3)
+
+
+def _sum_rows(network, nodes):
+    """The table of sum_parts.cu, (thread blocks, 5): which partial sums make which gradients."""
+    (_, size), _ = weights_layout(nodes, 1, np.dtype(np.float32))["params"]
+    places, at = {}, 0  # {id of a node: {name of a weight: its place in the flat row}}
+    for node in nodes:
+        found, at = views(np.arange(size)[None], node.specs, at)
+        places[id(node)] = {name: view.flat[0] for name, view in vars(found).items()}
+    rows = []
+
+    def add(parts, offset, to, length):
+        for first in range(0, length, _SUM_LENGTH):
+            begin = parts.begin + offset + first
+            rows.append(
+                (begin, parts.count, parts.size, to + first, min(_SUM_LENGTH, length - first))
+            )
+
+    for block, parts in zip(network.blocks, _parts(network)[0], strict=True):
+        convolution, normalization = places[id(block.convolution)], places[id(block.normalization)]
+        kernel_size = block.weights - block.filters
+        add(parts["weights"], 0, convolution["kernel"], kernel_size)
+        add(parts["weights"], kernel_size, convolution["bias"], block.filters)
+        add(parts["sums"], 0, normalization["beta"], block.filters)
+        add(parts["sums"], block.filters, normalization["gamma"], block.filters)
+    return np.array(rows, np.int32)
