@@ -41,8 +41,7 @@ _BLOCK_LIMITS = 1024, 1024, 64
 _MOST_THREADS = 1024
 # Limit on a row of an array: kernel indices are 32-bit, and the last block overshoots.
 _MOST_ELEMENTS = 2**31 - 1 - 4 * _MOST_THREADS
-
-
+# The beginning of a kernel, up to its name
 _DECLARATION = r'(?:extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s+)?|\bKERNEL )(\w+)'
 
 
