@@ -238,6 +238,7 @@ def without(line, folder):
     return folder
 
 
+@pytest.mark.full(but="early")
 @both_ways
 @pytest.mark.parametrize(
     ("line", "message"),

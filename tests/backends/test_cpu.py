@@ -59,7 +59,7 @@ def sanitizer(cpu_ops):
     return {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
 
 
-@pytest.mark.full(beside="test_the_sanitizer_finds_an_access_out_of_bounds")
+@pytest.mark.full(beside="test_a_wrong_build_fails_the_tests_of_kernels")
 def test_sanitizers_find_nothing_in_the_kernels(sanitizer):
     done = suite(SANITIZED, **sanitizer)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -76,6 +76,7 @@ for count in (500, 501):
 """
 
 
+@pytest.mark.full(beside="test_a_wrong_build_fails_the_tests_of_kernels")
 def test_the_sanitizer_finds_an_access_out_of_bounds(sanitizer):
     """The test above can fail."""
     done = python("-c", BEYOND, SANITIZED, **sanitizer)

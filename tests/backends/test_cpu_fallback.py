@@ -133,6 +133,7 @@ def test_a_training_without_a_compiler_says_so_in_one_line(tmp_path):
     assert "Device: numpy (in place of cpu). Processes: 2." in about
 
 
+@pytest.mark.full(beside="test_a_training_without_a_compiler_says_so_in_one_line")
 @with_kernels
 def test_a_training_without_a_cache_folder_says_so_in_one_line(tmp_path):
     (tmp_path / "file").touch()

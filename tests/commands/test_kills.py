@@ -17,6 +17,7 @@ def test_no_bit_differs_after_kills(device):
     assert result["differing_bits"] == 0
 
 
+@pytest.mark.full(beside="test_no_bit_differs_after_kills")
 def test_a_bit_that_differs_is_counted(tmp_path):
     killer = Killer("numpy", tmp_path, random.Random(0))
     path = tmp_path / "alone" / "checkpoint.npz"

@@ -134,6 +134,7 @@ def test_grid(tmp_path):
         close([by_place[place]["notebook"] for place in places], [v / 100 for v in theirs])
 
 
+@pytest.mark.full(beside="test_each_network_can_be_trained")
 def test_ablation(tmp_path):
     folder = tmp_path / "study"
     done, oracle = quick("ablation", folder)

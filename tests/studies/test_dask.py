@@ -150,6 +150,7 @@ def _cluster(tmp_path_factory):
     cluster.close()
 
 
+@pytest.mark.full(beside="test_a_killed_worker_of_a_cluster_loses_nothing")
 def test_a_cluster_gives_the_bits_of_this_machine(sound_cluster, undisturbed, tmp_path):
     done = command(
         "minicnn.study", *SMALL, "--dask", sound_cluster.address, "--out", tmp_path / "study"
@@ -183,7 +184,7 @@ def test_a_killed_worker_of_a_cluster_loses_nothing(cluster, undisturbed, tmp_pa
     assert nets(tmp_path / "study") == undisturbed
 
 
-@pytest.mark.full(beside="test_a_cluster_that_goes_away")
+@pytest.mark.full(beside="test_a_killed_worker_of_a_cluster_loses_nothing")
 def test_a_cluster_without_workers_is_waited_for(cluster, undisturbed, tmp_path):
     study = start("minicnn.study", *SMALL, "--dask", cluster.address, "--out", tmp_path / "study")
     until(lambda: nets(tmp_path / "study"))
@@ -291,6 +292,7 @@ def test_a_cluster_that_cannot_be_reached(address, named, tmp_path):
     assert "expected the address that `dask scheduler` prints" in line
 
 
+@pytest.mark.full(beside="test_a_killed_worker_of_a_cluster_loses_nothing")
 def test_a_cluster_that_goes_away(cluster, tmp_path):
     study = start("minicnn.study", *SMALL, "--dask", cluster.address, "--out", tmp_path / "study")
     until(lambda: nets(tmp_path / "study"))

@@ -330,6 +330,7 @@ def test_no_prefix_and_no_flipped_bit_passes_for_a_checkpoint(tmp_path, good):
                 checkpoint.load(path)
 
 
+@pytest.mark.full(but="nan")
 @pytest.mark.parametrize("weight", [np.nan, 1e30])
 def test_a_net_whose_predictions_are_not_finite_has_no_vote(tmp_path, capsys, saved, weight):
     arrays, about = archive.read(saved[0], NAMES)
