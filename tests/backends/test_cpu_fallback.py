@@ -82,6 +82,7 @@ def test_auto_is_cpu_without_a_gpu(monkeypatch):
     assert model.device == "cpu" and model.device_reason == "auto: no CUDA, there is no GPU"
 
 
+@pytest.mark.full(beside="test_a_training_without_a_compiler_says_so_in_one_line")
 @with_kernels
 def test_a_damaged_library_in_the_cache_is_compiled_again(tmp_path):
     cache = {"MINICNN_CACHE": str(tmp_path), native._INHERITED: None}

@@ -206,6 +206,9 @@ def test_a_captured_step_repeated_over_two_epochs_is_the_eager_one_to_the_bit(sm
     assert_captures_repeat(small_job)
 
 
+@pytest.mark.full(
+    beside="test_a_captured_step_repeated_over_two_epochs_is_the_eager_one_to_the_bit"
+)
 def test_a_captured_step_of_fused_blocks_is_the_eager_one_to_the_bit(block_job):
     assert_captures_repeat(block_job)
 

@@ -84,6 +84,7 @@ def test_a_trace_shows_each_call_of_one_step(steps, graph, cpu_ops):
         assert Program(SOURCES / file).twins[name] == twin and size == "nets 2"
 
 
+@pytest.mark.full(but="float32")
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
 def test_a_trace_shows_each_launch_of_one_step(steps, precision, cuda_device):
     found = [LINE.fullmatch(line).groups() for line in steps(cuda_device, precision)]

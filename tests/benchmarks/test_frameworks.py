@@ -360,7 +360,7 @@ def test_the_seconds_of_a_round_must_be_positive(command, seconds, capsys):
     assert line.endswith(", expected a positive number")
 
 
-@pytest.mark.full(beside="test_whole_trainings_by_the_number_of_processes")
+@pytest.mark.full(beside="test_the_quick_comparison_runs")
 def test_the_quick_scaling_runs(tmp_path, capsys):
     out = tmp_path / "result.json"
     scaling.main(["--quick", "--device", "numpy", "--out", str(out)])
@@ -374,6 +374,7 @@ def test_the_quick_scaling_runs(tmp_path, capsys):
     assert capsys.readouterr().out.count("images a second") == len(rows)
 
 
+@pytest.mark.full(beside="test_the_quick_comparison_runs")
 def test_whole_trainings_by_the_number_of_processes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scaling.machine, "cores", lambda: 2)
     out = tmp_path / "result.json"

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from argparse import Namespace
 from dataclasses import replace
 from types import SimpleNamespace
@@ -184,6 +185,10 @@ def test_a_command_is_stopped_in_time_with_what_it_started(tmp_path):
     )
     assert gpu_report.run_command([sys.executable, "-c", code], 2, log) is None
     assert log.read_text() == "begun\n"
+    for _ in range(100):  # a killed process is not gone at once
+        if not is_running(int(child.read_text())):
+            break
+        time.sleep(0.1)
     assert not is_running(int(child.read_text()))
     assert gpu_report.run_command([sys.executable, "-c", "exit(3)"], 60, log) == 3
 

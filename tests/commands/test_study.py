@@ -104,6 +104,7 @@ def test_trials(tmp_path):
             close(bar.get_height(), inside / len(values))
 
 
+@pytest.mark.full(beside="test_trials")
 def test_grid(tmp_path):
     folder = tmp_path / "study"
     _, oracle = quick("grid", folder)
@@ -166,6 +167,7 @@ def test_ablation(tmp_path):
     assert f"LeNet-5: sigmoid, max pooling: {100 * mean(samples[0]):.3f} %" in done.stdout
 
 
+@pytest.mark.full(beside="test_trials")
 def test_hardest(tmp_path):
     folder = tmp_path / "study"
     _, oracle = quick("hardest", folder)
