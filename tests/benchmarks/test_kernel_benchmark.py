@@ -190,12 +190,10 @@ def test_limits_are_medians_of_rates(monkeypatch):
 
 def test_limits_of_a_gpu(monkeypatch):
     monkeypatch.setattr(limits, "gpu_copy_seconds", lambda work: (100, [5.0, 4.0]))
-    monkeypatch.setattr(limits, "gpu_launch_seconds", lambda work: [7.0])
     monkeypatch.setattr(limits, "gpu_gemm", lambda precision, work: [1.0] * (precision == "tf32"))
     found = limits.measure("cuda", TINY)
     assert found == {
         "copy_bytes_per_second": [20, 25],
-        "launches_per_second": [4],
         "gemm_flops_per_second": [],
         "tf32_gemm_flops_per_second": [1.0],
     }
