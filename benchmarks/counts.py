@@ -296,6 +296,8 @@ def main(argv=None):
             parser.error(f"argument --ladder: {error}")
         timing.write("ladder-emulated", result, arguments.out)
         return
+    if arguments.out:
+        parser.error("argument --out: only --ladder writes a file")
     batch = arguments.batch or 4
     rows = count_step(nets, batch, version)
     shown = table(rows, H200)

@@ -67,7 +67,7 @@ def _relative(text, folder):
 
 def summary():
     """The results in brief: accuracy, the demo's time, images a second."""
-    rows, found = list(_accuracies()), timing.newest("frameworks-cpu")
+    rows, found = [_accuracy_of_trials()], timing.newest("frameworks-cpu")
     for what, of_what in frameworks.compared(found["rates"]).items():
         ours, theirs = frameworks.fastest(
             [row for row in of_what.values() if row["precision"] == "float32"]
@@ -96,13 +96,13 @@ def summary():
     return timing.table(["what", "result", "how"], rows)
 
 
-def _accuracies():
+def _accuracy_of_trials():
     """The row of `summary` on the test accuracy of the seed recipe, in the notebook's size."""
     study = timing.newest("full-trials")
     single, ensembles, their_single, their_ensembles = study["tables"]["summary"]["rows"]
     (recipe,) = (cell["recipe"] for cell in study["cells"].values())
     n = ensembles["n"]
-    yield [
+    return [
         f"{ensembles['of']}, {recipe['epochs']} epochs, {study['settings']['train_images']:,} "
         "images of MNIST",
         f"**{_fraction(ensembles['mean'], 3)}** right; {single['of']} "

@@ -109,7 +109,6 @@ def _workers_result(device, rounds, quick):
     return {
         "what": f"training {recipe.nets} nets for {recipe.epochs} epochs of {len(images)} images",
         "processes": rates,
-        "ratio_to_one": {w: rate["images_per_second"] / one for w, rate in rates.items()},
     }
 
 

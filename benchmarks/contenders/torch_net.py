@@ -64,13 +64,8 @@ class Net(nn.Module):
                     module.weight.copy_(weights.pop(0).permute(3, 2, 0, 1))
                     module.bias.copy_(weights.pop(0))
                 elif isinstance(module, nn.BatchNorm2d):
-                    for tensor in (
-                        module.weight,
-                        module.bias,
-                        module.running_mean,
-                        module.running_var,
-                    ):
-                        tensor.copy_(weights.pop(0))
+                    for name in ("weight", "bias", "running_mean", "running_var"):
+                        getattr(module, name).copy_(weights.pop(0))
                 elif isinstance(module, nn.Linear):
                     module.weight.copy_(weights.pop(0).T)
                     module.bias.copy_(weights.pop(0))

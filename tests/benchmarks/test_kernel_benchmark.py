@@ -56,7 +56,7 @@ def small():
     stack = [
         Conv2D(3, (3, 2), strides=(2, 1), padding="same", activation="relu"),
         BatchNormalization(),
-        Conv2D(4, 2, activation="tanh"),  # whose gradient nobody takes in passing
+        Conv2D(4, 2, activation="tanh"),  # no other layer computes its gradient
         Activation("sigmoid"),
         Dropout(0.4),
         MaxPooling2D(2),

@@ -285,6 +285,9 @@ def test_the_ladder_counts_what_is_asked_and_keeps_the_others(monkeypatch, tmp_p
     assert stopped.value.code == 2
     message = "argument --ladder: the last result has another number of nets or images"
     assert capsys.readouterr().err == f"benchmarks.counts: error: {message}\n"
+    with pytest.raises(SystemExit):
+        counts.main(["--out", str(out)])
+    assert "argument --out: only --ladder writes a file" in capsys.readouterr().err
     counts.main(["--ladder", "--nets=3", "--out", str(out)])
     assert json.loads(out.read_text())["nets"] == 3
 
