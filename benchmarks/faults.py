@@ -61,8 +61,13 @@ def _run(job):
 
 
 def main():
-    arguments = timing.parser("faults", __doc__).parse_args()
-    timing.write("faults", measure(), arguments.out)
+    parser = timing.parser("faults", __doc__, "few kills and inputs: two minutes")
+    arguments = parser.parse_args()
+    result = measure(dict.fromkeys(KILLS, 2), 2000) if arguments.quick else measure()
+    for row in result["kills"] + result["fuzzing"]:
+        print(row)
+    if arguments.out or not arguments.quick:
+        timing.write("faults", result, arguments.out)
 
 
 if __name__ == "__main__":
