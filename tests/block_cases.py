@@ -1,7 +1,7 @@
-"""Fused blocks for tests of their kernels: sizes, random inputs, launches, and what is expected.
+"""Fused blocks for tests of their kernels: sizes, random inputs, launches, expected results.
 
-How a launch cuts its work is cuda_tiles.py's to choose. Here other ways are forced on it, too:
-all that cuda_tiles.py chooses from, and fewer blocks of threads than it would take.
+cuda_tiles.py chooses how a launch splits its work. The tests also force other splits: each of
+those that cuda_tiles.py chooses from, and fewer blocks of threads.
 """
 
 from math import prod
@@ -17,12 +17,12 @@ from minicnn.backends.kernel import SOURCES
 from minicnn.network.geometry import Window
 
 EXACT = 1e-5  # of float32
-FREE = 2e-3  # of TF32, against exact products
+FREE = 2e-3  # of TF32 against exact products
 RATE = 0.3
 KEPT_SCALE = float(np.float32(1 / (1 - RATE)))
 EPSILON, EPSILON_BELOW = (float(np.float32(epsilon)) for epsilon in (1e-3, 2e-3))
 
-# Of products in TF32 / in float32: (what cuda_tiles.py chooses, the kernel's file, its name)
+# Passes with products in TF32, and in float32: (choice in cuda_tiles.py, file, kernel)
 TENSOR = {
     "forward": (cuda_tiles.forward, "block_forward.cu", "block_forward"),
     "input gradient": (
@@ -47,21 +47,21 @@ FIRST = {
 
 
 def same_roundings(driver):
-    """Bound of TF32's error where the oracle rounds, too; a GPU's tensor cores cut off sums."""
+    """Bound of the error where the oracle rounds to TF32 too; a GPU truncates its sums."""
     return 5e-5 if driver.name == "cuda" else 1e-5
 
 
 def with_blocks(launch, blocks):
-    """The launch with another number of blocks of threads along the tiles."""
+    """The launch with `blocks` blocks of threads along the tiles."""
     before, blocks_y = launch.grid
     return launch._replace(grid=(blocks, blocks_y), parts=launch.parts // before * blocks)
 
 
 class Block:
-    """A block's sizes, and random numbers for all that its launches read: of E nets.
+    """The sizes of a block of E nets, and random values for everything that its launches read.
 
-    below: what is known of the normalisation of the block below: "parts" or "moments"; or
-    "nothing", where there is none.
+    below: the statistics of the block below: "parts" (partial ones), "moments" (final ones), or
+    "nothing" if there is no block below.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Block:
 
     @property
     def products(self):
-        """How many a pass makes."""
+        """Multiplications of a pass."""
         return self.E * self.rows * prod(self.window.size) * self.C * self.N
 
     # ---- launches ----------------------------------------------------------------------------
@@ -120,15 +120,15 @@ class Block:
         return cuda_tiles.gradient_window(self.window) if what == "input gradient" else self.window
 
     def launches(self, what):
-        """All that cuda_tiles.py chooses from for one of the passes."""
+        """The launches that cuda_tiles.py chooses from for a pass."""
         return self.passes[what][0](self.window_of(what), self.C, self.N, self.B)
 
     def launch(self, what):
-        """What it chooses."""
+        """The launch that it chooses."""
         return cuda_tiles.best(self.launches(what))
 
     def run(self, driver, what, launch=None, nets=slice(None), place=None, folder=SOURCES):
-        """{name: array on the host} of a pass on the nets chosen; poisoned beforehand.
+        """{name: array on the host}: results of a pass on the chosen nets; poisoned beforehand.
 
         launch: cuda_tiles.py's choice, unless another one is given; folder: where the kernels are.
         """
@@ -191,7 +191,7 @@ class Block:
         return {name: driver.to_host(array) for name, array in results.items()}
 
     def _sizes(self, window):
-        """convolution.cuh's struct."""
+        """The sizes as convolution.cuh's struct."""
         names = "B H W Cin Ho Wo Cout kh kw sh sw top left".split()
         numbers = (
             self.B, *window.input, self.C, *window.output, self.N, *window.size, *window.strides,
@@ -202,7 +202,7 @@ class Block:
     # ---- what is expected --------------------------------------------------------------------
 
     def expected(self, what, rounded=False):
-        """{name: array} by the oracle."""
+        """{name: array}: the oracle's results."""
         oracle = getattr(block_oracles, what.replace(" ", "_"))
         return stacked(oracle(self._given(what, e), rounded) for e in range(self.E))
 
@@ -219,7 +219,7 @@ class Block:
         )  # fmt: skip
 
     def added_up(self, what, found):
-        """What a pass has left, by the oracle's names: parts added up."""
+        """A pass's results by the oracle's names, with the partial sums added up."""
         found = dict(found)
         parts = found.pop("parts", None)
         if what == "input gradient":
@@ -231,7 +231,7 @@ class Block:
         return found
 
     def check(self, driver, what, found):
-        """What a pass has left is right."""
+        """Assert that a pass's results are right."""
         bounds = {False: FREE, True: same_roundings(driver)} if self.tensor else {False: EXACT}
         sums = self.added_up(what, found)
         for rounded, bound in bounds.items():
@@ -256,7 +256,7 @@ def moments(random, E, C, suffix):
 
 
 def parts_of_moments(random, E, C, count=3):
-    """Those of numbers nobody has: (E, count, 3, C) means, squared deviations, how many."""
+    """Random partial statistics (E, count, 3, C): means, squared deviations, counts."""
     numbers = random.integers(1, 50, (E, count, C))
     squares = numbers * random.uniform(0.5, 2, (E, count, C))
     means = random.normal(0.2, 0.5, (E, count, C))
@@ -264,14 +264,14 @@ def parts_of_moments(random, E, C, count=3):
 
 
 def dropout_words(random, E, shape):
-    """Bits for numbers of this shape: (E, words)."""
+    """Random bits for the elements of this shape: (E, words)."""
     words = -(-prod(shape) // 32)
     bits = random.uniform(size=(E, words, 32)) >= RATE
     return np.packbits(bits, axis=-1, bitorder="little").view("<u4").reshape(E, words)
 
 
 def stacked(nets):
-    """{name: (E, ...)} of a {name: array} for each net."""
+    """Stack a {name: array} of each net into {name: (E, ...)}."""
     nets = list(nets)
     return {name: np.stack([net[name] for net in nets]) for name in nets[0]}
 
@@ -289,7 +289,7 @@ RAGGED = [
     Block(3, 2, (7, 6), 36, 68, (3, 2), (2, 1), "same"),  # one vector more than tiles are wide
     Block(2, 3, (5, 9), 12, 8, (2, 5), (2, 3), relu=False, below="moments"),
     Block(2, 5, (3, 2), 8, 40, (3, 2), below="nothing"),  # a single place
-    Block(1, 4, (9, 5), 40, 4, (5, 4), (3, 3), "same", drop=False),  # more phases than a block has
+    Block(1, 4, (9, 5), 40, 4, (5, 4), (3, 3), "same", drop=False),  # more phases than threads
     Block(1, 1, (1, 1), 8, 4, (1, 1), relu=False),
 ]
 FIRST_BLOCKS = [
@@ -300,7 +300,7 @@ FIRST_BLOCKS = [
 
 
 def cases_of(blocks):
-    """(block, pass) for each pass that the kernels make of each block."""
+    """(block, pass) for each block and each pass that its kernels have."""
     cases = []
     for i, block in enumerate(blocks):
         for what in block.passes:

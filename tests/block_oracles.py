@@ -1,9 +1,9 @@
-"""What the kernels of fused blocks should compute, for one net, in float64.
+"""Oracles of the kernels of fused blocks, for one net, in float64.
 
-Convolutions are those of oracles.py. What lies between them exists twice: as mathematics has it,
-and with `rounded` in the roundings that kernels/block.cuh describes, to float32 and for the
-products to TF32; then only sums are left in which a kernel may differ. `given` is a namespace of
-float32 arrays and of the block's sizes: a Block of block_cases.py, cut down to one net.
+The convolutions are those of oracles.py. Everything between them exists in two forms: exact, and
+with `rounded` rounded as kernels/block.cuh describes (to float32, and to TF32 before products), so
+that a kernel differs only in the order of its sums. `given` is a namespace of the block's sizes and
+float32 arrays: one net of a Block of block_cases.py.
 """
 
 import numpy as np
@@ -11,19 +11,19 @@ from oracles import conv2d, conv2d_gradients
 
 
 def to_tf32(x):
-    """Rounded to the nearest of 10 bits of mantissa, ties away from zero; in float64."""
+    """x rounded to a mantissa of 10 bits, ties away from zero; as float64."""
     bits = np.float32(x).view(np.uint32) + np.uint32(0x1000)
     return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
 
 
 def unpack(words, shape):
-    """Where bits are set: number i's is bit i % 32 of word i // 32."""
+    """Bools of this shape: element i is bit i % 32 of word i // 32."""
     numbers = np.arange(np.prod(shape))
     return (words[numbers // 32] >> np.uint32(numbers % 32) & 1).astype(bool).reshape(shape)
 
 
 def moments(parts):
-    """(mean, variance) of what parts (count, 3, C) are of: means, squared deviations, numbers."""
+    """(mean, variance) from partial means, squared deviations and counts (count, 3, C)."""
     means, squares, numbers = np.moveaxis(np.float64(parts), 1, 0)
     n = numbers.sum(axis=0)
     mean = (numbers * means).sum(axis=0) / n
@@ -31,12 +31,12 @@ def moments(parts):
 
 
 def drop(x, given):
-    """x where it is kept, else 0."""
+    """Dropout: x where it is kept, else 0."""
     return x if given.kept is None else np.where(unpack(given.kept, x.shape), x, 0)
 
 
 def block_input(given, rounded=False):
-    """x, from y_below: normalised, and with dropout."""
+    """x from y_below: normalisation, then dropout."""
     if given.gamma_below is None:
         return np.float64(given.y_below)
     if given.parts_below is None:
@@ -53,7 +53,7 @@ def block_input(given, rounded=False):
 
 
 def before_activation(given, rounded=False):
-    """dz, from dx, y, and the sums of dx and of dx * z."""
+    """dz from dx, y, and the sums of dx and of dx * z."""
     sums = given.sums.sum(axis=0, dtype=np.float64) / given.rows
     mean, inverse = np.float64(given.mean), 1 / np.sqrt(np.float64(given.variance) + given.epsilon)
     if rounded:
@@ -72,7 +72,7 @@ def _fma(a, b, c):
 
 
 def forward(given, rounded=False):
-    """y; and the moments of the block below, unless they were known."""
+    """y, and the statistics of the block below unless they were given."""
     x, kernel = block_input(given, rounded), given.kernel
     if rounded:
         x, kernel = to_tf32(x), to_tf32(kernel)
@@ -84,7 +84,7 @@ def forward(given, rounded=False):
 
 
 def input_gradient(given, rounded=False):
-    """dx_below, and the sums of it and of it times the normalised y_below."""
+    """dx_below, and the sums of dx_below and of dx_below * (normalised y_below)."""
     dz, kernel = before_activation(given, rounded), given.kernel
     if rounded:
         dz, kernel = to_tf32(dz), to_tf32(kernel)
@@ -98,7 +98,7 @@ def input_gradient(given, rounded=False):
 
 
 def weight_gradient(given, rounded=False):
-    """The gradients by kernel and bias; the bias's product is none, and is not rounded."""
+    """(dkernel, dbias). dbias has no products, so nothing is rounded in it."""
     x, dz = block_input(given, rounded), before_activation(given, rounded)
     bias = dz.sum(axis=(0, 1, 2))
     if rounded:
@@ -108,7 +108,7 @@ def weight_gradient(given, rounded=False):
 
 
 def head(given):
-    """All that the end of a network makes of its last block's y and the labels."""
+    """The results of the network's end, from the last block's y and the labels."""
     x = block_input(given).reshape(len(given.labels), -1)
     images = np.arange(len(x))
     logits = x @ given.kernel + given.bias

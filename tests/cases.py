@@ -1,7 +1,7 @@
-"""An operation and its arguments, for any backend: what the tests of kernels are made of.
+"""A Case: one call of an operation, with its arguments, for any backend. Tests of kernels use it.
 
-A Case runs on the emulator or a GPU, on the reference, for one net or for all, under a driver that
-checks or in another order of threads.
+The same Case runs on NumPy, in C, on the emulator or a GPU; for one net or for all; with every
+access checked, or with the threads in another order.
 """
 
 import inspect
@@ -9,18 +9,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import settings
 
-few = settings(deadline=None, max_examples=40, derandomize=True)
 with_kernels = pytest.mark.usefixtures("cpu_ops")  # for tests that run kernels in C elsewhere
 
 
 @dataclass
 class Case:
-    """A call of an operation, its arrays by the names of the operation's parameters.
+    """A call of an operation. Its arrays have the names of the operation's parameters.
 
     inputs, results and changed (inputs that are changed in place) are (E, ...); results are
-    (shape, dtype); `others` are the same for all nets. A float is float64 here.
+    (shape, dtype); `others` are the same for all nets. Floating-point arrays are float64.
     """
 
     operation: str
@@ -31,7 +29,7 @@ class Case:
     workspace: callable = None  # its bytes: workspace(ops, nets)
 
     def run(self, ops, nets=slice(None), dtype=np.float32, place=None):
-        """{name: array on the host} of the results, on the nets chosen; poisoned beforehand."""
+        """{name: array on the host}: the results of the chosen nets; poisoned beforehand."""
 
         def typed(name, kind):  # sums are float64 on any backend
             real = np.dtype(kind).kind == "f" and name != "sums"
@@ -57,13 +55,13 @@ class Case:
 
 
 def poison(shape, dtype):
-    """An array of numbers that no operation makes."""
+    """An array of values that no operation computes, to show elements never written."""
     value = {"f": np.nan, "b": True}.get(np.dtype(dtype).kind, 119)
     return np.full(shape, value, dtype)
 
 
 class Apart:
-    """Puts (E, ...) arrays on the device with other numbers between the rows, as weights lie."""
+    """Puts (E, ...) arrays on the device with gaps between the nets' rows, as in `params`."""
 
     def __init__(self, ops):
         self.ops, self.between = ops, []
@@ -78,18 +76,18 @@ class Apart:
         return wide[:, 16:-16].reshape(array.shape)
 
     def check(self):
-        """Nobody has written between the rows."""
+        """Assert that nothing was written into the gaps."""
         for found, expected in self.between:
             np.testing.assert_array_equal(self.ops.to_host(found), expected)
 
 
 def as_float32(random, shape, scale=1.0, center=0.0):
-    """Normal random numbers that float32 holds, in float64."""
+    """Normal random values, exact in float32, as float64."""
     return random.normal(center, scale, shape).astype(np.float32).astype(np.float64)
 
 
 def relative(found, expected):
-    """The norm of the difference, by that of what is expected."""
+    """norm(found - expected) / norm(expected)."""
     size = np.linalg.norm(expected)
     difference = np.linalg.norm(np.float64(found) - expected)
     return difference / size if size else difference

@@ -1,9 +1,14 @@
-"""Options of the test suite: the device that layers and models are tested on, and slow tests.
+"""Options of the test suite, and the devices and operations under test.
 
-Without `--device` the tests of operations and layers run on `numpy` and, where there are compilers,
-on `cpu` and `emulated`; those of kernels on these two. With `--device cuda` all run on the GPU.
+Levels: without an option the quick level runs. `--full` adds the tests marked `full`, and gives
+hypothesis more examples. `--slow` adds the tests that take minutes each.
+
+Devices: without `--device` the tests of operations and layers run on `numpy` and, where there are
+compilers, on `cpu` and `emulated`; the tests of kernels run on the last two. `--device NAME` runs
+them all on that device, in full.
 """
 
+import levels
 import pytest
 from runs import TINY, command
 
@@ -13,16 +18,21 @@ from minicnn.backends.cpu import Cpu
 from minicnn.backends.ops_cuda import Operations
 from minicnn.emulator import Emulator
 
-# Their assertions tell what differs, as those of test files do.
+# A failing assertion in these helpers shows the values, as it does in a test file.
 pytest.register_assert_rewrite(
     "block_cases", "digit_files", "layer_frames", "report_pages", "stacks"
 )
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", help="the device to test (default: numpy and emulated)")
+    parser.addoption("--device", help="the device to test (default: numpy, cpu and emulated)")
     parser.addoption("--cpu-flags", default="", help="more flags for the compiler of kernels in C")
-    parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+    parser.addoption("--full", action="store_true", help="run every test, in every size")
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_configure(config):
+    levels.in_full = bool(config.getoption("--full") or config.getoption("--device"))
 
 
 def pytest_collection_modifyitems(config, items):
@@ -30,7 +40,11 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="takes minutes; run it with --slow"))
-    # Tests in float64 are for devices that have it.
+    if not levels.in_full:
+        for item in items:
+            if levels.needs_full(item):
+                item.add_marker(pytest.mark.skip(reason="run it with --full"))
+    # Kernels compute in float32, so tests in float64 do not run on them.
     outside = {item for item in items if item.get_closest_marker("float64") and _on_kernels(item)}
     config.hook.pytest_deselected(items=list(outside))
     items[:] = [item for item in items if item not in outside]
@@ -53,7 +67,7 @@ def pytest_generate_tests(metafunc):
 
 
 def _usable(device):
-    """The device, or a visible skip of the test where it cannot be built."""
+    """The device; skips the test where it cannot be built."""
     problem = {"emulated": native.problem, "cpu": devices.cpu_problem}.get(device, lambda: None)()
     if problem:
         pytest.skip(problem)
@@ -80,7 +94,7 @@ def kernel_device(request):
 
 @pytest.fixture(scope="session")
 def kernel_ops(kernel_device, request):
-    """The operations of that device."""
+    """The operations of `kernel_device`."""
     if kernel_device == "cpu":
         return request.getfixturevalue("cpu_ops")
     return devices.choose(kernel_device)[1]
@@ -88,7 +102,7 @@ def kernel_ops(kernel_device, request):
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    """For the time of a test there is no compiler."""
+    """During the test no compiler is found."""
     caches = devices._operations, devices.cpu_problem, cpu._known
     monkeypatch.setattr(native, "problem", lambda language="c++": "there is no compiler")
     for function in caches:
@@ -100,14 +114,14 @@ def no_compiler(monkeypatch):
 
 @pytest.fixture(scope="session")
 def cpu_ops(request):
-    """The operations of kernels in C, compiled as --cpu-flags says."""
+    """The operations in C, compiled with --cpu-flags."""
     _usable("cpu")
     return ops_cpu.Operations(Cpu(request.config.getoption("--cpu-flags").split()))
 
 
 @pytest.fixture(scope="session")
 def cuda_device(request):
-    """The device that CUDA's kernels are tested on: `emulated`, or `cuda` if asked for."""
+    """The device on which kernels in CUDA are tested: `emulated`, or `cuda` with --device cuda."""
     asked = request.config.getoption("--device")
     if asked == "cpu":
         pytest.skip("tests kernels in CUDA")
@@ -116,31 +130,31 @@ def cuda_device(request):
 
 @pytest.fixture(scope="session")
 def driver(cuda_device):
-    """What launches kernels on that device."""
+    """The driver that launches kernels on `cuda_device`."""
     return cuda.Cuda() if cuda_device == "cuda" else Emulator()
 
 
 @pytest.fixture(scope="session")
 def driver_ops(driver):
-    """The operations as that launches them."""
+    """The operations that launch on `driver`."""
     return Operations(driver)
 
 
 @pytest.fixture(scope="session")
 def checked_driver(cuda_device):
-    """The emulator that sees every access; on a GPU the tests that need it are skipped."""
+    """The emulator with every access checked; on a GPU its tests are skipped."""
     return _emulator(cuda_device, checked=True)
 
 
 @pytest.fixture(scope="session", params=["fast", "checked"])
 def emulator(request, cuda_device):
-    """The emulator, in either of its builds."""
+    """The emulator in each of its two builds."""
     return _emulator(cuda_device, checked=request.param == "checked")
 
 
 @pytest.fixture(scope="session", params=["backward", "shuffled"])
 def other_order_driver(request, cuda_device):
-    """The emulator with its threads in another order."""
+    """The emulator with the threads in another order."""
     return _emulator(cuda_device, order=request.param)
 
 
@@ -152,7 +166,7 @@ def _emulator(cuda_device, **options):
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    """The folder of a small run that nothing disturbed, and what its process told."""
+    """(folder, process) of a small undisturbed run."""
     folder = tmp_path_factory.mktemp("run") / "out"
     done = command("minicnn.train", *TINY, "--workers=1", "--out", folder, cwd=folder.parent)
     assert done.returncode == 0, done.stderr

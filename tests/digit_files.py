@@ -1,4 +1,4 @@
-"""Files of digits for tests of their readers: written, damaged, and refused in one line."""
+"""Files of digits for tests of the readers: write them, damage them, check the refusals."""
 
 import os
 import struct
@@ -7,7 +7,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
+from levels import examples
 
 from minicnn import load_data
 from minicnn.files import DataError
@@ -20,22 +21,23 @@ MNIST = os.environ.get("MINICNN_TEST_MNIST")
 needs_mnist = pytest.mark.skipif(
     not MNIST, reason="real MNIST: set MINICNN_TEST_MNIST to a folder with its four IDX files"
 )
-fuzzing = settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # files are overwritten each time
-)
+
+
+def fuzzing(count=60):
+    """Random examples for tests that overwrite a file in the same folder each time."""
+    checks = [HealthCheck.function_scoped_fixture]
+    return examples(count, derandomize=False, suppress_health_check=checks)
 
 
 def digits(count, seed=0):
-    """(count, 28, 28) and (count,), uint8."""
+    """Random images (N, 28, 28) and labels (N,), uint8."""
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (count, 28, 28), np.uint8)
     return images, random.integers(0, 10, count, np.uint8)
 
 
 def csv_rows(images, labels=None):
-    """Header and rows, as lists of strings."""
+    """The header and the rows, as lists of strings."""
     table = images.reshape(len(images), 784)
     header = PIXELS
     if labels is not None:
@@ -52,7 +54,7 @@ def idx_bytes(array):
 
 
 def fault(folder):
-    """The message of the DataError, which is one line."""
+    """The message of the DataError; asserts that it is one line."""
     with pytest.raises(DataError) as caught:
         load_data(folder)
     message = str(caught.value)
@@ -86,17 +88,17 @@ def drop_everywhere(column):
 
 
 def measure(folder):
-    """The fault's message, the seconds until then, and the peak of memory in bytes."""
+    """(the fault's message, seconds of CPU time, peak of memory in bytes)."""
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
-        return fault(folder), time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+        return fault(folder), time.process_time() - start, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
 
 def check_survival(folder):
-    """Either plausible arrays or one clear line."""
+    """Assert that loading gives valid arrays or a refusal of one line."""
     try:
         (x, y), _ = load_data(folder)
     except DataError as error:

@@ -1,13 +1,13 @@
-"""Fuzzing of the readers of files that come from anywhere: `python tests/fuzz.py csv`.
+"""Fuzz the readers of files: `python tests/fuzz.py csv`.
 
-A reader either returns what it should or raises a DataError whose message is one printable line
-that names the file, within a second and a gigabyte. `test_fuzz.py` tries this with some hundred
-inputs; this command, with as many as it is told, guided by the branches that they take, which needs
-atheris (`pip install atheris`, Linux). It ends with one line of JSON. At a crash, a slow input or
-too much memory it ends with another exit status than 0, and the input is left in the current folder
-as `crash-...`, `timeout-...` or `oom-...`: `--input FILE` reads it once more.
+Within a second and a gigabyte a reader must either return correct values or raise a DataError whose
+message is one printable line that names the file. `test_fuzz.py` tries a few hundred inputs. This
+command tries as many as asked for, guided by branch coverage; it needs atheris (`pip install
+atheris`, Linux). Its last line is JSON. After a crash, a slow input or too much memory its exit
+status is not 0, and the input stays in the current folder as `crash-...`, `timeout-...` or
+`oom-...`; `--input FILE` reads it again.
 
-fuzz_readers.py has the inputs and what is checked of each.
+fuzz_readers.py defines the inputs and the checks.
 """
 
 import argparse
@@ -35,12 +35,12 @@ MEMORY = 1 << 30  # bytes that the process may hold
 
 
 def outcome(reader, content):
-    """The message that refuses an input, or None where it is accepted, and the seconds it took.
+    """(the message that refuses an input, or None if it is accepted; the seconds it took).
 
-    Raises what the reader raises if that is no DataError, and AssertionError for a message that is
-    not one printable line beginning with the file's name, for a wrong result and for a slow reader.
+    Raises AssertionError for a wrong result, a slow reader, or a message that is not one printable
+    line that begins with the file's name. Errors of the reader but DataError pass through.
     """
-    started, message = time.process_time(), None  # whatever else the machine is at
+    started, message = time.process_time(), None  # CPU time, whatever else the machine does
     try:
         reader.read(content)
     except importlib.import_module("minicnn.files").DataError as error:
@@ -54,7 +54,7 @@ def outcome(reader, content):
 
 
 def kind_of(message, reader):
-    """A message without the folder, without what is quoted and without numbers."""
+    """A message without its folder, quoted texts and numbers."""
     message = message.replace(f"{reader.paths[0].parent}{os.sep}", "").replace(".gz", "")
     message = re.sub(r"line 1\b", "header", message)
     message = re.sub(r"""(?<!\w)b?(['"]).*\1""", "'...'", message)
@@ -85,7 +85,7 @@ def main():
 
 
 def fuzz(options, folder):
-    """Give a reader as many inputs as asked for, and print what came of them."""
+    """Give a reader as many inputs as asked for, and print the result."""
     import resource  # noqa: PLC0415  there is none on Windows
 
     import atheris  # noqa: PLC0415  only this needs it
@@ -96,7 +96,7 @@ def fuzz(options, folder):
     corpus.mkdir()
     for number, content in enumerate(seeds):
         (corpus / f"{number}").write_bytes(content)
-        outcome(reader, content)  # what is imported at the first one takes its time
+        outcome(reader, content)  # the first input also imports modules
     kinds, longest, started = collections.Counter(), 0, time.perf_counter()
 
     def give(content):
@@ -126,14 +126,14 @@ def fuzz(options, folder):
         random = Random(seed)
         if random.random() < 0.1:
             return atheris.Mutate(content, size)
-        # Mutations pile up, and few inputs would still be good ones.
+        # After many mutations few inputs would be accepted.
         content = random.choice(seeds) if random.random() < 0.3 else content
         return reader.mutate(content, random)[:size]
 
     limits = (
         f"-timeout={10 * SECONDS} -rss_limit_mb={MEMORY >> 20} -max_len={LONGEST} -len_control=0"
     )
-    # Reloading goes by the clock, and inputs would differ from run to run.
+    # Reloading depends on the clock, so inputs would differ from run to run.
     flags = f"-runs={options.inputs} -seed={options.seed} -reload=0 {limits}"
     arguments = [sys.argv[0], *flags.split(), str(corpus)]
     atheris.Setup(arguments, give, custom_mutator=mutate)

@@ -1,8 +1,8 @@
-"""What the fuzzer gives the readers of files: good inputs, changes that know the form, and checks.
+"""Inputs of the fuzzer for each reader of files: seeds, mutations of the format, and checks.
 
-A reader has seeds, good inputs; a mutation of one; and read, which also checks what comes back. In
-inputs of CSV and IDX, the first byte says how the rest is read: compressed or not, with labels or
-not. fuzz.py is the command.
+Each class has seeds (valid inputs), mutate, and read, which also checks the result. In inputs of
+CSV and IDX the first byte says whether the rest is compressed, and whether it has labels. fuzz.py
+is the command.
 """
 
 import csv
@@ -48,7 +48,7 @@ MAGIC = 0, 0x800, 0x801, 0x802, 0x803, 0x804, 0xD03, 0x01080000, 0x1F8B0800
 
 
 def noise(content, random):
-    """The bytes after a mutation that knows nothing of what they mean."""
+    """The bytes after a mutation that ignores the format."""
     first, last = sorted(random.randrange(len(content) + 1) for _ in range(2))
     last = random.choice((last, min(last, first + random.randrange(9))))
     start, piece, rest = content[:first], content[first:last], content[last:]
@@ -59,7 +59,7 @@ def noise(content, random):
 
 
 def edit_items(items, new, random):
-    """Fields or lines, after one was removed, replaced, quoted, or others inserted before it."""
+    """Fields or lines after one was removed, replaced or quoted, or others were inserted."""
     place = random.randrange(len(items)) * (random.random() < 0.9)  # often the first: the label
     old, other, token = items[place], random.choice(items), random.choice(new)
     many = token * int(10 ** random.uniform(0, 4.3))
@@ -68,7 +68,7 @@ def edit_items(items, new, random):
 
 
 def inflate(content):
-    """What a gzip stream holds, or None for a bad or a long one."""
+    """The content of a gzip stream, or None for a bad or a long one."""
     try:
         with gzip.open(io.BytesIO(content)) as stream:
             plain = stream.read(LONGEST_TEXT + 1)
@@ -78,7 +78,7 @@ def inflate(content):
 
 
 def deflate(plain):
-    """A gzip stream, the same for the same bytes."""
+    """A gzip stream without a time stamp."""
     return gzip.compress(plain, 1, mtime=0)
 
 
@@ -93,7 +93,7 @@ def damage(stream, random):
 
 
 def mutate_file(content, zipped, edit, random):
-    """The bytes of a file, and whether they are called a gzip stream, after one mutation."""
+    """(the bytes of a file, whether its name ends in .gz) after one mutation."""
     if random.random() < 0.01:
         return content, not zipped
     plain = inflate(content) if zipped else content
@@ -172,7 +172,7 @@ class Csv:
         return b"\n".join(lines)
 
     def read(self, content):
-        """Read an input, and check what comes back: what a strict parser reads, too."""
+        """Read an input, and compare the result with a strict parser's."""
         how = content[0] if content else 0
         path, labelled = self.paths[how & 1], bool(how & LABELLED)
         path.write_bytes(content[1:])
@@ -249,7 +249,7 @@ class Idx:
         return noise(file, random)
 
     def read(self, content):
-        """Read an input, and check what comes back: it makes the same files."""
+        """Read an input, and check that the arrays give the same files again."""
         how, *files = self._split(content)
         paths = self.paths[how & 1], self.paths[2 + (how >> 1)]
         for path, file in zip(paths, files, strict=True):
@@ -265,7 +265,7 @@ class Idx:
 class Checkpoint:
     """Checkpoints of a small network: an input is a file.
 
-    Most are signed after they were changed, so that reading goes on behind the checksum.
+    Most get a valid checksum after the change, so that reading continues behind it.
     """
 
     modules = "minicnn.training.archive", "minicnn.training.checkpoint", "minicnn.files"
@@ -336,7 +336,7 @@ class Checkpoint:
         return body[:start] + length + body[end : found.start(2)] + text + body[found.end(2) :]
 
     def read(self, content):
-        """Read an input; its arrays must be whole, and the bytes of the file."""
+        """Read an input, and compare its arrays with the bytes of the file."""
         self.paths[0].write_bytes(content)
         arrays, about = self._checkpoint.load(self.paths[0])
         nets = about["nets"]

@@ -2,10 +2,10 @@
 
     python tests/kills.py --device cpu --kills 30
 
-Half of the kills come by the clock, from outside. The others come from inside, where a checkpoint
-is written: after a random share of its bytes, before they are on disk, before and after the file
-takes its name. Each run is then resumed until it ends, some after they were killed once more, and
-compared with one that was left alone. The last line is the result as JSON.
+Half of the kills come from outside, at a random time. The others come from inside the process while
+it writes a checkpoint: after a random share of the bytes, before the flush to disk, before or after
+the rename. Some runs are killed a second time. Each run is then resumed until it ends, and compared
+with a run that was left alone. The last line is the result as JSON.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ARGUMENTS = (
 ).split()
 MOMENTS = "write", "fsync", "replace", "replaced"
 
-# minicnn.train that kills itself at one moment of its n-th checkpoint: "moment n share" in $KILL.
+# minicnn.train that kills itself at one moment of its n-th checkpoint: $KILL is "moment n share".
 # On the emulator it trains a small network.
 VICTIM = """
 import os, signal, sys
@@ -91,7 +91,10 @@ if __name__ == "__main__":
 
 
 class Killer:
-    """Trainings of one device, in a folder: one is left alone, to compare the others with."""
+    """Kills and resumes trainings of one device, and compares them with one left alone.
+
+    seconds: of the shortest run that ended by itself; kills from outside come within that time.
+    """
 
     def __init__(self, device, folder, dice):
         self.device, self.folder, self.dice = device, Path(folder), dice
@@ -114,7 +117,7 @@ class Killer:
             for path in run.glob("*.npz"):
                 checkpoint.load(path)  # whole, whenever the process died
         self._finish(run, workers)
-        assert not list(run.glob(".*")), "something half-written was left"
+        assert not list(run.glob(".*")), "a temporary file was left"
         return kills, inside, self._differing_bits(run)
 
     def _start(self, run, workers, kill=""):
@@ -129,14 +132,15 @@ class Killer:
         )
 
     def _kill(self, run, workers, from_inside):
-        """Start a training and kill it. Returns whether it came to that."""
+        """Start a training and kill it. Returns False if it ended before the kill."""
         if from_inside:
             moment, which = self.dice.choice(MOMENTS), self.dice.randrange(1, 8)
             process = self._start(run, workers, f"{moment} {which} {self.dice.random()}")
         else:
-            process = self._start(run, workers)
+            process, started = self._start(run, workers), time.monotonic()
             try:
                 process.wait(self.dice.uniform(0, self.seconds))
+                self.seconds = min(self.seconds, time.monotonic() - started)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
         stderr = process.communicate(timeout=300)[1]
@@ -146,7 +150,7 @@ class Killer:
         return process.returncode == -signal.SIGKILL or "died" in stderr
 
     def _finish(self, run, workers):
-        """Resume until it ends; a killed run's workers, as they save, hold it up for a moment."""
+        """Resume until it ends. Workers of a killed run use its folder until they have saved."""
         for _ in range(100):
             process = self._start(run, workers)
             stderr = process.communicate(timeout=300)[1]
@@ -167,11 +171,15 @@ class Killer:
 
 
 def kill(device, kills, seed=0, told=print):
-    """Kill so many runs of a device. Returns what came of it, a dict."""
+    """Kill runs of a device at least `kills` times, and at least once in each of the two ways.
+
+    Returns {"device", "kills", "inside_a_write", "runs", "differing_bits"}; calls `told` with it
+    after each run.
+    """
     result = {"device": device, "kills": 0, "inside_a_write": 0, "runs": 0, "differing_bits": 0}
     with tempfile.TemporaryDirectory() as folder:
         killer = Killer(device, folder, random.Random(seed))
-        while result["kills"] < kills:
+        while result["kills"] < kills or result["inside_a_write"] in (0, result["kills"]):
             killed, inside, bits = killer.trial(result["runs"])
             result["kills"] += killed
             result["inside_a_write"] += inside

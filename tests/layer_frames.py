@@ -1,13 +1,12 @@
-"""Frames for one layer, as layers.Layer describes it, for tests of layers and operations.
+"""Frames (see layers.Layer) of one layer, for tests of layers and operations.
 
-Results are poisoned first, so that a number that nobody wrote shows.
+Results are poisoned first, so that an element that was never written shows.
 """
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import settings
 
 from minicnn import rng
 from minicnn.network.plan import Frame
@@ -15,11 +14,10 @@ from minicnn.network.plan import Frame
 ACTIVATIONS = "linear", "relu", "sigmoid", "tanh", "softmax"
 FLOAT64 = pytest.param("float64", marks=pytest.mark.float64)
 DTYPES = "float32", FLOAT64
-modest = settings(deadline=None, max_examples=150, derandomize=True)
 
 
 def poisoned(ops, shape, dtype):
-    """A result's array before the result is there."""
+    """A poisoned array for a result."""
     dtype = np.dtype(dtype)
     poison = {"f": np.nan, "b": True}.get(dtype.kind, 77)
     return ops.to_device(np.full(shape, poison, dtype))
@@ -28,7 +26,7 @@ def poisoned(ops, shape, dtype):
 def make_frame(ops, layer, x, seed=3, nets=None, stream=rng.DROPOUT, step=0):
     """A frame for x (E, B, ...), with random weights and with all results poisoned.
 
-    x is taken in float32 where the device has no other.
+    x becomes float32 where the device computes in float32 only.
     """
     if x.dtype.name not in ops.dtypes:
         x = x.astype(np.float32)
@@ -91,14 +89,14 @@ def host_weights(ops, f):
 
 
 def assert_close(actual, expected, factor=200):
-    """Equal within `factor` roundings of the largest number (or of 1)."""
+    """Assert equality within `factor` roundings of the largest element (or of 1)."""
     assert actual.shape == np.shape(expected)
     tolerance = factor * np.finfo(actual.dtype).eps * max(1, np.abs(expected).max(initial=0))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
 def central_differences(function, array, h=1e-4):
-    """The gradient of function() by each number of `array`, which is changed in place and back."""
+    """d function() / d array by central differences; `array` is changed in place and back."""
     gradient = np.zeros(array.shape)
     for index in np.ndindex(array.shape):
         kept = array[index]
@@ -112,7 +110,7 @@ def central_differences(function, array, h=1e-4):
 
 
 def check_gradients(ops, layer, x):
-    """Every gradient of a layer, under a random upstream one, against central differences."""
+    """Check every gradient of a layer, under a random upstream gradient."""
     assert x.dtype == np.float64
     f = make_frame(ops, layer, x)
     y = forward(ops, layer, f)
@@ -135,7 +133,7 @@ def check_gradients(ops, layer, x):
 
 
 def away_from_kinks(ops, linear_layer, shape):
-    """A random input for which no number before the activation is near 0."""
+    """A random input for which no element before the activation is near 0."""
     for seed in range(500):
         x = np.random.default_rng(seed).normal(size=shape)
         if np.abs(forward(ops, linear_layer, make_frame(ops, linear_layer, x))).min() > 2e-3:

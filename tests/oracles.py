@@ -1,6 +1,6 @@
-"""What the layers should compute, as nested loops in float64 that share no code with the library.
+"""Oracles of the layers: nested loops in float64 that share no code with the library.
 
-Every function here is for one net: arrays have no net axis. Slow on purpose; use tiny shapes.
+Every function computes one net: arrays have no net axis. They are slow; use tiny shapes.
 """
 
 import numpy as np
@@ -10,8 +10,8 @@ from scipy import ndimage
 def meetings(rows, columns, size, strides, padding):
     """Yield (i, j, r, c, k, l): at output (i, j), tap (k, l) of the window meets input (r, c).
 
-    Places and padding are TensorFlow's: "same" gives ceil(length / stride) places, and of the
-    zeros that this takes the smaller half comes first. Taps come row by row.
+    Padding is TensorFlow's: "same" gives ceil(length / stride) outputs; the smaller half of the
+    zeros comes first. Taps come row by row.
     """
     Ho, top = _places(rows, size[0], strides[0], padding)
     Wo, left = _places(columns, size[1], strides[1], padding)
@@ -25,7 +25,7 @@ def meetings(rows, columns, size, strides, padding):
 
 
 def output_size(rows, columns, size, strides, padding):
-    """The numbers of places down and across."""
+    """(Ho, Wo)."""
     return (
         _places(rows, size[0], strides[0], padding)[0],
         _places(columns, size[1], strides[1], padding)[0],
@@ -33,7 +33,7 @@ def output_size(rows, columns, size, strides, padding):
 
 
 def _places(length, size, stride, padding):
-    """How many places a window has along an axis, and how many zeros come before the input."""
+    """(outputs along an axis, zeros before the input)."""
     if padding == "valid":
         return len([at for at in range(0, length, stride) if at + size <= length]), 0
     places = len(range(0, length, stride))
@@ -64,9 +64,9 @@ def conv2d_gradients(x, kernel, dz, strides, padding):
 
 
 def max_pool(x, size, strides, padding):
-    """(y, at): the largest numbers, and at (B, Ho, Wo, C, 2) their rows and columns in x.
+    """(y, at): the maxima, and their rows and columns in x, at (B, Ho, Wo, C, 2).
 
-    The first of equals wins.
+    Of equal elements the first is the maximum.
     """
     B, H, W, C = x.shape
     shape = B, *output_size(H, W, size, strides, padding), C
@@ -80,7 +80,7 @@ def max_pool(x, size, strides, padding):
 
 
 def max_pool_gradient(x, dy, size, strides, padding):
-    """dx (B, H, W, C): each number of dy goes to the input that won."""
+    """dx (B, H, W, C): each element of dy is added at its maximum's place."""
     dx = np.zeros(x.shape)
     _, at = max_pool(x, size, strides, padding)
     for b, i, j, f in np.ndindex(dy.shape):

@@ -1,6 +1,6 @@
-"""Kernels with faults planted in them, each with a sound twin: where they are, what is expected.
+"""Kernels with planted faults, each beside a correct version: where they are, what is expected.
 
-The checked emulator must find the one and let the other pass.
+The checked emulator must find the fault and accept the correct version.
 """
 
 import shutil
@@ -20,19 +20,19 @@ ORDERS = "forward", "backward", "shuffled"
 
 
 def floats(driver, *shape):
-    """Distinct numbers on the device."""
+    """An array of distinct values on the device."""
     return driver.to_device(np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(shape))
 
 
 def line(path, comment):
-    """The place of the line of a source that ends in a comment, "file.cu:12"."""
+    """Where the line with a comment is, as "file.cu:12"."""
     lines = path.read_text().splitlines()
     [number] = [i for i, text in enumerate(lines, 1) if text.endswith(f"// {comment}")]
     return f"{path.name}:{number}"
 
 
 def assert_fault(launch, path, message, where=None, block=0, thread=0):
-    """A launch fails with just this message; `where` is the comment of the line at fault."""
+    """Assert that a launch fails with this message; `where`: the comment of the line at fault."""
     with pytest.raises(KernelFault) as caught:
         launch()
     found = str(caught.value)
@@ -44,7 +44,7 @@ def assert_fault(launch, path, message, where=None, block=0, thread=0):
 
 
 def matrices(random):
-    """a (16, 8), b (8, 8), c (16, 8) of distinct whole numbers that TF32 has."""
+    """a (16, 8), b (8, 8), c (16, 8) of distinct integers, exact in TF32."""
     numbers = random.permutation(2000)[: 128 + 64 + 128].astype(np.float32) - 1000
     a, b, c = np.split(numbers, [128, 192])
     return a.reshape(16, 8), b.reshape(8, 8), c.reshape(16, 8)

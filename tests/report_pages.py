@@ -1,4 +1,4 @@
-"""Pages of minicnn.report and folders to make them of: read back, made, and refused."""
+"""Pages of minicnn.report: parse them, make them, and make the folders that they report."""
 
 import base64
 import html.parser
@@ -20,7 +20,7 @@ HOSTILE = """<script>alert("x")</script> & 'q' <img src=http://x.example/>"""
 
 
 class Page(html.parser.HTMLParser):
-    """A page: its images, tables (rows of texts) and text, each outside and inside of a fold.
+    """A parsed page: images, tables (rows of texts) and text, outside and inside of a fold.
 
     Raises AssertionError where tags do not match, or anything is loaded from elsewhere.
     """
@@ -78,7 +78,7 @@ class Page(html.parser.HTMLParser):
             self.tables[-1][-1][-1] += data
 
     def table(self, caption):
-        """The rows of the only table whose caption begins so, without its head."""
+        """The rows without the header of the only table whose caption begins so."""
         (found,) = [
             table
             for words, table in zip(self.captions, self.tables, strict=True)
@@ -91,7 +91,7 @@ class Page(html.parser.HTMLParser):
         return np.array([[int(text.replace(",", "")) for text in row[1:11]] for row in rows])
 
     def quiz(self):
-        """The pictures asked for, as arrays of ink."""
+        """The chosen pictures, as arrays of ink."""
         return [ink(png) for png in self.images if len(png) < 1500]
 
     def answers(self):
@@ -108,7 +108,7 @@ def ink(png):
 
 
 def made(capsys, folder, *arguments):
-    """(the Page of a folder, what the command told on stderr)."""
+    """(the Page of a folder, the command's stderr)."""
     status = report.main([str(folder), "--quiet", "--device=numpy", *map(str, arguments)])
     told = capsys.readouterr()
     assert status == 0, told.err
@@ -116,7 +116,7 @@ def made(capsys, folder, *arguments):
 
 
 def refused(capsys, folder, *arguments):
-    """The line with which the command refuses; it has written nothing."""
+    """The line with which the command refuses; asserts that it wrote nothing."""
     before = everything(folder)
     try:
         status = report.main([str(folder), "--quiet", *map(str, arguments)])
@@ -148,7 +148,7 @@ def histories(net, epochs=2):
 
 
 def trained(net, labels, diverged=None, device="numpy"):
-    """A net that is right about most of the labels."""
+    """Probabilities of a net that predicts most labels."""
     random = np.random.default_rng(net)
     scores = random.exponential(size=(len(labels), 10)) + 2.5 * np.eye(10)[labels]
     probabilities = (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -157,7 +157,7 @@ def trained(net, labels, diverged=None, device="numpy"):
 
 
 def put(folder, name, cells, count=120, seed=0, labelled=True, source="digits", nets=trained):
-    """Put a study of the first test images into a folder, all of its nets trained."""
+    """Write a finished study of the first test images into a folder."""
     folder.mkdir(exist_ok=True)
     labels = TEST_LABELS[:count] if labelled else None
     settings = {

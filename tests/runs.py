@@ -1,4 +1,4 @@
-"""Small runs of the command, for tests of it: started, slowed down, and compared to the bit."""
+"""Small runs of commands: start them, slow them down, and compare their results to the bit."""
 
 import csv
 import os
@@ -18,7 +18,7 @@ TINY = (
 
 
 def small_layers(dropout, momentum):
-    """A network that the emulator trains in a moment, in place of the seed's; it can be fused."""
+    """A network that the emulator trains in under a second, and can fuse."""
     return [
         Conv2D(4, 5, strides=3, activation="relu"),
         BatchNormalization(momentum),
@@ -45,7 +45,7 @@ def command(module, *arguments, **options):
 
 
 def python(*arguments, **environment):
-    """Run Python with more in its environment; a variable that is None is taken out of it."""
+    """Run Python with changes to the environment; None removes a variable."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -53,13 +53,13 @@ def python(*arguments, **environment):
         env={name: value for name, value in environment.items() if value is not None},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=3000,
         check=False,
     )
 
 
 def state(folder):
-    """All that must be equal to the bit: arrays, submission, and history but for its seconds."""
+    """Everything that must be equal to the bit: arrays, submission, history without seconds."""
     arrays, _ = checkpoint.load(folder / "checkpoint.npz")
     arrays["history"] = arrays["history"][:, :-1]
     rows = list(csv.DictReader((folder / "history.csv").open()))
@@ -72,7 +72,8 @@ def state(folder):
     )
 
 
-# minicnn.train, but each step takes a while, in worker processes too, and the first is announced.
+# minicnn.train whose steps, in worker processes too, take `seconds` longer and wait while a file
+# "hold" exists; the first step leaves a file "stepped".
 SLOW = """
 import sys, time
 from pathlib import Path
@@ -83,6 +84,8 @@ def slow(self):
     quick(self)
     Path(__file__).with_name("stepped").touch()
     time.sleep({seconds})
+    while Path(__file__).with_name("hold").exists():
+        time.sleep(0.01)
 Trainer.step = slow
 if __name__ == "__main__":
     sys.exit(train.main())
@@ -90,7 +93,7 @@ if __name__ == "__main__":
 
 
 def start_slowly(folder, *arguments, seconds=0.4):
-    """Start a slow training, and return its process once it has done a step."""
+    """Start a training with slow steps; returns its process after the first step."""
     (folder / "slow.py").write_text(SLOW.format(seconds=seconds))
     process = subprocess.Popen(
         [sys.executable, folder / "slow.py", *arguments],

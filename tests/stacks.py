@@ -1,4 +1,4 @@
-"""Stacks of layers that the tests of models share, and what such a test compares."""
+"""Stacks of layers that the tests of models share, and how to compare their states."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ DTYPES = "float32", pytest.param("float64", marks=pytest.mark.float64)
 
 
 def small(device, nets=3, first_net=0, seed=0, dtype="float32", **options):
-    """A stack with every layer in it, on images of 9x7x2, odd wherever it can be."""
+    """A stack with every kind of layer, on images (9, 7, 2), with odd sizes."""
     layers = [
         Conv2D(3, (3, 2), activation="relu"),
         BatchNormalization(momentum=0.8),
@@ -50,7 +50,7 @@ def state(model):
 
 
 def assert_same(found, expected):
-    """Equal to the bit, array by array."""
+    """Assert that arrays are equal to the bit."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype

@@ -11,7 +11,7 @@ MADE_BY = {"device": "numpy", "precision": "float32", "minicnn": "1", "numpy": "
 
 
 def net(number, right=(), diverged=None):
-    """A net that predicts the images `right` rightly, and else the next digit."""
+    """A net that predicts the right digit for the images `right`, and the next digit for others."""
     probabilities = np.full((6, 10), 0.01, np.float32)
     guesses = [label if i in right else label + 1 for i, label in enumerate(LABELS)]
     probabilities[np.arange(6), np.array(guesses) % 10] = 0.91 - 0.001 * number

@@ -1,4 +1,4 @@
-"""What a study has found, computed once more from its SQLite file by code that shares none with it.
+"""The findings of a study, computed again from its SQLite file with no code of the library.
 
 Plain SQL and loops: the accuracies of single nets and of ensembles, and Student's intervals.
 """
@@ -13,7 +13,7 @@ from scipy import stats
 
 
 class Oracle:
-    """The nets of a study in a file: accuracy[cell] of each, ensembles[cell] by trial and size."""
+    """Of a study in a file: accuracy[cell] of each net, ensembles[cell] by trial and size."""
 
     def __init__(self, path, study):
         connection = sqlite3.connect(path)

@@ -1,4 +1,4 @@
-"""Augmentation: pixel for pixel against SciPy, word for word against Philox; and the batch."""
+"""Augmentation: pixels against SciPy, random numbers against Philox; and the loading of a batch."""
 
 from itertools import product
 
@@ -6,8 +6,9 @@ import numpy as np
 import oracles
 import pytest
 import threadpoolctl
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from levels import examples
 
 from minicnn import RandomAffine, rng
 from minicnn.augment import affine_transform
@@ -27,7 +28,7 @@ def images_of(N, H, W, C=1, dtype="float64", seed=0):
 
 
 def assert_scipys(found, images, parameters):
-    """`found` is what SciPy makes of the images with parameters (5, N)."""
+    """Assert that `found` equals SciPy's transform of the images with parameters (5, N)."""
     assert found.shape == images.shape and found.dtype == images.dtype
     for n, image in enumerate(images):
         expected = oracles.affine(image, *parameters[:, n])
@@ -56,7 +57,7 @@ def drawn_by_hand(low_high, seed, net, step, count):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@settings(deadline=None, max_examples=60, derandomize=True)
+@examples(60)
 @given(
     shape=st.tuples(*[st.integers(1, 13)] * 2, st.integers(1, 3)),
     parameters=st.lists(
@@ -163,7 +164,7 @@ def test_an_images_result_depends_on_it_alone(dtype):
     whole = affine_transform(images, *parameters)
     for part in (slice(1), slice(5), slice(3, 20), slice(36, 37)):
         found = affine_transform(images[part], *parameters[:, part])
-        # Not to the bit: the positions of one image alone are another product.
+        # Not to the bit: the positions of one image alone come from another product.
         np.testing.assert_allclose(found, whole[part], atol=30 * np.finfo(dtype).eps)
 
 
@@ -251,7 +252,7 @@ def test_parameters_are_uniform_within_their_ranges():
         assert values.min() < low + 0.01 * width and values.max() > high - 0.01 * width
         assert abs(values.mean() - (low + high) / 2) < 5 * width / (12 * n) ** 0.5
         assert abs(values.std() * 12**0.5 / width - 1) < 0.02
-    assert np.abs(np.corrcoef(drawn) - np.eye(5)).max() < 5 / n**0.5  # zx and zy on their own
+    assert np.abs(np.corrcoef(drawn) - np.eye(5)).max() < 5 / n**0.5  # zx and zy are independent
 
 
 def test_bounds():
@@ -318,7 +319,7 @@ def test_defaults_change_nothing():
 
 
 def load(ops, ranges, step, dtype="float32", nets=(4, 9), H=28, W=28, B=6):
-    """(x, y, chosen): a batch as training loads it, and which images it is made of."""
+    """(x, y, chosen): a batch as training loads it, and the indices of its images."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (20, H, W), np.uint8)
     images[0].flat[:256] = np.arange(256)[: H * W]

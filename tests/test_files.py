@@ -1,4 +1,4 @@
-"""Atomic writes: the old file or the new one, whatever happens."""
+"""Atomic writes leave the old file or the new one."""
 
 import os
 

@@ -1,7 +1,4 @@
-"""Sequential and mnist_cnn: weights, passes, memory, and the summary.
-
-Sizes are small.
-"""
+"""Sequential and mnist_cnn: weights, passes, memory, and the summary. Sizes are small."""
 
 import re
 import tracemalloc

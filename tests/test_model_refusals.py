@@ -1,6 +1,6 @@
-"""Sequential and mnist_cnn: what each refuses.
+"""Sequential and mnist_cnn refuse bad arguments.
 
-Each message names the argument, what it got, and what it takes.
+Each message names the argument, the value found and the value expected.
 """
 
 import re
@@ -54,7 +54,7 @@ FLAT = [Flatten(), Dense(3, activation="softmax")]
         (lambda: Dropout("0.4"), "rate", "0.4"),
         (lambda: Dropout(True), "rate", "True"),
         (lambda: MaxPooling2D(0), "pool_size", "0"),
-        # Training notes which tap won, in 16 bits.
+        # Training stores the index of the maximum in 16 bits.
         (lambda: MaxPooling2D((256, 257)), "pool_size", "(256, 257)"),
         (lambda: MaxPooling2D(2, strides=-1), "strides", "-1"),
         (lambda: MaxPooling2D(2, padding="SAME"), "padding", "SAME"),
@@ -214,7 +214,7 @@ def test_weights_of_another_network_are_refused(device, case):
 
 
 @pytest.mark.parametrize("weights", [None, 3, [[[1, 2], [3]], [1]]])
-def test_what_is_no_list_of_arrays_is_refused_as_weights(device, weights):
+def test_weights_must_be_a_list_of_arrays(device, weights):
     model = Sequential([Dense(2)], (2,), device=device)
     with pytest.raises(ValueError, match=r"^weights: got"):
         model.set_weights(weights)
@@ -230,7 +230,7 @@ def test_what_is_no_list_of_arrays_is_refused_as_weights(device, weights):
         [Conv2D(3, 2, activation="softmax")],  # an image of classes, not one class
     ],
 )
-def test_stacks_that_cannot_be_trained_say_so(device, layers):
+def test_stacks_that_cannot_be_trained_are_refused(device, layers):
     shape = (40,) if type(layers[0]) is Dense else (5, 4, 2)
     model = Sequential(layers, shape, nets=2, device=device)
     x = GOOD_X.reshape(2, 3, *shape)

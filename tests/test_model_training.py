@@ -1,6 +1,6 @@
 """Sequential and mnist_cnn: gradients, training steps, and their bits.
 
-Sizes are small; that a net's bits do not depend on the others is tested here for every layer.
+For every layer, a net's bits do not depend on the other nets.
 """
 
 from math import sqrt
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.every_device
 
 
 def directional_errors(model, x, y, h, directions):
-    """The error of each directional derivative of the loss, against central differences.
+    """The errors of directional derivatives of the loss against central differences, (n, E).
 
     A direction is {index in trainable_weights: array}; errors are shares of |gradient| |direction|,
     both taken over the direction's arrays.
@@ -50,7 +50,9 @@ def directional_errors(model, x, y, h, directions):
         return model.loss_and_gradients(x, y)[0]
 
     norms = np.array([[sqrt(np.sum(g_**2)) for g_ in g] for g in gradients])  # (arrays, E)
-    norms = np.maximum(norms, 0.01 * norms.max(axis=0))  # a bias before a mean has none
+    norms = np.maximum(
+        norms, 0.01 * norms.max(axis=0)
+    )  # a bias before normalisation has gradient 0
     errors = []
     for direction in directions:
         expected = (loss(direction, h) - loss(direction, -h)) / (2 * h)  # (E,)
@@ -77,7 +79,7 @@ def test_gradients_of_the_whole_seed_network(device):
     model = mnist_cnn(nets=2, first_net=3, seed=1, device=device, dtype="float64")
     x, y = batch(model, 3, seed=2)
     directions = random_directions(model, 3, seed=3)
-    errors = directional_errors(model, x, y, 1e-8, directions)  # h: few relus turn
+    errors = directional_errors(model, x, y, 1e-8, directions)  # h: few ReLUs change sign
     assert errors.max() < 1e-6
 
 
@@ -85,7 +87,7 @@ def test_gradients_of_the_whole_seed_network(device):
 def test_gradients_of_a_stack_with_every_layer(device):
     model = small(device, nets=2, seed=5, dtype="float64")
     x, y = batch(model, 5, seed=1)
-    model.train_on_batch(x, y, 0.01)  # so that the step is not 0
+    model.train_on_batch(x, y, 0.01)  # so that the step counter is not 0
     errors = directional_errors(model, x, y, 1e-7, random_directions(model, 5, seed=2))
     assert errors.max() < 1e-6
 
@@ -250,6 +252,7 @@ def labelled_images(E, B, seed):
     return x, y
 
 
+@pytest.mark.full(but="numpy|cpu")
 def test_lenet_5_learns(device):
     model = lenet(device)
     assert model.count_params() == 61_706  # Keras's number
@@ -260,6 +263,7 @@ def test_lenet_5_learns(device):
     assert np.all(accuracy > 0.8)
 
 
+@pytest.mark.full(but="numpy|cpu")
 def test_mnist_cnn_learns(device):
     model = mnist_cnn(nets=1, device=device, momentum=0.5)
     losses = [model.train_on_batch(*labelled_images(1, 16, step), 1e-3)[0] for step in range(20)]
@@ -285,8 +289,8 @@ def test_float32_follows_float64(device):
     loss, gradients = one.loss_and_gradients(x, y)
     expected_loss, expected_gradients = other.loss_and_gradients(x, y)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-    # All together: of a bias before batch normalisation the gradient is zero but for rounding,
-    # which is as large as its terms make it, and differs from one BLAS to another.
+    # All gradients together: that of a bias before batch normalisation is only rounding error,
+    # which differs from one BLAS to another.
     found = np.concatenate([g.ravel() for g in gradients])
     expected = np.concatenate([g.ravel() for g in expected_gradients])
     assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
@@ -297,7 +301,7 @@ def test_float32_follows_float64(device):
 
 
 def trained(model, steps, B, keep=slice(None), rate=0.01):
-    """All that a few steps leave behind: weights, losses, predictions. `keep`: its nets of 3."""
+    """Gradients, losses, weights and predictions of a few steps. `keep`: its nets out of 3."""
     seen = []
     for step in range(steps):
         random = np.random.default_rng(step)
@@ -341,6 +345,7 @@ def test_a_net_alone_is_the_net_among_three_in_other_stacks(device, layers, B):
         assert_same(alone, [array[i : i + 1] for array in together])
 
 
+@pytest.mark.full(but="numpy|cpu")
 def test_a_net_of_mnist_cnn_alone_is_the_net_among_three(device):
     together = trained(mnist_cnn(nets=3, device=device), 2, 8)
     alone = trained(mnist_cnn(nets=1, first_net=1, device=device), 2, 8, slice(1, 2))
@@ -375,7 +380,7 @@ def blas_threads():
 
 
 class Spy(Activation):
-    """A layer that notes how many threads BLAS has while it runs: NumPy's, not SciPy's own."""
+    """A layer that notes the number of threads of NumPy's BLAS while it runs."""
 
     def __init__(self):
         super().__init__("linear")

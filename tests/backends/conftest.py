@@ -1,10 +1,10 @@
-"""What several tests of backends need."""
+"""Fixtures of the tests of backends."""
 
 import pytest
 
 
 @pytest.fixture
 def kernels_in_c(request):
-    """The test is of kernels in C: it is skipped where --device names another device."""
+    """For tests of kernels in C: skips them where --device names another device."""
     if request.config.getoption("--device") not in (None, "numpy", "cpu"):
         pytest.skip("tests kernels in C")

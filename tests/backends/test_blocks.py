@@ -1,4 +1,4 @@
-"""Kernels of fused blocks, one by one: against oracles of their own, and to the bit."""
+"""Each kernel of the fused blocks: against the oracles in block_oracles.py, and to the bit."""
 
 import shutil
 from unittest import mock
@@ -18,9 +18,10 @@ from block_cases import (
     same_roundings,
     with_blocks,
 )
-from cases import Apart, assert_same_bits, few, poison, relative
-from hypothesis import assume, given, settings
+from cases import Apart, assert_same_bits, poison, relative
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from levels import examples
 
 from minicnn import rng
 from minicnn.backends import cuda_tiles
@@ -54,7 +55,6 @@ first_blocks = st.builds(
     **common,
 )
 MOST_PRODUCTS = 4_000_000
-fewer = settings(few, max_examples=10)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -69,12 +69,12 @@ def test_the_seed_networks_blocks_are_right(driver, block, what):
 @pytest.mark.parametrize(("block", "what"), cases_of([*RAGGED, *FIRST_BLOCKS]))
 def test_ragged_blocks_are_right_with_any_number_of_blocks_of_threads(driver, block, what):
     launch = block.launch(what)
-    for blocks in {launch.grid[0], 1, 2, 7}:  # some of which get no tile, or several
+    for blocks in {launch.grid[0], 1, 2, 7}:  # some get no tile, or several
         block.check(driver, what, block.run(driver, what, with_blocks(launch, blocks)))
 
 
 @pytest.mark.parametrize("what", TENSOR)
-@fewer
+@examples(10)
 @given(block=blocks, way=st.none() | st.integers(0, 2**20))
 def test_blocks_are_right_in_any_way_to_launch_them(driver, what, block, way):
     assume(block.products < MOST_PRODUCTS)
@@ -88,7 +88,7 @@ def test_blocks_are_right_in_any_way_to_launch_them(driver, what, block, way):
 
 
 @pytest.mark.parametrize("what", FIRST)
-@fewer
+@examples(10)
 @given(block=first_blocks)
 def test_first_blocks_are_right(driver, what, block):
     assume(block.products < MOST_PRODUCTS and block.launches(what))
@@ -96,7 +96,7 @@ def test_first_blocks_are_right(driver, what, block):
 
 
 def defines_of(what):
-    """What a pass's kernel is compiled for, in all its forms."""
+    """The defines of each form of a pass's kernel."""
     return sorted({launch.defines for launch in FORMS.launches(what)})
 
 
@@ -109,11 +109,12 @@ KINDS = {
 }
 
 
-def test_the_forms_are_all_of_those_that_are_compiled():
+def test_the_cases_have_every_compiled_form():
     assert len(defines_of("forward")) == len(cuda_tiles.FORWARD_FORMS)
     assert len(defines_of("input gradient")) == len(cuda_tiles.GRADIENT_FORMS)
 
 
+@pytest.mark.full(but="defines[047]")
 @pytest.mark.parametrize(
     ("what", "defines"),
     [(what, form) for what in ("forward", "input gradient") for form in defines_of(what)],
@@ -123,7 +124,7 @@ def test_each_form_is_right_with_each_kind_of_tile(driver, what, defines):
     chosen = {}
     for kind, holds in KINDS.items():
         found = [launch for launch in of_form if holds(launch.tiling)]
-        one_warp = "FORM_SPLITS=4" in defines  # of results: there is no room for two
+        one_warp = "FORM_SPLITS=4" in defines  # of results: two do not fit
         assert found or (one_warp and "several warps" in kind), kind
         if found:
             launch = found[-1]
@@ -142,7 +143,7 @@ def test_kernels_of_any_width_have_their_gradient(driver, size):
 
 @pytest.mark.parametrize("what", TENSOR)
 def test_the_bounds_can_be_exceeded(driver, what):
-    """By what is not rounded as the kernel does it, and by what is not computed at all."""
+    """The bounds detect another rounding, and a missing dropout."""
     block = FORMS
     name = {"forward": "y", "input gradient": "dx_below", "weight gradient": "dkernel"}[what]
     found = block.added_up(what, block.run(driver, what))[name]
@@ -181,14 +182,15 @@ def test_kernels_stay_in_bounds_and_race_with_nothing(driver, checked_driver, bl
 
 
 @pytest.mark.parametrize("what", TENSOR)
-def test_tiles_that_images_do_not_fill_stay_in_bounds(driver, checked_driver, what):
+def test_partly_filled_tiles_stay_in_bounds(driver, checked_driver, what):
     launches = [launch for launch in FORMS.launches(what) if FORMS.B % launch.tiling["images"]]
-    launch = with_blocks(launches[-1], 1)  # which makes them one after another
+    launch = with_blocks(launches[-1], 1)  # which computes all tiles, one after another
     found = FORMS.run(checked_driver, what, launch)
     FORMS.check(driver, what, found)
     assert_same_bits(found, FORMS.run(driver, what, launch))
 
 
+@pytest.mark.full(but="shuffled")
 @pytest.mark.parametrize(("block", "what"), SMALL)
 def test_the_order_of_threads_changes_no_bit(driver, other_order_driver, block, what):
     assert_same_bits(block.run(other_order_driver, what), block.run(driver, what))
@@ -196,7 +198,7 @@ def test_the_order_of_threads_changes_no_bit(driver, other_order_driver, block, 
 
 @pytest.fixture(scope="session")
 def late_driver(checked_driver):
-    """The emulator whose asynchronous copies land as late as they may; it skips as that one."""
+    """The emulator with asynchronous copies as late as allowed; skips like `checked_driver`."""
     return Emulator(copies="late", order="shuffled")
 
 
@@ -206,11 +208,11 @@ def test_copies_that_land_late_change_no_bit(driver, late_driver, block, what):
 
 
 @pytest.mark.parametrize("what", TENSOR)
-def test_what_is_not_a_number_stays_visible(driver, what):
+def test_nan_stays_visible(driver, what):
     block = Block(1, 2, (5, 4), 12, 8, (2, 2), drop=False)
     name = "y_below" if what == "forward" else "dx"
     block.arrays[name][0, 1, 2, 2, 5] = np.nan
-    block.arrays["y"] += 1  # so that its ReLU lets all gradients pass
+    block.arrays["y"] += 1  # so that the ReLU passes all gradients
     found = block.added_up(what, block.run(driver, what))
     expected = block.expected(what)
     for result, array in expected.items():
@@ -227,7 +229,7 @@ both_ways = pytest.mark.parametrize("what", ["forward", "input gradient"])
 
 
 def without(line, folder):
-    """The folder, with kernels whose correlation.cuh lacks a line."""
+    """The folder, with a copy of the kernels whose correlation.cuh lacks a line."""
     source = (SOURCES / "correlation.cuh").read_text()
     assert source.count(line) == 1
     (folder / "correlation.cuh").write_text(source.replace(line, ""))
@@ -236,6 +238,7 @@ def without(line, folder):
     return folder
 
 
+@pytest.mark.full(but="early")
 @both_ways
 @pytest.mark.parametrize(
     ("line", "message"),
@@ -258,22 +261,22 @@ def test_a_missing_wait_changes_results_where_copies_land_late(late_driver, what
 
 
 @both_ways
-def test_a_missing_barrier_gives_tensor_cores_what_is_not_there(late_driver, what, tmp_path):
+def test_a_missing_barrier_gives_tensor_cores_values_that_are_not_tf32(late_driver, what, tmp_path):
     with pytest.raises(KernelFault, match="gives a tensor core a number that is not TF32"):
         RAGGED[0].run(late_driver, what, folder=without(BARRIER, tmp_path))
 
 
 # ---------------------------------------------------------------------------------------------
-# Sums of parts, and dropout's bits
+# Partial sums, and dropout's bits
 
 
 @pytest.fixture(params=["driver", "checked_driver"])
 def each_driver(request):
-    """The driver under test, and the emulator that sees every access."""
+    """The driver under test, and the emulator with every access checked."""
     return request.getfixturevalue(request.param)
 
 
-def test_parts_are_added_up_in_their_order(each_driver):
+def test_partial_sums_are_added_in_order(each_driver):
     driver = each_driver
     random = np.random.default_rng(3)
     parts = random.normal(size=(2, 900)).astype(np.float32)

@@ -1,6 +1,6 @@
-"""The backend in C as a whole: other builds, threads, and checks of arguments.
+"""The backend in C: other builds, threads, and checks of arguments.
 
-What its operations compute is tested by test_kernel_ops.py and test_kernel_convolution.py.
+test_kernel_ops.py and test_kernel_convolution.py test the results of its operations.
 """
 
 import copy
@@ -40,7 +40,7 @@ on_x86 = pytest.mark.skipif(
 
 
 def suite(flags, *options, **environment):
-    """Run the tests of kernels with those that the compiler makes with more flags."""
+    """Run the tests of kernels in C, compiled with more flags."""
     files = (Path(__file__).with_name(f"test_kernel_{name}.py") for name in ("ops", "convolution"))
     about = "-q", "-p", "no:cacheprovider", "--device=cpu", f"--cpu-flags= {flags}"
     return python("-m", "pytest", *about, *options, *files, **environment)
@@ -48,7 +48,7 @@ def suite(flags, *options, **environment):
 
 @pytest.fixture
 def sanitizer(cpu_ops):
-    """The environment in which Python can load what is made with AddressSanitizer."""
+    """The environment in which Python can load libraries built with AddressSanitizer."""
     command, version = native._compiler("c")
     asked = subprocess.run(
         [*command, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False
@@ -59,7 +59,8 @@ def sanitizer(cpu_ops):
     return {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
 
 
-def test_no_kernel_reaches_beyond_its_arrays_or_does_what_is_undefined(sanitizer):
+@pytest.mark.full(beside="test_a_wrong_build_fails_the_tests_of_kernels")
+def test_sanitizers_find_nothing_in_the_kernels(sanitizer):
     done = suite(SANITIZED, **sanitizer)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -75,7 +76,8 @@ for count in (500, 501):
 """
 
 
-def test_a_kernel_that_reaches_beyond_its_array_is_found(sanitizer):
+@pytest.mark.full(beside="test_a_wrong_build_fails_the_tests_of_kernels")
+def test_the_sanitizer_finds_an_access_out_of_bounds(sanitizer):
     """The test above can fail."""
     done = python("-c", BEYOND, SANITIZED, **sanitizer)
     assert done.returncode != 0 and done.stdout == "500\n"
@@ -83,6 +85,7 @@ def test_a_kernel_that_reaches_beyond_its_array_is_found(sanitizer):
     assert "relu_forward" in done.stderr
 
 
+@pytest.mark.full(beside="test_a_wrong_build_fails_the_tests_of_kernels")
 @with_kernels
 @pytest.mark.parametrize(
     "flags",
@@ -98,7 +101,7 @@ def test_kernels_pass_their_tests_in_another_build(flags):
 
 
 @with_kernels
-def test_a_build_that_computes_something_else_fails_its_tests():
+def test_a_wrong_build_fails_the_tests_of_kernels():
     """The tests above can fail: the flags arrive."""
     done = suite("-Dexpf=cosf", "-k", "softmax_cross_entropy and float64")
     assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout + done.stderr
@@ -126,7 +129,7 @@ def test_there_are_threads_where_the_compiler_has_openmp():
 
 @pytest.fixture(scope="module")
 def shared_ops(cpu_ops, tmp_path_factory):
-    """The operations of kernels that share out even the least work."""
+    """The operations in C, compiled to split even the smallest work among threads."""
     folder = tmp_path_factory.mktemp("kernels")
     for path in SOURCES.glob("*.[ch]"):
         text = re.sub(r"\bWORTH_SHARING = [^}]+", "WORTH_SHARING = 0 ", path.read_text())
@@ -159,7 +162,7 @@ def of_seven_images(sizes):
 
 
 MORE_SIZES = [of_seven_images(SEED_NETWORK[layer]) for layer in (0, 1, 2, 4, 5, 6)]
-# Each image is a group of its own in the gradient by the weights, and has little to share out.
+# In the weight gradient each image is one group, with little work to split.
 MORE_SIZES.append(Sizes(1, 7, (90, 90), 1, 5, (1, 1), (1, 1)))
 
 
@@ -180,7 +183,7 @@ def test_threads_change_no_bit_of_a_dense_layer(shared_ops, monkeypatch, what, a
 @pytest.mark.parametrize("cores", [1, 2, 5])
 @pytest.mark.skipif(not TASKS.exists(), reason="needs Linux's list of threads")
 def test_as_many_threads_share_the_work_as_there_are_cores(shared_ops, monkeypatch, cores):
-    """The tests above can fail: their threads are there."""
+    """The tests above can fail: there are several threads."""
     if not shared_ops.cpu.constant("has_threads"):
         pytest.skip("the compiler has no OpenMP")
     monkeypatch.setattr(machine, "cores", lambda: cores)
@@ -191,7 +194,7 @@ def test_as_many_threads_share_the_work_as_there_are_cores(shared_ops, monkeypat
             shared_ops.activate("relu", np.ones((1, 500), np.float32))
         return len(set(os.listdir(TASKS)) - before)
 
-    with ThreadPoolExecutor(1) as pool:  # a new thread, for which there are no others yet
+    with ThreadPoolExecutor(1) as pool:  # a new thread, whose OpenMP threads do not exist yet
         assert pool.submit(count).result() == cores - 1
 
 
@@ -200,7 +203,9 @@ def cores_of_a_worker(shared, task, report, should_stop):
 
 
 def test_each_process_has_its_share_of_the_cores(monkeypatch):
-    monkeypatch.setattr(machine, "cores", lambda: 2)  # the workers have those that there are
+    monkeypatch.setattr(
+        machine, "cores", lambda: 2
+    )  # for this process; a worker finds the real number
     found = workers.run_jobs(cores_of_a_worker, None, [1, 2], 2, print, print, lambda: False)
     assert found == [1, 1]
 
@@ -268,7 +273,7 @@ def test_a_wrong_number_of_arguments_is_refused(cpu_ops, arguments):
         cpu_ops.cpu.call("relu_forward", *arguments)
 
 
-def test_every_kernel_has_parameters_that_are_understood():
+def test_the_parameters_of_every_kernel_can_be_read():
     kernels = [Program(path).kernels for path in SOURCES.glob("*.c")]
     names = [name for found in kernels for name in found]
     assert len(names) == len(set(names)) > 15

@@ -1,4 +1,4 @@
-"""The backend in C: what takes its place without a compiler, and in float64."""
+"""The device that replaces cpu without a compiler, or in float64."""
 
 import re
 import warnings
@@ -25,7 +25,7 @@ exit 1
 
 @pytest.fixture
 def nothing_known():
-    """What was found out about compilers and devices is forgotten before and after a test."""
+    """Clears what is cached about compilers and devices, before and after the test."""
     caches = (
         *(devices._operations, devices.cpu_problem),
         *(native._compiler, native._folder, cpu._known),
@@ -39,7 +39,7 @@ def nothing_known():
 
 @pytest.fixture(params=["there is none", "does not run", "cannot compile"])
 def without_kernels(request, nothing_known, monkeypatch, tmp_path):
-    """No kernel in C can be compiled; why, in a regular expression."""
+    """No kernel in C can be compiled. The value: a regular expression of the reason."""
     if request.param == "there is none":
         request.getfixturevalue("no_compiler")
         return "there is no compiler"
@@ -53,7 +53,7 @@ def without_kernels(request, nothing_known, monkeypatch, tmp_path):
     return rf"{script} .*activation\.c .* failed: out of order for ever"
 
 
-def test_numpy_takes_the_place_of_cpu_where_nothing_compiles(without_kernels):
+def test_numpy_replaces_cpu_where_nothing_compiles(without_kernels):
     with pytest.warns(UserWarning) as told:
         model = mnist_cnn(nets=1, device="cpu")
     [message] = [str(warning.message) for warning in told]
@@ -83,7 +83,7 @@ def test_auto_is_cpu_without_a_gpu(monkeypatch):
 
 
 @with_kernels
-def test_what_is_damaged_in_the_cache_is_made_anew(tmp_path):
+def test_a_damaged_library_in_the_cache_is_compiled_again(tmp_path):
     cache = {"MINICNN_CACHE": str(tmp_path), native._INHERITED: None}
     make = "-c", "from minicnn.backends.cpu import Cpu; Cpu()"
     assert python(*make, **cache).returncode == 0
@@ -95,7 +95,9 @@ def test_what_is_damaged_in_the_cache_is_made_anew(tmp_path):
 
 
 @with_kernels
-def test_a_library_that_cannot_be_loaded_is_no_cpu(nothing_known, monkeypatch, tmp_path):
+def test_numpy_replaces_cpu_where_the_library_cannot_be_loaded(
+    nothing_known, monkeypatch, tmp_path
+):
     monkeypatch.setattr("minicnn.backends.cuda.problem", lambda: "there is no GPU")
     compiler = tmp_path / "compiler"
     compiler.write_text(
@@ -131,6 +133,7 @@ def test_a_training_without_a_compiler_says_so_in_one_line(tmp_path):
     assert "Device: numpy (in place of cpu). Processes: 2." in about
 
 
+@pytest.mark.full(beside="test_a_training_without_a_compiler_says_so_in_one_line")
 @with_kernels
 def test_a_training_without_a_cache_folder_says_so_in_one_line(tmp_path):
     (tmp_path / "file").touch()

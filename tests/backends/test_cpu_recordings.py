@@ -1,4 +1,4 @@
-"""The backend in C: recordings of steps, and runs of the command that use them."""
+"""The backend in C: recorded steps, and runs of the command that use them."""
 
 import gc
 import os
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("kernels_in_c")
 
 
 class Step:
-    """Kernels and NumPy in turn: each works on what the one before has left."""
+    """A step in which calls of kernels and of NumPy alternate, each on the last one's result."""
 
     def __init__(self, ops):
         self.ops, self.calls = ops, 0
@@ -54,11 +54,11 @@ class Step:
         ops.max_pool_backward(self.dropped, self.window, self.winner, self.x)
 
     def arrays(self):
-        """Copies of them, by their names."""
+        """{name: copy of the array}."""
         return {name: a.copy() for name, a in vars(self).items() if isinstance(a, np.ndarray)}
 
 
-def test_a_recording_does_nothing_at_first_and_then_the_same_to_the_bit(cpu_ops):
+def test_recording_runs_nothing_and_replaying_gives_the_same_bits(cpu_ops):
     recorded, eager = Step(cpu_ops), Step(cpu_ops)
     with cpu_ops.session():
         replay = cpu_ops.capture(recorded)
@@ -107,7 +107,7 @@ def test_a_recording_keeps_its_arrays_as_long_as_it_lives(cpu_ops):
     assert all(array() is None for array in arrays)
 
 
-def test_what_another_thread_calls_is_in_no_recording(cpu_ops):
+def test_calls_of_another_thread_are_not_recorded(cpu_ops):
     y = np.full((1, 3), -1, np.float32)
 
     def elsewhere():
@@ -164,7 +164,7 @@ def test_a_repeated_step_of_the_seed_network_makes_no_arrays(cpu_ops, tmp_path):
 
 
 def trained(folder, *options):
-    """The state that a run of three small nets leaves."""
+    """The state after a run of three small nets."""
     arguments = [*TINY, "--nets=3", "--device=cpu", *options, "--out", str(folder)]
     assert train.main(arguments) == 0
     return state(folder)
@@ -176,6 +176,7 @@ def run(cpu_ops, tmp_path_factory):
     return folder, trained(folder, "--workers=1")
 
 
+@pytest.mark.full(but="options[02]")
 @pytest.mark.parametrize("options", [["--workers=2"], ["--workers=3"], ["--no-graph"]])
 def test_processes_and_recordings_change_no_bit(run, tmp_path, options):
     assert trained(tmp_path / "out", *options) == run[1]
@@ -189,6 +190,7 @@ def test_net_2_alone_is_net_2_of_three(run, tmp_path):
         assert (alone[name][0] != three[name][0]).any()
 
 
+@pytest.mark.full(but="2")
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_stopped_run_resumes_to_the_bit(run, tmp_path, monkeypatch, capsys, steps):
     """Stopped after a step that was called, recorded, or replayed."""

@@ -1,4 +1,4 @@
-"""The CUDA driver, as far as a machine without a GPU can tell: compiling, refusals, the calls made.
+"""The CUDA driver without a GPU: compiled kernels, refusals, and the calls that it makes.
 
 NVRTC compiles without a GPU; it comes with CuPy's wheel and nvidia-cuda-nvrtc (extra `cuda13`).
 """
@@ -18,12 +18,12 @@ from minicnn.emulator import Emulator
 
 PROGRAMS = [Program(path) for path in sorted(kernel.SOURCES.glob("*.cu"))]
 PROGRAMS += [Program(kernel.SOURCES / file, defines) for file, defines in cuda_tiles.programs()]
-FOR_TENSOR_CORES = 80, 90, "newest"  # which older ones do not have
+FOR_TENSOR_CORES = 80, 90, "newest"  # older GPUs have none
 
 
 @pytest.fixture(scope="module")
 def nvrtc():
-    """The compiler's version, or a visible skip."""
+    """The compiler's version; skips the test without one."""
     pytest.importorskip("cupy_backends", reason="needs CuPy: pip install -e '.[cuda13]'")
     try:
         return cuda.nvrtc_version()
@@ -31,6 +31,7 @@ def nvrtc():
         pytest.skip(f"needs NVRTC: pip install -e '.[cuda13]' ({error})")
 
 
+@pytest.mark.full(but="newest")
 @pytest.mark.parametrize(
     ("program", "capability"),
     [
@@ -43,7 +44,7 @@ def nvrtc():
         )
     ],
 )
-def test_every_kernel_compiles_and_keeps_its_numbers_in_registers(nvrtc, program, capability):
+def test_every_kernel_compiles_and_spills_no_register(nvrtc, program, capability):
     known = cuda.architectures()
     capability = {"oldest": min(known), "newest": max(known)}.get(capability, capability)
     cubin, log = cuda.compile_program(program, f"sm_{capability}", "--ptxas-options=-v")
@@ -84,7 +85,7 @@ class CompileException(Exception):  # noqa: N818  CuPy's name
 
 
 def fake_cupy(driver=13020, needed=13020, count=1, capability="90", ones=np.ones, is_hip=False):
-    """What `problem` asks CuPy. An error, or a text for `count`, is raised and not answered."""
+    """A CuPy for `problem`. It raises an answer that is an error, and a `count` that is a text."""
 
     def answer(value):
         def function(*arguments):
@@ -116,7 +117,7 @@ def fake_cupy(driver=13020, needed=13020, count=1, capability="90", ones=np.ones
 
 @pytest.fixture
 def cupy(monkeypatch):
-    """A function that puts a fake CuPy in place."""
+    """A function that installs a fake CuPy."""
 
     def put(fake):
         def import_cupy():
@@ -167,7 +168,7 @@ def test_what_is_missing_is_named(cupy, fake, message):
 
 
 @pytest.mark.parametrize("name", ["numpy", "emulated"])
-def test_a_precision_that_a_device_has_not_is_refused(name, monkeypatch):
+def test_a_precision_that_the_device_lacks_is_refused(name, monkeypatch):
     monkeypatch.setattr(Emulator, "has_tf32", False)  # as a GPU from before 8.0
     devices._operations.cache_clear()
     refusal = f"^precision: got 'tf32', expected 'float32': the device {name!r} has no tensor cores"
@@ -214,7 +215,7 @@ def test_a_usable_gpu_is_no_problem(cupy):
     ("capability", "architecture"),
     [(75, "sm_75"), (89, "sm_86"), (90, "sm_90"), (121, "sm_120"), (70, None), (130, None)],
 )
-def test_code_for_an_older_gpu_of_the_same_sort_will_do(cupy, capability, architecture):
+def test_code_for_an_older_gpu_of_the_same_generation_is_used(cupy, capability, architecture):
     cupy(fake_cupy())
     assert cuda._architecture(capability) == architecture
 
@@ -224,7 +225,7 @@ def test_code_for_an_older_gpu_of_the_same_sort_will_do(cupy, capability, archit
 
 
 class Array(np.ndarray):
-    """A NumPy array that has its address where CuPy's have theirs."""
+    """A NumPy array with its address where CuPy's arrays have it."""
 
     @property
     def data(self):
@@ -357,7 +358,7 @@ def test_a_program_is_compiled_once_and_kept_on_disk_without_fast_math(stand_in,
     assert kept.suffix == ".cubin" and kept.read_bytes() == b"cubin\0"
 
 
-def test_much_shared_memory_is_asked_for_once(stand_in, calls):
+def test_large_shared_memory_is_requested_once(stand_in, calls):
     driver = cuda.Cuda()
     for size in (48 << 10, 100_000, 60_000):
         driver.launch(TOY, "scale", (5,), (64,), *toy_arguments(driver), shared_bytes=size)

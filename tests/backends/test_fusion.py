@@ -1,4 +1,4 @@
-"""Which networks are fused into blocks, and that all others are computed in float32."""
+"""Which networks run in fused blocks; all others run layer by layer in float32."""
 
 import numpy as np
 import pytest
@@ -96,7 +96,7 @@ def test_a_stack_without_a_dense_layer_is_computed_in_float32(driver):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_large_batch_is_fused_and_its_end_made_a_few_images_at_a_time():
+def test_a_large_batch_is_fused_and_its_end_computed_in_groups_of_images():
     layers = [Conv2D(4, 2), BatchNormalization(), Flatten(), Dense(2, activation="softmax")]
     network = fusion(connect(layers, SHAPE), 1000)
     assert 1 < network.head_images < 1000

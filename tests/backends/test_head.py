@@ -1,4 +1,4 @@
-"""The kernel of a network's end: against an oracle of its own, and to the bit."""
+"""The kernel of a network's end: against its oracle, and to the bit."""
 
 from math import prod
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from minicnn.backends import cuda_tiles
 
 
 class Head:
-    """The sizes of a network's end, and random numbers for what its launch reads: of E nets."""
+    """The sizes of a network's end, of E nets, and random values for everything it reads."""
 
     def __init__(self, E, B, image, C, units, drop=True, seed=0):
         random = np.random.default_rng(seed)
@@ -36,7 +36,7 @@ class Head:
         }
 
     def run(self, driver, nets=slice(None), place=None, images=None):
-        """{name: array on the host}; poisoned beforehand. images: how many at a time."""
+        """{name: array on the host}; poisoned beforehand. images: computed at a time."""
         images, shared_bytes = cuda_tiles.head(self.inputs, self.C, self.units, images or self.B)
         put = place or driver.to_device
         names = "y_below gamma_below beta_below parts_below kept kernel bias labels".split()
@@ -75,7 +75,7 @@ class Head:
 HEADS = [
     Head(2, 5, (1, 1), 128, 10),
     Head(3, 3, (3, 2), 36, 7),
-    Head(1, 2, (3, 4), 52, 3, drop=False),  # more numbers than threads
+    Head(1, 2, (3, 4), 52, 3, drop=False),  # more elements than threads
     Head(1, 70, (1, 2), 4, 1),
     Head(2, 1, (1, 1), 4, 2),
 ]
@@ -102,7 +102,7 @@ def test_the_end_of_a_network_to_the_bit(driver, checked_driver, other_order_dri
 
 
 @each_head
-def test_the_end_of_a_network_alone_and_in_company(driver, head):
+def test_the_end_of_a_net_is_the_same_alone_and_among_others(driver, head):
     together = head.run(driver)
     for e in range(head.E):
         alone = head.run(driver, nets=slice(e, e + 1))

@@ -1,4 +1,4 @@
-"""Sources and launches on any driver: what is read from a .cu file, and what is refused."""
+"""Kernels on any driver: reading the sources, checking the launches."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ E = 2
 
 
 class Paper(Driver):
-    """A driver that only keeps what it is told to run."""
+    """A driver that only keeps the launches."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ def paper():
 
 
 def arguments(**changed):
-    """Good arguments of toy.cu's kernel, some of them changed."""
+    """Valid arguments of toy.cu's kernel, with some changed."""
     good = {
         "x": np.zeros((E, 3, 4), np.float32),
         "add": None,
@@ -80,7 +80,7 @@ def by_name(**changed):
 def test_arguments_are_given_by_place_or_by_name(paper, positional):
     named = by_name(y=np.ones((E, 12), np.float32))
     given = list(named.values())
-    rest = dict(reversed(list(named.items())[positional:]))  # their order means nothing
+    rest = dict(reversed(list(named.items())[positional:]))  # in any order
     paper.launch(TOY, "scale", (2,), (64,), *given[:positional], **rest)
     paper.launch(TOY, "scale", (2,), (64,), *given)
     ours, theirs = paper.ran
@@ -109,13 +109,13 @@ def test_names_are_held_against_the_declaration(paper):
     assert isinstance(offset, int)
 
 
-def test_every_kernel_in_the_tree_has_parameters_that_are_understood():
+def test_the_parameters_of_every_kernel_can_be_read():
     found = [name for path in kernel.SOURCES.glob("*.cu") for name in Program(path).kernels]
     assert len(found) == len(set(found)) > 20
 
 
 def test_a_launch_is_packed_as_the_kernel_reads_it(paper):
-    x = np.zeros((E, 5, 4), np.float32)[:, 1:4]  # rows of 12 numbers that lie 20 apart
+    x = np.zeros((E, 5, 4), np.float32)[:, 1:4]  # rows of 12 elements, 20 apart
     given = arguments(x=x)
     paper.launch(TOY, "scale", (1,), (64,), *given)
     [launch] = paper.ran
@@ -196,7 +196,7 @@ def test_a_wrong_number_of_arguments_is_refused(paper, count):
         paper.launch(TOY, "scale", (1,), (64,), *[*arguments(), 1][:count])
 
 
-def test_a_kernel_that_is_not_there_is_refused(paper):
+def test_a_missing_kernel_is_refused(paper):
     with pytest.raises(ValueError, match=r"toy\.cu: scales: no such kernel"):
         paper.launch(TOY, "scales", (1,), (64,), *arguments())
 
@@ -230,7 +230,7 @@ def test_sizes_beyond_the_hardwares_are_refused(paper, grid, block, named):
         ((1,), (1, 1, 1, 1), "got block .*, expected a tuple of up to 3"),
     ],
 )
-def test_sizes_of_another_sort_are_refused(paper, grid, block, message):
+def test_sizes_of_another_type_are_refused(paper, grid, block, message):
     with pytest.raises(ValueError, match=rf"^toy\.cu: scale: {message}"):
         paper.launch(TOY, "scale", grid, block, *arguments())
 

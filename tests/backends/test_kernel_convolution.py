@@ -1,16 +1,16 @@
 """Kernels of convolution, in each version, and of dense layers: against ops_numpy in float64.
 
-The reference shares no code with the kernels, and is itself held against nested loops by
-test_layers.py.
+The reference shares no code with the kernels. tests/network/ compares it with nested loops.
 """
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import Apart, Case, as_float32, assert_same_bits, few, relative
+from cases import Apart, Case, as_float32, assert_same_bits, relative
 from hypothesis import example, given
 from hypothesis import strategies as st
+from levels import examples
 
 from minicnn.backends import cpu_convolution, ops_cpu, ops_numpy
 from minicnn.backends.cuda_convolution import VERSIONS
@@ -22,33 +22,33 @@ ACTIVATIONS = "linear", "relu", "tanh", "softmax"
 
 
 class Sizes:
-    """Of a convolution of x (E, B, H, W, C) by kernels (E, kh, kw, C, N)."""
+    """The sizes of a convolution of x (E, B, H, W, Cin) by kernels (E, kh, kw, Cin, Cout)."""
 
-    def __init__(self, E, B, image, C, N, size, strides, padding="valid", activation="relu"):
+    def __init__(self, E, B, image, Cin, Cout, size, strides, padding="valid", activation="relu"):
         fits = all(k <= length for k, length in zip(size, image, strict=True))
         self.window = Window.fit(size, strides, padding if fits else "same", image)
-        self.E, self.B, self.C, self.N, self.activation = E, B, C, N, activation
+        self.E, self.B, self.Cin, self.Cout, self.activation = E, B, Cin, Cout, activation
 
     def case(self, what, random):
         """A Case of one of PASSES, with random inputs."""
-        E, B, C, N, window = self.E, self.B, self.C, self.N, self.window
-        x = as_float32(random, (E, B, *window.input, C))
-        kernel = as_float32(random, (E, *window.size, C, N))
-        dz = as_float32(random, (E, B, *window.output, N))
+        E, B, Cin, Cout, window = self.E, self.B, self.Cin, self.Cout, self.window
+        x = as_float32(random, (E, B, *window.input, Cin))
+        kernel = as_float32(random, (E, *window.size, Cin, Cout))
+        dz = as_float32(random, (E, B, *window.output, Cout))
         others = {"window": window}
 
         def workspace(ops, nets):
-            return ops.conv2d_workspace(nets, B, window, C, N)
+            return ops.conv2d_workspace(nets, B, window, Cin, Cout)
 
         if what == "forward":
-            inputs = {"x": x, "kernel": kernel, "bias": as_float32(random, (E, N))}
+            inputs = {"x": x, "kernel": kernel, "bias": as_float32(random, (E, Cout))}
             others["activation"] = self.activation
             return Case("conv2d", inputs, {"y": (dz.shape, float)}, (), others, workspace)
         if what == "input gradient":
             inputs, results = {"dz": dz, "kernel": kernel}, {"dx": (x.shape, float)}
             return Case("conv2d_input_gradient", inputs, results, (), others, workspace)
         inputs = {"x": x, "dz": dz}
-        results = {"dkernel": (kernel.shape, float), "dbias": ((E, N), float)}
+        results = {"dkernel": (kernel.shape, float), "dbias": ((E, Cout), float)}
         return Case("conv2d_weight_gradient", inputs, results, (), others, workspace)
 
 
@@ -65,7 +65,7 @@ RAGGED = [
     Sizes(1, 1, (1, 1), 1, 1, (1, 1), (1, 1)),
     Sizes(3, 2, (9, 4), 3, 5, (3, 2), (2, 3), "same", "tanh"),
     Sizes(2, 3, (5, 11), 33, 34, (3, 3), (1, 1)),  # one more than a tile is wide
-    Sizes(2, 2, (7, 6), 36, 68, (2, 3), (3, 1), "same"),  # vectors, and tiles that stick out
+    Sizes(2, 2, (7, 6), 36, 68, (2, 3), (3, 1), "same"),  # vectors, and tiles beyond the edge
     Sizes(2, 1, (8, 9), 4, 3, (1, 2), (4, 5), "valid", "softmax"),  # strides wider than the window
     Sizes(1, 3, (40, 30), 2, 4, (5, 3), (1, 1)),  # pixels of several splits, the last one short
     Sizes(2, 3, (7, 10), 64, 32, (3, 3), (1, 1), "same"),  # whole panels, an odd number of rows
@@ -77,8 +77,8 @@ sizes = st.builds(
     E=st.integers(1, 3),
     B=st.integers(1, 4),
     image=st.tuples(axis, axis),
-    C=st.one_of(st.integers(1, 9), st.integers(28, 40)),
-    N=st.one_of(st.integers(1, 9), st.integers(28, 70)),
+    Cin=st.one_of(st.integers(1, 9), st.integers(28, 40)),
+    Cout=st.one_of(st.integers(1, 9), st.integers(28, 70)),
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     strides=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     padding=st.sampled_from(["valid", "same"]),
@@ -117,7 +117,7 @@ def any_ops(request):
 
 
 @pytest.mark.parametrize("what", PASSES)
-@few
+@examples(40)
 @given(sizes=sizes, seed=st.integers(0, 2**32 - 1))
 def test_convolution_is_numpys_in_float64(any_ops, what, sizes, seed):
     case = sizes.case(what, np.random.default_rng(seed))
@@ -125,7 +125,7 @@ def test_convolution_is_numpys_in_float64(any_ops, what, sizes, seed):
 
 
 @pytest.mark.parametrize("what", PASSES)
-@few
+@examples(40)
 @given(
     axes=st.tuples(st.integers(1, 2), st.integers(1, 9), *[st.integers(4, 13)] * 2),
     channels=st.tuples(*[st.sampled_from([32, 64, 96, 128])] * 2),
@@ -174,6 +174,7 @@ def test_the_order_of_threads_changes_no_bit(
     assert_same_bits(case.run(other), case.run(versioned_ops))
 
 
+@pytest.mark.full(but="sizes[0-5]-")
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("sizes", [*RAGGED, SEED_NETWORK[2], SEED_NETWORK[6]])
 def test_kernels_stay_in_bounds_and_race_with_nothing(
@@ -194,7 +195,7 @@ def test_rows_of_nets_may_lie_apart(any_ops, what, sizes):
 
 
 @pytest.mark.parametrize("what", PASSES)
-def test_what_is_not_a_number_stays_visible(any_ops, what):
+def test_nan_stays_visible(any_ops, what):
     case = RAGGED[2].case(what, np.random.default_rng(4))
     first = next(iter(case.inputs.values()))
     first.reshape(-1)[first.size // 2] = np.nan
@@ -204,7 +205,7 @@ def test_what_is_not_a_number_stays_visible(any_ops, what):
     assert any(np.isnan(array).any() for array in found.values())
 
 
-def test_a_large_layers_weight_gradient_is_made_of_few_parts(driver, monkeypatch):
+def test_the_weight_gradient_of_a_large_layer_has_few_partial_sums(driver, monkeypatch):
     monkeypatch.setattr("minicnn.backends.cuda_convolution._SPLIT_PIXELS", 16)
     monkeypatch.setattr("minicnn.backends.cuda_convolution._MOST_SPLITS", 3)
     ops = Operations(driver)
@@ -217,13 +218,13 @@ def test_a_large_layers_weight_gradient_is_made_of_few_parts(driver, monkeypatch
 # Dense layers
 
 
-def dense_case(what, random, E, B, K, N, activation="linear"):
-    """A Case of one of PASSES, of x (E, B, K) by kernels (E, K, N)."""
-    x, kernel = as_float32(random, (E, B, K)), as_float32(random, (E, K, N))
-    bias, dz = as_float32(random, (E, N)), as_float32(random, (E, B, N))
+def dense_case(what, random, E, B, Cin, Cout, activation="linear"):
+    """A Case of one of PASSES, of x (E, B, Cin) by kernels (E, Cin, Cout)."""
+    x, kernel = as_float32(random, (E, B, Cin)), as_float32(random, (E, Cin, Cout))
+    bias, dz = as_float32(random, (E, Cout)), as_float32(random, (E, B, Cout))
 
     def workspace(ops, nets):
-        return ops.dense_workspace(nets, B, K, N)
+        return ops.dense_workspace(nets, B, Cin, Cout)
 
     if what == "forward":
         case = Case("dense", {"x": x, "kernel": kernel, "bias": bias}, {"y": (dz.shape, float)})
@@ -236,7 +237,7 @@ def dense_case(what, random, E, B, K, N, activation="linear"):
 
 
 @pytest.mark.parametrize("what", PASSES)
-@few
+@examples(40)
 @given(
     axes=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 140), st.integers(1, 140)),
     activation=st.sampled_from(ACTIVATIONS),
@@ -251,7 +252,7 @@ def test_dense_is_numpys_in_float64(kernel_ops, what, axes, activation, seed):
 
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("axes", [(3, 5, 7, 11), (2, 65, 33, 66)])
-def test_dense_alone_and_in_company(kernel_ops, what, axes):
+def test_a_dense_net_is_the_same_alone_and_among_others(kernel_ops, what, axes):
     case = dense_case(what, np.random.default_rng(5), *axes)
     together = case.run(kernel_ops)
     for e in range(axes[0]):
@@ -264,7 +265,7 @@ def test_dense_alone_and_in_company(kernel_ops, what, axes):
 
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("axes", [(3, 5, 7, 11), (2, 65, 33, 66)])
-def test_dense_checked_and_in_other_orders(
+def test_dense_stays_in_bounds_and_is_the_same_in_other_orders(
     driver_ops, checked_driver, other_order_driver, what, axes
 ):
     case = dense_case(what, np.random.default_rng(5), *axes)

@@ -1,4 +1,4 @@
-"""Compiling with the machine's own compiler, and the cache of what was compiled."""
+"""Compiling with the machine's own compiler, and the cache of compiled libraries."""
 
 import ctypes
 import os
@@ -16,10 +16,10 @@ pytestmark = pytest.mark.skipif(native.problem() is not None, reason=str(native.
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """A cache folder of its own, whose name has a space; and nothing remembered."""
+    """A new cache folder, with a space in its name; nothing else is cached."""
     folder = tmp_path / "a cache"
     monkeypatch.setenv("MINICNN_CACHE", str(folder))
-    monkeypatch.setenv(native._INHERITED, "")  # and what is set meanwhile is forgotten
+    monkeypatch.setenv(native._INHERITED, "")  # its value is restored after the test
     for function in (native._folder, native._compiler):
         function.cache_clear()
     yield folder / "native"
@@ -28,7 +28,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def build(number=7, flags=("-O1",), header=""):
-    """A library whose function gives a number."""
+    """A library with a function that returns a number."""
     text = f'#include "own.h"\nextern "C" int number() {{ return {number}; }}\n'
     return native.build("number", {"own.h": header, "number.cpp": text}, list(flags))
 
@@ -40,12 +40,12 @@ def number_of(path):
 def test_a_library_is_made_once_and_found_again(cache, monkeypatch):
     path = build()
     assert path.parent == cache and number_of(path) == 7
-    monkeypatch.setattr(native, "_run", None)  # nothing is compiled any more
+    monkeypatch.setattr(native, "_run", None)  # from here on nothing is compiled
     assert build() == path
     assert list(cache.iterdir()) == [path]
 
 
-def test_whatever_a_library_is_made_from_makes_another(cache, monkeypatch):
+def test_any_change_of_source_flags_or_compiler_makes_another_library(cache, monkeypatch):
     paths = [build(), build(8), build(flags=["-O2"]), build(header="// another\n")]
     monkeypatch.setattr(native, "_cpu", lambda: "another CPU")
     paths.append(build())
@@ -73,7 +73,7 @@ def test_a_compiler_that_does_not_run_is_named(monkeypatch, compiler, message):
         build()
 
 
-def test_no_compiler_at_all_is_told(monkeypatch):
+def test_a_machine_without_a_compiler_is_reported(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
     assert native.problem() == (
@@ -86,7 +86,7 @@ def test_a_compiler_may_be_a_command_with_arguments(monkeypatch):
     assert number_of(build("NUMBER")) == 9
 
 
-def test_without_a_cache_folder_things_are_compiled_for_this_run(monkeypatch, tmp_path):
+def test_without_a_cache_folder_libraries_are_compiled_for_this_run(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MINICNN_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="the cache folder cannot be written"):

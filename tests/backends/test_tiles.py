@@ -1,4 +1,4 @@
-"""How the kernels of fused blocks cut their work: what a choice must keep to, and its worth."""
+"""How launches of fused blocks split their work: the limits of a choice, and its estimated time."""
 
 import re
 from math import ceil, prod
@@ -17,7 +17,7 @@ PASSES = "forward", "input_gradient", "weight_gradient"
 
 
 def launch_of(node, what, batch=BATCH):
-    """(geometry.Window, Launch) of a layer's pass."""
+    """(geometry.Window, TiledLaunch) of a layer's pass."""
     window = node.layer.window(node.input_shape)
     if what == "input_gradient":
         window = cuda_tiles.gradient_window(window)
@@ -26,7 +26,7 @@ def launch_of(node, what, batch=BATCH):
 
 
 def define(launch, name):
-    """A number that the launch is compiled for."""
+    """The value of one of the launch's defines."""
     return int(dict(d.split("=") for d in launch.defines)[name])
 
 
@@ -50,14 +50,14 @@ def test_a_choice_fits_every_gpu_and_wastes_little(node, what):
 
 
 @pytest.mark.parametrize("what", PASSES)
-def test_a_step_fits_the_time_that_the_model_gives_it(what):
-    """In clocks of a multiprocessor: some 1.2 ms at an H200's 1.755 GHz would be no fast step."""
+def test_the_estimated_time_of_a_step_is_short(what):
+    """In clocks of a multiprocessor; the limit is 1.2 ms at an H200's 1.755 GHz."""
     microseconds = sum(launch_of(node, what)[1].clocks for node in CONVOLUTIONS) / 1755
     assert 50 < microseconds < 250
 
 
-def test_pixels_that_follow_one_another_lie_in_different_banks():
-    """Across the ends of rows and images, too: as far as strides allow."""
+def test_consecutive_pixels_lie_in_different_banks():
+    """Also across the ends of rows and images, as far as strides allow."""
     for node in CONVOLUTIONS:
         for what in PASSES[:2]:
             window, launch = launch_of(node, what)

@@ -361,6 +361,7 @@ def test_the_seconds_of_a_round_must_be_positive(command, seconds, capsys):
     assert line.endswith(", expected a positive number")
 
 
+@pytest.mark.full(beside="test_whole_trainings_by_the_number_of_processes")
 def test_the_quick_scaling_runs(tmp_path, capsys):
     out = tmp_path / "result.json"
     scaling.main(["--quick", "--device", "numpy", "--out", str(out)])

@@ -364,6 +364,7 @@ def test_a_missing_mnist_leaves_training_out(tmp_path, monkeypatch):
     assert "elsewhere is not a folder" in train(data=str(tmp_path / "elsewhere")).left_out
 
 
+@pytest.mark.full(beside="test_what_runs_on_a_gpu_runs_on_the_emulator")
 def test_kernels_and_training_run_on_the_emulator(tmp_path):
     if native.problem():
         pytest.skip(native.problem())

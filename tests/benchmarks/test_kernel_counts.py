@@ -219,6 +219,7 @@ def test_a_forward_launch_reads_and_writes_its_activations_once(fused):
         assert forward.bytes_read < sizes["x"] + sizes["kernel"] + 2**16
 
 
+@pytest.mark.full(beside="test_a_fused_step_takes_at_most_thirty_launches")
 def test_counts_are_the_same_each_time_and_for_each_net():
     one, again = (counts.count_step(nets, 1, "implicit") for nets in (1, 2))
     assert [r.counts for r in again] == [Counts(*(2 * n for n in r.counts)) for r in one]
@@ -292,6 +293,7 @@ def test_the_ladder_counts_what_is_asked_and_keeps_the_others(monkeypatch, tmp_p
     assert json.loads(out.read_text())["nets"] == 3
 
 
+@pytest.mark.full(but="fused")
 @pytest.mark.parametrize("version", ["naive", "im2col", "fused"])
 def test_the_command_prints_a_line_for_each_launch(cuda_device, version, monkeypatch, capsys):
     if cuda_device != "emulated":

@@ -1,15 +1,14 @@
-"""Planted faults, as a command meets them: status 2, one line that names them, nothing written.
+"""Commands refuse planted faults: status 2, one line that names the fault, nothing written.
 
-Each table is of faults in one kind of file, or in the arguments, and of what the line must say. The
-readers alone are tested in tests/data/, checkpoints in test_checkpoint.py, and what the machine can
-do in test_machine_faults.py.
+Each table lists the faults of one kind of file, or of the arguments, and the text that the line
+must contain. tests/data/ tests the readers alone, test_checkpoint.py checkpoints, and
+test_machine_faults.py faults of the machine.
 """
 
 import gzip
 import os
 import re
 import signal
-import time
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -41,7 +40,8 @@ SMALL = (
     "--data=data --limit=40 --nets=1 --epochs=1 --batch-size=16 --device=numpy --workers=1 "
     "--no-figures --quiet"
 ).split()
-SECONDS = 5  # that a refusal may take
+SECONDS = 5  # of CPU time that a refusal may take
+WAITING = 60  # seconds after which a command hangs, for example at a pipe
 
 IMAGES, LABELS = draw_digits(40)
 TESTED, TESTED_LABELS = draw_digits(8, first=40)
@@ -58,7 +58,7 @@ IDX = {
 
 
 def write(files):
-    """Make the folder "data" of these files, and return it."""
+    """Write these files into the folder "data", and return it."""
     folder = Path("data")
     folder.mkdir()
     for name, content in files.items():
@@ -71,7 +71,7 @@ def compressed(files):
 
 
 def everything():
-    """All that is in the working folder, to the byte."""
+    """{path: bytes} of everything in the working folder."""
     return {path: path.read_bytes() if path.is_file() else None for path in Path().rglob("*")}
 
 
@@ -82,7 +82,7 @@ def working_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def main(capsys):
-    """Calls a command's main and returns (status, stdout, stderr); one that hangs is stopped."""
+    """Calls a command's main and returns (status, stdout, stderr); stops one that hangs."""
 
     def call(module, arguments):
         with stopped_in_time():
@@ -100,26 +100,39 @@ def stopped_in_time():
     if not hasattr(signal, "setitimer"):  # on Windows
         yield
         return
-    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"took over {SECONDS} seconds"))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    limits = (
+        (signal.ITIMER_PROF, signal.SIGPROF, SECONDS),
+        (signal.ITIMER_REAL, signal.SIGALRM, WAITING),
+    )
+    before = {}
+    for timer, number, seconds in limits:
+        message = f"took over {seconds} seconds"
+        before[number] = signal.signal(number, lambda *_, message=message: pytest.fail(message))
+        signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer, number, _ in limits:
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 def process(module, arguments):
-    """The same from a process of its own."""
+    """As `main`, but in a new process."""
     done = command(module.__name__, *arguments)
     return done.returncode, done.stdout, done.stderr
 
 
+def cpu_seconds():
+    """CPU time of this process and its children, which does not depend on the machine's load."""
+    return sum(os.times()[:4])
+
+
 def assert_refused(run, module, arguments, pattern):
-    """`run` gives status 2, and one line whose message begins as the pattern says."""
-    before, start = everything(), time.perf_counter()
+    """Assert that `run` gives status 2 and one line whose message matches the pattern."""
+    before, start = everything(), cpu_seconds()
     status, stdout, stderr = run(module, arguments)
-    assert time.perf_counter() - start < SECONDS
+    assert cpu_seconds() - start < SECONDS
     assert (status, stdout) == (2, ""), stderr
     line = stderr.removesuffix("\n")
     assert line.isprintable() and "Traceback" not in line, stderr
@@ -144,7 +157,7 @@ def widen(rows):
 
 
 def narrow(rows):
-    """The rows of images of 20 x 20 pixels."""
+    """Change the rows to images of 20 x 20 pixels."""
     for row in rows:
         del row[401:]
 
@@ -169,7 +182,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize(("edit", "pattern"), ROWS.values(), ids=ROWS)
-def test_rows(main, edit, pattern):
+def test_bad_rows_are_refused(main, edit, pattern):
     rows = csv_rows(IMAGES, LABELS)
     edit(rows)
     write({**CSV, "train.csv": csv_bytes(rows)})
@@ -208,16 +221,16 @@ def count(value):
 
 
 def zipped(end, more=b""):
-    """Compressed, then cut and continued by other bytes."""
+    """Compressed, cut off at `end`, and followed by other bytes."""
     return lambda good: gzip.compress(good)[:end] + more
 
 
 def bomb(piece):
-    """Compressed, with a gigabyte in a megabyte behind."""
+    """Compressed, followed by a gigabyte in a megabyte."""
     return lambda good: gzip.compress(good) + gzip.compress(piece * MEGABYTE) * 1000
 
 
-# Of each fault the file that it is in, an edit of what that holds, and what is said of it.
+# {fault: (file, edit of its content, pattern of the message)}
 FILES = {
     "empty CSV": ("train.csv", cut(0), "got an empty file, expected a header label, pixel0"),
     "UTF-16": ("train.csv", lambda good: good.decode().encode("utf-16"), "line 1, column 1: got '"),
@@ -250,7 +263,7 @@ FILES = {
 
 
 def plant(name, edit):
-    """Make the folder "data" with that one file changed."""
+    """Write the folder "data" with one file changed."""
     plain = name.removesuffix(".gz")
     files = dict(CSV if plain in CSV else IDX)
     good = files.pop(plain)
@@ -258,7 +271,7 @@ def plant(name, edit):
 
 
 @pytest.mark.parametrize(("name", "edit", "pattern"), FILES.values(), ids=FILES)
-def test_files(main, name, edit, pattern):
+def test_bad_files_are_refused(main, name, edit, pattern):
     plant(name, edit)
     assert_refused(main, train, SMALL, rf"data.{re.escape(name)}[:,] {pattern}")
 
@@ -278,12 +291,12 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize(("names", "pattern"), FOLDERS.values(), ids=FOLDERS)
-def test_folders(main, names, pattern):
+def test_bad_folders_are_refused(main, names, pattern):
     write({name: {**CSV, **IDX}[name] for name in names})
     assert_refused(main, train, SMALL, pattern)
 
 
-def test_no_folder(main):
+def test_a_missing_folder_is_refused(main):
     assert_refused(main, train, SMALL, "data: No such file or directory; expected a folder with")
 
 
@@ -291,13 +304,13 @@ PIPES = [os.mkfifo] if hasattr(os, "mkfifo") else []  # POSIX only
 
 
 @pytest.mark.parametrize("make", [os.mkdir, *PIPES])
-def test_what_is_no_file(main, make):
+def test_a_folder_or_pipe_in_place_of_a_file_is_refused(main, make):
     """Opening a named pipe would wait for ever."""
     make(write({}) / "train.csv")
     assert_refused(main, train, SMALL, "data: found train.csv; expected Kaggle's train.csv")
 
 
-def test_a_file_in_place_of_the_folder(main):
+def test_a_file_in_place_of_the_folder_is_refused(main):
     Path("data").touch()
     assert_refused(main, train, SMALL, "data: Not a directory; expected a folder with Kaggle's")
 
@@ -325,7 +338,7 @@ NUMBERS = {
         for option, value in product(options.split(), values.split())
     ],
 )
-def test_numbers(main, option, value):
+def test_bad_numbers_are_refused(main, option, value):
     write(CSV)
     shown = rf"'?{re.escape(value)}(\.0)?'?"
     pattern = rf"argument --{option}: got {shown}, expected an? (positive )?(integer|number)"
@@ -354,21 +367,21 @@ ARGUMENTS = {
 
 
 @pytest.mark.parametrize(("arguments", "pattern"), ARGUMENTS.items(), ids=ARGUMENTS)
-def test_arguments(main, arguments, pattern):
+def test_bad_arguments_are_refused(main, arguments, pattern):
     write(CSV)
     assert_refused(main, train, [*SMALL, *arguments.split(" ")], pattern)
 
 
-def test_a_number_too_long_to_read(main):
+def test_a_number_too_long_to_read_is_refused(main):
     """Python converts no more than 4,300 digits."""
     arguments = [*SMALL, f"--epochs={'9' * 5000}"]
     assert_refused(main, train, arguments, "argument --epochs: got '9+', expected an integer")
 
 
-def test_two_processes_where_one_trains_all_nets(main):
+def test_two_processes_are_refused_where_one_trains_all_nets(main):
     if problem := native.problem():
         pytest.skip(problem)
-    devices.choose("emulated")  # compiling takes its time
+    devices.choose("emulated")  # compile first: it takes longer than a refusal may
     write(CSV)
     arguments = [*SMALL, "--device=emulated", "--nets=2", "--workers=2"]
     assert_refused(
@@ -396,7 +409,7 @@ def test_the_exit_status_of_a_process(fault, arguments, pattern):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """The run folder of a training on plain CSV files."""
+    """The run folder after training on plain CSV files."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("plain"))
         write(CSV)
@@ -415,7 +428,7 @@ PREDICT = {
 
 
 @pytest.mark.parametrize(("arguments", "pattern"), PREDICT.items(), ids=PREDICT)
-def test_predict(main, plain, arguments, pattern):
+def test_predict_refuses_bad_arguments(main, plain, arguments, pattern):
     plant(*FILES["in test.csv"][:2])
     checkpoint = f"--checkpoint={plain / 'checkpoint.npz'}"
     arguments = [checkpoint, "--device=numpy", *arguments.split()]
@@ -440,7 +453,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("files", GOOD.values(), ids=GOOD)
-def test_no_fault(plain, files):
+def test_equivalent_files_give_the_same_run(plain, files):
     write(files)
     assert train.main([*SMALL, "--out=run"]) == 0
     assert Path("run/submission.csv").read_bytes() == (plain / "submission.csv").read_bytes()

@@ -1,4 +1,4 @@
-"""The readers of files under some hundred inputs of `fuzz.py`, and the harness itself."""
+"""The readers of files under a few hundred inputs of `fuzz.py`; and the harness itself."""
 
 import time
 from random import Random
@@ -6,8 +6,9 @@ from random import Random
 import fuzz
 import numpy as np
 import pytest
+from digit_files import fuzzing
 from fuzz_readers import LABELLED, READERS, Csv
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minicnn.files import DataError
@@ -16,7 +17,7 @@ from minicnn.files import DataError
 @pytest.fixture(params=READERS)
 def reader(request, tmp_path):
     reader = READERS[request.param](tmp_path)
-    fuzz.outcome(reader, reader.seeds()[0])  # what is imported at the first one takes its time
+    fuzz.outcome(reader, reader.seeds()[0])  # the first input also imports modules
     return reader
 
 
@@ -32,18 +33,14 @@ def test_seeds_are_accepted(reader):
     assert all(fuzz.outcome(reader, content)[0] is None for content in reader.seeds())
 
 
-@settings(
-    max_examples=300,
-    deadline=None,  # `outcome` has one
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # files are overwritten each time
-)
+@fuzzing(300)  # `outcome` has a deadline
 @given(seed=st.integers(0, 1 << 32), times=st.integers(1, 4))
 def test_anything_is_accepted_or_refused(reader, seed, times):
     fuzz.outcome(reader, mutated(reader, seed, times))
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", b"\x81", b"\xff" * 9, bytes(99)])
-def test_next_to_nothing_is_refused(reader, content):
+def test_very_short_inputs_are_refused(reader, content):
     assert fuzz.outcome(reader, content)[0]
 
 
@@ -64,7 +61,7 @@ IMAGES, LABELS = np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8)
 
 
 class Planted(Csv):
-    """A reader of labelled CSV that does what it is told."""
+    """A reader of labelled CSV with planted faults."""
 
     def __init__(self, folder, action):
         super().__init__(folder)
@@ -83,7 +80,7 @@ def raising(error):
     return action
 
 
-def test_the_planted_reader_is_sound_by_itself(tmp_path):
+def test_the_planted_reader_works_without_a_fault(tmp_path):
     assert outcome(tmp_path, lambda path: (IMAGES, LABELS))[0] is None
 
 

@@ -1,4 +1,4 @@
-"""Runs that are killed and resumed equal those left alone, to the bit; kills.py does more."""
+"""Killed and resumed runs equal undisturbed runs to the bit. kills.py, a command, kills more."""
 
 import random
 
@@ -8,6 +8,7 @@ from kills import Killer, kill
 from minicnn.training import archive
 
 
+@pytest.mark.full(but="cpu")
 @pytest.mark.every_device
 def test_no_bit_differs_after_kills(device):
     kills = 2 if device == "emulated" else 4
@@ -16,6 +17,7 @@ def test_no_bit_differs_after_kills(device):
     assert result["differing_bits"] == 0
 
 
+@pytest.mark.full(beside="test_no_bit_differs_after_kills")
 def test_a_bit_that_differs_is_counted(tmp_path):
     killer = Killer("numpy", tmp_path, random.Random(0))
     path = tmp_path / "alone" / "checkpoint.npz"

@@ -1,7 +1,7 @@
-"""What a machine can do to a run: nothing is lost, and a line says what to do.
+"""Faults of the machine during a run: nothing is lost, and one line says what to do.
 
-Full and read-only disks, too little memory, worker processes that die, a folder in use by another
-run; and nets that diverge.
+Full and read-only disks, too little memory, worker processes that die, a folder that another run
+uses; and nets that diverge.
 """
 
 import csv
@@ -27,7 +27,7 @@ SAVED = "; the last checkpoints are intact; --resume continues from them\n"
 
 
 def training_in(folder, *more):
-    """The status of a training in this process."""
+    """Train in this process; returns the exit status."""
     return train.main([*TINY, "--workers=1", "--out", str(folder), *more])
 
 
@@ -43,13 +43,13 @@ def assert_nothing_half_written(folder):
 
 
 class Faulty:
-    """`open` for files.py, whose files fail from the n-th written on, halfway through a write."""
+    """`open` for files.py: from the n-th file on, each write fails halfway."""
 
     def __init__(self, number, error):
         self.left, self.error = number, error
 
     def __call__(self, path, mode):
-        file = open(path, mode)  # noqa: SIM115  whoever asked closes it
+        file = open(path, mode)  # noqa: SIM115  the caller closes it
         if "x" in mode:
             self.left -= 1
             if self.left <= 0:
@@ -86,6 +86,7 @@ WRITTEN = [
 ]
 
 
+@pytest.mark.full(but="[1369]")
 @pytest.mark.parametrize("number", range(1, len(WRITTEN) + 1))
 def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path, monkeypatch, capsys, number):
     folder = tmp_path / "out"
@@ -107,7 +108,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path, monkeypatch, c
 
 @contextmanager
 def small_disk(folder, size):
-    """A file system of so many bytes."""
+    """A file system of `size` bytes."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:  # noqa: PLW1510
@@ -118,11 +119,12 @@ def small_disk(folder, size):
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.full(but="2")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_disk_that_is_really_full(run, tmp_path, workers):
     disk = tmp_path / "disk"
     arguments = [*TINY, f"--workers={workers}", "--out", disk / "out"]
-    with small_disk(disk, 6 << 20):  # a net's checkpoint takes four
+    with small_disk(disk, 6 << 20):  # one checkpoint of a net takes 4 MB
         done = command("minicnn.train", *arguments)
         assert done.returncode == 2, done.stderr
         assert "No space left on device; the last checkpoints are intact" in done.stderr
@@ -154,7 +156,7 @@ def test_a_read_only_file(tmp_path, monkeypatch, capsys):
     assert not list(folder.iterdir())
 
 
-def test_what_a_killed_process_left_is_removed(run, tmp_path):
+def test_temporary_files_of_a_killed_process_are_removed(run, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / ".checkpoint-net-001.npz.0123abcd.tmp").write_bytes(b"half")
@@ -176,7 +178,7 @@ def test_other_files_are_not_overwritten(tmp_path, capsys, name):
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"recipe": 1}', b"{}" * 10**6]
 )
-def test_a_config_that_is_none_is_refused(tmp_path, capsys, content):
+def test_a_bad_config_is_refused(tmp_path, capsys, content):
     (tmp_path / "config.json").write_bytes(content)
     assert training_in(tmp_path, "--resume") == 2
     told = f"minicnn.train: error: {tmp_path / 'config.json'}: not the config of a run, expected "
@@ -191,7 +193,7 @@ def test_a_config_that_is_a_pipe_is_refused(tmp_path, capsys):
     assert "config.json: not the config of a run, expected" in capsys.readouterr().err
 
 
-def test_going_on_with_another_device_is_told(run, tmp_path, capsys):
+def test_resuming_on_another_device_is_reported(run, tmp_path, capsys):
     folder = tmp_path / "out"
     shutil.copytree(run[0], folder)
     config = json.loads((folder / "config.json").read_text())
@@ -202,9 +204,9 @@ def test_going_on_with_another_device_is_told(run, tmp_path, capsys):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
 @pytest.mark.parametrize(("stdout", "stderr"), [(True, False), (False, True)])
-def test_an_output_that_cannot_be_written_stops_no_training(run, tmp_path, stdout, stderr):
+def test_training_continues_where_stdout_or_stderr_cannot_be_written(run, tmp_path, stdout, stderr):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("PYTHONUNBUFFERED", None)  # what a user has not set
+    environment.pop("PYTHONUNBUFFERED", None)  # users do not set it
     arguments = [a for a in TINY if a != "--quiet"]  # with a progress bar
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -226,9 +228,10 @@ def test_an_output_that_cannot_be_written_stops_no_training(run, tmp_path, stdou
     assert state(tmp_path / "out") == state(run[0])
 
 
+@pytest.mark.full(but="2")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_signal_saves_though_the_terminal_is_gone(run, tmp_path, workers):
-    """Ctrl-C ends `tee`, too, through which all is printed."""
+def test_a_signal_saves_after_the_terminal_has_closed(run, tmp_path, workers):
+    """As if `tee` printed the output, and Ctrl-C ended it too."""
     folder = tmp_path / "out"
     arguments = [a for a in TINY if a != "--quiet"]
     process = start_slowly(tmp_path, *arguments, f"--workers={workers}", "--out", str(folder))
@@ -249,7 +252,7 @@ def test_a_folder_whose_name_stdout_cannot_write(tmp_path):
     assert "\\xe9" in done.stdout
 
 
-def test_resuming_nothing_is_told(tmp_path, capsys):
+def test_resuming_an_empty_folder_is_reported(tmp_path, capsys):
     assert training_in(tmp_path / "out", "--resume", "--nets=1", "--epochs=1") == 0
     assert "out holds no run to resume; a new one starts" in capsys.readouterr().err
 
@@ -262,7 +265,7 @@ def test_too_little_memory_is_one_line(tmp_path):
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2);"
     limit += "import runpy; sys.argv[1:2] = []; runpy.run_module('minicnn.train', {}, '__main__')"
     large = "--batch-size=5000", "--limit=6000", "--workers=1"
-    one_thread = {"OPENBLAS_NUM_THREADS": "1"}  # each takes of the limit
+    one_thread = {"OPENBLAS_NUM_THREADS": "1"}  # each thread uses memory
     done = subprocess.run(
         [sys.executable, "-c", limit, str(1500 << 20), *TINY, *large, "--out", tmp_path / "out"],
         env={**os.environ, "PYTHONPATH": str(ROOT), **one_thread},
@@ -297,7 +300,7 @@ def test_memory_that_runs_out_in_training_loses_nothing(run, tmp_path, monkeypat
 # ---- other processes -----------------------------------------------------------------------------
 
 
-# minicnn.train whose net 2 takes its process along, in the midst of its second epoch.
+# minicnn.train whose net 2 kills its process in the middle of the second epoch.
 DEADLY = """
 import os, signal, sys
 from pathlib import Path
@@ -345,8 +348,10 @@ def test_a_worker_that_dies_is_reported_and_its_net_goes_on(run, tmp_path, times
 @pytest.mark.skipif(not files.fcntl, reason="this system has no locks of files")
 def test_a_folder_in_use_is_refused_and_left_alone(run, tmp_path):
     folder = tmp_path / "out"
-    process = start_slowly(tmp_path, *TINY, "--workers=1", "--out", str(folder))
+    (tmp_path / "hold").touch()
+    process = start_slowly(tmp_path, *TINY, "--workers=1", "--out", str(folder), seconds=0)
     second = command("minicnn.train", *TINY, "--out", folder, "--resume")
+    (tmp_path / "hold").unlink()
     assert second.returncode == 2
     assert second.stderr.startswith(f"minicnn.train: error: {folder}: in use by another process")
     assert second.stderr.count("\n") == 1
@@ -357,7 +362,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(run, tmp_path):
 
 @pytest.mark.skipif(not files.fcntl, reason="this system has no locks of files")
 def test_a_worker_whose_parent_was_killed_keeps_the_folder(run, tmp_path):
-    """What it saves then must not overwrite what another run has saved."""
+    """A late checkpoint of that worker must not overwrite a newer one of another run."""
     folder = tmp_path / "out"
     process = start_slowly(tmp_path, *TINY, "--workers=2", "--out", str(folder))
     process.kill()
@@ -379,7 +384,7 @@ def test_a_folder_is_free_again_after_its_process(tmp_path):
         pass
 
 
-def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch):
     if not files.fcntl:
         pytest.skip("this system has no locks of files")
 
@@ -391,18 +396,19 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.full(but="2")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_second_signal_stops_at_once(run, tmp_path, workers):
-    """Within a step that takes 20 seconds, whoever is at it; the last checkpoints are intact."""
+    """In the middle of a step of 60 seconds; the last checkpoints stay intact."""
     folder = tmp_path / "out"
     process = start_slowly(
-        tmp_path, *TINY, f"--workers={workers}", "--out", str(folder), seconds=20
+        tmp_path, *TINY, f"--workers={workers}", "--out", str(folder), seconds=60
     )
     os.kill(process.pid, signal.SIGINT)
     while "press Ctrl-C again to stop at once" not in process.stderr.readline():
         assert process.poll() is None
     os.kill(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=10)
+    _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "stopped at once; the last checkpoints are intact" in stderr
     assert "Traceback" not in stderr
@@ -415,7 +421,7 @@ def test_a_second_signal_stops_at_once(run, tmp_path, workers):
 
 
 def poisoned(monkeypatch, net, step, value=np.nan):
-    """From now on a net's weights turn to `value` before a step, counted from 0."""
+    """Set a net's weights to `value` before a step, counted from 0."""
     healthy = Trainer.step
 
     def sick(trainer):
@@ -426,6 +432,7 @@ def poisoned(monkeypatch, net, step, value=np.nan):
     monkeypatch.setattr(Trainer, "step", sick)
 
 
+@pytest.mark.full(but="5-2-2")
 @pytest.mark.parametrize(("step", "epoch", "of_epoch"), [(0, 1, 1), (5, 2, 2), (7, 2, 4)])
 def test_a_net_that_diverges_stops_and_the_others_go_on(
     run, tmp_path, monkeypatch, capsys, step, epoch, of_epoch
@@ -450,7 +457,7 @@ def test_a_net_that_diverges_stops_and_the_others_go_on(
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["diverged"] == [{"net": 1, "epoch": epoch, "step": of_epoch}]
     assert [net["net"] for net in summary["nets"]] == [2]
-    # Going on changes nothing, and predictions are those of net 2.
+    # Resuming changes nothing, and net 2 alone predicts.
     before = state(folder)
     assert training_in(folder, "--resume") == 0
     assert state(folder) == before
@@ -460,7 +467,7 @@ def test_a_net_that_diverges_stops_and_the_others_go_on(
     assert (tmp_path / "p.csv").read_text().splitlines()[:41] == submission
 
 
-def test_no_net_is_left(tmp_path, capsys):
+def test_if_every_net_diverges_the_run_fails(tmp_path, capsys):
     assert training_in(tmp_path, "--learning-rate=1e30", "--epochs=1") == 2
     stderr = capsys.readouterr().err
     for net in (1, 2):
@@ -471,8 +478,8 @@ def test_no_net_is_left(tmp_path, capsys):
     assert not (tmp_path / "submission.csv").exists()
 
 
-def test_a_net_whose_last_update_is_too_much_has_no_vote(tmp_path, capsys, monkeypatch):
-    """Its losses are all finite, and it has no validation; its predictions are no numbers."""
+def test_a_net_that_diverges_in_its_last_update_has_no_vote(tmp_path, capsys, monkeypatch):
+    """All its losses are finite and nothing is validated, but its predictions are not finite."""
     update = Trainer.step
 
     def step(trainer):

@@ -1,4 +1,4 @@
-"""The package as a newcomer meets it: wheel, editable install and bare checkout.
+"""The package as a new user installs it: wheel, editable install and bare checkout.
 
 Each in a new virtual environment, with a run from an empty folder.
 """
@@ -22,7 +22,7 @@ FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy of the sources, so that building leaves nothing in the tree under test."""
+    """A copy of the sources, so that building adds no files to the tree under test."""
     target = tmp_path / "checkout"
     target.mkdir()
     for name in FOLDERS:
@@ -54,8 +54,8 @@ def succeed(*command, cwd, **variables):
 
 
 def install(python, *what, cwd):
-    """pip install, or a visible skip where there is no registry to install from."""
-    # Python compiles what a run imports; all of the dependencies would take a quarter of a minute.
+    """pip install; skips the test where no package registry can be reached."""
+    # Compiling all dependencies takes 15 s; Python compiles what a run imports.
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     try:
         succeed(*pip, *what, cwd=cwd)
@@ -72,6 +72,7 @@ def dependencies():
     return config["options"]["install_requires"].split()
 
 
+@pytest.mark.full(but="wheel")
 @pytest.mark.parametrize("way", ["wheel", "editable install", "bare checkout"])
 def test_a_run_from_an_empty_folder(way, checkout, tmp_path):
     python, empty = python_in(tmp_path / "venv"), tmp_path / "empty"
@@ -79,7 +80,7 @@ def test_a_run_from_an_empty_folder(way, checkout, tmp_path):
     variables = {}
     if way == "wheel":
         install(python, checkout, cwd=tmp_path)
-        shutil.rmtree(checkout)  # what is installed must stand alone
+        shutil.rmtree(checkout)  # the installed package must not need it
     elif way == "editable install":
         install(python, "--editable", checkout, cwd=tmp_path)
     else:
@@ -97,9 +98,9 @@ def test_a_run_from_an_empty_folder(way, checkout, tmp_path):
         assert succeed(python, "-c", question, cwd=empty) == "None None None\n"
         question = "import importlib.metadata as m; print(m.version('minicnn'))"
         assert succeed(python, "-c", question, cwd=empty).strip() == minicnn.__version__
-    if native.problem() is None:  # the kernels' sources and the emulator's came along
+    if native.problem() is None:  # the sources of the kernels and the emulator are installed
         device = ("--device=emulated", "--limit=10", "--batch-size=8", "--nets=1", "--out=emulated")
-        if way == "wheel":  # somebody else's package of that name changes nothing
+        if way == "wheel":  # another package of that name has no effect
             site = python.parent.parent.glob("lib/python*/site-packages")
             (next(site) / "kernels").mkdir()
         out = succeed(python, "-m", "minicnn.train", *RUN, *device, cwd=empty, **variables)

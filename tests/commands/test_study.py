@@ -1,9 +1,10 @@
-"""minicnn.study, each study in its quick size: what it says is what its SQLite file holds."""
+"""Each study of minicnn.study with --quick: its tables and figures agree with its SQLite file."""
 
 import csv
 import re
 import sqlite3
 
+import levels
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -15,16 +16,18 @@ from minicnn import load_data
 from minicnn.studies import STUDIES
 from minicnn.studies.store import FILE, Store
 
+LIMIT = [] if levels.in_full else ["--limit=640"]  # training images
 
-def quick(name, folder, *arguments):
-    """Run a study's quick form: (what it printed, the Oracle of its file)."""
-    done = command("minicnn.study", name, "--quick", "--out", folder, *arguments, cwd=folder.parent)
+
+def quick(name, folder):
+    """Run a study with --quick: (its process, the Oracle of its file)."""
+    done = command("minicnn.study", name, "--quick", *LIMIT, "--out", folder, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     return done, Oracle(folder / FILE, name)
 
 
 def table(folder, study, name):
-    """The rows of a table, numbers as floats, None where there is nothing."""
+    """The rows of a table: numbers as floats, empty fields as None."""
     with open(folder / study / f"{name}.csv") as file:
         return [
             {key: value_of(text) for key, value in row.items() for text in [value]}
@@ -42,7 +45,7 @@ def value_of(text):
 
 
 def pictures(folder, study):
-    """The study's Figures, built from the file; each is a PNG in the folder, too."""
+    """The study's Figures, built from its file; asserts that each is also a PNG in the folder."""
     images = (load_data("digits")[1][0],) if study == "hardest" else ()
     with Store(folder / FILE, create=False) as store:
         found = STUDIES[study].findings(store.results(study, 0), *images)
@@ -61,7 +64,8 @@ def close(found, expected):
 def test_trials(tmp_path):
     folder = tmp_path / "study"
     done, oracle = quick("trials", folder)
-    assert "9 nets to train, on 34,560 images" in done.stderr
+    images = f"{9 * 2 * (1920 if levels.in_full else 640):,}"
+    assert f"9 nets to train, on {images} images" in done.stderr
     assert re.search(r"this takes about 0:\d\d:\d\d, in \d process", done.stderr)
 
     rows = table(folder, "trials", "summary")
@@ -72,7 +76,7 @@ def test_trials(tmp_path):
         for name, statistic in (("mean", np.mean), ("sd", lambda v, axis: np.std(v, axis, ddof=1))):
             found = row[f"{name}_low"], row[f"{name}_high"]
             low, high = stats.bootstrap(
-                (values,), statistic, method="percentile", n_resamples=20_000
+                (values,), statistic, method="percentile", n_resamples=20_000, random_state=0
             ).confidence_interval
             assert found == pytest.approx((low, high), abs=0.15 * (high - low))
     assert [len(oracle.accuracy["seed"]), len(oracle.whole("seed"))] == [9, 3]
@@ -124,12 +128,13 @@ def test_grid(tmp_path):
                 and abs(float(text[1]) - 50 * (high - low)) < 0.51
                 for text in shown
             )
-        # The notebook's own, as its text has them
+        # The notebook's values
         theirs = {"ensembles": (99.70, 99.75, 99.73), "single_nets": (99.57, 99.65, 99.62)}[name]
         places = (0, 0), (15, 0.1), (0, 0.1)
         close([by_place[place]["notebook"] for place in places], [v / 100 for v in theirs])
 
 
+@pytest.mark.full(beside="test_each_network_can_be_trained")
 def test_ablation(tmp_path):
     folder = tmp_path / "study"
     done, oracle = quick("ablation", folder)
@@ -142,7 +147,7 @@ def test_ablation(tmp_path):
         close([row["n"], row["mean"]], [len(values), mean(values)])
         if deviation(values):
             close([row["low"], row["high"]], student(values))
-        if row is rows[-1]:  # compared with the nets that it is made of
+        if row is rows[-1]:  # the ensemble, compared with its nets
             nets = oracle.accuracy["augmentation"]
             gains = [v - mean(nets[3 * i : 3 * i + 3]) for i, v in enumerate(values)]
             expected = stats.t.interval(0.95, 1, mean(gains), stats.sem(gains))

@@ -1,4 +1,4 @@
-"""The command python -m minicnn.train: its run folder, its words, its faults, its stops."""
+"""The command python -m minicnn.train: run folder, output, refusals, stopping and resuming."""
 
 import csv
 import json
@@ -130,14 +130,17 @@ def test_resume_without_a_first_checkpoint_starts_anew(run, tmp_path):
     assert state(tmp_path / "out") == state(run[0])
 
 
+@pytest.mark.full(but="2-130-2|15-143-1")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_resumes_to_the_bit(run, tmp_path, workers, number, status):
-    """Stopped in mid-epoch by a signal to all processes, then resumed: as if never stopped."""
+    """A signal to all processes stops it within an epoch; resumed, it equals an undisturbed run."""
     folder = tmp_path / "out"
     arguments = [*TINY, f"--workers={workers}", "--out", str(folder)]
+    (tmp_path / "hold").touch()
     process = start_slowly(tmp_path, *arguments)
     os.killpg(process.pid, number)
+    (tmp_path / "hold").unlink()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == status, stderr
     assert "Traceback" not in stderr
@@ -216,7 +219,7 @@ def test_a_bad_argument_is_one_line_and_status_2(
     assert status == 2
     assert named in stderr
     assert stderr.count("\n") == 1 and stdout == ""
-    assert list(tmp_path.iterdir()) == []  # nothing half-written
+    assert list(tmp_path.iterdir()) == []  # no temporary file
 
 
 def test_kaggles_files_give_a_submission_without_a_score(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""CSV files of digits, and of predictions: what is read, written, and refused."""
+"""CSV files: digits read or refused, predictions written."""
 
 import csv
 import gzip
@@ -22,8 +22,9 @@ from digit_files import (
     quoted,
     with_field,
 )
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from levels import examples
 
 from minicnn import load_data
 from minicnn.data import formats
@@ -72,7 +73,7 @@ def test_csv_variants(tmp_path, monkeypatch, variant, block):
         (tmp_path / name).unlink()
 
 
-@fuzzing
+@fuzzing()
 @given(
     count=st.integers(1, 4),
     seed=st.integers(0, 1 << 32),
@@ -204,7 +205,7 @@ def test_the_first_of_two_faults_among_many_rows_is_named(tmp_path, row):
 
 @pytest.mark.parametrize("count", [3, 100])
 def test_a_quoted_field_does_not_go_on_in_the_next_line(tmp_path, count):
-    """Each line has as many fields as it should, but the last of one and the first of the next."""
+    """Every line but two has the right number of fields."""
     rows = csv_rows(*digits(count))
     rows[2][-1], rows[3][0] = '"1', '2"'
     (tmp_path / "train.csv").write_bytes(csv_bytes(rows))
@@ -256,7 +257,7 @@ def test_too_many_rows(tmp_path, monkeypatch):
     ],
 )
 def test_csv_bomb(tmp_path, piece, expected):
-    """A gigabyte in a megabyte, as 1,000 gzip members: refused at once, without holding it."""
+    """A gigabyte in 1,000 gzip members of a megabyte in all: refused at once, in little memory."""
     good = csv_bytes(csv_rows(*digits(1)))
     bomb = gzip.compress(good) + gzip.compress(piece * ((1 << 20) // len(piece))) * 1000
     (tmp_path / "train.csv.gz").write_bytes(bomb)
@@ -265,7 +266,7 @@ def test_csv_bomb(tmp_path, piece, expected):
     assert seconds < 5 and peak < 100e6
 
 
-@fuzzing
+@fuzzing()
 @given(st.binary(max_size=300), st.integers(0, 20_000), st.integers(0, 100))
 def test_csv_survives_anything(tmp_path, noise, position, length):
     content = csv_bytes(csv_rows(*digits(3)))
@@ -275,13 +276,13 @@ def test_csv_survives_anything(tmp_path, noise, position, length):
     check_survival(tmp_path)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300, derandomize=False)
 @given(st.text('019,"\r\n', max_size=25) | st.from_regex(r'(("?[019]+"?,"?[019]+"?)\r?\n?)+'))
 @example("\r0,0")
 @example('"\r0",0')
 @example('0,"0\r"')
 def test_csv_means_what_the_csv_module_says(text):
-    """Whatever the fast path accepts is what a strict parser reads, line by line."""
+    """A text that the fast path accepts has the values that a strict parser reads."""
     try:
         table = formats._parse(Path("file"), 2, text.encode(), ["label", "pixel0"])
     except DataError:

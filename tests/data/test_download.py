@@ -25,7 +25,7 @@ FIRST = next(iter(GOOD))
 
 @pytest.fixture(autouse=True)
 def _small_mnist(monkeypatch):
-    """MNIST of four images and two, and no proxy between the tests and localhost."""
+    """MNIST of four training and two test images; no proxy is used for localhost."""
     for name, content in CONTENT.items():
         known = len(content), hashlib.sha256(content).hexdigest()
         monkeypatch.setitem(download.FILES, name, known)
@@ -70,7 +70,7 @@ def serve():
 
 @pytest.fixture
 def silent():
-    """The address of a socket that takes a connection and never says a word."""
+    """The address of a socket that accepts a connection and sends nothing."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -78,7 +78,7 @@ def silent():
 
 
 def send(content, length=None, status=200):
-    """An answer: the content, under a Content-Length that may lie."""
+    """An answer with this content, under a Content-Length that may be wrong."""
 
     def answer(handler, name):
         body = content[name] if isinstance(content, dict) else content
@@ -107,7 +107,7 @@ def endless(handler, _):
 
 
 def trickle(handler, _):
-    """Fast enough for the time-out of a read, far too slow to wait for."""
+    """Fast enough for the time limit of a read, too slow for the whole file."""
     handler.send_response(200)
     handler.end_headers()
     try:
@@ -128,7 +128,9 @@ def fetch(folder, *mirrors, timeout=2):
 
 def fault(folder, *mirrors, timeout=2):
     with pytest.raises(DataError) as caught:
-        fetch_mnist(folder, mirrors, timeout=timeout)  # with a bar, which must not fail either
+        fetch_mnist(
+            folder, mirrors, timeout=timeout
+        )  # with a progress bar, which must not fail either
     message = str(caught.value)
     assert message.isprintable()
     assert "--data digits" in message and "--data DIR" in message
@@ -152,7 +154,7 @@ def test_load_data_downloads_into_the_users_cache(tmp_path, serve, monkeypatch):
     monkeypatch.setenv("MINICNN_CACHE", str(tmp_path))
     for _ in range(2):
         np.testing.assert_array_equal(load_data("mnist", progress=False)[1][1], TEST[1])
-        (tmp_path / "mnist" / "train.csv").touch()  # other files in the cache are not looked at
+        (tmp_path / "mnist" / "train.csv").touch()  # other files in the cache are ignored
     assert server.asked == list(GOOD)
 
 
@@ -205,7 +207,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_mirror(tmp_path, serve, kind):
-    """Alone it is a fault that names the reason; with a good one after it, it does not matter."""
+    """Alone it gives an error with the reason; a good mirror after it is used."""
     answer, reason = BAD[kind]
     bad, timeout = serve(answer), 0.3 if kind == "trickle" else 2
     message = fault(tmp_path, bad.url, timeout=timeout)

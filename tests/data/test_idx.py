@@ -1,4 +1,4 @@
-"""IDX files of digits, compressed or not: what is read, and what is refused."""
+"""IDX files of digits, compressed or not: read or refused."""
 
 import gzip
 
@@ -27,7 +27,7 @@ from minicnn import load_data
 
 
 def write_idx(folder, train=None, test=None, dotted=False, compress=False):
-    """Write each given pair; an element is an array, or the bytes of a file."""
+    """Write the given pairs of images and labels: arrays, or the bytes of a file."""
     pairs = zip(
         (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS),
         (*(train or (None, None)), *(test or (None, None))),
@@ -60,7 +60,7 @@ def test_idx_folder(tmp_path, dotted, compress):
     np.testing.assert_array_equal(y_test, test[1])
 
 
-@fuzzing
+@fuzzing()
 @given(count=st.integers(1, 5), seed=st.integers(0, 1 << 32), compress=st.booleans())
 def test_idx_round_trip(tmp_path, count, seed, compress):
     for old in tmp_path.iterdir():
@@ -175,7 +175,7 @@ def test_idx_bomb(tmp_path):
     assert seconds < 1 and peak < 20e6
 
 
-@fuzzing
+@fuzzing()
 @given(st.binary(max_size=60), st.integers(0, 2400), st.integers(0, 60), st.booleans())
 def test_idx_survives_anything(tmp_path, noise, position, length, compress):
     for old in tmp_path.iterdir():
@@ -186,7 +186,7 @@ def test_idx_survives_anything(tmp_path, noise, position, length, compress):
     check_survival(tmp_path)
 
 
-@fuzzing
+@fuzzing()
 @given(st.binary(max_size=60), st.integers(0, 2400), st.integers(0, 60))
 def test_gzip_survives_anything(tmp_path, noise, position, length):
     content = good_gzip[:position] + noise + good_gzip[position + length :]

@@ -1,4 +1,4 @@
-"""Folders of digits, the embedded ones, MNIST's, and the fingerprint of images."""
+"""load_data: folders, the embedded digits, MNIST; and the fingerprint of images."""
 
 import os
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_line_break_in_a_path(tmp_path):
 
 
 def test_unreadable_file(tmp_path, monkeypatch):
-    """chmod does not stop root, so the failure is planted."""
+    """The failure is planted, because chmod does not stop root."""
     path = tmp_path / "train.csv"
     path.touch()
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from levels import examples
 
 from minicnn import rng
 from minicnn.data.split import split
@@ -20,7 +21,7 @@ def test_split_rounds_up(count, fraction, expected):
 
 
 @given(st.integers(2, 3000), st.integers(0, 999))
-@settings(max_examples=200, deadline=None)
+@examples(200, derandomize=False)
 def test_split_is_exact_in_thousandths(count, thousandths):
     expected = -(-count * thousandths // 1000)
     if expected < count:

@@ -1,4 +1,4 @@
-"""The emulator: CUDA's words on a CPU, beside NumPy; sources, launches, captures, a debugger."""
+"""The emulator: CUDA's functions against NumPy; sources, launches, captures, a debugger."""
 
 import os
 import shutil
@@ -51,7 +51,7 @@ def test_a_step_of_the_tensor_cores_is_a_matrix_product(emulator, seed):
 
 
 def as_tf32(x):
-    """The nearest numbers with 11 significant bits, the larger of two, in float64."""
+    """x rounded to 11 significant bits, ties away from zero, in float64."""
     x = np.float64(x)
     with np.errstate(invalid="ignore"):
         exponent = np.maximum(np.frexp(x)[1], -125)  # subnormal numbers have all one spacing
@@ -83,7 +83,7 @@ def test_an_operand_that_is_not_tf32_is_found(emulator, operand):
     operands = matrices(np.random.default_rng(0))
     operands[operand][3, 3] = 1 + 2.0**-11
     tensor_step(emulator, *operands, rounded=True)
-    # Thread 15 has (3, 3) of a as well as of b.
+    # Thread 15 holds element (3, 3) of a and of b.
     message = f"gives a tensor core a number that is not TF32 ({line(TENSOR_CORE, 'tensor_step')})"
     launch = partial(tensor_step, emulator, *operands, rounded=False)
     assert_fault(launch, TENSOR_CORE, message, thread=15)
@@ -221,7 +221,7 @@ def test_atomic_operations_of_many_blocks(options):
 
 
 # ---------------------------------------------------------------------------------------------
-# Kinds of numbers and of memory, and the order of threads
+# Types, memory, and the order of threads
 
 
 def test_vectors_of_two_and_four(emulator):
@@ -280,7 +280,7 @@ def test_orders_are_different_ones():
     assert (np.abs(np.diff(found["shuffled"])) != 1).mean() > 0.9
 
 
-def test_what_gives_other_results_in_other_orders_is_a_race(checked_driver):
+def test_kernels_whose_result_depends_on_the_order_have_a_race(checked_driver):
     y = checked_driver.zeros(64, np.int32)
     message = "reads arrived[0] (of 1), which thread (0, 0, 0) of this block has written, "
     message += "with no __syncwarp() in between"
@@ -355,8 +355,9 @@ def test_an_emulator_of_an_unknown_kind_is_refused(options, message):
         Emulator(**options)
 
 
+@pytest.mark.full(beside="test_numbers_outside_of_an_array_are_found")
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
-def test_either_compiler_will_do(compiler):
+def test_both_compilers_work(compiler):
     if not shutil.which(compiler):
         pytest.skip(f"needs {compiler}")
     files = [f"test_emulator_{what}.py" for what in ("faults", "counts")]
@@ -378,7 +379,7 @@ def toy(driver, x, y, factor, offset):
     driver.launch(TOY, "scale", (1,), (64,), *arguments)
 
 
-def test_a_capture_is_repeated_with_the_numbers_it_was_made_with(emulator):
+def test_a_capture_repeats_with_the_values_of_its_launches(emulator):
     x, y, kept = (floats(emulator, 2, 12) for _ in range(3))
     factor, numbers = emulator.to_device(np.ones(1)), iter([7, 8])
 
@@ -398,7 +399,7 @@ def test_a_capture_is_repeated_with_the_numbers_it_was_made_with(emulator):
     np.testing.assert_array_equal(kept, 3 * x + 8)
 
 
-def test_a_capture_refuses_what_goes_to_the_device_or_comes_from_there(emulator):
+def test_a_capture_refuses_copies_to_and_from_the_device(emulator):
     x = floats(emulator, 2, 12)
     for refused in (partial(emulator.to_device, np.ones(3)), partial(emulator.to_host, x)):
         with pytest.raises(RuntimeError, match="a capture cannot hold"):

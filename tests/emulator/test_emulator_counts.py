@@ -1,4 +1,4 @@
-"""What the checked emulator counts, beside what is counted by hand."""
+"""The counts of the checked emulator, compared with counts by hand."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,11 @@ from planted import TENSOR_CORE, TRAFFIC, matrices
 from minicnn.emulator import Emulator
 
 # ---------------------------------------------------------------------------------------------
-# Counters, beside those counted by hand
+# Counters
 
 
 def counted(kernel, grid, block, *arguments, path=TRAFFIC, **options):
-    """What a launch counts that is not zero, as a dictionary; twice, and it must be the same."""
+    """The nonzero counts of a launch, a dict; asserts that a second launch has the same."""
     driver = Emulator(checked=True)
     for _ in range(2):
         given = [driver.to_device(a) if isinstance(a, np.ndarray) else a for a in arguments]
@@ -24,7 +24,7 @@ def counted(kernel, grid, block, *arguments, path=TRAFFIC, **options):
 
 
 def stores(requests, sectors, count):
-    """Counts of stores that are the fewest."""
+    """The counts of ideal stores."""
     return {
         "store_requests": requests,
         "store_sectors": sectors,
@@ -141,7 +141,7 @@ def test_conflicts_of_the_banks_of_shared_memory(stride, wavefronts):
     }
 
 
-# A quarter of a warp has the banks at a time.
+# A quarter of a warp uses the banks at a time.
 @pytest.mark.parametrize(("stride", "wavefronts"), [(0, 4), (1, 4), (2, 8), (3, 4), (8, 32)])
 def test_conflicts_of_vectors_in_shared_memory(stride, wavefronts):
     size = 4 * (31 * stride + 1)

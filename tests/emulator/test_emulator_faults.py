@@ -1,4 +1,4 @@
-"""What the checked emulator finds wrong in a kernel, but for races (test_emulator_races.py)."""
+"""The checked emulator finds faults in kernels. Races are in test_emulator_races.py."""
 
 import shutil
 from functools import partial
@@ -176,7 +176,7 @@ def test_lanes_that_a_mask_leaves_out_are_found(emulator):
     message = f"takes part in an exchange whose mask leaves it out ({at})"
     assert_fault(partial(launch, True, False, y), FAULTS, message, thread=5)
     message = f"asks for the value of a lane that does not take part ({at})"
-    # Lane 31 came last and lets the others go first, of whom lane 0 is the first.
+    # Lane 31 comes last and lets the others continue, lane 0 first.
     assert_fault(partial(launch, False, True, y), FAULTS, message)
     launch(False, False, y)
     np.testing.assert_array_equal(y, np.where(np.arange(32) == 5, 5, 6))
@@ -246,7 +246,7 @@ def test_without_the_checker_unwritten_shared_memory_is_not_a_number():
 
 
 def reverse_tiles(driver, mistake, tiles=4, last=128):
-    """What the kernel makes of distinct numbers, and what it should."""
+    """(the kernel's result from distinct values, the expected one)."""
     x, y = floats(driver, tiles, 128), driver.zeros((tiles, 128), np.float32)
     expected = np.where(np.arange(128) < last, x, 0)[:, ::-1]
     arguments = x.reshape(-1), tiles, last, mistake, y.reshape(-1)

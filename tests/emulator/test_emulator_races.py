@@ -1,17 +1,18 @@
-"""Races, as the checked emulator finds them: in scripts, and where trying all pairs does."""
+"""The checked emulator finds races in scripts, exactly where an exhaustive check finds them."""
 
 from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from levels import examples
 from planted import FAULTS, FULL, ORDERS, assert_fault
 
 from minicnn.emulator import Emulator, KernelFault
 
 # ---------------------------------------------------------------------------------------------
-# Races. A script says what each thread does to one word, step by step.
+# A script says what each thread does to one word, step by step.
 
 NOTHING, READ, WRITE, ATOMIC, BARRIER, SYNC_WARP, SHUFFLE = range(7)
 ALL = "all threads"
@@ -20,7 +21,7 @@ ALL = "all threads"
 def play(driver, steps, shared, threads=64, blocks=1):
     """Run a script: a list of steps, {thread or ALL: action, or (action, mask)}.
 
-    Threads of block 1 are numbered on from those of block 0.
+    The numbers of block 1's threads follow those of block 0.
     """
     actions = np.zeros((len(steps), blocks * threads), np.int32)
     masks = np.full(actions.shape, FULL, np.uint32)
@@ -34,7 +35,7 @@ def play(driver, steps, shared, threads=64, blocks=1):
 
 
 def some(mask):
-    """A step in which the lanes of the mask, of warp 0, wait for each other."""
+    """A step in which the lanes of warp 0 in the mask wait for each other."""
     return {lane: (SYNC_WARP, mask) for lane in range(32) if mask >> lane & 1}
 
 
@@ -62,7 +63,7 @@ SOUND = {
     ],
     "a barrier forgets": [{1: READ}, ALL_WAIT, {2: READ}, {2: WRITE}],
 }
-# What the last step does, the thread that it races with, and what that one has done.
+# (steps, action of the last step, the thread that it races with, that thread's action)
 RACES = {
     "warps, write and write": ([{0: WRITE}, {40: WRITE}], "writes", 0, "written"),
     "warps, write and read": ([{0: WRITE}, {40: READ}], "reads", 0, "written"),
@@ -261,9 +262,9 @@ def scripts(draw):
 
 
 def reaches(steps, first, second, begin, end):
-    """Whether what thread `first` does at step `begin` comes before what `second` does at `end`.
+    """Whether thread `first`'s action at step `begin` is ordered before `second`'s at `end`.
 
-    News goes from thread to thread where they wait for each other: who hears of it?
+    It is if a chain of threads that wait for each other leads from one action to the other.
     """
     informed = {first}
     for step in steps[begin + 1 : end]:
@@ -279,7 +280,7 @@ def reaches(steps, first, second, begin, end):
 
 
 def has_race(steps, shared):
-    """Whether any two accesses conflict with nothing to order them, by trying all pairs."""
+    """Whether any two unordered accesses conflict, by trying all pairs."""
     accesses = [
         (s, thread, action)
         for s, step in enumerate(steps)
@@ -299,12 +300,12 @@ def has_race(steps, shared):
 
 @pytest.fixture(scope="module", params=ORDERS)
 def in_some_order(request):
-    """An emulator that checks, in one of the orders of threads."""
+    """The checked emulator, with one of the orders of threads."""
     return Emulator(checked=True, order=request.param)
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "global"])
-@settings(deadline=None, max_examples=200, derandomize=True)
+@examples(200)
 @given(script=scripts())
 def test_the_checker_finds_a_race_where_trying_all_pairs_does(in_some_order, shared, script):
     steps, blocks = script

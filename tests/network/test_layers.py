@@ -1,6 +1,6 @@
-"""Dense, activations, Flatten, batch normalisation and dropout, each layer in a frame of its own.
+"""Dense, activations, Flatten, batch normalisation and dropout, each layer alone.
 
-They are held against nested loops (oracles.py), their gradients against central differences.
+Outputs are compared with nested loops (oracles.py), gradients with central differences.
 """
 
 import numpy as np
@@ -18,8 +18,8 @@ from layer_frames import (
     forward,
     host_weights,
     make_frame,
-    modest,
 )
+from levels import examples
 
 from minicnn import Activation, BatchNormalization, Dense, Dropout, Flatten, rng
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.every_device
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@modest
+@examples(150)
 @given(
     axes=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(1, 6)),
     activation=st.sampled_from(ACTIVATIONS),
@@ -78,7 +78,7 @@ def test_activations(ops, name, shape, dtype):
     y = forward(ops, layer, f)
     assert y.dtype == dtype
     assert_close(y, oracles.activate(name, x))
-    np.testing.assert_array_equal(ops.to_host(f.x), x)  # another layer's output: stays as it was
+    np.testing.assert_array_equal(ops.to_host(f.x), x)  # another layer's output: unchanged
 
 
 @pytest.mark.float64
@@ -148,7 +148,7 @@ def test_flatten_keeps_the_order_of_rows_columns_channels(ops):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@modest
+@examples(150)
 @given(
     shape=st.one_of(
         st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(1, 6)] * 2, st.integers(1, 5)),
@@ -167,7 +167,7 @@ def test_batch_norm_is_the_nested_loops(ops, dtype, shape, epsilon, seed):
         expected, mean, variance = oracles.batch_norm(x[e], w["gamma"][e], w["beta"][e], epsilon)
         assert_close(ops.to_host(f.saved.mean)[e], mean)
         assert_close(ops.to_host(f.saved.variance)[e], variance)
-        # Where a channel's numbers are nearly equal, division by sqrt(epsilon) shows roundings.
+        # Where a channel's elements are nearly equal, division by sqrt(epsilon) amplifies rounding.
         assert_close(y[e], expected, factor=2000)
 
 
@@ -178,7 +178,7 @@ def test_batch_norm_gradients_by_central_differences(ops, shape):
     check_gradients(ops, BatchNormalization(epsilon=0.01), x)
 
 
-def test_batch_norm_of_one_number_a_channel_is_beta(ops):
+def test_batch_norm_of_one_element_a_channel_is_beta(ops):
     x = np.random.default_rng(0).normal(size=(2, 1, 4))
     f = make_frame(ops, layer := BatchNormalization(), x)
     np.testing.assert_allclose(forward(ops, layer, f)[:, 0], ops.to_host(f.weights.beta))
@@ -207,7 +207,7 @@ def test_batch_norm_in_chunks(ops, monkeypatch, dtype):
 
 
 def test_batch_norm_of_a_large_mean_in_float32(ops):
-    # The variance as a mean of squares less a squared mean would lose every digit here.
+    # mean(x²) - mean(x)² would have no correct digit here.
     x = np.random.default_rng(0).normal(1000, 0.1, (1, 64, 8, 8, 2)).astype(np.float32)
     f = make_frame(ops, layer := BatchNormalization(), x)
     forward(ops, layer, f)
@@ -254,7 +254,7 @@ def test_batch_norm_defaults_are_kerass():
 
 
 def kept(shape, rate, seed, net, stream, step):
-    """Which numbers of an array dropout keeps, word by word."""
+    """Which elements dropout keeps, word by word."""
     count = int(np.prod(shape))
     element = np.arange(-(-count // 4))
     counters = np.zeros((len(element), 4), np.uint32)
@@ -265,7 +265,7 @@ def kept(shape, rate, seed, net, stream, step):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@modest
+@examples(150)
 @given(
     shape=st.one_of(
         st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(1, 5)] * 3),
@@ -308,7 +308,7 @@ def test_dropout_of_many_numbers(ops):
         np.testing.assert_array_equal(y[e] > 0, kept(x.shape[1:], 0.4, 1, net, 17, 9))
     share = (y > 0).mean()
     assert abs(share - 0.6) < 5 * (0.24 / x.size) ** 0.5
-    assert abs(y.mean() - 1) < 0.01  # inverted: the mean stays
+    assert abs(y.mean() - 1) < 0.01  # inverted dropout keeps the mean
 
 
 @pytest.mark.parametrize("change", ["seed", "nets", "stream", "step"])

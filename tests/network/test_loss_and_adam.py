@@ -5,7 +5,8 @@ import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from layer_frames import DTYPES, assert_close, central_differences, modest, poisoned
+from layer_frames import DTYPES, assert_close, central_differences, poisoned
+from levels import examples
 
 pytestmark = pytest.mark.every_device
 
@@ -25,7 +26,7 @@ def loss_of(ops, logits, labels):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@modest
+@examples(150)
 @given(
     axes=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 12)),
     scale=st.sampled_from([1, 30]),
@@ -99,7 +100,7 @@ def test_adam_is_kerass(ops, monkeypatch, dtype, cache):
     step, rate = ops.to_device(np.zeros(1, np.int64)), ops.to_device(np.zeros(1))
     expected = [[w[e].astype(float), np.zeros(P), np.zeros(P)] for e in range(E)]
     for t, learning_rate in enumerate([1e-3, 1e-2, 0.0, 0.5], start=1):
-        # From tiny to large: epsilon stands beside the root, not under it, and it shows.
+        # From tiny to large, to show that epsilon is added to the root, not under it.
         g = (random.normal(size=(E, P)) * 10.0 ** random.integers(-9, 2, (E, P))).astype(dtype)
         rate[...] = learning_rate
         ops.adam(arrays[0], ops.to_device(g), *arrays[1:], step, rate, 0.9, 0.999, 1e-7)

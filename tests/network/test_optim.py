@@ -1,4 +1,4 @@
-"""Adam's settings and the learning-rate schedule; Adam's numbers are in test_loss_and_adam.py."""
+"""Adam's settings and the learning-rate schedule; test_loss_and_adam.py tests Adam's results."""
 
 import dataclasses
 import re

@@ -17,8 +17,8 @@ from layer_frames import (
     forward,
     host_weights,
     make_frame,
-    modest,
 )
+from levels import examples
 
 from minicnn import Conv2D, MaxPooling2D
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.every_device
 
 @st.composite
 def windows(draw, largest=6):
-    """(size, strides, padding, (H, W)) that fit one another."""
+    """Matching (size, strides, padding, (H, W))."""
     padding = draw(st.sampled_from(["valid", "same"]))
     size = draw(st.tuples(st.integers(1, largest), st.integers(1, largest)))
     strides = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
@@ -44,7 +44,7 @@ axes = st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(1, 5)] * 2)  # E, B, Ci
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@modest
+@examples(150)
 @given(window=windows(), axes=axes, seed=st.integers(0, 2**32 - 1))
 @example(((5, 5), (2, 2), "same", (10, 12)), (2, 2, 3, 4), 0)  # uneven padding
 @example(((5, 5), (2, 2), "same", (9, 7)), (2, 2, 3, 4), 0)
@@ -53,7 +53,7 @@ axes = st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(1, 5)] * 2)  # E, B, Ci
 @example(((2, 1), (4, 3), "valid", (11, 8)), (2, 1, 2, 2), 0)  # strides beyond the kernel
 @example(((1, 2), (3, 4), "same", (8, 11)), (2, 3, 2, 2), 0)
 @example(((6, 5), (1, 2), "same", (1, 2)), (1, 2, 1, 2), 0)  # kernel larger than its input
-@example(((3, 3), (4, 4), "valid", (6, 10)), (1, 1, 1, 1), 0)  # rows that no place reaches
+@example(((3, 3), (4, 4), "valid", (6, 10)), (1, 1, 1, 1), 0)  # rows that no window reaches
 @example(((1, 1), (1, 1), "valid", (1, 1)), (3, 1, 1, 1), 0)
 def test_conv2d_is_the_nested_loops(ops, dtype, window, axes, seed):
     size, strides, padding, (H, W) = window
@@ -161,16 +161,16 @@ def test_conv2d_in_chunks(ops, monkeypatch, size, strides, padding, image, activ
 
 
 def test_chunks_are_ragged_where_these_tests_say_so(monkeypatch):
-    """The tests of chunk boundaries above and below would else pass without a boundary."""
+    """The tests of chunks can fail: there are several chunks, and the last is smaller."""
     from minicnn.backends.scratch import chunks  # noqa: PLC0415
 
     monkeypatch.setattr("minicnn.backends.scratch._CACHE_BYTES", 8_500)
-    numbers = [6 * 5 * 6 * 3, 3 * 4 * 25 * 3]  # im2col's numbers an image, forward
+    numbers = [6 * 5 * 6 * 3, 3 * 4 * 25 * 3]  # im2col's elements an image, forward
     lengths = [[s.stop - s.start for s in chunks(11, n, np.float32)] for n in numbers]
     assert lengths == [[3, 3, 3, 2], [2, 2, 2, 2, 2, 1]]
 
 
-def test_conv2d_leaves_dx_alone_where_nobody_reads_it(ops):
+def test_conv2d_leaves_dx_unchanged_where_no_layer_reads_it(ops):
     x = np.random.default_rng(0).normal(size=(1, 2, 4, 4, 1))
     f = make_frame(ops, layer := Conv2D(2, 3), x)
     f.wants_dx = False
@@ -184,7 +184,7 @@ def test_conv2d_leaves_dx_alone_where_nobody_reads_it(ops):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@modest
+@examples(150)
 @given(
     window=windows(largest=4),
     axes=st.tuples(*[st.integers(1, 2)] * 2, st.integers(1, 3)),
@@ -215,7 +215,7 @@ def test_max_pooling_is_the_nested_loops(ops, dtype, window, axes, few, seed):
         assert_close(found[e], expected)
 
 
-def test_the_first_of_equals_gets_the_gradient(ops):
+def test_the_first_of_equal_maxima_gets_the_gradient(ops):
     layer = MaxPooling2D(2)
     f = make_frame(ops, layer, np.ones((1, 1, 4, 4, 1)))
     forward(ops, layer, f)

@@ -1,4 +1,4 @@
-"""What tests of reports need: one process for predictions, and a run folder."""
+"""Fixtures of the tests of reports: one process for predictions, and a run folder."""
 
 import shutil
 
@@ -9,11 +9,11 @@ from minicnn.training import prediction
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
-    """More of them would take longer to start than all these predictions."""
+    """Starting more processes takes longer than these predictions."""
     monkeypatch.setattr(prediction, "cores", lambda: 1)
 
 
 @pytest.fixture
 def folder(run, tmp_path):
-    """A run folder of one's own."""
+    """A copy of the small run's folder, which the test may change."""
     return shutil.copytree(run[0], tmp_path / "mine")

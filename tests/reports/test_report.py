@@ -1,4 +1,4 @@
-"""minicnn.report: what its pages say is what the files hold."""
+"""The pages of minicnn.report agree with the files."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""minicnn.report: what files hold cannot hurt a page; damaged ones are refused in one line."""
+"""minicnn.report: hostile texts do not harm a page; damaged files are refused in one line."""
 
 import json
 import sqlite3

@@ -1,7 +1,7 @@
-"""Studies where processes die: on a real Dask cluster, and on this machine's own processes.
+"""Studies whose processes die: on a real Dask cluster, and on this machine.
 
-Whatever is killed, nothing is missing or counted twice, and all bits are those of a study that
-nothing disturbed.
+Whatever is killed: nothing is missing or counted twice, and the results equal those of an
+undisturbed study to the bit.
 """
 
 import os
@@ -48,10 +48,10 @@ def until(condition):
 
 
 def nets(folder):
-    """All that is kept of each net of a study and must be equal to the bit."""
+    """The stored rows of a study's nets, which must be equal to the bit."""
     try:
         connection = sqlite3.connect(f"file:{folder / FILE}?mode=ro", uri=True)
-    except sqlite3.OperationalError:  # it is not there yet
+    except sqlite3.OperationalError:  # the file does not exist yet
         return []
     try:
         return connection.execute(
@@ -65,7 +65,7 @@ def nets(folder):
 
 
 def goes_on(again, folder, undisturbed):
-    """Go on with a study that was stopped before its end: nothing is missing or done twice."""
+    """Continue a stopped study; asserts that nothing is missing or computed twice."""
     before = len(nets(folder))
     assert 0 < before < 6
     done = command(*again)
@@ -77,7 +77,7 @@ def goes_on(again, folder, undisturbed):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The study in this machine's processes."""
+    """The nets of an undisturbed study in processes of this machine."""
     folder = tmp_path_factory.mktemp("undisturbed") / "study"
     done = command("minicnn.study", *SMALL, "--workers=2", "--out", folder)
     assert done.returncode == 0, done.stderr
@@ -116,7 +116,7 @@ class Cluster:
         )
 
     def busy(self):
-        """The name of a worker that is at a net, or None."""
+        """The name of a worker that trains a net, or None."""
         at_work = self.client.processing()
         known = self.client.scheduler_info(n_workers=-1)["workers"]
         for address, tasks in at_work.items():
@@ -133,13 +133,13 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path_factory):
-    """A cluster to do harm to."""
+    """A cluster that the test may damage."""
     yield from _cluster(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def sound_cluster(tmp_path_factory):
-    """A cluster for tests that leave it as it is."""
+    """A cluster for tests that do not damage it."""
     yield from _cluster(tmp_path_factory)
 
 
@@ -150,6 +150,7 @@ def _cluster(tmp_path_factory):
     cluster.close()
 
 
+@pytest.mark.full(beside="test_a_killed_worker_of_a_cluster_loses_nothing")
 def test_a_cluster_gives_the_bits_of_this_machine(sound_cluster, undisturbed, tmp_path):
     done = command(
         "minicnn.study", *SMALL, "--dask", sound_cluster.address, "--out", tmp_path / "study"
@@ -159,6 +160,7 @@ def test_a_cluster_gives_the_bits_of_this_machine(sound_cluster, undisturbed, tm
     assert nets(tmp_path / "study") == undisturbed
 
 
+@pytest.mark.full(beside="test_a_killed_worker_of_a_cluster_loses_nothing")
 def test_a_killed_study_on_a_cluster_goes_on(sound_cluster, undisturbed, tmp_path):
     again = "minicnn.study", *SMALL, "--dask", sound_cluster.address, "--out", tmp_path / "study"
     study = start(*again)
@@ -182,6 +184,7 @@ def test_a_killed_worker_of_a_cluster_loses_nothing(cluster, undisturbed, tmp_pa
     assert nets(tmp_path / "study") == undisturbed
 
 
+@pytest.mark.full(beside="test_a_killed_worker_of_a_cluster_loses_nothing")
 def test_a_cluster_without_workers_is_waited_for(cluster, undisturbed, tmp_path):
     study = start("minicnn.study", *SMALL, "--dask", cluster.address, "--out", tmp_path / "study")
     until(lambda: nets(tmp_path / "study"))
@@ -198,6 +201,7 @@ def test_a_cluster_without_workers_is_waited_for(cluster, undisturbed, tmp_path)
     assert nets(tmp_path / "study") == undisturbed
 
 
+@pytest.mark.full(beside="test_a_process_that_dies_takes_only_its_task")
 def test_a_killed_process_of_this_machine_loses_nothing(undisturbed, tmp_path):
     study = start("minicnn.study", *SMALL, "--workers=2", "--out", tmp_path / "study")
     until(lambda: nets(tmp_path / "study"))
@@ -226,6 +230,7 @@ def test_a_study_that_is_at_work_is_left_alone(tmp_path):
     study.wait()
 
 
+@pytest.mark.full(beside="test_a_second_signal_stops_at_once")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_study_that_was_stopped_goes_on(number, undisturbed, tmp_path):
     again = "minicnn.study", *SMALL, "--workers=2", "--out", tmp_path / "study"
@@ -242,7 +247,7 @@ def test_a_study_that_was_stopped_goes_on(number, undisturbed, tmp_path):
     goes_on(again, tmp_path / "study", undisturbed)
 
 
-def test_a_trial_is_a_run_of_train(undisturbed, tmp_path):
+def test_a_trial_equals_a_run_of_train(undisturbed, tmp_path):
     """The second trial's nets are nets 3 and 4 of minicnn.train, to the bit."""
     arguments = train._parser().parse_args(
         "--nets=2 --first-net=3 --epochs=3 --limit=192 --test-limit=64 --device=numpy "
@@ -263,7 +268,7 @@ def test_a_trial_is_a_run_of_train(undisturbed, tmp_path):
 
 
 def refusal(done):
-    """The only line of a command that refuses to go on, but for what it said of the cost."""
+    """The only error line of a command that refuses to continue."""
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if "error" in line]
@@ -271,6 +276,7 @@ def refusal(done):
     return lines[0]
 
 
+@pytest.mark.full(but="somewhere")
 @pytest.mark.parametrize(
     ("address", "named"),
     [
@@ -286,6 +292,7 @@ def test_a_cluster_that_cannot_be_reached(address, named, tmp_path):
     assert "expected the address that `dask scheduler` prints" in line
 
 
+@pytest.mark.full(beside="test_a_killed_worker_of_a_cluster_loses_nothing")
 def test_a_cluster_that_goes_away(cluster, tmp_path):
     study = start("minicnn.study", *SMALL, "--dask", cluster.address, "--out", tmp_path / "study")
     until(lambda: nets(tmp_path / "study"))
@@ -297,8 +304,9 @@ def test_a_cluster_that_goes_away(cluster, tmp_path):
     assert "Traceback" not in errors
 
 
+@pytest.mark.full(beside="test_a_cluster_that_cannot_be_reached")
 def test_workers_of_another_version_or_without_the_data(cluster, tmp_path):
-    """The only worker left is of another version; then one is that has not the data."""
+    """The cluster's only worker lacks the data; then it has another version."""
     images, labels = load_data("digits")[0]
     data = tmp_path / "data"
     data.mkdir()
@@ -325,7 +333,7 @@ def test_workers_of_another_version_or_without_the_data(cluster, tmp_path):
             )
         )
 
-    # Relative to a process's own folder, which only the study's has
+    # In the working folder of each process: only the study's has the data.
     hardest = "hardest --quick --quiet --no-figures --nets=1 --epochs=1 --limit=64 --device=numpy"
     arguments = *hardest.split(), "--data=/proc/self/cwd/data", "--dask", cluster.address
     only()

@@ -19,7 +19,7 @@ from scipy import stats
 from stored_nets import SETTINGS
 
 import minicnn.recipe
-from minicnn import __version__, model
+from minicnn import __version__, model, study
 from minicnn.files import DataError
 from minicnn.recipe import Recipe
 from minicnn.studies import ablation, executors, grid, hardest, statistics, variance
@@ -44,7 +44,7 @@ def test_the_last_steps_are_the_seed_network():
 
 
 def test_each_step_changes_one_thing():
-    """Beside what the step is named for, two networks in a row have the same layers."""
+    """Consecutive networks differ only in what the step is named for."""
 
     def without(layers, *kinds, **same):
         kept = [(kind, dict(about)) for kind, about in layers if kind not in kinds]
@@ -100,7 +100,7 @@ def source():
 
 @pytest.fixture
 def small(monkeypatch):
-    """A network that the emulator, too, trains in a moment; and recipes of it."""
+    """A network that the emulator trains in under a second, and recipes of it."""
     for module in (model, minicnn.recipe):
         monkeypatch.setattr(module, "mnist_layers", small_layers)
     return Recipe(nets=2, epochs=2, batch_size=16, momentum=0.9, validation_fraction=0.0, seed=3)
@@ -117,7 +117,7 @@ def same(found, expected):
 
 @pytest.mark.every_device
 def test_nets_of_several_trials_in_one_task(small, source, device):
-    """On a device that trains nets together, too, each is what it is alone."""
+    """Each net equals the net alone, also on a device that trains nets together."""
     together = train_nets(Task("seed", small, range(2, 5), source, device))
     alone = [
         train_nets(Task("seed", small, range(net, net + 1), source, device))[0]
@@ -143,7 +143,7 @@ def test_a_task_that_does_not_fit_is_done_in_parts(small, source):
     same(train_nets(parts), train_nets(task))
 
 
-def test_a_task_is_told_of_other_data_and_versions(small, source):
+def test_a_task_refuses_other_data_and_versions(small, source):
     task = Task("seed", small, range(1, 2), source, "numpy")
     with pytest.raises(DataError, match=r"worker on .*process \d+: has minicnn .* expected 0.0.9"):
         train_nets(replace(task, version="0.0.9"))
@@ -160,7 +160,7 @@ def test_a_task_knows_its_images(small, source):
 
 
 def test_each_network_has_a_group_of_its_own():
-    """Where nets are trained together, a cell of few is no reason to cut those of many."""
+    """Where nets are trained together, a cell of few nets does not reduce the groups of others."""
     recipe = Recipe(nets=15, epochs=1, validation_fraction=0.0)
     cells = ablation.cells(recipe, Namespace(trials=2))
     work = Work(cells, set(), source=Source("digits", images=640))
@@ -191,7 +191,7 @@ def test_each_network_has_a_group_of_its_own():
     assert sum(len(task.nets) for _, task in asked) == work.nets == 46
 
 
-def test_an_estimate_may_be_beyond_all_dates():
+def test_an_estimate_may_be_longer_than_any_date():
     assert in_words(59.6, Place(None, 1)) == "about 0:01:00, in 1 process"
     assert in_words(1e30, Place(None, 2)).startswith("about 115740740 days")
 
@@ -200,7 +200,7 @@ def test_an_estimate_may_be_beyond_all_dates():
 
 
 def die_once(path):
-    """End the process; but not if that was done before."""
+    """End the process, the first time only."""
     if not path.exists():
         path.touch()
         os._exit(7)
@@ -231,7 +231,7 @@ def test_a_process_that_dies_takes_only_its_task(tmp_path):
     assert len(deaths) == 3
 
 
-# A study that is told to stop while its task does not listen, then once more.
+# A study gets two signals while its task does not react to the first.
 _STUBBORN = """
 import signal, sys, time
 from minicnn.command import StopOnSignal
@@ -270,8 +270,8 @@ def test_a_second_signal_stops_at_once(tmp_path):
     assert process.returncode == 7
 
 
-def test_what_is_no_scheduler_is_told_of(monkeypatch):
-    """One that says nothing, and one that closes the door."""
+def test_an_address_without_a_scheduler_is_reported(monkeypatch):
+    """One that sends nothing, and one that closes the connection."""
     pytest.importorskip("distributed")
     monkeypatch.setattr(executors, "_PATIENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -410,12 +410,17 @@ def test_the_hardest_by_entropy():
         ("variance --quick --out FILE", "FILE is a file, expected a folder"),
     ],
 )
-def test_a_study_that_cannot_be(arguments, named, tmp_path):
+def test_bad_arguments_are_refused_in_one_line(arguments, named, tmp_path, monkeypatch, capsys):
     (tmp_path / "FILE").touch()
-    done = command("minicnn.study", *arguments.split(), cwd=tmp_path)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    line = done.stderr.splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = study.main(arguments.split())
+    except SystemExit as error:  # argparse's
+        status = error.code
+    assert status == 2
+    stderr = capsys.readouterr().err
+    assert "Traceback" not in stderr
+    line = stderr.splitlines()[-1]
     assert "error: " in line
     assert named in line
 

@@ -1,4 +1,4 @@
-"""The file of a study's results: what is kept counts once, and what is no such file is refused."""
+"""The file of a study's results: each result counts once, and other files are refused."""
 
 import sqlite3
 import subprocess
@@ -173,7 +173,7 @@ def test_damaged_results_are_refused(tmp_path, harm):
         (None, "no such file"),
     ],
 )
-def test_a_file_that_is_no_results(tmp_path, content, named):
+def test_a_file_without_results_is_refused(tmp_path, content, named):
     path = tmp_path / FILE
     if isinstance(content, bytes):
         path.write_bytes(content)

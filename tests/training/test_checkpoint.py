@@ -1,4 +1,4 @@
-"""Checkpoints: whole or refused, whatever a file claims to be; by the library and the commands."""
+"""Checkpoints are whole or refused, whatever a file contains; in the library and the commands."""
 
 import hashlib
 import io
@@ -47,7 +47,7 @@ def good(saved):
 
 
 def sign(content):
-    """Content with the end that a whole file has: what a liar can make of any bytes."""
+    """The content with a valid checksum at its end, as an attacker can add."""
     content += b"minicnn checkpoint 2 sha256 "
     return content + hashlib.sha256(content).hexdigest().encode()
 
@@ -69,24 +69,24 @@ def unpacked(content):
 
 
 def repacked(content, name, change, **options):
-    """The file with one entry's bytes changed, and signed."""
+    """The file with one entry changed, and a valid checksum."""
     entries = [(n, change(c) if n == f"{name}.npy" else c) for n, c in unpacked(content)]
     return packed(entries, **options)
 
 
 def npy(header, content=b""):
-    """An .npy entry with a header of one's own."""
+    """An .npy entry with this header."""
     return lambda old: b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + content
 
 
 def text(about):
-    """An entry `about` of a text of one's own."""
+    """An entry `about` with this text."""
     shape = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({len(about)},), }}   \n"
     return npy(shape.encode(), about)
 
 
 class Planted:
-    """Something that must never be unpickled."""
+    """An object that must never be unpickled."""
 
     def __reduce__(self):
         return exec, ("raise SystemExit('unpickled')",)
@@ -180,7 +180,7 @@ def flip(content, position):
 
 
 def assert_refused(path, expected, tmp_path, capsys):
-    """By both commands that read checkpoints: status 2, one line, and nothing written."""
+    """Both commands that read checkpoints give status 2 and one line, and write nothing."""
     before = sorted(tmp_path.rglob("*"))
     out = tmp_path / "submission.csv"
     arguments = ["--checkpoint", str(path), "--data=digits", "--device=numpy", "--workers=1"]
@@ -197,12 +197,12 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, capsys, good, fault):
     make, expected = FILES[fault]
     path = tmp_path / "bad.npz"
     path.write_bytes(make(good))
-    started = time.monotonic()
+    started = time.process_time()
     assert_refused(path, expected, tmp_path, capsys)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
-def test_a_fault_takes_no_memory_for_what_is_not_there(tmp_path, good):
+def test_a_claimed_size_allocates_no_memory(tmp_path, good):
     for fault in ("a lie about a size", "a zip bomb", "deep JSON", "a long number"):
         content = FILES[fault][0](good)
         (tmp_path / "bad.npz").write_bytes(content)
@@ -315,12 +315,12 @@ def test_what_is_saved_is_loaded(saved):
     assert checkpoint.history_rows(arrays["history"]) == [{"net": 1, **ROW}]
     for name in ("params", "moving", "moment_1", "moment_2"):
         assert np.isfinite(arrays[name][0]).all() and np.isnan(arrays[name][1]).all()
-    with np.load(saved[0]) as file:  # by others, too
+    with np.load(saved[0]) as file:  # NumPy reads it too
         np.testing.assert_array_equal(file["params"], arrays["params"])
 
 
 def test_no_prefix_and_no_flipped_bit_passes_for_a_checkpoint(tmp_path, good):
-    """Most bytes are weights; the ends, with all else, are gone through more closely."""
+    """Tries more places at the two ends, because most bytes between are weights."""
     dice, path = random.Random(0), tmp_path / "bad.npz"
     for _ in range(100):
         at = dice.choice([dice.randrange(len(good)), dice.randrange(9000), -dice.randrange(1, 900)])
@@ -330,8 +330,9 @@ def test_no_prefix_and_no_flipped_bit_passes_for_a_checkpoint(tmp_path, good):
                 checkpoint.load(path)
 
 
+@pytest.mark.full(but="nan")
 @pytest.mark.parametrize("weight", [np.nan, 1e30])
-def test_a_net_that_predicts_no_numbers_has_no_vote(tmp_path, capsys, saved, weight):
+def test_a_net_whose_predictions_are_not_finite_has_no_vote(tmp_path, capsys, saved, weight):
     arrays, about = archive.read(saved[0], NAMES)
     params = np.repeat(arrays["params"][:1], 2, axis=0)
     params[1] = weight

@@ -78,7 +78,7 @@ def test_nets_in_lockstep_equal_nets_alone_to_the_bit(job):
 
 
 def test_history_is_what_the_steps_gave(job):
-    """Loss and accuracy summed over the steps here, batch by batch, as train_on_batch sees them."""
+    """The history equals loss and accuracy summed over the steps of train_on_batch."""
     trainer, twin = (Trainer(job, range(1, 3)) for _ in range(2))
     trainer.train_epoch(nothing, never)
     twin.begin_epoch(0)
@@ -184,7 +184,7 @@ def fail_late(shared, task, report, should_stop):
     raise OSError("disk full")
 
 
-def test_a_fault_is_told_before_an_interruption():
+def test_a_fault_is_reported_before_an_interruption():
     with pytest.raises(OSError, match="disk full"):
         workers.run_jobs(fail_late, None, [1, 2], 2, nothing, nothing, never)
 
@@ -197,7 +197,7 @@ def square(shared, task, report, should_stop):
 def fail_on_2(shared, task, report, should_stop):
     if task == 2:
         raise DataError("task 2 is bad")
-    for _ in range(100):
+    for _ in range(600):
         if should_stop():
             return None
         time.sleep(0.1)
@@ -215,7 +215,7 @@ def test_a_failing_job_stops_the_others():
     started = time.monotonic()
     with pytest.raises(DataError, match="task 2 is bad"):
         workers.run_jobs(fail_on_2, None, [1, 2, 3], 2, nothing, nothing, never)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 48  # a task ends by itself after 60
 
 
 def die(shared, task, report, should_stop):
@@ -223,7 +223,7 @@ def die(shared, task, report, should_stop):
 
 
 def die_in_sending(shared, task, report, should_stop):
-    """Send half of a large result, if this is the first to try."""
+    """Send half of a large result, the first time only."""
     if task == 1 and not shared.exists():
         shared.touch()
         send = Connection._send
@@ -245,7 +245,7 @@ def test_a_worker_that_dies_in_sending_its_result_is_replaced(tmp_path):
     assert [result[-1] for result in results] == [1, 2] and died == [1]
 
 
-# A worker's process ends as it begins, before it has read what it is to do.
+# A worker process ends before it reads its job.
 STILLBORN = """
 import os, signal, sys
 from minicnn import train
@@ -324,7 +324,7 @@ def test_a_group_of_one_net_must_fit():
         resources.group_size(3, 9, lambda count: 10 * count)
 
 
-def test_nets_are_cut_into_consecutive_ranges():
+def test_nets_are_split_into_consecutive_ranges():
     assert resources.split_nets(range(3, 10), 3) == [range(3, 6), range(6, 9), range(9, 10)]
     assert resources.split_nets([1, 2, 3, 4], 3) == [range(1, 3), range(3, 5)]
     assert resources.split_nets([1, 2, 7, 8, 9], 2) == [range(1, 3), range(7, 9), range(9, 10)]

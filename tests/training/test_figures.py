@@ -17,7 +17,7 @@ from matplotlib.image import imread
 NAMES = "training_images.png", "augmented_images.png", "learning_curves.png", "predictions.png"
 AUGMENT = RandomAffine(10, 0.1, 0.1, 0.1)
 
-# What matplotlib and NumPy would say on a user's terminal
+# Warnings that a user would see on the terminal
 pytestmark = pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
 
 
@@ -104,6 +104,7 @@ def test_write_all_writes_png_files_of_one_width(tmp_path, digits):
     figures.write_all(str(folder), images, labels, AUGMENT, history(4, 3))  # again, over the old
 
 
+@pytest.mark.full(but="^(1|9)$")
 @pytest.mark.parametrize("count", [1, 2, 9, 31])
 def test_few_images_and_no_test_set(tmp_path, digits, count):
     images, labels = (array[:count] for array in digits)
@@ -293,7 +294,7 @@ def test_without_the_truth_nothing_is_marked(build, digits):
     assert np.ptp(figure.pixels, axis=2).max() == 0  # all is grey
 
 
-def test_probabilities_stand_below(build, digits):
+def test_probabilities_are_below_the_images(build, digits):
     images, predicted = digits
     probabilities = np.full((60, 10), 0.001)
     probabilities[np.arange(60), predicted] = np.linspace(0.5, 1, 60)
@@ -326,7 +327,7 @@ def test_learning_curves(build, nets, epochs, validation):
             np.testing.assert_allclose(line.get_ydata(), expected)
             np.testing.assert_array_equal(line.get_xdata(), np.arange(1, epochs + 1))
             assert (line.get_marker() not in (None, "None", "")) == (epochs <= 15)
-        if validation:  # told apart without colour
+        if validation:  # distinguishable without colour
             assert bold[0].is_dashed() and not bold[1].is_dashed()
         drawn = np.concatenate([line.get_ydata() for line in axes.lines])
         low, high = axes.get_ylim()
@@ -352,7 +353,7 @@ def test_learning_curves_of_a_data_frame(build, tmp_path):
 
 def test_learning_curves_of_perfect_and_of_diverged_nets(build):
     rows = history(3, 4)
-    rows[2]["validation_accuracy"] = 1.0  # no error: nothing that a logarithm could show
+    rows[2]["validation_accuracy"] = 1.0  # no error, which a logarithmic axis cannot show
     rows[5]["train_loss"] = float("inf")
     rows[6]["train_loss"] = float("nan")
     for axes in build("learning_curves", rows).axes:

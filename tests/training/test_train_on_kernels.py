@@ -1,4 +1,4 @@
-"""The command python -m minicnn.train with kernels: on the emulator, or on another --device."""
+"""The command python -m minicnn.train with kernels in CUDA: on the emulator, or on --device."""
 
 import json
 import os
@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 import weakref
+from contextlib import redirect_stderr
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 from runs import ROOT, small_layers, state
@@ -25,11 +27,13 @@ SMALL = (
 ).split()
 
 
-@pytest.fixture
-def small_network(monkeypatch):
-    """A network that the emulator trains in a moment, in place of the seed's; it can be fused."""
-    for module in (model, minicnn.recipe):
-        monkeypatch.setattr(module, "mnist_layers", small_layers)
+@pytest.fixture(scope="module")
+def small_network():
+    """A small network, which can be fused, in place of the seed network."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (model, minicnn.recipe):
+            patch.setattr(module, "mnist_layers", small_layers)
+        yield
 
 
 def test_the_whole_command_takes_less_than_two_minutes(cuda_device, tmp_path):
@@ -52,27 +56,31 @@ def test_the_whole_command_takes_less_than_two_minutes(cuda_device, tmp_path):
     assert len((tmp_path / "run/submission.csv").read_text().splitlines()) == 33
 
 
-@pytest.fixture(params=["float32", "tf32"])
+@pytest.fixture(scope="module", params=["float32", "tf32"])
 def precision(request, cuda_device):
-    """Layer by layer, or in fused blocks."""
+    """float32 runs layer by layer, tf32 in fused blocks."""
     return request.param
 
 
-@pytest.fixture
-def whole(cuda_device, precision, small_network, tmp_path):
-    """The state that a run of all nets together leaves, and the arguments but its folder."""
+@pytest.fixture(scope="module")
+def whole(cuda_device, precision, small_network, tmp_path_factory):
+    """The state, the arguments but for the folder, and the stderr of a run of all nets together."""
     arguments = [*SMALL, "--device", cuda_device, "--precision", precision]
-    assert train.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
-    return state(tmp_path / "whole"), arguments
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with redirect_stderr(StringIO()) as stderr:
+        assert train.main([*arguments, "--out", str(folder)]) == 0
+    assert json.loads((folder / "config.json").read_text())["precision"] == precision
+    return state(folder), arguments, stderr.getvalue()
 
 
+@pytest.mark.full(but="float32|tf32-2")
 @pytest.mark.parametrize(
     ("together", "told"), [(1, "Nets one by one"), (2, "In groups of 2, 1 nets")]
 )
 def test_too_little_memory_makes_groups_of_the_same_bits(
     whole, cuda_device, precision, tmp_path, capsys, together, told
 ):
-    expected, arguments = whole
+    expected, arguments, _ = whole
     recipe = replace(RECIPES["demo"], batch_size=16)
     (images, _), (tests, _) = draw_digits(40), draw_digits(9)
     ops = devices.choose(cuda_device, precision)[1]
@@ -83,11 +91,8 @@ def test_too_little_memory_makes_groups_of_the_same_bits(
     assert state(tmp_path / "groups") == expected
 
 
-def test_the_precision_is_said_and_kept(whole, precision, tmp_path, capsys):
-    folder = tmp_path / "said"
-    assert train.main([*whole[1], "--out", str(folder)]) == 0
-    assert (", in TF32. All nets together." in capsys.readouterr().err) == (precision == "tf32")
-    assert json.loads((folder / "config.json").read_text())["precision"] == precision
+def test_the_precision_is_printed(whole, precision):
+    assert (", in TF32. All nets together." in whole[2]) == (precision == "tf32")
 
 
 def test_memory_for_no_net_is_refused(whole, tmp_path, capsys):
@@ -99,13 +104,13 @@ def test_memory_for_no_net_is_refused(whole, tmp_path, capsys):
 
 
 def test_launches_one_by_one_give_the_same_bits(whole, tmp_path):
-    expected, arguments = whole
+    expected, arguments, _ = whole
     assert train.main([*arguments, "--no-graph", "--out", str(tmp_path / "eager")]) == 0
     assert state(tmp_path / "eager") == expected
 
 
 def test_a_stopped_run_resumes_to_the_bit(whole, tmp_path, monkeypatch, capsys):
-    expected, arguments = whole
+    expected, arguments, _ = whole
     step, steps = Trainer.step, []
 
     def stopping(trainer):
@@ -124,14 +129,14 @@ def test_a_stopped_run_resumes_to_the_bit(whole, tmp_path, monkeypatch, capsys):
     assert state(tmp_path / "stopped") == expected
 
 
-def test_a_net_that_diverges_in_lockstep_is_nothing_to_the_others(
+def test_a_net_that_diverges_in_lockstep_does_not_affect_the_others(
     whole, tmp_path, monkeypatch, capsys
 ):
-    (expected, _, rows), arguments = whole
+    (expected, _, rows), arguments, _ = whole
     step = Trainer.step
 
     def sick(trainer):
-        if trainer.steps_done == 2:  # an epoch has two
+        if trainer.steps_done == 2:  # an epoch has two steps
             trainer.model.params[1] = float("inf")
         step(trainer)
 
@@ -143,7 +148,7 @@ def test_a_net_that_diverges_in_lockstep_is_nothing_to_the_others(
     assert "CNN 1: " in stdout and "CNN 2: " not in stdout and "CNN 3: " in stdout
     found, _, found_rows = state(tmp_path / "sick")
     for name, content in expected.items():
-        if name == "history":  # it has a row less
+        if name == "history":  # one row fewer
             continue
         row = len(content) // 3
         for net in (0, 2):
@@ -159,11 +164,12 @@ def test_more_processes_than_one_are_refused(whole, tmp_path, capsys):
     )
 
 
+@pytest.mark.full(but="float32|tf32-1-1")
 @pytest.mark.parametrize(("nets", "together"), [(1, 1), (4, 4), (4, 1)])
 def test_the_memory_of_a_training_is_known_beforehand(
     cuda_device, precision, small_network, nets, together, tmp_path
 ):
-    """What is planned is no less than what is taken, and little more; a group leaves nothing."""
+    """The estimate is at least the memory used, and little more; groups free their memory."""
     if cuda_device != "emulated":
         pytest.skip("counts the emulator's arrays")
     ops = devices.choose(cuda_device, precision)[1]
@@ -175,7 +181,7 @@ def test_the_memory_of_a_training_is_known_beforehand(
         most = max(taken, most)
 
     class Counting:
-        """The operations, which note what their arrays take, and when they are given back."""
+        """The operations; counts the bytes of their arrays until they are freed."""
 
         def __getattr__(self, name):
             function = getattr(ops, name)
