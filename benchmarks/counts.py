@@ -11,7 +11,6 @@ the naive version.
 
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from itertools import repeat
 from math import prod
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from minicnn.backends import cuda, cuda_tiles
 from minicnn.backends.cuda_convolution import VERSIONS
 from minicnn.backends.kernel import SOURCES, Program
 from minicnn.backends.ops_cuda import Operations
-from minicnn.command import Parser, positive
+from minicnn.command import positive
 from minicnn.data.digits import draw_digits
 from minicnn.emulator import SECTOR_BYTES, Counts, Emulator
 from minicnn.network.layers import Conv2D
@@ -71,55 +70,11 @@ class Row(NamedTuple):
     counts: Counts
 
 
-class _Marks(list):
-    """The (layer, pass) of each launch so far, ("", "") for one that belongs to no layer."""
-
-    def __init__(self, launches):
-        super().__init__()
-        self._launches = launches
-
-    def up_to_now(self, layer="", part=""):
-        """Mark the launches since the last call."""
-        self += repeat((layer, part), len(self._launches) - len(self))
-
-    def watch(self, function, layer, part):
-        """The function, with its launches marked."""
-
-        def watched(*arguments):
-            self.up_to_now()
-            function(*arguments)
-            self.up_to_now(layer, part)
-
-        return watched
-
-
-class _Watched:
-    """A layer whose passes mark their launches."""
-
-    def __init__(self, layer, name, marks):
-        self._layer, self._name, self._marks = layer, name, marks
-
-    def __getattr__(self, part):
-        return self._marks.watch(getattr(self._layer, part), self._name, part)
-
-
-def _watch_blocks(plan, marks):
-    """Let the passes of a plan of fused blocks mark their launches."""
-    blocks = [block.convolution.name for block in plan.network.blocks]
-    plan.head = marks.watch(plan.head, plan.network.dense.name, "both")
-    for part in ("forward_block", "weight_gradient", "input_gradient"):
-        function = getattr(plan, part)
-
-        def watched(i, function=function, part=part):
-            marks.watch(function, blocks[i], part.removesuffix("_block").replace("_", " "))(i)
-
-        setattr(plan, part, watched)
-
-
 def run_step(driver, launches, nets, batch, version):
     """Run one training step of the seed network; returns the (layer, pass) of each launch.
 
-    The driver must append each launch to the list `launches`.
+    A launch that belongs to no layer has ("", ""). The driver must append each launch to the list
+    `launches`.
     """
     recipe = replace(RECIPES["seed"], nets=nets, batch_size=batch, validation_fraction=0)
     fused = version == "fused"
@@ -127,16 +82,36 @@ def run_step(driver, launches, nets, batch, version):
     job = Job(recipe, Data(*draw_digits(batch)), device, "float32", None)
     trainer = Trainer(job, recipe.all_nets)
     trainer.begin_epoch(0)
-    marks = _Marks(launches)
+    marks, plan = [], trainer.plan
+
+    def mark(layer="", part=""):
+        """Mark the launches since the last call."""
+        marks.extend([(layer, part)] * (len(launches) - len(marks)))
+
+    def watched(function, layer_of, part):
+        """The function, with its launches marked. layer_of(its arguments): the layer's name."""
+
+        def watching(*arguments):
+            mark()
+            function(*arguments)
+            mark(layer_of(*arguments), part)
+
+        return watching
+
     if fused:
-        _watch_blocks(trainer.plan, marks)
+        blocks = [block.convolution.name for block in plan.network.blocks]
+        plan.head = watched(plan.head, lambda *_: plan.network.dense.name, "both")
+        for name in ("forward_block", "weight_gradient", "input_gradient"):
+            part = name.removesuffix("_block").replace("_", " ")
+            setattr(plan, name, watched(getattr(plan, name), blocks.__getitem__, part))
     else:
-        names = {id(node.layer): node.name for node in trainer.model.nodes}
-        for passes in (trainer.plan.passes, trainer.plan.backward_passes):
-            passes[:] = [(_Watched(p, names[id(p)], marks), frame) for p, frame in passes]
+        for node in trainer.model.nodes:
+            for part in ("forward", "backward", "update"):
+                function = watched(getattr(node.layer, part), lambda *_, n=node: n.name, part)
+                setattr(node.layer, part, function)
     with device.session():
         trainer.step()
-    marks.up_to_now()
+    mark()
     return marks
 
 
@@ -289,16 +264,8 @@ def _excess(count, least):
     return count / least if least else np.nan
 
 
-_LIMITS = (
-    ("memory", 1e9, "GB/s"),
-    ("cache", 1e9, "GB/s"),
-    ("arithmetic", 1e12, "TFLOP/s"),
-    ("tensor", 1e12, "TFLOP/s of tensor cores in TF32"),
-)
-
-
-def _parser():
-    parser = Parser(prog="benchmarks.counts", description=__doc__)
+def main(argv=None):
+    parser = timing.parser("counts", __doc__)
     parser.add_argument(
         "--version",
         choices=STEPS,
@@ -320,21 +287,6 @@ def _parser():
         metavar="N",
         help="images of each net, a few seconds each (default: 4; --ladder: 64)",
     )
-    parser.add_argument("--csv", metavar="FILE", help="write all counts to FILE")
-    parser.add_argument(
-        "--out", metavar="FILE", help="of --ladder (default: in benchmarks/results)"
-    )
-    group = parser.add_argument_group("limits of a GPU", "the defaults are an H200's")
-    for name, unit, text in _LIMITS:
-        default = round(getattr(H200, name) / unit)
-        group.add_argument(
-            f"--{name}", type=positive, metavar="N", default=default, help=f"{text} ({default})"
-        )
-    return parser
-
-
-def main(argv=None):
-    parser = _parser()
     arguments = parser.parse_args(argv)
     nets, version = arguments.nets, arguments.version
     if arguments.ladder is not None:
@@ -344,10 +296,11 @@ def main(argv=None):
             parser.error(f"argument --ladder: {error}")
         timing.write("ladder-emulated", result, arguments.out)
         return
+    if arguments.out:
+        parser.error("argument --out: only --ladder writes a file")
     batch = arguments.batch or 4
-    limits = Limits(**{name: unit * getattr(arguments, name) for name, unit, _ in _LIMITS})
     rows = count_step(nets, batch, version)
-    shown = table(rows, limits)
+    shown = table(rows, H200)
     print(f"A training step. Nets: {nets}; images of each: {batch}; version: {version}.")
     print(f"{LEGEND}\n")
     print(shown.to_string(index=False, na_rep="", float_format="{:.2f}".format))
@@ -357,10 +310,6 @@ def main(argv=None):
         f"{moved / activations_bytes(nets, batch):.1f} times the outputs of all convolutions. "
         f"At least {shown['us'].sum():.0f} us."
     )
-    if arguments.csv:
-        names = pd.DataFrame(rows).drop(columns="counts")
-        counts = pd.DataFrame([row.counts for row in rows])
-        pd.concat([names, counts], axis=1).to_csv(arguments.csv, index=False)
 
 
 if __name__ == "__main__":

@@ -191,12 +191,13 @@ class _Member:
 
     def images_per_second(self, job, seconds):
         """The rate of a job over about `seconds`."""
-        work, chunk, clock = getattr(self._training, job), self._chunks[job], self._training.clock
-        done, first, start = 0, clock.mark(), time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            work(chunk)
+        work, chunk = getattr(self._training, job), self._chunks[job]
+        done, taken, start = 0, 0.0, time.perf_counter()
+        while taken < seconds:
+            work(chunk)  # finished on return
             done += chunk
-        return self._images * done / clock.seconds(first, clock.mark())
+            taken = time.perf_counter() - start
+        return self._images * done / taken
 
     def peak_memory(self):
         """Peak bytes of this process or, on a GPU, of CuPy's pool; None if unknown."""

@@ -4,7 +4,6 @@ It runs tests/kills.py on each device and tests/fuzz.py on each reader, one proc
 writes a result file, which tests/README.md shows. It needs atheris: pip install -e ".[fuzz]".
 """
 
-import argparse
 import concurrent.futures
 import json
 import subprocess
@@ -20,19 +19,19 @@ READERS = "csv", "checkpoint", "idx"
 PARTS = 4  # processes among which a reader's inputs are split, each with its own seed
 
 
-def measure(kills=None, inputs=1_000_000):
+def measure(kills=KILLS, inputs=1_000_000):
     """The result, from what kills.py and fuzz.py report. kills: {device: how many}."""
     jobs = {}
     for reader in READERS:
         for part in range(PARTS):
             given = inputs * (part + 1) // PARTS - inputs * part // PARTS
             jobs[reader, part] = ["fuzz.py", reader, "--inputs", given, "--seed", part + 1]
-    for device, count in (kills or KILLS).items():
+    for device, count in kills.items():
         jobs[device] = ["kills.py", "--device", device, "--kills", count]
     with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
         reported = dict(zip(jobs, pool.map(_run, jobs.values()), strict=True))
     return {
-        "kills": [reported[device] for device in kills or KILLS],
+        "kills": [reported[device] for device in kills],
         "fuzzing": [
             joined([reported[reader, part] for part in range(PARTS)]) for reader in READERS
         ],
@@ -62,12 +61,13 @@ def _run(job):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="benchmarks.faults", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few kills and inputs: two minutes")
-    parser.add_argument("--out", metavar="FILE", help="default: named by machine and date")
+    parser = timing.parser("faults", __doc__, "few kills and inputs: two minutes")
     arguments = parser.parse_args()
-    quick = {"kills": dict.fromkeys(KILLS, 2), "inputs": 2000} if arguments.quick else {}
-    timing.write("faults", measure(**quick), arguments.out)
+    result = measure(dict.fromkeys(KILLS, 2), 2000) if arguments.quick else measure()
+    for row in result["kills"] + result["fuzzing"]:
+        print(row)
+    if arguments.out or not arguments.quick:
+        timing.write("faults", result, arguments.out)
 
 
 if __name__ == "__main__":

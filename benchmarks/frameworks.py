@@ -21,7 +21,7 @@ from benchmarks import contenders, equality, timing
 from benchmarks.crew import JOBS, Crew, NotRunningError
 from minicnn import machine
 from minicnn.backends import cuda
-from minicnn.command import Parser, positive, positive_number
+from minicnn.command import positive, positive_number
 
 PROCESS_BYTES = 700 << 20  # about what a process of a framework takes
 WHAT = "the seed network's training steps, augmentation included, and predictions; batch 64"
@@ -30,21 +30,23 @@ WHAT = "the seed network's training steps, augmentation included, and prediction
 class Comparison:
     """Contenders on one split of the cores, and their measured rates.
 
-    {name: why} of those that do not run is `left_out`, of those that compute another function
-    `refused`. seconds_to_start: time for all to start; None: no limit.
+    It adds to the dicts "differences", "refused" and "left_out" of `result`, {contender: ...}.
+    seconds_to_start: time for all to start; None: no limit.
     """
 
-    def __init__(self, given, processes, threads, jobs, reference, seconds_to_start=None):
+    def __init__(self, given, processes, threads, jobs, reference, result, seconds_to_start=None):
         self.processes, self.threads, self.jobs = processes, threads, jobs
-        self.differences, self.left_out, self.refused = {}, {}, {}
-        self._crews, self._rates = {}, {}
-        free = machine.free_memory()
-        started = []
+        self._result, self._crews, self._rates = result, {}, {}
+        free, started = machine.free_memory(), []
         for contender in given:
-            if free is not None and free < processes * PROCESS_BYTES * (len(started) + 1):
-                self.left_out[contender.name] = f"too little memory for {processes} more processes"
-                continue
-            started.append(Crew(contender, processes, threads, jobs, reference=reference))
+            missing = ", ".join(contender.missing)
+            if missing:
+                result["left_out"][contender.name] = f"not installed: {missing}"
+            elif free is not None and free < processes * PROCESS_BYTES * (len(started) + 1):
+                why = f"too little memory for {processes} more processes"
+                result["left_out"][contender.name] = why
+            elif contender.name not in result["refused"]:
+                started.append(Crew(contender, processes, threads, jobs, reference=reference))
         # On a GPU they start one after the other, the slow ones last: libraries time their
         # algorithms there, and another process would disturb that.
         started.sort(key=lambda crew: crew.contender.slow_to_start)
@@ -59,7 +61,7 @@ class Comparison:
         if not has_begun:
             crew.begin()
         left = None if end is None else max(0.0, end - time.monotonic())
-        self.differences[crew.contender.name] = crew.differences(left)
+        self._result["differences"][crew.contender.name] = crew.differences(left)
         self._crews[crew.contender.name] = crew
 
     def _guarded(self, crew, function, *arguments):
@@ -69,10 +71,8 @@ class Comparison:
             function(*arguments)
         except (NotRunningError, equality.DifferentError) as error:
             refused = isinstance(error, equality.DifferentError)
-            if refused:
-                self.refused[name] = str(error)
-            else:
-                self.left_out[name] = f"{error} ({self.processes} x {self.threads})"
+            split = "" if refused else f" ({self.processes} x {self.threads})"
+            self._result["refused" if refused else "left_out"][name] = f"{error}{split}"
             print(f"{name}: {'refused' if refused else 'left out'}: {error}", file=sys.stderr)
             self._crews.pop(name, None)
             crew.close()
@@ -130,10 +130,7 @@ def plan_of(device, nets, cores):
 
 
 def measure(plan, device, rounds, seconds, seconds_to_start=None):
-    """A generator of the result so far, after each round; the last one is complete.
-
-    Contenders whose packages are missing are left out and named.
-    """
+    """A generator of the result so far, after each round; the last one is complete."""
     result = {
         "what": WHAT,
         "rates": [],
@@ -145,20 +142,11 @@ def measure(plan, device, rounds, seconds, seconds_to_start=None):
         "versions": timing.versions(*_PACKAGES),
     }
     reference = equality.reference()
-    for given, processes, threads, jobs in plan:
-        present = []
-        for contender in given:
-            if contender.missing:
-                missing = ", ".join(contender.missing)
-                result["left_out"][contender.name] = f"not installed: {missing}"
-            elif contender.name not in result["refused"]:
-                present.append(contender)
-        comparison = Comparison(present, processes, threads, jobs, reference, seconds_to_start)
+    for given in plan:
+        comparison = Comparison(*given, reference, result, seconds_to_start)
         before = list(result["rates"])
         try:
             for _ in comparison.take_turns(rounds, seconds):
-                for name in ("differences", "refused", "left_out"):
-                    result[name] |= getattr(comparison, name)
                 rates = before + comparison.rows()
                 result["rates"] = [r for r in rates if r["contender"] not in result["refused"]]
                 yield result
@@ -220,6 +208,22 @@ def fastest(rows):
     return found.get(True), found.get(False)
 
 
+def ratios_in_words(rates):
+    """How many times as fast as the fastest framework minicnn is; "" without both."""
+    words = []
+    for precision, of_what in (
+        ("float32", "the fastest framework in float32"),
+        (None, "the fastest framework in any precision"),
+    ):
+        each = []
+        for name, rows in compared(rates).items():
+            times = ratio([r for r in rows.values() if precision in (None, r["precision"])])
+            each += [f"{times:.2f} in {name}"] if times else []
+        words += [f"{of_what}: {', '.join(each)}"] if each else []
+    rate = "The fastest minicnn's rate divided by that of"
+    return f"{rate} {'; of '.join(words)}." if words else ""
+
+
 def ranking(rates):
     """The contenders, the fastest in training an ensemble first."""
     rows = best(rates, "train")
@@ -230,7 +234,7 @@ def ranking(rates):
 
 
 def table(rates):
-    """Lines of Markdown: the best rates of each contender, the fastest first."""
+    """The best rates of each contender in Markdown, the fastest first."""
     one_net, ensemble, inference = compared(rates).values()
     heads = "images a second", "training one net", "training an ensemble", "its best split"
     rows = [
@@ -265,15 +269,16 @@ def show(result):
     for what in ("refused", "left_out"):
         for name, why in result[what].items():
             print(f"{what.replace('_', ' ')}: {name}: {why}")
-    for what, rows in compared(result["rates"]).items():
-        times = ratio(rows.values())
-        if times:
-            print(f"{what}: the fastest minicnn is {times:.2f} times the fastest framework")
+    print(ratios_in_words(result["rates"]))
 
 
 def main(argv=None, plan=None):
     """Run the command; returns its exit status."""
-    parser = Parser(prog="benchmarks.frameworks", description=__doc__)
+    parser = timing.parser(
+        "frameworks",
+        __doc__,
+        "one split of the cores, and only contenders that start fast: under a minute",
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     parser.add_argument(
         "--only", nargs="+", metavar="TEXT", help="contenders whose names contain one of these"
@@ -294,13 +299,6 @@ def main(argv=None, plan=None):
         metavar="S",
         help="end within S seconds: shorter rounds, and what is not ready in time is left out",
     )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="one split of the cores, and only contenders that start fast: under a minute; "
-        "writes a file only with --out",
-    )
-    parser.add_argument("--out", metavar="FILE", help="default: in benchmarks/results")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and cuda.problem():
         parser.error(f"argument --device: {cuda.problem()}")

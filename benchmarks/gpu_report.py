@@ -10,7 +10,6 @@ Exit status: 0; 1 if a part failed; 2 for bad arguments, or without a GPU. --dev
 the parts that need no GPU on the emulator, in tiny sizes: it tests the command itself.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -19,77 +18,81 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import timing
-from benchmarks.frameworks import best, fastest, is_ours, ratio
 from minicnn import drawing
 from minicnn.backends import cuda
-from minicnn.command import Parser, one_line, positive
+from minicnn.command import Parser, one_line
 
 ROOT = Path(__file__).parent.parent
-PLOT_SECONDS = 25  # reserved for the plots, the last part
+SECONDS = 530  # for all parts
+PLOT_SECONDS = 25  # of them, reserved for the plots, the last part
+LEAST_SECONDS = 10  # with less time left a part does not start
 _KAGGLE_IMAGES = 42_000  # training images of the notebook
+_RUNS = ["run", *(f"run-{n}" for n in range(2, 1000))]
+_TESTS = "kernel_ops kernel_convolution step blocks head fusion train_on_kernels".split()
+_OUTCOMES = r"\S+::.* (?:FAILED|ERROR)|\d+ (?:passed|failed|skipped|error).* in .*s"
+_PACKAGES = "cupy-cuda12x cupy-cuda13x torch jax keras triton matplotlib pytest".split()
 
 
 class Part(NamedTuple):
-    """A part of the report: a command, its time limit, the file of its results in JSON.
+    """A part of the report: a command and its time limit.
 
     The text "SECONDS" in the command stands for the time that it gets.
     """
 
     command: list
     seconds: float
-    result: str | None = None  # in the report's folder; None: the command's output
-    least: float = 5  # seconds; with less time left the part does not start
+    shows: str = ".+"  # an expression for the lines of its output that are shown
+    result: str | None = None  # in the report's folder: the file of its results, in JSON
     left_out: str | None = None  # why it cannot run here
 
 
-def parts_of(options):
-    """{name: Part} of the whole report, in order."""
+def parts_of(out, device, data=None):
+    """{name: Part} of the whole report, in order. data: MNIST's folder."""
 
     def module(name, *arguments):
         return [sys.executable, "-m", name, *map(str, arguments)]
 
-    out, on_gpu = options.out, options.device == "cuda"
+    on_gpu = device == "cuda"
     no_gpu = None if on_gpu else "needs a GPU"
-    quick = ["--quick"] * (options.quick or not on_gpu)
     run = next(name for name in _RUNS if not (out / name).exists())
-    data = Path(options.data or os.environ.get("MINICNN_TEST_MNIST") or ROOT / ".mnist").resolve()
+    data = Path(data or os.environ.get("MINICNN_TEST_MNIST") or ROOT / ".mnist").resolve()
     no_mnist = None if data.is_dir() else f"no MNIST: {data} is not a folder; --data says where"
-    if on_gpu:
-        recipe = ["--data", data, "--recipe", "seed", "--limit", _KAGGLE_IMAGES]
-        recipe += ["--epochs", 1] if options.quick else []
-    else:
+    recipe = ["--data", data, "--recipe", "seed", "--limit", _KAGGLE_IMAGES]
+    if not on_gpu:
         recipe = "--data digits --limit 4 --test-limit 4 --nets 1 --epochs 1 --batch-size 2".split()
         recipe += ["--no-figures"]
-    device = ["--device", options.device]
-    rounds = ["--rounds", 3 if options.quick else 9, "--seconds", 0.1]
-    kernels = module("benchmarks.kernels", *device, *quick, "--out", out / "kernels.json")
-    tests = module("pytest", *device, "-v", "--tb=short", "-p", "no:cacheprovider", *test_files())
-    train = module("minicnn.train", "--quiet", *device, "--out", out / run, *recipe)
-    compare = module("benchmarks.frameworks", *device, *rounds, "--within", "SECONDS")
+    kernels = ["--device", device, *["--quick"] * (not on_gpu), "--out", out / "kernels.json"]
+    tests = ["--device", device, "-v", "--tb=short", "-p", "no:cacheprovider", *test_files()]
+    compare = ["--device", device, "--rounds", 9, "--seconds", 0.1, "--within", "SECONDS"]
+    compare += ["--out", out / "frameworks.json"]
+    train = module("minicnn.train", "--quiet", "--device", device, "--out", out / run, *recipe)
     no_matplotlib = None if drawing.available() else "matplotlib is not installed"
     return {
-        "machine": Part(["nvidia-smi", "-q"], 20, left_out=no_gpu),
-        "kernels": Part(kernels, 180, "kernels.json", 30),
-        "tests": Part(tests, 155, None, 30, no_gpu),
-        "train": Part(train, 200, f"{run}/summary.json", 60, no_mnist if on_gpu else None),
+        "machine": Part(["nvidia-smi", "-q"], 20, "(?:Product Name|Driver V).*", left_out=no_gpu),
+        "kernels": Part(
+            module("benchmarks.kernels", *kernels), 180, "Whole steps.* graph:.*", "kernels.json"
+        ),
+        "tests": Part(module("pytest", *tests), 155, _OUTCOMES, left_out=no_gpu),
+        "train": Part(
+            train,
+            200,
+            "Ensemble.*|.* images a second",
+            f"{run}/summary.json",
+            no_mnist if on_gpu else None,
+        ),
         "frameworks": Part(
-            [*compare, "--out", str(out / "frameworks.json")], 150, "frameworks.json", 45, no_gpu
+            module("benchmarks.frameworks", *compare),
+            150,
+            "(?:refused|The fastest minicnn).*",
+            "frameworks.json",
+            no_gpu,
         ),
-        "plots": Part(
-            module("benchmarks.plots", out), PLOT_SECONDS, None, 3, left_out=no_matplotlib
-        ),
+        "plots": Part(module("benchmarks.plots", out), PLOT_SECONDS, left_out=no_matplotlib),
     }
-
-
-_NAMES = "machine", "kernels", "tests", "train", "frameworks", "plots"
-_RUNS = ["run", *(f"run-{n}" for n in range(2, 1000))]
-_TESTS = "kernel_ops kernel_convolution step blocks head fusion train_on_kernels".split()
-_PACKAGES = "cupy-cuda12x cupy-cuda13x torch jax keras triton matplotlib pytest".split()
 
 
 def test_files():
@@ -100,33 +103,30 @@ def test_files():
 # ---- running the parts ---------------------------------------------------------------------------
 
 
-def make_report(options, parts):
-    """Run the chosen parts one after the other. Returns the report, which is in report.json too."""
-    out, began = options.out, time.monotonic()
+def make_report(out, device, parts):
+    """Run the parts one after the other. Returns the report, which is in report.json too."""
+    began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     report = {
-        "machine": timing.machine(options.device),
+        "machine": timing.machine(device),
         "versions": timing.versions(*_PACKAGES),
         "parts": {},
         "failed": {},
         "left_out": {},
     }
-    for name in options.parts:
-        reserved = PLOT_SECONDS if "plots" in options.parts and name != "plots" else 0
+    for name, part in parts.items():
+        reserved = PLOT_SECONDS if "plots" in parts and name != "plots" else 0
         part_began = time.monotonic()
-        left = options.seconds - (part_began - began) - reserved
-        entry = run_part(name, parts[name], out, left)
+        entry = run_part(name, part, out, SECONDS - (part_began - began) - reserved)
         entry["seconds"] = time.monotonic() - part_began
         report["parts"][name] = entry
+        shown = ", ".join(entry.get("shown", ()))
         if entry["status"] != "done":
             report[entry["status"].replace(" ", "_")][name] = entry["why"]
+            shown = f"{entry['status'].upper()}: {entry['why']}" + (f" ({shown})" if shown else "")
         report["seconds"] = time.monotonic() - began
-        report["finished"] = len(report["parts"]) == len(options.parts)
+        report["finished"] = len(report["parts"]) == len(parts)
         timing.save(out / "report.json", report)
-        shown = entry.get("headline", "")
-        if entry["status"] != "done":
-            why = f"{entry['status'].upper()}: {entry['why']}"
-            shown = f"{why} ({shown})" if shown else why
         print(f"{name:<11}{entry['seconds']:6.1f} s  {shown}", flush=True)
     return report
 
@@ -134,32 +134,32 @@ def make_report(options, parts):
 def run_part(name, part, out, left):
     """Run a part within the `left` seconds. Its entry of the report, a dict: status and why.
 
-    A part that ran has its command, headline and results too, and one that failed its output.
+    A part that ran has its command, shown lines and results too, and one that failed its output.
     """
     if part.left_out:
         return {"status": "left out", "why": part.left_out}
-    if left < part.least:
-        return {"status": "left out", "why": f"no time: {max(left, 0):.0f} of {part.least} s left"}
+    if left < LEAST_SECONDS:
+        return {"status": "left out", "why": f"no time: {max(left, 0):.0f} s left"}
     seconds, log = min(part.seconds, left), out / f"{name}.txt"
     command = [str(seconds) if word == "SECONDS" else word for word in part.command]
-    if part.result:
-        (out / part.result).unlink(missing_ok=True)  # of an earlier report
+    result = part.result and out / part.result
+    if result:
+        result.unlink(missing_ok=True)  # of an earlier report
     status = run_command(command, seconds, log)
     output = log.read_text(errors="replace")
-    entry = {"status": "done", "why": None, "command": command, "headline": "", "results": None}
-    wrong = None
-    try:
-        if part.result:
-            entry["results"] = json.loads((out / part.result).read_text())
-        entry["headline"], wrong = _READERS[name](entry["results"] if part.result else output)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        wrong = f"no results: {type(error).__name__}: {one_line(error)}"
+    entry = {"status": "done", "why": None, "command": command, "results": None}
+    entry["shown"] = re.findall(part.shows, output, re.M)
+    wrong = []
     if status is None:
-        wrong = f"stopped after {seconds:.0f} s"
+        wrong.append(f"stopped after {seconds:.0f} s")
     elif status:
-        wrong = f"ended with status {status}" + (f": {wrong}" if wrong else "")
+        wrong.append(f"ended with status {status}")
+    try:
+        entry["results"] = json.loads(result.read_text()) if result else None
+    except (OSError, ValueError) as error:
+        wrong.append(f"no results: {one_line(error)}")
     if wrong:
-        entry |= {"status": "failed", "why": wrong, "output": output[-6000:]}
+        entry |= {"status": "failed", "why": "; ".join(wrong), "output": output[-6000:]}
     return entry
 
 
@@ -183,7 +183,7 @@ def run_command(command, seconds, log):
             file.write(f"{error}\n".encode())
             return 127
         try:
-            return process.wait(max(seconds, 1))
+            return process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
         finally:
@@ -193,121 +193,27 @@ def run_command(command, seconds, log):
                     process.wait(10)
 
 
-# ---- what a part found: (headline, what is wrong or None), from its results or output ------------
-
-
-def read_machine(output):
-    names = re.findall(r"(?:Product Name|Driver Version)\s*: (.*)", output)
-    return ", ".join(names), None
-
-
-def read_kernels(result):
-    [found] = result["limits"].values()
-    words = [f"{found['copy_bytes_per_second'] / 1e12:.2f} TB/s"]
-    for launches in result["launches"].values():
-        seconds = sum(row["seconds"] for row in launches)
-        words.append(f"{len(launches)} launches {1e3 * seconds:.3f} ms")
-    words += [
-        f"step of {row['nets']} nets {row['precision']} {1e3 * row['seconds']:.2f} ms"
-        for row in result["steps"]
-        if row["captured"]
-    ]
-    return ", ".join(words), None
-
-
-def read_tests(output):
-    counts = count_outcomes(output)
-    shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    return shown, None if counts else "no test ran"
-
-
-def count_outcomes(output):
-    """{outcome: how many} in the output of pytest -v, which may be cut off."""
-    line = r"^tests/\S+::.* (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b"
-    return dict(Counter(outcome.lower() for outcome in re.findall(line, output, re.M)))
-
-
-def read_train(summary):
-    accuracy = summary["ensemble_test_accuracy"]
-    shown = "unknown" if accuracy is None else f"{accuracy:.4f}"
-    return (
-        f"{summary['seconds']:.0f} s, {summary['images_per_second']:,.0f} images a second, "
-        f"test accuracy {shown}"
-    ), None
-
-
-def read_frameworks(result):
-    """minicnn's fastest training of an ensemble, the frameworks' fastest, and the ratio."""
-    wrong = "; ".join(f"{name}: {why}" for name, why in result["refused"].items())
-    if not wrong and not any(is_ours(row) for row in result["rates"]):
-        wrong = "no contender of minicnn's was measured"
-    rows = list(best(result["rates"], "train").values())
-    each = [f"{r['contender']} {r['images_per_second']:,.0f}" for r in fastest(rows) if r]
-    times = ratio(rows)
-    shown = f"images a second: {', '.join(each)}" + (f": {times:.2f} times" if times else "")
-    return shown, wrong or None
-
-
-def read_plots(output):
-    return ", ".join(output.split()) or "nothing to draw", None
-
-
-_READERS = dict(
-    zip(
-        _NAMES,
-        (read_machine, read_kernels, read_tests, read_train, read_frameworks, read_plots),
-        strict=True,
-    )
-)
-
-
-# ---- the command ---------------------------------------------------------------------------------
-
-
-def _parser():
+def main(argv=None, parts=None):
+    """Run the command; returns its exit status."""
     parser = Parser(prog="benchmarks.gpu_report", description=__doc__)
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="the report's folder"
     )
-    parser.add_argument(
-        "--parts",
-        type=_names,
-        metavar="A,B",
-        default=list(_NAMES),
-        help=f"some of {','.join(_NAMES)} (default: all)",
-    )
     parser.add_argument("--device", choices=["cuda", "emulated"], default="cuda")
-    parser.add_argument(
-        "--seconds", type=positive, metavar="N", default=530, help="for all parts (default: 530)"
-    )
-    parser.add_argument("--quick", action="store_true", help="few rounds, one epoch")
     parser.add_argument(
         "--data",
         metavar="DIR",
         help="MNIST's folder (default: MINICNN_TEST_MNIST, or .mnist in the checkout)",
     )
-    return parser
-
-
-def _names(text):
-    names = text.split(",")
-    unknown = [name for name in names if name not in _NAMES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {','.join(_NAMES)}")
-    return [name for name in _NAMES if name in names]
-
-
-def main(argv=None, parts=None):
-    """Run the command; returns its exit status."""
-    parser = _parser()
     options = parser.parse_args(argv)
-    options.out = options.out.resolve()
     if options.device == "cuda" and cuda.problem():
         parser.error(f"argument --device: {cuda.problem()}")
-    report = make_report(options, parts or parts_of(options))
-    if report["failed"]:
-        print(f"benchmarks.gpu_report: failed: {', '.join(report['failed'])}", file=sys.stderr)
-    return int(bool(report["failed"]))
+    out = options.out.resolve()
+    parts = parts or parts_of(out, options.device, options.data)
+    failed = make_report(out, options.device, parts)["failed"]
+    if failed:
+        print(f"benchmarks.gpu_report: failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import limits, timing
 from benchmarks.operations import describe, operations_of, record_step, use_of_limits
 from minicnn.backends import cuda, native
-from minicnn.command import Parser, positive
+from minicnn.command import positive
 from minicnn.data.digits import draw_digits
 from minicnn.devices import cpu_problem
 from minicnn.emulator import Emulator
@@ -225,8 +225,8 @@ def show(result):
     """Print a result."""
     print("Limits:", "; ".join(limits.in_words(result)))
     print(f"Batch {result['batch']}, median of {result['rounds']} steps.\n{LEGEND}\n")
-    for lines in tables(result):
-        print(timing.aligned(lines), end="\n\n")
+    for table in tables(result):
+        print(timing.aligned(table), end="\n\n")
     for device, rows in result["launches"].items():
         print(f"Launches of the fused step in TF32, on {device}:")
         for row in rows:
@@ -254,8 +254,10 @@ def tables(result):
     kinds = sorted(sums, key=lambda kind: (kind == "all", -sums[kind][devices[-1]]))
     rows = [[*key, *(cells.get(device, "") for device in devices)] for key, cells in each.items()]
     shown = [[kind, *(f"{ms:.2f}" for ms in sums[kind].values())] for kind in kinds]
-    lines = timing.table(["layer", "pass", *devices], rows)
-    return lines, timing.table(["all of a kind, ms", *devices], shown)
+    return (
+        timing.table(["layer", "pass", *devices], rows),
+        timing.table(["all of a kind, ms", *devices], shown),
+    )
 
 
 def cell(row):
@@ -270,7 +272,7 @@ def cell(row):
 
 
 def main(argv=None):
-    parser = Parser(prog="benchmarks.kernels", description=__doc__)
+    parser = timing.parser("kernels", __doc__, "few rounds")
     parser.add_argument(
         "--device",
         nargs="+",
@@ -287,10 +289,6 @@ def main(argv=None):
     parser.add_argument(
         "--rounds", type=positive, metavar="N", help=f"default: {ROUNDS}; quick: {FEW_ROUNDS}"
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="few rounds; writes a file only with --out"
-    )
-    parser.add_argument("--out", metavar="FILE", help="default: in benchmarks/results")
     arguments = parser.parse_args(argv)
     given = arguments.device or [d for d in (*HOSTS, "cuda") if not problem_of(d)]
     devices = list(dict.fromkeys(given))

@@ -1,8 +1,7 @@
 """The limits of a machine, measured: bytes a second of a large copy, FLOP/s of a matrix product.
 
 On the host both use as many cores as the device does; NumPy's BLAS multiplies, in float32. The
-bytes of a copy are those read and those written. On a GPU cuBLAS multiplies, in float32 and TF32,
-and tiny launches in one graph give the launches a second.
+bytes of a copy are those read and those written. On a GPU cuBLAS multiplies, in float32 and TF32.
 """
 
 import importlib
@@ -21,20 +20,17 @@ import numpy as np
 import threadpoolctl
 
 from benchmarks import timing
-from minicnn.backends import cuda
 from minicnn.command import one_line
 from minicnn.machine import cores
 
 _ROOT = Path(__file__).parent.parent
 _GPU_SIDE = 8192
 _GPU_ELEMENTS = 1 << 28  # far more than a GPU's second-level cache holds
-_GPU_LAUNCHES = 28  # in one graph, as in a fused step
 _GEMM_SECONDS = 120  # that a process may take to load cuBLAS and to measure
 _SHOWN = {
     "gemm_flops_per_second": (1e9, "GFLOP/s"),
     "tf32_gemm_flops_per_second": (1e9, "GFLOP/s in TF32"),
     "copy_bytes_per_second": (1e9, "GB/s"),
-    "launches_per_second": (1e3, "thousand launches a second"),
 }
 
 
@@ -125,7 +121,6 @@ def gemm_seconds(threads, work):
 def _measure_gpu(work):
     size, times = gpu_copy_seconds(work)
     rates = {"copy_bytes_per_second": [size / seconds for seconds in times]}
-    rates["launches_per_second"] = [_GPU_LAUNCHES / s for s in gpu_launch_seconds(work)]
     for precision, prefix in (("float32", ""), ("tf32", "tf32_")):
         rates[f"{prefix}gemm_flops_per_second"] = gpu_gemm(precision, work)
     return rates
@@ -137,22 +132,6 @@ def gpu_copy_seconds(work):
     source = cupy.zeros(_GPU_ELEMENTS, np.float32)
     copy = partial(cupy.copyto, cupy.empty_like(source), source)
     return 2 * source.nbytes, timing.measure(copy, work.rounds, work.seconds, timing.EventClock())
-
-
-def gpu_launch_seconds(work):
-    """[seconds of a graph of _GPU_LAUNCHES launches that each add 1 to a number, one a round]."""
-    driver = cuda.Cuda()
-    with driver.session():
-        counter = driver.zeros((1,), np.int64)
-        tiny = driver.bind("metrics.cu", "increment", (1,), (1,), (counter,))
-        driver.run(tiny)  # compiles
-
-        def launches():
-            for _ in range(_GPU_LAUNCHES):
-                driver.run(tiny)
-
-        graph = driver.capture(launches)
-        return timing.measure(graph, work.rounds, work.seconds, timing.EventClock())
 
 
 def gpu_gemm(precision, work):

@@ -6,7 +6,7 @@ read, and each that it must write, once. Left out are scratch memory and the few
 an operation (the step, the range of a draw). Batch normalisation reads its input twice; it counts
 once, since the second read may hit a cache.
 
-In a fused step one launch computes a convolution and what lies before or behind it
+In a fused step one launch computes a convolution with the operations around it
 (minicnn/backends/cuda_blocks.py), so its launches are described instead.
 """
 

@@ -67,7 +67,7 @@ def _relative(text, folder):
 
 def summary():
     """The results in brief: accuracy, the demo's time, images a second."""
-    rows, found = list(_accuracies()), timing.newest("frameworks-cpu")
+    rows, found = [_accuracy_of_trials()], timing.newest("frameworks-cpu")
     for what, of_what in frameworks.compared(found["rates"]).items():
         ours, theirs = frameworks.fastest(
             [row for row in of_what.values() if row["precision"] == "float32"]
@@ -93,16 +93,16 @@ def summary():
                 f"`{demo['summary']['device']}`, {where}",
             ]
         )
-    return "\n".join(timing.table(["what", "result", "how"], rows))
+    return timing.table(["what", "result", "how"], rows)
 
 
-def _accuracies():
+def _accuracy_of_trials():
     """The row of `summary` on the test accuracy of the seed recipe, in the notebook's size."""
     study = timing.newest("full-trials")
     single, ensembles, their_single, their_ensembles = study["tables"]["summary"]["rows"]
     (recipe,) = (cell["recipe"] for cell in study["cells"].values())
     n = ensembles["n"]
-    yield [
+    return [
         f"{ensembles['of']}, {recipe['epochs']} epochs, {study['settings']['train_images']:,} "
         "images of MNIST",
         f"**{_fraction(ensembles['mean'], 3)}** right; {single['of']} "
@@ -151,7 +151,7 @@ def files():
             shown.append(f"[`{name}`]({path}) {lines}")
         rows.append([number, ", ".join(shown), words])
     heads = "", "files in reading order, and their lines", "what they do"
-    return "\n".join(timing.table(heads, rows))
+    return timing.table(heads, rows)
 
 
 # ---- speed and accuracy --------------------------------------------------------------------------
@@ -161,42 +161,25 @@ def speed():
     """Training and inference beside the frameworks; whole trainings by the number of processes."""
     result, workers = timing.newest("frameworks-cpu"), timing.newest("workers-cpu")
     rates = result["rates"]
-    lines = ["![Images a second of every contender](benchmarks/results/frameworks-cpu.png)", ""]
-    lines += frameworks.table(rates)
-    shown = [f"{name} ({why})" for name, why in (result["refused"] | result["left_out"]).items()]
-    lines += ["", f"Not measured, or not in every split: {'; '.join(shown)}."] if shown else []
-    lines += [
-        "",
-        "Batch 64; a training step augments its batch. Median, lowest and highest of "
-        f"{_rounds(rates)} rounds in turn, on {result['machine']['cores']} cores. "
-        f"{_ratios(frameworks.compared(rates))} {timing.in_words(result)}",
-        "",
-    ]
+    absent = [f"{name} ({why})" for name, why in (result["refused"] | result["left_out"]).items()]
     processes = workers["processes"]
     rows = [[count, frameworks.rate(row)] for count, row in processes.items()]
-    lines += timing.table(["`--workers`", "images a second"], rows)
-    lines += [
-        "",
+    return _paragraphs(
+        "![Images a second of every contender](benchmarks/results/frameworks-cpu.png)",
+        frameworks.table(rates),
+        absent and f"Not measured, or not in every split: {'; '.join(absent)}.",
+        "Batch 64; a training step augments its batch. Median, lowest and highest of "
+        f"{_rounds(rates)} rounds in turn, on {result['machine']['cores']} cores. "
+        f"{frameworks.ratios_in_words(rates)} {timing.in_words(result)}",
+        timing.table(["`--workers`", "images a second"], rows),
         f"Whole runs on `cpu`, {workers['what']}, with validation and the start of the processes; "
         f"{_rounds(processes.values())} rounds in turn. {timing.in_words(workers)}",
-    ]
-    return "\n".join(lines)
+    )
 
 
-def _ratios(compared):
-    """How many times as fast as the fastest framework minicnn is, in words."""
-    words = []
-    for precisions, of_what in (
-        (["float32"], "the fastest framework in float32"),
-        (["float32", "bfloat16"], "the fastest framework in any precision"),
-    ):
-        ratios = {
-            name: frameworks.ratio([r for r in rows.values() if r["precision"] in precisions])
-            for name, rows in compared.items()
-        }
-        each = (f"{ratio:.2f} in {name}" for name, ratio in ratios.items() if ratio)
-        words.append(f"{of_what}: {', '.join(each)}")
-    return f"The fastest minicnn's rate divided by that of {'; of '.join(words)}."
+def _paragraphs(*texts):
+    """Texts as paragraphs of Markdown; empty ones are left out."""
+    return "\n\n".join(filter(None, texts))
 
 
 def _rounds(rows):
@@ -228,7 +211,7 @@ def accuracy():
             rows.append([*about, device, *shown])
     heads = "training images", "epochs", "momentum", "seeds", "device", "test images"
     where = (f"`{device}`: {timing.in_words(result)}" for device, result in results.items())
-    return "\n".join([*timing.table([*heads, "test images, distorted"], rows), "", " ".join(where)])
+    return _paragraphs(timing.table([*heads, "test images, distorted"], rows), " ".join(where))
 
 
 def _percent(values):
@@ -255,9 +238,10 @@ def faults():
         counts = [f"{row[name]:,}" for name in ("inputs", "accepted", "refused")]
         memory = f"{row['peak_memory_bytes'] / 1e6:.0f} MB"
         fuzzing.append([row["reader"], *counts, f"{row['longest_seconds']:.2f} s", memory])
-    lines = [*timing.table(heads, kills), ""]
-    heads = "reader", "inputs", "accepted", "refused", "slowest", "most memory of a process"
-    return "\n".join([*lines, *timing.table(heads, fuzzing), "", timing.in_words(result)])
+    of_fuzzing = "reader", "inputs", "accepted", "refused", "slowest", "most memory of a process"
+    return _paragraphs(
+        timing.table(heads, kills), timing.table(of_fuzzing, fuzzing), timing.in_words(result)
+    )
 
 
 # ---- the kernels ---------------------------------------------------------------------------------
@@ -279,20 +263,16 @@ def ladder():
             registers = sorted({result["registers"][kernel] for kernel in found["kernels"]})
             cells = [*_counts(found), found["limit"], ", ".join(map(str, registers))]
             convolutions.append([version, name, *cells])
-    lines = [*timing.table(["a step", *heads[:2], "passes", *heads[2:]], steps), ""]
-    lines += timing.table(["convolutions", "pass", *heads, "limit", "registers"], convolutions)
     rates = (result["limits"][k] / 1e12 for k in ("memory", "cache", "arithmetic", "tensor"))
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{result['nets']} nets, {result['batch']} images each. Passes: memory traffic divided "
-            "by the size of all convolutions' outputs. Limits: {:g} TB/s of memory, {:g} TB/s of "
-            "cache, {:g} TFLOP/s, {:g} TFLOP/s of tensor cores. ".format(*rates)
-            + f"Registers of a thread on {result['architecture']}, by NVRTC "
-            f"{result['versions']['nvrtc']}. Counted {result['machine']['date']} by minicnn "
-            f"{result['versions']['minicnn']}.",
-        ]
+    return _paragraphs(
+        timing.table(["a step", *heads[:2], "passes", *heads[2:]], steps),
+        timing.table(["convolutions", "pass", *heads, "limit", "registers"], convolutions),
+        f"{result['nets']} nets, {result['batch']} images each. Passes: memory traffic divided "
+        "by the size of all convolutions' outputs. Limits: {:g} TB/s of memory, {:g} TB/s of "
+        "cache, {:g} TFLOP/s, {:g} TFLOP/s of tensor cores. ".format(*rates)
+        + f"Registers of a thread on {result['architecture']}, by NVRTC "
+        f"{result['versions']['nvrtc']}. Counted {result['machine']['date']} by minicnn "
+        f"{result['versions']['minicnn']}.",
     )
 
 
@@ -320,33 +300,24 @@ def tile_choices():
         rows.append([*cells, f"{row['microseconds']:.0f}" if row["microseconds"] else ""])
     heads = ["layer", "pass", "tile", "warps", "pixels by channels of a warp", "grid"]
     heads += ["shared, KB", "registers", "spilled, bytes", "model, us"]
-    return "\n".join(
-        [
-            *timing.table(heads, rows),
-            "",
-            f"Batch {result['batch']}. Registers of a thread, and its bytes of stack and spills, "
-            f"on {' and '.join(result['architectures'])}, by NVRTC {result['versions']['nvrtc']}. "
-            f"By the model all launches take {result['microseconds']:.0f} us one after the other "
-            "on an H200; this is not a measurement.",
-        ]
+    return _paragraphs(
+        timing.table(heads, rows),
+        f"Batch {result['batch']}. Registers of a thread, and its bytes of stack and spills, "
+        f"on {' and '.join(result['architectures'])}, by NVRTC {result['versions']['nvrtc']}. "
+        f"By the model all launches take {result['microseconds']:.0f} us one after the other "
+        "on an H200; this is not a measurement.",
     )
 
 
 def operations():
     """Each operation of a step, and the sums over all layers of a kind."""
     result = timing.newest("kernels-cpu")
-    each, kinds = kernels.tables(result)
-    return "\n".join(
-        [
-            *each,
-            "",
-            *kinds,
-            "",
-            f"Median of {result['rounds']} training steps, batch {result['batch']}, the devices in "
-            "turn. Per cent: of the rate of a large matrix product (GFLOP/s) or of a large copy "
-            f"(GB/s) on as many cores. {'; '.join(limits.in_words(result))}. More than 100% of a "
-            f"copy: the arrays lie in a cache. {timing.in_words(result)}",
-        ]
+    return _paragraphs(
+        *kernels.tables(result),
+        f"Median of {result['rounds']} training steps, batch {result['batch']}, the devices in "
+        "turn. Per cent: of the rate of a large matrix product (GFLOP/s) or of a large copy "
+        f"(GB/s) on as many cores. {'; '.join(limits.in_words(result))}. More than 100% of a "
+        f"copy: the arrays lie in a cache. {timing.in_words(result)}",
     )
 
 
@@ -356,21 +327,20 @@ def operations():
 def studies():
     """What the studies have found, in the sizes that were run."""
     found = {name: timing.newest(f"study-{name}") for name in ("variance", *_STUDIES)}
-    lines = [
+    texts = [
         f"**variance** ({_size(found['variance'])}): deviations from the mean; angle, slant and "
         "size from the mean of the image's class. A range of `holds 95 %` either way holds 95 % "
         "of the images",
-        "",
-        *_variance(found["variance"]["tables"]),
+        _variance(found["variance"]["tables"]),
     ]
     for name, table in _STUDIES.items():
-        lines += ["", f"**{name}** ({_size(found[name])})", "", *table(found[name]["tables"])]
+        texts += [f"**{name}** ({_size(found[name])})", table(found[name]["tables"])]
         if name == "trials":
             full = timing.newest("full-trials")
-            lines += ["", f"In the notebook's size: {'; '.join(full['lines'])}."]
+            texts += [f"In the notebook's size: {'; '.join(full['lines'])}."]
         if name in _PICTURES:
-            lines += ["", f"![{_PICTURES[name]}](benchmarks/results/study-{name}.png)"]
-    return "\n".join([*lines, "", *dict.fromkeys(map(timing.in_words, found.values()))])
+            texts += [f"![{_PICTURES[name]}](benchmarks/results/study-{name}.png)"]
+    return _paragraphs(*texts, "\n".join(dict.fromkeys(map(timing.in_words, found.values()))))
 
 
 def _variance(tables):

@@ -22,7 +22,7 @@ from benchmarks.contenders import Contender
 from benchmarks.crew import RECIPE, Crew, NotRunningError
 from minicnn import load_data, machine
 from minicnn.backends import cuda
-from minicnn.command import Parser, positive, positive_number
+from minicnn.command import positive, positive_number
 from minicnn.training import checkpoint, ensemble
 from minicnn.training.trainer import Data, Job, steps_per_epoch
 
@@ -109,7 +109,6 @@ def _workers_result(device, rounds, quick):
     return {
         "what": f"training {recipe.nets} nets for {recipe.epochs} epochs of {len(images)} images",
         "processes": rates,
-        "ratio_to_one": {w: rate["images_per_second"] / one for w, rate in rates.items()},
     }
 
 
@@ -128,7 +127,7 @@ def _sizes_result(device, rounds, seconds, quick):
 
 
 def main(argv=None):
-    parser = Parser(prog="benchmarks.scaling", description=__doc__)
+    parser = timing.parser("scaling", __doc__, "few sizes, about ten seconds")
     parser.add_argument(
         "--device", choices=["numpy", "cpu", "cuda"], default="cpu", help="default: cpu"
     )
@@ -142,12 +141,6 @@ def main(argv=None):
         metavar="S",
         help="of a size in a round (default: 0.5; quick: 0.1)",
     )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="few sizes, about ten seconds; writes a file only with --out",
-    )
-    parser.add_argument("--out", metavar="FILE", help="default: in benchmarks/results")
     arguments = parser.parse_args(argv)
     device, quick = arguments.device, arguments.quick
     if device == "cuda" and arguments.workers:

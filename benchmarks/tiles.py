@@ -9,7 +9,7 @@ import pandas as pd
 from benchmarks import timing
 from minicnn.backends import cuda, cuda_blocks
 from minicnn.backends.kernel import SOURCES, Program
-from minicnn.command import Parser, positive
+from minicnn.command import positive
 from minicnn.recipe import RECIPES
 
 ARCHITECTURES = "sm_80", "sm_90"
@@ -61,9 +61,8 @@ def compiled(program, architecture):
 
 
 def main():
-    parser = Parser(prog="benchmarks.tiles", description=__doc__)
+    parser = timing.parser("tiles", __doc__)
     parser.add_argument("--batch", type=positive, metavar="N", default=64, help="default: 64")
-    parser.add_argument("--out", metavar="FILE", help="default: in benchmarks/results")
     arguments = parser.parse_args()
     rows = choices(arguments.batch)
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.1f}".format))

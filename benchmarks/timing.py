@@ -3,7 +3,6 @@
 import importlib
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import statistics
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from minicnn import __version__
 from minicnn.backends import cuda
+from minicnn.command import Parser
 from minicnn.files import atomic_write
 from minicnn.machine import cores
 
@@ -98,7 +98,6 @@ def machine(device="cpu"):
     found = {
         "processor": _processor(),
         "cores": cores(),
-        "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "date": date.today().isoformat(),
@@ -129,13 +128,14 @@ def in_words(result):
 
 
 def table(heads, rows):
-    """The lines of a table in Markdown."""
-    return [f"| {' | '.join(map(str, row))} |" for row in (heads, ["---"] * len(heads), *rows)]
+    """A table in Markdown."""
+    rows = heads, ["---"] * len(heads), *rows
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
-def aligned(lines):
+def aligned(table):
     """A table in Markdown as text whose columns are aligned."""
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rows = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
     return "\n".join(rows)
@@ -151,15 +151,18 @@ def _processor():
     return platform.processor() or platform.machine()
 
 
-def _memory_gib():
-    """The machine's memory in GiB; None where the system does not say."""
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
-    except (AttributeError, ValueError, OSError):
-        return None
+# ---- commands and result files -------------------------------------------------------------------
 
 
-# ---- result files --------------------------------------------------------------------------------
+def parser(name, about, quick=None):
+    """The Parser of benchmarks.NAME, with --out and, where `quick` says what it does, --quick."""
+    made = Parser(prog=f"benchmarks.{name}", description=about)
+    made.add_argument("--out", metavar="FILE", help="default: in benchmarks/results")
+    if quick:
+        made.add_argument(
+            "--quick", action="store_true", help=f"{quick}; writes a file only with --out"
+        )
+    return made
 
 
 def write(kind, result, out=None):

@@ -10,12 +10,12 @@ process of its own (crew.py):
     warp(x, theta, tx, ty, zx, zy)                  the augmentation with given parameters
     train(steps)                steps that draw and augment their batches; finished on return
     infer(batches)              predicts so many batches of prepared images; finished on return
-    clock                       times it
     stride                      train and infer take multiples of this
 """
 
 import importlib
 import importlib.util
+import math
 from dataclasses import dataclass, replace
 
 _THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
@@ -80,6 +80,20 @@ class Contender:
     def training(self, images, labels, recipe):
         """Its Training."""
         return self.load().Training(self, images, labels, recipe)
+
+
+def augmentation(recipe, side, theta, tx, ty, zx, zy):
+    """A recipe's parameters of `warp`, with theta in radians, from arrays of draws in [-1, 1].
+
+    side: rows and columns of the images.
+    """
+    return (
+        theta * math.radians(recipe.rotation),
+        tx * (recipe.width_shift * side),
+        ty * (recipe.height_shift * side),
+        1 + zx * recipe.zoom,
+        1 + zy * recipe.zoom,
+    )
 
 
 def on_cpu(nets):

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.timing import WallClock
+from benchmarks import contenders
 
 # Steps of a scan; few on a CPU, where convolutions in a loop are slow.
 SCANNED = {"cuda": 10, "cpu": 4}
-# Filters, kernel size and stride of each convolution; dropout follows the 3rd, 6th and 7th.
-CONVOLUTIONS = (32, 3, 1), (32, 3, 1), (32, 5, 2), (64, 3, 1), (64, 3, 1), (64, 5, 2), (128, 4, 1)
+# The stride of each convolution; dropout follows the 3rd, 6th and 7th.
+STRIDES = 1, 1, 2, 1, 1, 2, 1
 DROPOUT_AFTER = 2, 5, 6
 EPSILON = 1e-3
 
@@ -38,13 +38,13 @@ class Training:
 
     def __init__(self, contender, images, labels, recipe):
         use_precision(contender.precision)
-        self.contender, self.recipe, self.clock = contender, recipe, WallClock()
+        self.contender, self.recipe = contender, recipe
         self.stride = SCANNED[contender.device] if contender.scan else 1
         images, labels = jnp.asarray(images), jnp.asarray(labels.astype(np.int32))
         self.ready = images[: recipe.batch_size, ..., None].astype(jnp.float32) / 255
         self.state = None
-        weights = initial_weights(recipe.seed)
-        self.take_weights(weights)
+        model = recipe.model([1], "numpy")
+        self.take_weights([weight[0] for weight in model.get_weights()])
 
         def of_all(function):
             """function(state, a, b), mapped over all nets; a and b are the same for all."""
@@ -104,27 +104,11 @@ def use_precision(precision):
     jax.config.update("jax_default_matmul_precision", name)
 
 
-def initial_weights(seed):
-    """One net's initial weights in Keras's order, as Keras draws them: kernels Glorot uniform."""
-    rng, weights, channels = np.random.default_rng(seed), [], 1
-
-    def kernel(*shape):
-        fan_in, fan_out = np.prod(shape[:-1]), np.prod((*shape[:-2], shape[-1]))
-        limit = np.sqrt(6 / (fan_in + fan_out))
-        return rng.uniform(-limit, limit, shape).astype(np.float32)
-
-    for filters, size, _ in CONVOLUTIONS:
-        zero, one = np.zeros(filters, np.float32), np.ones(filters, np.float32)
-        weights += [kernel(size, size, channels, filters), zero, one, zero, zero, one]
-        channels = filters
-    return [*weights, kernel(channels, 10), np.zeros(10, np.float32)]
-
-
 def tree_of(weights):
     """(parameters, moving statistics) as JAX arrays, from weights in Keras's order."""
     arrays = iter([jnp.array(weight) for weight in weights])
     params, moving = {"convolutions": []}, []
-    for _ in CONVOLUTIONS:
+    for _ in STRIDES:
         names = "kernel", "bias", "gamma", "beta"
         params["convolutions"].append({name: next(arrays) for name in names})
         moving.append((next(arrays), next(arrays)))
@@ -140,8 +124,8 @@ def zeros(tree):
 def forward(params, moving, x, rate, momentum=0.0, key=None):
     """(logits (B, 10), new moving statistics) of x (B, 28, 28, 1); with a key, in training mode."""
     new = []
-    layers = zip(params["convolutions"], moving, CONVOLUTIONS, strict=True)
-    for i, (weights, statistics, (_, _, stride)) in enumerate(layers):
+    layers = zip(params["convolutions"], moving, STRIDES, strict=True)
+    for i, (weights, statistics, stride) in enumerate(layers):
         x = lax.conv_general_dilated(
             x,
             weights["kernel"],
@@ -191,17 +175,8 @@ def draw_and_step(recipe, state, images, labels):
     key, of_batch, of_warp = jax.random.split(state.key, 3)
     chosen = jax.random.randint(of_batch, (recipe.batch_size,), 0, len(images))
     x = images[chosen][..., None].astype(jnp.float32) / 255
-    side = x.shape[1]
     drawn = jax.random.uniform(of_warp, (5, len(x)), minval=-1)
-    theta, tx, ty, zx, zy = drawn
-    x = warp(
-        x,
-        theta * np.radians(recipe.rotation),
-        tx * (recipe.width_shift * side),
-        ty * (recipe.height_shift * side),
-        1 + zx * recipe.zoom,
-        1 + zy * recipe.zoom,
-    )
+    x = warp(x, *contenders.augmentation(recipe, x.shape[1], *drawn))
     return step(recipe, state._replace(key=key), x, labels[chosen])
 
 

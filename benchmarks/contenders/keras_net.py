@@ -11,8 +11,6 @@ import numpy as np
 from keras import layers
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
-from benchmarks.timing import WallClock
-
 
 class Training:
     """A contender's net and data set: see __init__.py."""
@@ -21,7 +19,7 @@ class Training:
         _set_precision(contender)
         # On a GPU starting fit or predict takes as long as several steps.
         self.stride = 20 if contender.device == "cuda" else 1
-        self.recipe, self.clock = recipe, WallClock()
+        self.recipe = recipe
         whole = len(images) // recipe.batch_size * recipe.batch_size  # whole batches only
         x = (images[:whole, ..., None] / 255).astype(np.float32)
         y = keras.utils.to_categorical(labels[:whole], 10)

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.timing import clock_of
 from minicnn.training.trainer import CapturedStep, Data, Job, Trainer
 
 
@@ -22,7 +21,7 @@ class Training:
         self.trainer = Trainer(job, recipe.all_nets)
         self.trainer.begin_epoch(0)
         self.model, self.ops = self.trainer.model, self.trainer.ops
-        self.device, self.clock = contender.device, clock_of(contender.device)
+        self.device = contender.device
         self._plan = self.model.plan(recipe.batch_size, training=False)
         batch = (images[: recipe.batch_size, ..., None] / 255).astype(self.model.dtype)
         self._plan.x[...] = self.ops.to_device(batch)

@@ -5,14 +5,13 @@ weights and torch.func.vmap.
 """
 
 import contextlib
-import math
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.timing import WallClock
+from benchmarks import contenders
 
 _WARM_UP = 3  # calls before a graph is captured
 
@@ -65,13 +64,8 @@ class Net(nn.Module):
                     module.weight.copy_(weights.pop(0).permute(3, 2, 0, 1))
                     module.bias.copy_(weights.pop(0))
                 elif isinstance(module, nn.BatchNorm2d):
-                    for tensor in (
-                        module.weight,
-                        module.bias,
-                        module.running_mean,
-                        module.running_var,
-                    ):
-                        tensor.copy_(weights.pop(0))
+                    for name in ("weight", "bias", "running_mean", "running_var"):
+                        getattr(module, name).copy_(weights.pop(0))
                 elif isinstance(module, nn.Linear):
                     module.weight.copy_(weights.pop(0).T)
                     module.bias.copy_(weights.pop(0))
@@ -87,7 +81,6 @@ class Training:
         self.contender, self.recipe = contender, recipe
         self.device = torch.device(contender.device)
         self.on_gpu = self.device.type == "cuda"
-        self.clock = EventClock() if self.on_gpu else WallClock()
         self.images = torch.from_numpy(images)[:, None].to(self.device)  # (N, 1, 28, 28) uint8
         self.labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
         self.format = torch.channels_last if contender.channels_last else torch.contiguous_format
@@ -160,7 +153,9 @@ class Training:
         """One training step of every net on a batch that is drawn and augmented."""
         count = self.contender.nets * self.recipe.batch_size
         chosen = torch.randint(len(self.images), (count,), device=self.device)
-        x = augment(self.images[chosen].float() / 255, self.recipe)
+        x = self.images[chosen].float() / 255
+        drawn = torch.rand(5, count, device=self.device) * 2 - 1
+        x = warp(x, *contenders.augmentation(self.recipe, x.shape[-1], *drawn))
         self._update(x.contiguous(memory_format=self.format), self.labels[chosen])
 
     def _update(self, x, y):
@@ -237,39 +232,10 @@ class Training:
             torch.cuda.synchronize()
 
 
-class EventClock:
-    """Events on PyTorch's current stream, as timing.EventClock."""
-
-    def mark(self):
-        """Record an event."""
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def seconds(self, first, last):
-        """The time between two marks; waits for the later one."""
-        last.synchronize()
-        return first.elapsed_time(last) / 1e3
-
-
 def allow_tf32(allowed):
     """Allow or forbid TF32 in the whole process."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
-
-
-def augment(images, recipe):
-    """Rotate, zoom and shift images (B, 1, 28, 28) at random, within the recipe's ranges."""
-    side = images.shape[-1]
-    theta, tx, ty, zx, zy = torch.rand(5, len(images), device=images.device) * 2 - 1
-    return warp(
-        images,
-        theta * math.radians(recipe.rotation),
-        tx * (recipe.width_shift * side),
-        ty * (recipe.height_shift * side),
-        1 + zx * recipe.zoom,
-        1 + zy * recipe.zoom,
-    )
 
 
 def warp(images, theta, tx, ty, zx, zy):

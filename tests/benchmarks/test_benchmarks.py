@@ -210,7 +210,7 @@ def test_what_is_kept_of_a_study(tmp_path, monkeypatch):
     with Store(tmp_path / FILE, create=False) as store:
         expected = store.results("trials", 0).ensembles("seed").tolist()
     assert result["cells"]["seed"]["ensembles"] == expected
-    shown = "\n".join(readme._trials(result["tables"]))
+    shown = readme._trials(result["tables"])
     assert "| single nets | 4 | 41.667 % (" in shown
     assert "| 39.675 % | 16.67 % | 100.00 % |" in shown
     assert "| ensembles of 15, the notebook | 100 | 99.745 % | 0.020 % |  | 99.79 % |" in shown

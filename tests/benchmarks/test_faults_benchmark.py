@@ -10,7 +10,7 @@ from benchmarks import faults, readme, timing
 def test_the_result_has_the_commands_reports_and_is_shown(tmp_path, monkeypatch):
     asked = []
 
-    def told(job):
+    def report_of(job):
         asked.append(job)
         if job[0] == "kills.py":
             device, kills = job[2], job[4]
@@ -25,7 +25,7 @@ def test_the_result_has_the_commands_reports_and_is_shown(tmp_path, monkeypatch)
         slow = job[5] == 2  # the seed
         return found | {"longest_seconds": 0.1 + 0.15 * slow, "peak_memory_bytes": 123_000_000}
 
-    monkeypatch.setattr(faults, "_run", told)
+    monkeypatch.setattr(faults, "_run", report_of)
     result = faults.measure({"cpu": 3}, 2002)
     assert sorted(job[0] for job in asked) == ["fuzz.py"] * 12 + ["kills.py"]
     assert len({job[5] for job in asked if job[1] == "csv"}) == 4

@@ -245,7 +245,7 @@ def test_on_a_gpu_contenders_start_one_by_one_the_slow_ones_last(fake, monkeypat
     )
     slow, fast, soon = named("slow", "fast", "soon")
     given = [replace(slow, compiled=True, device="cuda"), replace(fast, device="cuda")]
-    frameworks.Comparison([*given, soon], 1, 2, (), None)
+    frameworks.Comparison([*given, soon], 1, 2, (), None, {"refused": {}, "differences": {}})
     assert FakeCrew.calls == [
         ("soon", "begin"),
         ("fast", "begin"),
@@ -313,6 +313,7 @@ def test_the_best_split_counts():
     assert frameworks.ratio(one.values()) == 1.5
     assert frameworks.ratio(best.values()) == 0.8  # where minicnn loses, this says so
     assert frameworks.ratio([RATES[0]]) is None
+    assert frameworks.ratios_in_words(RATES[:2]) == ""
     assert frameworks.ranking(RATES) == ["PyTorch by vmap", "minicnn cpu", "PyTorch", "JAX"]
 
 
@@ -383,8 +384,7 @@ def test_whole_trainings_by_the_number_of_processes(tmp_path, monkeypatch, capsy
     assert result["what"] == "training 2 nets for 1 epochs of 640 images"
     assert list(result["processes"]) == ["1", "2"]
     assert all(rate["images_per_second"] > 0 for rate in result["processes"].values())
-    assert result["ratio_to_one"]["1"] == 1
-    assert "2 process(es)" in capsys.readouterr().out
+    assert "1.00 times one" in (shown := capsys.readouterr().out) and "2 process(es)" in shown
 
 
 def test_processes_that_change_the_result_are_found(monkeypatch):

@@ -56,7 +56,7 @@ def small():
     stack = [
         Conv2D(3, (3, 2), strides=(2, 1), padding="same", activation="relu"),
         BatchNormalization(),
-        Conv2D(4, 2, activation="tanh"),  # whose gradient nobody takes in passing
+        Conv2D(4, 2, activation="tanh"),  # no other layer computes its gradient
         Activation("sigmoid"),
         Dropout(0.4),
         MaxPooling2D(2),
@@ -190,12 +190,10 @@ def test_limits_are_medians_of_rates(monkeypatch):
 
 def test_limits_of_a_gpu(monkeypatch):
     monkeypatch.setattr(limits, "gpu_copy_seconds", lambda work: (100, [5.0, 4.0]))
-    monkeypatch.setattr(limits, "gpu_launch_seconds", lambda work: [7.0])
     monkeypatch.setattr(limits, "gpu_gemm", lambda precision, work: [1.0] * (precision == "tf32"))
     found = limits.measure("cuda", TINY)
     assert found == {
         "copy_bytes_per_second": [20, 25],
-        "launches_per_second": [4],
         "gemm_flops_per_second": [],
         "tf32_gemm_flops_per_second": [1.0],
     }

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from benchmarks import counts, timing
@@ -287,21 +286,26 @@ def test_the_ladder_counts_what_is_asked_and_keeps_the_others(monkeypatch, tmp_p
     assert stopped.value.code == 2
     message = "argument --ladder: the last result has another number of nets or images"
     assert capsys.readouterr().err == f"benchmarks.counts: error: {message}\n"
+    with pytest.raises(SystemExit):
+        counts.main(["--out", str(out)])
+    assert "argument --out: only --ladder writes a file" in capsys.readouterr().err
     counts.main(["--ladder", "--nets=3", "--out", str(out)])
     assert json.loads(out.read_text())["nets"] == 3
 
 
 @pytest.mark.full(but="fused")
 @pytest.mark.parametrize("version", ["naive", "im2col", "fused"])
-def test_the_command_prints_a_line_for_each_launch(cuda_device, version, tmp_path, capsys):
+def test_the_command_prints_a_line_for_each_launch(cuda_device, version, monkeypatch, capsys):
     if cuda_device != "emulated":
         pytest.skip("needs the emulator")
-    path = tmp_path / "counts.csv"
-    counts.main(["--nets=2", "--batch=1", f"--version={version}", "--csv", str(path)])
+    count_step, counted = counts.count_step, []
+    monkeypatch.setattr(
+        counts, "count_step", lambda *given: counted.extend(count_step(*given)) or counted
+    )
+    counts.main(["--nets=2", "--batch=1", f"--version={version}"])
     lines = capsys.readouterr().out.splitlines()
-    written = pd.read_csv(path)
     kernels_of = {"naive": "conv_naive_forward", "im2col": "col2im", "fused": "block_forward"}
     kernel = kernels_of[version]
-    assert sum(kernel in line for line in lines) == (written["kernel"] == kernel).sum() > 5
-    assert re.match(rf"{len(written)} launches\. \d+ MB read and written", lines[-1])
-    assert (written[list(Counts._fields)] % 2 == 0).all(axis=None)  # of two nets
+    assert sum(kernel in line for line in lines) == sum(r.kernel == kernel for r in counted) > 5
+    assert re.match(rf"{len(counted)} launches\. \d+ MB read and written", lines[-1])
+    assert all(count % 2 == 0 for row in counted for count in row.counts)  # of two nets
