@@ -132,7 +132,7 @@ random numbers, and augmentation | rng.py augment.py backends/affine.py
 the operations in C: the calls; sums in registers; convolution | backends/ops_cpu.py \
     backends/cpu_convolution.py kernels/tile.h kernels/conv_direct.c
 how kernels are declared, checked, compiled and called | backends/kernel.py backends/cpu.py
-the operations in CUDA; a step in 28 launches of fused blocks | backends/ops_cuda.py \
+the operations in CUDA; in TF32, a step in 28 launches of fused blocks | backends/ops_cuda.py \
     backends/cuda_blocks.py kernels/block.cuh kernels/correlation.cuh kernels/block_forward.cu
 CUDA kernels launched and captured, on a GPU and on the emulator | backends/cuda.py \
     emulator/__init__.py

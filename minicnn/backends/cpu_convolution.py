@@ -1,7 +1,8 @@
-"""Two ways to convolve on a CPU: which kernels in C run, and with what.
+"""Two ways to convolve on a CPU: which kernels in C run, and with which arguments.
 
 Read `Direct` first; it takes any convolution. `Winograd` is faster for 3 x 3 kernels with stride 1
-and whole panels of channels, and leaves the others to `Direct`. Shapes: x (E, B, H, W, Cin), y and
+and whole panels of channels, and leaves the others to `Direct`. A panel is the channels of two
+vectors of the CPU, for example 16 (kernels/tile.h). Shapes: x (E, B, H, W, Cin), y and
 dz (E, B, Ho, Wo, Cout), kernel (E, kh, kw, Cin, Cout), bias (E, Cout); `window` is a
 geometry.Window.
 

@@ -1,8 +1,10 @@
 """The backend with kernels in C: kernels/*.c do the expensive operations, NumPy does the rest.
 
 Each operation below is one or a few calls of kernels. The kernel's file shows how it is computed,
-ops_numpy.py defines what is computed. Arrays are NumPy's. cpu.py makes the calls, and can record a
-step and repeat it.
+ops_numpy.py defines what is computed. Arrays are NumPy's.
+
+`_call` calls a kernel for all nets, `_python` a NumPy function. Both belong to cpu.py, which can
+record the calls of a step and repeat them. Read cpu_convolution.py next.
 """
 
 import contextlib
@@ -125,7 +127,7 @@ class Operations(Backend):
 
     def batch_norm(self, x, gamma, beta, epsilon, mean, variance, y, workspace):
         chunks, terms = slice_workspace(workspace, _batch_norm_layout(x.shape))
-        rest = terms[:, 0]  # (E, C)
+        rest = terms[:, 0]  # (E, C), the rounding error of the mean
         self._call(
             "batch_norm_statistics",
             x=x, **_rows(x.shape), chunks=chunks, mean=mean, variance=variance, rest=rest,

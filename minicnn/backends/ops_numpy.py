@@ -6,8 +6,9 @@ equal), Ho Wo output rows and columns, K = kh*kw*Cin. Activations are (E, B, H, 
 to a layer's output before its activation.
 
 Results are written into arrays of the caller, so that a training step allocates none. An operation
-computes one net after the other, and a few images at a time, so that its data stay in the cache.
-How many depends on the layer only, so a net's result is independent of the other nets.
+computes one net after the other, and a few images at a time, so that its data stay in the cache
+(scratch.py). How many depends on the layer only, so a net's result is independent of the other
+nets.
 
 The docstrings give each operation's loop for one net; `[b, r, c]` are image, row and column.
 backend.py declares the functions that every backend has; devices.py chooses one.

@@ -1,10 +1,12 @@
 """MINICNN_TRACE=1: see what one training step runs, on any device.
 
 Each launch or call of a kernel prints a line to stderr: its file and name, its grid and block (on a
-CPU, for how many nets it is called), and its twin, the function that computes the same in NumPy.
-Operations that run in NumPy print their name. Only the first step of the first net's group prints.
+CPU, for how many nets it is called), and its twin, the function that computes the same in NumPy, in
+ops_numpy.py or in an oracle of the tests. Operations that run in NumPy print their name. A kernel
+that serves several operations names one twin: on a CPU the gradient with respect to x runs
+`correlate`, too, whose twin is `conv2d`. Only the first step of the first net's group prints.
 
-    MINICNN_TRACE=1 python -m minicnn.train --device cpu --limit 640
+    MINICNN_TRACE=1 python -m minicnn.train --device cpu --limit 640 --nets 1 --epochs 1
 """
 
 import contextlib
@@ -22,10 +24,15 @@ class _State(threading.local):
 _state = _State()
 
 
+def is_wanted():
+    """Whether the user asked for a trace."""
+    return os.environ.get("MINICNN_TRACE") == "1"
+
+
 @contextlib.contextmanager
 def printing():
     """Within this context each kernel and each NumPy operation prints a line, if asked for."""
-    if os.environ.get("MINICNN_TRACE") != "1":
+    if not is_wanted():
         yield
         return
     before = sys.getprofile()
@@ -41,7 +48,7 @@ def printing():
 def kernel(where, size, twin):
     """Print a kernel that is about to run: "file: name", its size, and the name of its twin."""
     if _state.printing:
-        print(f"{where:<48} {size:<36} twin: {twin}", file=sys.stderr, flush=True)
+        print(f"{where:<54} {size:<38} twin: {twin}", file=sys.stderr, flush=True)
 
 
 def _numpy_operation(frame, event, _):

@@ -1,4 +1,7 @@
-"""The arrays of the passes over a batch: planned and made once, so that a step allocates none."""
+"""The arrays of the passes over a batch: planned and made once, so that a step allocates none.
+
+A Plan runs the layers one by one. Read backends/backend.py next: it declares the operations `ops`.
+"""
 
 from dataclasses import dataclass
 from math import prod
@@ -39,7 +42,10 @@ class Frame:
 
 
 def make_plan(model, batch, training):
-    """The model's Plan for a batch size, or the backend's own plan if it fuses these layers."""
+    """The model's Plan for a batch size, or the backend's own plan if it fuses these layers.
+
+    Only backends/cuda_blocks.py fuses layers, for products in TF32.
+    """
     network = model.ops.fusion(model.nodes, batch)
     return network.plan(model, batch, training) if network else Plan(model, batch, training)
 
