@@ -124,16 +124,18 @@ def _optional(kind):
 FILES = """
 the command, and every number of a recipe | train.py recipe.py
 training: groups of nets and their votes; the epochs | training/ensemble.py training/trainer.py
-the network: a step, nodes, layers; the arrays of a step | model.py network/stack.py \
-    network/layers.py network/plan.py
-the operations in NumPy: all of them; im2col; strides and padding | backends/ops_numpy.py \
-    backends/im2col.py network/geometry.py
+the network: a step, nodes, layers; the arrays of a step; Adam | model.py network/stack.py \
+    network/layers.py network/plan.py network/optim.py
+what a backend offers, and all of it in NumPy; im2col; strides and padding | \
+    backends/backend.py backends/ops_numpy.py backends/im2col.py network/geometry.py
 random numbers, and augmentation | rng.py augment.py backends/affine.py
 the operations in C: the calls; sums in registers; convolution | backends/ops_cpu.py \
-    backends/cpu_convolution.py kernels/tile.h kernels/conv_direct.c
+    backends/cpu_convolution.py kernels/tile.h kernels/conv_direct.c \
+    kernels/conv_winograd.c
 how kernels are declared, checked, compiled and called | backends/kernel.py backends/cpu.py
 the operations in CUDA; in TF32, a step in 28 launches of fused blocks | backends/ops_cuda.py \
-    backends/cuda_blocks.py kernels/block.cuh kernels/correlation.cuh kernels/block_forward.cu
+    backends/cuda_fusion.py backends/cuda_blocks.py \
+    kernels/block.cuh kernels/correlation.cuh kernels/block_forward.cu
 CUDA kernels launched and captured, on a GPU and on the emulator | backends/cuda.py \
     emulator/__init__.py
 """

@@ -18,7 +18,7 @@ __device__ inline Between between(double position, int length) {
 }
 
 // For each image b of the batch, with i = order[step % steps, b]:
-//     x[b] = augmented(images[i]) / 255,  y[b] = labels[i]
+//     x[b] = augmented(images[i] / 255),  y[b] = labels[i]
 // x (B, H, W), y (B,), order (steps, B). Without `ranges` (see draw_affine) images are not
 // augmented; without `labels` y does not change.
 //

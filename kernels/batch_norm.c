@@ -21,27 +21,29 @@ INLINE void store_doubles(double* to, Vector v, Vector more, int count) {
 // row, then the mean, is subtracted before summing, so that a large mean costs no precision.
 INLINE void chunk_moments(
     const float* x, int rows, int C, const int width, double* mean, double* squares) {
-    Vector first = load_some(x, width), sum[SUMS] = {{0}}, rest[SUMS] = {{0}}, square[SUMS] = {{0}};
+    Vector first = load_some(x, width);
+    Vector sum[SUMS] = {{0}}, deviation[SUMS] = {{0}}, square[SUMS] = {{0}};
     for (int row = 0; row < rows; ++row) {
         sum[row % SUMS] += load_some(x + (size_t)row * C, width) - first;
     }
     Vector from_first = total(sum) / (float)rows;
     for (int row = 0; row < rows; ++row) {
         Vector d = load_some(x + (size_t)row * C, width) - first - from_first;
-        rest[row % SUMS] += d;
+        deviation[row % SUMS] += d;
         square[row % SUMS] += d * d;
     }
-    Vector left = total(rest) / (float)rows;  // rounding error of the mean
-    store_doubles(mean, first, from_first + left, width);
-    store_doubles(squares, total(square) - left * left * (float)rows, (Vector){0}, width);
+    Vector mean_error = total(deviation) / (float)rows;  // rounding error of the mean
+    store_doubles(mean, first, from_first + mean_error, width);
+    Vector around_mean = total(square) - mean_error * mean_error * (float)rows;
+    store_doubles(squares, around_mean, (Vector){0}, width);
 }
 
-// mean and biased variance (C,) of x, and rest (C,), the rounding error of mean. chunks (.., 2, C)
-// is working memory.
+// mean and biased variance (C,) of x, and mean_error (C,): the exact mean minus the mean rounded to
+// float. chunks (.., 2, C) is working memory.
 // Twin: ops_numpy.batch_norm
 KERNEL batch_norm_statistics(
     const float PER_NET x, int rows, int C, int chunk_rows, double PER_NET chunks,
-    float PER_NET mean, float PER_NET variance, float PER_NET rest) {
+    float PER_NET mean, float PER_NET variance, float PER_NET mean_error) {
     int count = divide_up(rows, chunk_rows);
 #pragma omp parallel for if (rows * C >= WORTH_SHARING)
     for (int chunk = 0; chunk < count; ++chunk) {
@@ -67,37 +69,37 @@ KERNEL batch_norm_statistics(
         }
         mean[c] = exact;
         variance[c] = squares / rows;
-        rest[c] = exact - mean[c];
+        mean_error[c] = exact - mean[c];
     }
 }
 
 INLINE void normalize_chunk(
     const float* x, int rows, int C, const int width, const float* gamma, const float* beta,
-    float epsilon, const float* mean, const float* variance, const float* rest, float* y) {
+    float epsilon, const float* mean, const float* variance, const float* mean_error, float* y) {
     Vector center = load_some(mean, width), shift = load_some(beta, width), scale;
     for (int i = 0; i < LANES; ++i) {
         scale[i] = i < width ? gamma[i] / sqrtf(variance[i] + epsilon) : 0;
     }
-    if (rest) shift -= load_some(rest, width) * scale;
+    if (mean_error) shift -= load_some(mean_error, width) * scale;
     for (int row = 0; row < rows; ++row) {
         size_t at = (size_t)row * C;
         store_some(y + at, (load_some(x + at, width) - center) * scale + shift, width);
     }
 }
 
-// y = gamma * (x - (mean + rest)) / sqrt(variance + epsilon) + beta; a null rest is 0.
+// y = gamma * (x - (mean + mean_error)) / sqrt(variance + epsilon) + beta; a null mean_error is 0.
 // Twin: ops_numpy.batch_norm
 KERNEL batch_norm_normalize(
     const float PER_NET x, int rows, int C, int chunk_rows, const float PER_NET gamma,
     const float PER_NET beta, float epsilon, const float PER_NET mean,
-    const float PER_NET variance, MAY_BE_NULL const float PER_NET rest, float PER_NET y) {
+    const float PER_NET variance, MAY_BE_NULL const float PER_NET mean_error, float PER_NET y) {
 #pragma omp parallel for if (rows * C >= WORTH_SHARING)
     for (int first = 0; first < rows; first += chunk_rows) {
         int here = smaller(chunk_rows, rows - first), c = 0;
         size_t at = (size_t)first * C;
 #define NORMALIZE(width) \
     normalize_chunk(x + at + c, here, C, width, gamma + c, beta + c, epsilon, mean + c, \
-                    variance + c, rest ? rest + c : NULL, y + at + c)
+                    variance + c, mean_error ? mean_error + c : NULL, y + at + c)
         for (; c + LANES <= C; c += LANES) NORMALIZE(LANES);
         if (c < C) NORMALIZE(C - c);
     }
@@ -109,17 +111,17 @@ INLINE void chunk_sums(
     const float* x, const float* dy, int rows, int C, const int width, const float* mean,
     double* sums) {
     Vector center = load_some(mean, width), zero = {0};
-    Vector gradient[SUMS] = {{0}}, product[SUMS] = {{0}}, rest[SUMS] = {{0}};
+    Vector gradient[SUMS] = {{0}}, product[SUMS] = {{0}}, deviation[SUMS] = {{0}};
     for (int row = 0; row < rows; ++row) {
         size_t at = (size_t)row * C;
         Vector d = load_some(x + at, width) - center, g = load_some(dy + at, width);
         gradient[row % SUMS] += g;
         product[row % SUMS] += g * d;
-        rest[row % SUMS] += d;
+        deviation[row % SUMS] += d;
     }
     store_doubles(sums, total(gradient), zero, width);
     store_doubles(sums + C, total(product), zero, width);
-    store_doubles(sums + 2 * C, total(rest), zero, width);
+    store_doubles(sums + 2 * C, total(deviation), zero, width);
 }
 
 // dgamma, dbeta (C,), and terms (4, C) such that
@@ -146,19 +148,19 @@ KERNEL batch_norm_gradient_sums(
         if (c < C) chunk_sums(x + at + c, dy + at + c, here, C, C - c, mean + c, to + c);
     }
     for (int c = 0; c < C; ++c) {
-        double gradient = 0, product = 0, rest = 0;
+        double gradient = 0, product = 0, mean_error = 0;
         for (int chunk = 0; chunk < count; ++chunk) {
             const double* sums = chunks + (size_t)chunk * 3 * C + c;
-            gradient += sums[0], product += sums[C], rest += sums[2 * C];
+            gradient += sums[0], product += sums[C], mean_error += sums[2 * C];
         }
-        rest /= rows;
-        product -= rest * gradient;  // as if the exact mean had been subtracted
+        mean_error /= rows;
+        product -= mean_error * gradient;  // as if the exact mean had been subtracted
         double inverse = 1 / sqrt((double)variance[c] + epsilon);
         dbeta[c] = gradient;
         dgamma[c] = product * inverse;
         double a = gamma[c] * inverse, b = -a * inverse * inverse * product / rows;
         terms[c] = a, terms[C + c] = gradient / rows;
-        terms[2 * C + c] = b, terms[3 * C + c] = -b * rest;
+        terms[2 * C + c] = b, terms[3 * C + c] = -b * mean_error;
     }
 }
 

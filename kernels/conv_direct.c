@@ -143,7 +143,7 @@ KERNEL correlate(
     const float PER_NET x, struct Correlation s, const float PER_NET w,
     MAY_BE_NULL const float PER_NET bias, bool relu, float PER_NET y) {
     int panels = divide_up(s.Cout, PANEL), tiles = divide_up(s.Wo, TILE);
-    int together = smaller(larger(TILE / s.Wo, 1), MOST_IMAGES);  // in a tile
+    int together = smaller(larger(TILE / s.Wo, 1), MOST_IMAGES);  // narrow ones share a tile
     int groups = divide_up(s.B, together);
 #pragma omp parallel for schedule(static) if (is_worth_sharing(&s))
     for (int unit = 0; unit < groups * panels * s.Ho; ++unit) {

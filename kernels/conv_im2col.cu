@@ -8,7 +8,7 @@
 #include "convolution.cuh"
 
 // columns (B, Ho, Wo, kh, kw, Cin) from x (B, H, W, Cin), 0 where a tap lies outside:
-//     columns[b, i, j, k, l] = x[b, i * sh + k - top, j * sw + l - left]
+//     columns[b, r, q, k, l] = x[b, r * sh + k - top, q * sw + l - left]
 // One thread per element of `columns`.
 // Twin: ops_numpy.conv2d
 extern "C" __global__ void im2col(PerNet<const float> x, Convolution s, PerNet<float> columns) {

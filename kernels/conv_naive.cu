@@ -8,7 +8,7 @@
 #include "convolution.cuh"
 
 // y = activation(x * kernel + bias), where * is the convolution:
-//     y[b, i, j, n] = activation(bias[n] + sum of x[b, i * sh + k - top, j * sw + l - left, c]
+//     y[b, r, q, n] = activation(bias[n] + sum of x[b, r * sh + k - top, q * sw + l - left, c]
 //                                * kernel[k, l, c, n] over taps k, l and channels c)
 // Twin: ops_numpy.conv2d
 extern "C" __global__ void conv_naive_forward(
@@ -32,8 +32,8 @@ extern "C" __global__ void conv_naive_forward(
 }
 
 // dx from dz, the gradient with respect to y before its activation:
-//     dx[b, h, w, c] = sum of dz[b, i, j, n] * kernel[k, l, c, n] over taps k, l and channels n
-// with i = (h + top - k) / sh and j = (w + left - l) / sw, where they are integers and inside dz.
+//     dx[b, h, w, c] = sum of dz[b, r, q, n] * kernel[k, l, c, n] over taps k, l and channels n
+// with r = (h + top - k) / sh and q = (w + left - l) / sw, where they are integers and inside dz.
 // Twin: ops_numpy.conv2d_input_gradient
 extern "C" __global__ void conv_naive_input_gradient(
     PerNet<const float> dz, PerNet<const float> kernel, Convolution s, PerNet<float> dx) {
@@ -58,8 +58,8 @@ extern "C" __global__ void conv_naive_input_gradient(
 }
 
 // dkernel and dbias; the bias counts as one more row of weights, whose input is always 1:
-//     dkernel[k, l, c, n] = sum of x[b, i * sh + k - top, j * sw + l - left, c] * dz[b, i, j, n]
-//     dbias[n] = sum of dz[b, i, j, n], both over images b and output pixels i, j
+//     dkernel[k, l, c, n] = sum of x[b, r * sh + k - top, q * sw + l - left, c] * dz[b, r, q, n]
+//     dbias[n] = sum of dz[b, r, q, n], both over images b and output pixels r, q
 // Twin: ops_numpy.conv2d_weight_gradient
 extern "C" __global__ void conv_naive_weight_gradient(
     PerNet<const float> x, PerNet<const float> dz, Convolution s, PerNet<float> dkernel,

@@ -35,7 +35,8 @@ typedef struct {
 
 INLINE void compute_tile(const int images, const int pixels, const Tile* t) {
     Vector sum[TILE][2];
-    const float* base[TILE];  // of a pixel, or of the first of three pixels, to save registers
+    // Of the first of each three pixels; the other two are reached from it, which saves registers.
+    const float* base[TILE];
     UNROLL
     for (int m = 0; m < images * pixels; ++m) {
         int b = m / pixels, p = m % pixels;

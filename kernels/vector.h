@@ -5,6 +5,10 @@
 // `float PER_NET x` is an array with one row for each net, `float* x` an array that all nets share;
 // `const` arrays are only read, and MAY_BE_NULL allows None.
 //
+// Shapes in comments are those of one net. B: images of a batch; H, W: rows and columns; Cin, Cout:
+// a convolution's input and output channels; C: channels, where input and output have the same;
+// Ho, Wo: output rows and columns; K = kh * kw * Cin.
+//
 // Vectors are a GCC and Clang extension: arithmetic on them compiles to vector instructions.
 #pragma once
 

@@ -71,14 +71,14 @@ class RandomAffine:
 def affine_transform(images, theta, tx, ty, zx, zy):
     """Rotate, shift and zoom images: bilinear interpolation, edges repeated.
 
-    images (N, H, W, C) float; theta (N,) in degrees; tx, ty (N,) in pixels along columns and rows;
-    zx, zy (N,) factors: above 1 the content shrinks. For each output pixel:
+    images (B, H, W, C) float; theta (B,) in degrees; tx, ty (B,) in pixels along columns and rows;
+    zx, zy (B,) factors: above 1 the content shrinks. For each output pixel:
 
         x, y = column - (W - 1) / 2, row - (H - 1) / 2
         u, v = R(theta) @ (zx * x + tx, zy * y + ty)          R = [[cos, -sin], [sin, cos]]
         output = the image at column u + (W - 1) / 2, row v + (H - 1) / 2
 
-    Returns (N, H, W, C) of the images' dtype. Raises ValueError for wrong shapes or values.
+    Returns (B, H, W, C) of the images' dtype. Raises ValueError for wrong shapes or values.
     Source of the convention: Keras, ImageDataGenerator.
     """
     images = _float_images(images)
@@ -103,6 +103,6 @@ def _float_images(images):
     images = np.ascontiguousarray(images)
     if images.ndim != 4 or 0 in images.shape[1:] or images.dtype.kind != "f":
         raise ValueError(
-            f"images: got shape {images.shape} of {images.dtype}, expected (N, H, W, C) floats"
+            f"images: got shape {images.shape} of {images.dtype}, expected (B, H, W, C) floats"
         )
     return images

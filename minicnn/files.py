@@ -84,10 +84,10 @@ def remove_unfinished(folder):
 def in_use(folder, alone=False):
     """A context in which this process holds a shared lock on a folder.
 
-    With `alone`, the folder must not be locked by any process yet. Raises DataError if it is, and,
-    without `alone`, at a moment in which another process takes its lock. The operating system
-    releases a lock when its process ends. Warns if the file system has no locks; on Windows it does
-    nothing.
+    With `alone`, no process may have locked the folder before; later ones may, without `alone`, as
+    a run's workers do. Raises DataError if the folder is locked, or if another process is just
+    taking the lock with `alone`. The operating system releases a lock when its process ends. Warns
+    if the file system has no locks; on Windows it does nothing.
     """
     if fcntl is None:
         yield

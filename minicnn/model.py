@@ -30,9 +30,9 @@ class Sequential:
 
     layers: a list of layers; input_shape: (H, W, C) or (K,), without nets and batch. The loss is
     softmax cross-entropy, so to be trained the stack must end in activation "softmax". The random
-    numbers of net n depend on (seed, n) only. device: a name in devices.py, or the Operations of
-    backends/ops_cuda.py or ops_cpu.py; dtype: "float32" or "float64"; precision: "float32" or
-    "tf32", that of matrix products; optimizer: an Adam.
+    numbers of net n depend on (seed, n) only. device: a name in devices.py or a Backend
+    (backends/backend.py), such as the Operations of ops_cuda.py or ops_cpu.py; dtype: "float32" or
+    "float64"; precision: "float32" or "tf32", that of matrix products; optimizer: an Adam.
     Raises ValueError that names the argument.
     """
 

@@ -31,7 +31,7 @@ _scratch = threading.local()
 
 
 def threshold(rate):
-    """Dropout keeps an element if its word is at least this: the rate as a fraction of 2^32."""
+    """rate * 2^32, rounded: dropout keeps an element if its random word is at least this."""
     return min(round(rate * 2**32), 2**32 - 1)
 
 

@@ -4,15 +4,16 @@ Three backends follow this declaration: ops_numpy.py, a module of plain function
 kernels in C; ops_cuda.py, with kernels in CUDA. devices.py chooses one. ops_numpy.py defines what
 each operation computes; the signatures below are the same everywhere.
 
-Shapes: E nets, B images of a batch (N of a data set), H W rows and columns, Cin Cout channels,
-Ho Wo output rows and columns, K = kh*kw*Cin. `...` stands for the axes of any layer's output.
+Shapes: E nets, B images of a batch (N of a data set), H W rows and columns, Cin Cout channels (C
+where they are equal), Ho Wo output rows and columns, K = kh*kw*Cin, or the inputs of a dense layer.
+`...` stands for the axes of any layer's output.
 
 - An operation writes its results into arrays of the caller, and allocates none.
 - dx is the gradient of the loss with respect to x; dz is the one with respect to a layer's output
   before its activation.
 - `window` is a geometry.Window.
-- `workspace` is an array of bytes, as many as the operation's `..._workspace` returns. Its content
-  does not outlive the operation. The sizes there are those of one call.
+- `workspace` is an array of bytes, as many as the operation's `..._workspace` returns for the sizes
+  of the call. Its content does not outlive the operation.
 - `step`, an integer, and `learning_rate`, a float64, are arrays of one element on the device, so
   that a captured step reads their current values.
 """
@@ -63,7 +64,9 @@ class Backend(Protocol):
     # ---- the batch -----------------------------------------------------------------------------
 
     def load_batch(self, images, labels, order, ranges, seed, nets, step, x, y):
-        """images (N, H, W), labels (N,), order (E, steps, B) -> x (E, B, H, W, 1), y (E, B)."""
+        """images (N, H, W), labels (N,) or None, order (E, steps, B), ranges (2, 5) or None
+        -> x (E, B, H, W, 1) and, unless labels is None, y (E, B).
+        """
 
     # ---- activations, in place -----------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from ..network.plan import batch_layout
 from ..network.stack import views, weights_layout
 from . import cuda_tiles
 
-_SUM_LENGTH = 1024  # gradients that a thread block of sum_parts adds up
+_SUM_LENGTH = 1024  # elements of a gradient that a thread block of sum_parts adds up
 
 
 class _Parts(NamedTuple):
@@ -32,7 +32,7 @@ class _Parts(NamedTuple):
 
 
 def arrays_layout(network, nodes, nets, batch, training, dtype):
-    """{key: (shape, dtype)} of every array of BlockArrays, so that its memory is known before."""
+    """{key: (shape, dtype)} of every array of BlockArrays, to know its memory beforehand."""
     layout = batch_layout(nodes, nets, batch, dtype)
     layout["output"] = (nets, batch, *nodes[-1].output_shape), dtype
     shapes = [(nets, batch, *block.convolution.output_shape) for block in network.blocks]
@@ -149,7 +149,7 @@ def _block_moments(network, nodes, row):
 
 
 def _word_bounds(network, batch):
-    """Where each block's dropout bits begin in a net's row of words; the last is its length."""
+    """Where each block's dropout bits begin in a net's row of words, and the length of the row."""
     bounds = [0]
     for block in network.blocks:
         bits = batch * prod(block.convolution.output_shape) if block.drop.rate else 0

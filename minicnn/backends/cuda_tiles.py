@@ -1,10 +1,10 @@
 """How the kernels of fused blocks split their work: for each layer and pass, a choice by a model.
 
 A tile is some rows of an image, or several images. A thread block computes one tile after another.
-The model estimates the time of each possible tile from counts: multiplications, bytes of shared
-memory, instructions, bytes from the cache, and the thread blocks that a multiprocessor holds at a
-time (while one waits for memory, others multiply). The memory traffic is the same for all tiles, so
-the model leaves it out.
+The model estimates the time of each possible tile from counts: multiplications, bytes read from
+shared memory, instructions, bytes from the cache, and the thread blocks that a multiprocessor holds
+at a time (while one waits for memory, others multiply). The memory traffic is the same for all
+tiles, so the model leaves it out.
 
 The choice depends on the layer and the batch alone, because the tiles determine the bits of the
 result. So the model assumes a fixed GPU, about an H200, and a fixed number of nets. All tiles fit
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 # ---- constants of the kernels: the same as in block.cuh, correlation.cuh and others
 CHUNK, PITCH, WARP = 32, 40, 32
-TAPS_IN_MEMORY = 4  # correlation.cuh holds the weights of two taps as copied, of two arranged
+TAPS_IN_MEMORY = 4  # taps whose weights correlation.cuh holds: two as copied, two arranged
 STATISTICS, SUMS, PIVOTED = 3, 2, 4
 FIRST_THREADS, FIRST_ROWS = 256, 9  # block_first.cu
 HEAD_THREADS = 512
@@ -82,8 +82,9 @@ class TiledLaunch(NamedTuple):
 class Axis(NamedTuple):
     """The rows, or the columns, of the results that meet the same taps: a phase, or all.
 
-    Result i of the axis is at `first` + i times the kernel's step. It meets the `taps` source
-    positions from i * stride + start on; position k has tap weight + k * weight_step of the kernel.
+    Result i is at first + i * step, where step is the stride of the gradient_window in an input
+    gradient, else 1. It meets the `taps` source positions from i * stride + start on; position k
+    has tap weight + k * weight_step of the kernel.
     """
 
     first: int
@@ -176,7 +177,7 @@ def _axes(window):
 
 
 def _tiles(axes, batch):
-    """Every _Tile that may be the best: heights that divide an image evenly, or several images."""
+    """Every _Tile that may be the best: bands of nearly equal height, or several whole images."""
     rows, columns = (max(axis.count for axis in of) for of in axes)
     for height in sorted({ceil(rows / bands) for bands in range(1, rows + 1)}):
         for images in range(1, min(batch, MOST_IMAGES) + 1) if height == rows else [1]:
@@ -235,7 +236,8 @@ def _correlation(form, tile, wide, axes, image, size):
     """One way to launch a correlation, with `wide` warps along the filters; None if too big."""
     groups, splits = form
     phases = prod(map(len, axes))
-    # Many phases are those of a gradient_window with one tap each: each gets its own thread blocks.
+    # More phases than this occur where a phase has one tap (gradient_window). They are small, so
+    # each gets its own thread blocks.
     phase_groups = phases if phases > MOST_PHASES else 1
     pixel_warps = ceil(tile.pixels / (8 * groups))
     warps, width = pixel_warps * wide * splits, wide * WARP
@@ -394,8 +396,8 @@ def _first(window, channels, filters, batch, blocks_y, sums, at_once):
     """Every TiledLaunch of a kernel of block_first.cu that fits.
 
     More rows per tile are better, because these kernels are limited by memory. sums: elements of
-    shared memory for the sums of each thread along the pixels; at_once: thread blocks per
-    multiprocessor.
+    shared memory for the sums of a lane, that is, of the threads that compute the same pixels.
+    at_once: thread blocks per multiprocessor.
     """
     launches = []
     if filters > 4 * FIRST_THREADS:

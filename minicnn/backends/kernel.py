@@ -101,9 +101,10 @@ class Program:
 
     @cached_property
     def twins(self):
-        """{kernel: twin}, the function that computes the same in NumPy, as "ops_numpy.conv2d".
+        """{kernel: twin}, the NumPy function of the operation that the kernel belongs to.
 
-        It is in the line `// Twin: ops_numpy.conv2d` directly above the kernel.
+        The line `// Twin: ops_numpy.conv2d` directly above a kernel names it. A module whose name
+        ends in _oracles is in tests/.
         """
         found = re.findall(r"^// Twin: ([\w.]+)\n" + _DECLARATION, self.text, re.MULTILINE)
         return {name: twin for twin, name in found}
@@ -161,7 +162,7 @@ def _parameter(path, declaration, structs):
 class Driver:
     """Makes arrays and launches kernels: cuda.Cuda on a GPU, emulator.Emulator on a CPU.
 
-    A driver has a `name`; whether it `has_tf32`; `empty`, `zeros`, `to_device`, `to_host`, `copy`,
+    A driver has `name`; `has_tf32`, a bool; `empty`, `zeros`, `to_device`, `to_host`, `copy`,
     `free_memory`, `session` and `capture` of backend.py; `address(array)`; `compile(program)`,
     whose result is the `code` of a Launch; and `run(launch)`.
     """
@@ -252,7 +253,7 @@ def bind_arguments(where, parameters, arguments, address):
             stride = 0 if argument is None else argument.strides[0] // argument.itemsize
             values.append(np.array((data, stride), _PER_NET))
             if argument is not None and nets not in (None, len(argument)):
-                raise ValueError(f"{at}: got {len(argument)} nets, beside {nets} in others")
+                raise ValueError(f"{at}: got {len(argument)} nets, expected {nets} as before")
             nets = nets if argument is None else len(argument)
     return nets, values, arrays
 

@@ -127,21 +127,22 @@ class Operations(Backend):
 
     def batch_norm(self, x, gamma, beta, epsilon, mean, variance, y, workspace):
         chunks, terms = slice_workspace(workspace, _batch_norm_layout(x.shape))
-        rest = terms[:, 0]  # (E, C), the rounding error of the mean
+        mean_error = terms[:, 0]  # (E, C), the rounding error of the mean
         self._call(
             "batch_norm_statistics",
-            x=x, **_rows(x.shape), chunks=chunks, mean=mean, variance=variance, rest=rest,
+            x=x, **_rows(x.shape), chunks=chunks,
+            mean=mean, variance=variance, mean_error=mean_error,
         )  # fmt: skip
-        self._normalize(x, gamma, beta, epsilon, mean, variance, rest, y)
+        self._normalize(x, gamma, beta, epsilon, mean, variance, mean_error, y)
 
     def batch_norm_inference(self, x, gamma, beta, epsilon, mean, variance, y):
         self._normalize(x, gamma, beta, epsilon, mean, variance, None, y)
 
-    def _normalize(self, x, gamma, beta, epsilon, mean, variance, rest, y):
+    def _normalize(self, x, gamma, beta, epsilon, mean, variance, mean_error, y):
         self._call(
             "batch_norm_normalize",
             x=x, **_rows(x.shape), gamma=gamma, beta=beta, epsilon=epsilon,
-            mean=mean, variance=variance, rest=rest, y=y,
+            mean=mean, variance=variance, mean_error=mean_error, y=y,
         )  # fmt: skip
 
     def batch_norm_backward(
@@ -222,7 +223,7 @@ def _rows(shape):
 
 
 def _batch_norm_layout(shape):
-    """Working memory for x of a shape (E, ..., C): the chunks' sums, and `rest` or `terms`."""
+    """Working memory for x (E, ..., C): the chunks' sums, and `mean_error` or `terms`."""
     E, C, sizes = shape[0], shape[-1], _rows(shape)
     chunks = -(-sizes["rows"] // sizes["chunk_rows"])
     return [((E, chunks, 3, C), np.float64), ((E, 4, C), np.float32)]

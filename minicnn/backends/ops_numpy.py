@@ -1,9 +1,9 @@
 """The reference backend: every operation of the library in plain NumPy.
 
 Shapes: E nets, B images of a batch, H W rows and columns, Cin Cout channels (C where they are
-equal), Ho Wo output rows and columns, K = kh*kw*Cin. Activations are (E, B, H, W, C), kernels
-(E, kh, kw, Cin, Cout). dx is the gradient of the loss with respect to x; dz is the one with respect
-to a layer's output before its activation.
+equal), Ho Wo output rows and columns, K = kh*kw*Cin, or the inputs of a dense layer. Activations
+are (E, B, H, W, C), kernels (E, kh, kw, Cin, Cout). dx is the gradient of the loss with respect to
+x; dz is the one with respect to a layer's output before its activation.
 
 Results are written into arrays of the caller, so that a training step allocates none. An operation
 computes one net after the other, and a few images at a time, so that its data stay in the cache
@@ -197,7 +197,8 @@ def conv2d(x, kernel, bias, window, activation, y, workspace=None):
         for i, j in kh x kw:  z[b, r, c] += x[b, r*sh + i - top, c*sw + j - left] @ kernel[i, j]
         y = activation(z + bias)
 
-    x is 0 outside the image; sh, sw are the window's strides and top, left its padding `before`.
+    bias is (E, Cout). x is 0 outside the image; sh, sw are the window's strides and top, left its
+    padding `before`.
     """
     Wo, Cout = y.shape[3:]
     for e in range(len(y)):
@@ -237,8 +238,9 @@ def conv2d_input_gradient(dz, kernel, window, dx, workspace=None):
         for b, r, c in B x Ho x Wo, i, j in kh x kw:
             dx[b, r*sh + i - top, c*sw + j - left] += kernel[i, j] @ dz[b, r, c]
 
-    This sum is computed without scattering. The strides split dx into sh*sw interleaved grids
-    (geometry.Phase). Each is a convolution of the padded dz with some of the taps in reverse order.
+    Positions outside dx are left out. The sum is computed without scattering: the strides split dx
+    into sh*sw interleaved grids (geometry.Phase), and each is a convolution of the padded dz with
+    some of the taps in reverse order.
     """
     sh, sw = window.strides
     Cin = dx.shape[-1]
@@ -531,7 +533,7 @@ def softmax_cross_entropy(logits, labels, loss, correct, dlogits):
 
 
 def accumulate(loss, correct, sums):
-    """sums (E, 3) float64 += a step's loss (E,), its correct (E,), and 1 while all were finite.
+    """sums (E, 3) float64 += loss (E,), correct (E,), and 1 while the sum of the losses is finite.
 
     So the third sum counts the steps before the first whose loss is not finite.
     """

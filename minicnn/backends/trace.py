@@ -1,10 +1,11 @@
 """MINICNN_TRACE=1: see what one training step runs, on any device.
 
 Each launch or call of a kernel prints a line to stderr: its file and name, its grid and block (on a
-CPU, for how many nets it is called), and its twin, the function that computes the same in NumPy, in
-ops_numpy.py or in an oracle of the tests. Operations that run in NumPy print their name. A kernel
-that serves several operations names one twin: on a CPU the gradient with respect to x runs
-`correlate`, too, whose twin is `conv2d`. Only the first step of the first net's group prints.
+CPU, for how many nets it is called), and its twin, the NumPy function of the operation that it
+belongs to: in ops_numpy.py or, for fused blocks, in tests/block_oracles.py. A kernel that serves
+several operations names one twin: on a CPU the gradient with respect to x runs `correlate`, too,
+whose twin is `conv2d`. Operations that run in NumPy print their name. Only the first step of the
+first net's group prints.
 
     MINICNN_TRACE=1 python -m minicnn.train --device cpu --limit 640 --nets 1 --epochs 1
 """

@@ -66,7 +66,7 @@ extern "C" void __tsan_func_exit() {}
 // loads belong to operations that end in an exchange (shim.h); only the exchange is counted.
 #define FETCH_HOOK(bits, type, name)                                                      \
     extern "C" type __tsan_atomic##bits##_##name(volatile type* a, type v, int) {         \
-        report(a, sizeof v, Access::atomic, CODE);                                          \
+        report(a, sizeof v, Access::atomic, CODE);                                        \
         return __atomic_##name(a, v, __ATOMIC_RELAXED);                                   \
     }
 #define ATOMIC_HOOKS(bits, type)                                                          \
@@ -75,15 +75,15 @@ extern "C" void __tsan_func_exit() {}
     FETCH_HOOK(bits, type, fetch_and)                                                     \
     FETCH_HOOK(bits, type, fetch_or)                                                      \
     extern "C" type __tsan_atomic##bits##_exchange(volatile type* a, type v, int) {       \
-        report(a, sizeof v, Access::atomic, CODE);                                          \
+        report(a, sizeof v, Access::atomic, CODE);                                        \
         return __atomic_exchange_n(a, v, __ATOMIC_RELAXED);                               \
     }                                                                                     \
     extern "C" type __tsan_atomic##bits##_load(const volatile type* a, int) {             \
-        report(a, sizeof *a, Access::atomic, CODE, false);                                  \
+        report(a, sizeof *a, Access::atomic, CODE, false);                                \
         return __atomic_load_n(a, __ATOMIC_RELAXED);                                      \
     }                                                                                     \
     static type exchange_if(volatile type* a, type expected, type v, const void* code) {  \
-        report(a, sizeof v, Access::atomic, code);                                          \
+        report(a, sizeof v, Access::atomic, code);                                        \
         __atomic_compare_exchange_n(a, &expected, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED); \
         return expected;                                                                  \
     }                                                                                     \

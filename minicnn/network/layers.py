@@ -82,10 +82,11 @@ class Layer:
 class Conv2D(Layer):
     """Convolution of images (H, W, Cin) with Cout = `filters` kernels, then bias, then activation.
 
-        y[i, j, o] = activation(bias[o] + sum over rows r, columns c and input channels n of
-                                x[i*s + r - top, j*s + c - left, n] * kernel[r, c, n, o])
+        y[r, c] = activation(bias + sum over i in range(kh), j in range(kw) of
+                                    x[r*sh + i - top, c*sw + j - left] @ kernel[i, j])
 
-    s is the stride; top and left are the padding (geometry.Window). Convention: Keras's Conv2D.
+    sh, sw are the strides; top, left are the padding before (geometry.Window). Convention: Keras's
+    Conv2D.
     """
 
     def __init__(self, filters, kernel_size, strides=1, padding="valid", activation="linear"):
@@ -213,10 +214,10 @@ class Dropout(Layer):
 class MaxPooling2D(Layer):
     """The maximum under a window of `pool_size`, per channel. Padding is never the maximum.
 
-        y[i, j, c] = max of x[i*s + r - top, j*s + k - left, c]
-                     over rows r and columns k of the window
+        y[r, c] = max over i in range(kh), j in range(kw) of x[r*sh + i - top, c*sw + j - left]
 
-    s is the stride: the window's size unless given.
+    kh, kw are `pool_size`; sh, sw are the strides, kh, kw unless given; top, left are the padding
+    before (geometry.Window).
     """
 
     def __init__(self, pool_size=2, strides=None, padding="valid"):

@@ -1,4 +1,4 @@
 """Train nets and write their files: epochs, worker processes, checkpoints and the run folder.
 
-Read trainer.py first, then ensemble.py and workers.py.
+Read ensemble.py first, then trainer.py, then workers.py.
 """

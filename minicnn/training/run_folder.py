@@ -126,7 +126,10 @@ def write_outputs(job, trained, draw=True):
     if not draw:
         return
     if not drawing.available():
-        print("no figures without matplotlib: pip install matplotlib", file=sys.stderr)
+        print(
+            'no figures, because matplotlib is missing: pip install "minicnn[figures]"',
+            file=sys.stderr,
+        )
         return
     figures.write_all(
         folder / "figures",

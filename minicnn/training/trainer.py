@@ -83,7 +83,7 @@ class Trainer:
         self.sums = self.ops.zeros((len(nets), 3), np.float64)
         self.seconds = 0.0  # time spent in the epoch so far
         self.history = []
-        self.diverged = {}  # {net: (epoch, step)} where its loss or a weight became not finite
+        self.diverged = {}  # {net: (epoch, step)} where its loss or a weight stopped being finite
         self.graph = job.graph
         around_first = trace.printing if nets[0] == recipe.first_net else contextlib.nullcontext
         self._run_step = CapturedStep(self.ops, job.graph, around_first)

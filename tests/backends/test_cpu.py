@@ -254,7 +254,7 @@ SIZES |= dict.fromkeys(("top", "left", "y_first", "y_image", "y_row", "y_pixel")
         ({"s": {"B": 1}}, TypeError, r"s: got \['B'\], expected \['B', 'Cin', "),
         ({"s": {**SIZES, "B": 2**31}}, ValueError, "s: .*expected integers of 32 bits"),
         ({"relu": 1}, TypeError, "relu: got 1, expected a number of bool"),
-        ({"y": FLOATS[:1]}, ValueError, "y: got 1 nets, beside 2 in others"),
+        ({"y": FLOATS[:1]}, ValueError, "y: got 1 nets, expected 2 as before"),
         ({"y": READ_ONLY}, ValueError, "y: got a read-only array, which the kernel writes to"),
         ({"y": None}, TypeError, "y: got None, expected an array of float32"),
     ],

@@ -150,7 +150,7 @@ FLOATS = np.zeros((E, 12), np.float32)
         ({"x": FLOATS.reshape(E, 3, 4).transpose(0, 2, 1)}, ValueError, "x: got strides"),
         ({"x": FLOATS[:, ::2]}, ValueError, "x: got strides .*contiguous"),
         ({"x": np.float32(1).reshape(())}, ValueError, "x: got a number, expected an array with"),
-        ({"y": np.zeros((3, 12), np.float32)}, ValueError, "y: got 3 nets, beside 2"),
+        ({"y": np.zeros((3, 12), np.float32)}, ValueError, "y: got 3 nets, expected 2"),
         ({"factor": np.ones(4)[::2]}, ValueError, "factor: got strides"),
         ({"factor": 1.0}, TypeError, "factor: got 1.0, expected an array of float64"),
         (
