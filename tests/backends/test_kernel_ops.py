@@ -234,6 +234,7 @@ shapes = st.tuples(
 @example(SHAPES[3], 2)
 @example(SHAPES[4], 3)
 @example(SHAPES[5], 4)
+@example((1, 1, 1, 2, 2), 1)  # two rows that differ little
 def test_operations_are_numpys_in_float64(kernel_ops, operation, shape, seed):
     case = make_case(operation, np.random.default_rng(seed), *shape)
     expected = case.run(ops_numpy, dtype=np.float64)
@@ -242,7 +243,8 @@ def test_operations_are_numpys_in_float64(kernel_ops, operation, shape, seed):
         if array.dtype.kind != "f":
             np.testing.assert_array_equal(array, expected[name], err_msg=name)
         elif operation.startswith("batch_norm_backward") and np.prod(shape[1:4]) < 3:
-            size = np.linalg.norm(case.inputs["dy"])  # dx is only rounding error
+            # dx is only rounding error, unless epsilon exceeds the variance of two rows.
+            size = max(np.linalg.norm(case.inputs["dy"]), np.linalg.norm(expected[name]))
             assert np.linalg.norm(array - expected[name]) <= 1e-5 * size, name
         else:
             assert relative(array, expected[name]) < 1e-5, name
