@@ -183,6 +183,8 @@ class Worker:
         self._channel = _CONTEXT.RawArray("q", 2)
         self._reported = 0
         self._process = self._sender = None
+        # A thread may clean up after the process at the moment when another one closes it.
+        self._closing = threading.RLock()
 
     def start(self, task):
         """Start a task; its (result, error) arrives through `connection`."""
@@ -229,21 +231,24 @@ class Worker:
 
     def reap(self):
         """Clean up after a process that died. Returns the progress that its task had reported."""
-        self._process.kill()  # its pipe is closed, but the process may not have ended yet
-        self.close()
+        with self._closing:
+            if self._process is not None:
+                self._process.kill()  # its pipe is closed, but it may not have ended yet
+            self.close()
         return self._reported
 
     def close(self):
         """End the process after its current task, and wait until it has ended."""
-        if self._process is None or self._process.pid is None:
-            return
-        if self._sender.ident is not None:
-            self._sender.join()
-        with suppress(OSError):
-            self.connection.send(None)
-        self._process.join()
-        self.connection.close()
-        self._process = None
+        with self._closing:
+            if self._process is None or self._process.pid is None:
+                return
+            if self._sender.ident is not None:
+                self._sender.join()
+            with suppress(OSError):
+                self.connection.send(None)
+            self._process.join()
+            self.connection.close()
+            self._process = None
 
 
 @contextmanager
