@@ -8,6 +8,7 @@ splits a training set for each net.
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,32 @@ _EXPECTED = (
     f"Kaggle's train.csv (optional: test.csv), or MNIST's {_IDX[0]} and {_IDX[1]}"
     f" (optional: {_IDX[2]} and {_IDX[3]}), each plain or .gz"
 )
+
+
+DIGITS = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as it was understood: images, labels, and the names of the classes.
+
+    Images are uint8, (N, H, W) in grey or (N, H, W, C) in C > 1 channels. Labels are integers from
+    0: label k is the class named classes[k]. What a source has not is None.
+    """
+
+    x_train: np.ndarray | None
+    y_train: np.ndarray | None
+    x_test: np.ndarray | None
+    y_test: np.ndarray | None
+    classes: tuple = DIGITS
+    description: str = ""  # one line, such as "60,000 images 28x28, 10 classes 0..9"
+    test_ids: tuple | None = None  # the name of the id column, and the id of each test image
+
+
+def load(source, progress=True):
+    """The DataSet of a source: see load_data. Raises DataError."""
+    (x_train, y_train), (x_test, y_test) = load_data(source, progress)
+    return DataSet(x_train, y_train, x_test, y_test)
 
 
 def load_data(source, progress=True):
