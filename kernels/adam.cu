@@ -32,11 +32,12 @@ extern "C" __global__ void adam(
         float weight[BATCH], gradient[BATCH], moment_1[BATCH], moment_2[BATCH];
 #pragma unroll
         for (int k = 0; k < BATCH; ++k) {
-            int i = min(first + (batch + k) * int(blockDim.x), P - 1);
-            weight[k] = w.row()[i];
-            gradient[k] = g.row()[i];
-            moment_1[k] = m.row()[i];
-            moment_2[k] = v.row()[i];
+            int i = first + (batch + k) * int(blockDim.x);
+            bool exists = i < P;
+            weight[k] = exists ? w.row()[i] : 0.0f;
+            gradient[k] = exists ? g.row()[i] : 0.0f;
+            moment_1[k] = exists ? m.row()[i] : 0.0f;
+            moment_2[k] = exists ? v.row()[i] : 0.0f;
         }
 #pragma unroll
         for (int k = 0; k < BATCH; ++k) {

@@ -196,7 +196,7 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                 int at[GROUPS], first = opaque(own_pixel + row);
 #pragma unroll
                 for (int j = 0; j < GROUPS; ++j) {
-                    int pixel = first + j * 8 < here ? first + j * 8 : 0;
+                    int pixel = min(first + j * 8, here - 1);  // past the last: its results are unused
                     int line = by_columns.quotient(pixel), which = by_height.quotient(line);
                     line -= which * height;
                     int place = which * t.image_pitch + line * pass.stride * t.row_pitch;
