@@ -16,6 +16,7 @@ from functools import partial
 from random import Random
 
 import numpy as np
+from fuzz_images import ImageFile
 
 LONGEST = 1 << 15  # bytes of an input; gzip makes at most 1,032 times as many of them
 LONGEST_TEXT = 3 << 19  # bytes of a file that a mutation decompresses or makes: two blocks of CSV
@@ -365,4 +366,4 @@ def check_arrays(images, labels, labelled):
         assert labels is None
 
 
-READERS = {"csv": Csv, "idx": Idx, "checkpoint": Checkpoint}
+READERS = {"csv": Csv, "idx": Idx, "image": ImageFile, "checkpoint": Checkpoint}

@@ -115,7 +115,7 @@ def _read(path):
 def _broken(path, error):
     if type(error).__name__ == "UnidentifiedImageError":
         return DataError(f"{path}: got another kind of file, expected a PNG or JPEG image")
-    text = str(error) or type(error).__name__
+    text = str(error).rstrip(".") or type(error).__name__
     return DataError(f"{path}: cannot be decoded: {text}, expected a whole PNG or JPEG image")
 
 

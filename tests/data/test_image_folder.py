@@ -5,16 +5,10 @@ import os
 import sys
 import tracemalloc
 import zlib
-from random import Random
 
-import fuzz
 import numpy as np
 import PIL.Image
 import pytest
-from digit_files import fuzzing
-from fuzz_images import ImageFile
-from hypothesis import given
-from hypothesis import strategies as st
 
 from minicnn.data import image_files, image_folder
 from minicnn.data.image_files import read_images
@@ -536,23 +530,3 @@ def test_images_take_their_own_memory_only(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 1.3 * data.x_train.nbytes
-
-
-# ---- fuzzing -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def reader(tmp_path):
-    reader = ImageFile(tmp_path)
-    fuzz.outcome(reader, reader.seeds()[0])
-    return reader
-
-
-@fuzzing(300)
-@given(seed=st.integers(0, 1 << 32), times=st.integers(1, 4))
-def test_a_damaged_image_is_accepted_or_refused(reader, seed, times):
-    random = Random(seed)
-    content = random.choice(reader.seeds())
-    for _ in range(times):
-        content = reader.mutate(content, random)
-    fuzz.outcome(reader, content)
