@@ -50,14 +50,14 @@ __device__ __forceinline__ void resample(
 // a position, but only once from memory: __ldg reads through a cache that is larger than an image.
 // Twin: ops_numpy.load_batch
 extern "C" __global__ void load_batch(
-    const unsigned char* images, MAY_BE_NULL const unsigned short* labels, PerNet<const int> order,
-    int steps, int B, int H, int W, int C, MAY_BE_NULL const float* ranges, unsigned seed,
-    PerNet<const long long> nets, unsigned stream, const long long* step, PerNet<float> x,
-    PerNet<long long> y) {
+    MAY_BE_LARGE const unsigned char* images, MAY_BE_NULL const unsigned short* labels,
+    PerNet<const int> order, int steps, int B, int H, int W, int C,
+    MAY_BE_NULL const float* ranges, unsigned seed, PerNet<const long long> nets, unsigned stream,
+    const long long* step, PerNet<float> x, PerNet<long long> y) {
     __shared__ Map map[1];
     int b = blockIdx.x;
     int index = order.row()[int(step[0] % steps) * B + b];
-    const unsigned char* image = images + index * H * W * C;
+    const unsigned char* image = images + (long long)index * (H * W * C);
     float* result = x.row() + b * H * W * C;
 
     if (threadIdx.x == 0) {  // once per image: sine and cosine in double are slow
