@@ -5,6 +5,7 @@ import io
 import zlib
 
 import numpy as np
+from fuzz_mutations import noise
 
 # Marks of JPEG that are worth to insert: another image, tables, scans, restarts, metadata.
 MARKS = [b"\xff" + bytes([mark]) for mark in (*range(0xC0, 0xE3), 0xEE, 0xFE, 0x01)]
@@ -28,7 +29,7 @@ class ImageFile:
 
     def mutate(self, content, random):
         if random.random() < 0.3:
-            return _noise(content, random)
+            return noise(content, random)
         if content[:4] == b"\x89PNG":
             return _mutate_png(content, random)
         place, size = random.randrange(len(content) + 1), random.randrange(1, 9)
@@ -68,12 +69,6 @@ def _encoded(image, kind, **options):
     return buffer.getvalue()
 
 
-def _noise(content, random):
-    from fuzz_readers import noise  # noqa: PLC0415  that module imports this one
-
-    return noise(content, random)
-
-
 def _mutate_png(content, random):
     """A PNG after a change of a chunk, whose checksum is then right."""
     chunks, place = [], 8
@@ -103,7 +98,7 @@ def _mutate_png(content, random):
         case 6 if name == b"IDAT":
             chunks[i : i + 1] = [[name, zlib.compress(random.randbytes(random.randrange(300)))]]
         case _:
-            chunks[i : i + 1] = [[name, _noise(body, random)]]
+            chunks[i : i + 1] = [[name, noise(body, random)]]
     return content[:8] + b"".join(
         len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
         for name, body in chunks

@@ -7,13 +7,13 @@ promises the size of the others. A fault raises DataError, which names the file.
 import io
 import os
 import warnings
+from math import prod
 
 import numpy as np
 
 from ..files import DataError
-from ..machine import free_memory
+from .sources import check_memory, check_size, size_text
 
-MAX_SIDE = 1024  # rows or columns of an image
 MAX_BYTES = 1 << 24  # of a file: more than the largest image takes without compression
 ENDINGS = ".png", ".jpg", ".jpeg"
 OTHER_ENDINGS = ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".heic", ".avif", ".jp2"
@@ -63,13 +63,7 @@ def in_colour(images):
 
 def _room(path, count, shape):
     """An empty array for `count` images. Raises DataError if they do not fit the memory."""
-    size, free = count * int(np.prod(shape, dtype=np.int64)), free_memory()
-    if free is not None and size > free:
-        text = "x".join(map(str, shape))
-        raise DataError(
-            f"{path}: {count:,} images of {text} are too large for memory: got {size:,} bytes,"
-            f" expected no more than the {free:,} that are free"
-        )
+    check_memory(f"{path}, the first of {count:,} images {size_text(shape)}", count * prod(shape))
     return np.empty((count, *shape), np.uint8)
 
 
@@ -83,9 +77,10 @@ def _decode(path, expected):
         shape = image.height, image.width
     except Exception as error:
         raise _broken(path, error) from None
-    if max(shape) > MAX_SIDE or (expected and shape != expected):
-        wanted = "{}x{}, as the others".format(*expected) if expected else f"sides up to {MAX_SIDE}"
-        raise DataError(f"{path}: image size: got {shape[0]}x{shape[1]}, expected {wanted}")
+    check_size(path, 1, shape)
+    if expected and shape != expected:
+        got, wanted = size_text(shape), size_text(expected)
+        raise DataError(f"{path}: image size: got {got}, expected {wanted} as of the first image")
     try:
         image.load()
         opaque = _is_opaque(image)

@@ -7,20 +7,20 @@ The folders' names are those of the classes. image_files.py reads the files.
 
 import os
 import re
+from dataclasses import replace
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..files import DataError, brief, printable
+from ..files import DataError, printable
 from . import image_files
-from .load import DataSet
+from .labels import MAX_CLASSES, Labels
+from .sources import MAX_IMAGES, Part
 
-MAX_IMAGES = 2_000_000
-MAX_CLASSES = 1000
 _LONGEST_NAME = 100  # characters of a class
-_PARTS = {  # what a folder is for, by the letters of its name
+_ROLES = {  # what a folder is for, by the letters of its name
     **dict.fromkeys(("train", "training", "trainset", "trainingset"), "train"),
     **dict.fromkeys(("test", "testing", "testset", "testingset"), "test"),
     **dict.fromkeys(("val", "valid", "validation", "validationset"), "validation"),
@@ -28,7 +28,7 @@ _PARTS = {  # what a folder is for, by the letters of its name
 
 
 def read_image_folder(folder, need_train=True):
-    """Read the DataSet of a folder of class folders; None if the folder has no such layout.
+    """Read (training Part, test Part) of a folder of class folders; None if it has no such layout.
 
     The training set is in a folder `train` (or training, trainingSet, ...), the test set in `test`.
     A folder `val` (or valid, validation) is the test set if there is no other; else it is not used.
@@ -36,36 +36,37 @@ def read_image_folder(folder, need_train=True):
     lie in it without class folders; they then have no labels. Each of these folders, and `folder`
     itself, may have its content in a folder of its own.
 
-    Images come from the classes in turn. test_ids are the paths of the test images in the test
-    folder. Hidden files, and files whose names do not end as those of images, are ignored. Without
-    `need_train` only the test set is read: the test folder, or `folder` if there is no training
-    folder either. Its classes are those of the training folder, or its own. Raises DataError.
+    Images come from the classes in turn. The ids of test images are their paths in the test folder.
+    Hidden files, and files whose names do not end as those of images, are ignored. The test Part is
+    None if there are no test images. Without `need_train` the training Part is None, and without a
+    training folder `folder` is the test folder. Raises DataError.
     """
     top = _inner(_open(Path(folder), os.path.realpath(folder)))
-    parts = _parts(top)
-    train, test = parts.get("train"), parts.get("test", parts.get("validation"))
-    if not parts and need_train:
+    roles = _roles(top)
+    train, test = roles.get("train"), roles.get("test", roles.get("validation"))
+    if not roles and need_train:
         train = top if _has_classes(top) else None
-    elif not parts:
+    elif not roles:
         test = top if top.images or _has_classes(top) else None
     if not (train if need_train else test or train):
         return None
     image_files.check_pillow(folder)
-    classes = _classes(train) if train else _classes(test) if test.folders else ()
-    x_train, y_train, x_test, y_test, ids = [None] * 5
-    if need_train:
-        x_train, y_train = _read_labelled(_class_files(train, classes), len(classes))
-    if test:
-        shape = x_train.shape[1:3] if need_train else None
-        files = _test_files(test, train, classes)
-        x_test, y_test = _read_labelled(files, len(classes), shape)
-        ids = "file", "label", tuple(_id(path, test) for path, _ in files)
-    if need_train and test and x_train.ndim != x_test.ndim:
-        x_train, x_test = image_files.in_colour(x_train), image_files.in_colour(x_test)
-    unused = parts["validation"].path.name if {"test", "validation"} <= parts.keys() else ""
-    images = x_train if need_train else x_test
-    about = "" if images is None else _description(images, classes, unused)
-    return DataSet(x_train, y_train, x_test, y_test, classes, about, ids)
+    notes = ("from image files",)
+    if {"test", "validation"} <= roles.keys():
+        notes += (f"{roles['validation'].path.name} is not used",)
+    classes = tuple((train or test).folders)
+    of_train = _part(train, _class_files(train), classes, notes) if need_train else None
+    if test is None:
+        return of_train, None
+    files = _class_files(test, is_test=True) if test.folders else _files(test)
+    of_test = _part(test, files, classes, notes, of_train)
+    ids = tuple(printable(Path(path).relative_to(test.path).as_posix()) for path, _ in files)
+    of_test = replace(of_test, ids=("file", ids))
+    if of_train and of_train.images.ndim != of_test.images.ndim:
+        of_train, of_test = (
+            replace(part, images=image_files.in_colour(part.images)) for part in (of_train, of_test)
+        )
+    return of_train, of_test
 
 
 class _Folder(NamedTuple):
@@ -127,126 +128,95 @@ def _order(name):
 # ---- which folder is for what --------------------------------------------------------------------
 
 
-def _part(name):
-    return _PARTS.get(re.sub("[^a-z]", "", name.lower()))
+def _role(name):
+    return _ROLES.get(re.sub("[^a-z]", "", name.lower()))
 
 
-def _inner(folder, part=None):
+def _inner(folder, role=None):
     """The folder with the content of `folder`, which may be its only folder."""
     if folder.images or len(folder.folders) != 1:
         return folder
     child = folder.child(folder.folders[0])
-    named = _part(child.path.name)
-    is_inner = (child.folders or named == part) if part else (child.folders and not named)
+    named = _role(child.path.name)
+    is_inner = (child.folders or named == role) if role else (child.folders and not named)
     return child if is_inner else folder
 
 
 def _has_classes(folder):
-    """Whether there are images in folders in it that are not named like parts."""
-    names = (name for name in folder.folders if not _part(name))
+    """Whether there are images in folders in it that are not named by a role."""
+    names = (name for name in folder.folders if not _role(name))
     return any(folder.child(name).images for name in islice(names, MAX_CLASSES))
 
 
-def _parts(top):
+def _roles(top):
     """{"train", "test" or "validation": the _Folder}; empty if these names are those of classes."""
-    parts = {}
+    roles = {}
     for name in sorted([*top.folders, *top.faults], key=_order):
-        if part := _part(name):
+        if role := _role(name):
             if name in top.faults:
                 raise DataError(top.faults[name])
-            folder = _inner(top.child(name), part)
-            if part in parts:
-                names = f"{parts[part].path} and {folder.path}"
-                raise DataError(f"{top.path}: got {names}, expected one folder for {part}")
-            if _has_classes(folder) or (folder.images and part != "train"):
-                parts[part] = folder
-    return parts if "train" in parts or not _has_classes(top) else {}
+            folder = _inner(top.child(name), role)
+            if role in roles:
+                names = f"{roles[role].path} and {folder.path}"
+                raise DataError(f"{top.path}: got {names}, expected one folder for {role}")
+            if _has_classes(folder) or (folder.images and role != "train"):
+                roles[role] = folder
+    return roles if "train" in roles or not _has_classes(top) else {}
 
 
 # ---- files and labels ----------------------------------------------------------------------------
 
 
-def _classes(folder):
-    """The names of the classes. Raises DataError."""
-    names = tuple(folder.folders)
-    if not 2 <= len(names) <= MAX_CLASSES:
-        got = f"{len(names):,} class folder" + "s" * (len(names) != 1)
-        raise DataError(f"{folder.path}: got {got}, expected 2 to {MAX_CLASSES:,}")
-    for name in names:
-        if not name.isprintable() or len(name) > _LONGEST_NAME:
-            raise DataError(
-                f"{folder.path / name}: expected a class name of up to {_LONGEST_NAME} printable"
-                " characters"
-            )
-    return names
+def _class_files(folder, is_test=False):
+    """[(path, number of the class folder)] of the images in class folders, each class in turn.
 
-
-def _class_files(folder, classes, may_lack=False):
-    """[(path, class number)] of the images in class folders, from each class in turn."""
+    Raises DataError for anything else in there; class folders of a test set may be empty, or few.
+    """
     _check(folder)
+    count, least = len(folder.folders), 1 if is_test else 2
+    if not least <= count <= MAX_CLASSES:
+        got = f"{count:,} class folder" + "s" * (count != 1)
+        raise DataError(f"{folder.path}: got {got}, expected {least} to {MAX_CLASSES:,}")
     if folder.images:
         raise DataError(
             f"{folder.path / folder.images[0]}: got an image beside class folders,"
             " expected it in one of them"
         )
-    columns, count = [], 0
-    for number, name in enumerate(classes):
-        child = folder.child(name) if name in folder.folders else None
-        if child is None:
-            continue
-        _check(child)
+    columns = []
+    for number, name in enumerate(folder.folders):
+        child = folder.child(name)
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise DataError(
+                f"{child.path}: expected a class name of up to {_LONGEST_NAME} printable characters"
+            )
         if child.folders:
             raise DataError(
                 f"{child.path / child.folders[0]}: got a folder in a class folder, expected images"
             )
-        if not child.images and not may_lack:
+        if not child.images and not is_test:
             raise DataError(f"{child.path}: got no images, expected PNG or JPEG files")
-        columns.append([(os.path.join(child.path, image), number) for image in child.images])
-        count += len(child.images)
-        if count > MAX_IMAGES:
+        columns.append([(path, number) for path, _ in _files(child)])
+        if sum(map(len, columns)) > MAX_IMAGES:
             raise _too_many(folder.path)
     return [file for row in zip_longest(*columns) for file in row if file]
 
 
-def _test_files(test, train, classes):
-    """[(path, class number or None)] of the test images."""
-    if not test.folders:
-        _check(test)
-        return [(os.path.join(test.path, image), None) for image in test.images]
-    for name in test.folders:
-        if name not in classes:
-            raise DataError(
-                f"{test.path / name}: got a class that {train.path} has not,"
-                f" expected one of {_classes_text(classes)}"
-            )
-    return _class_files(test, classes, may_lack=True)
+def _files(folder):
+    """[(path, None)] of the images in a folder."""
+    _check(folder)
+    return [(os.path.join(folder.path, image), None) for image in folder.images]
 
 
-def _read_labelled(files, count, shape=None):
-    """Images and labels (or None) of [(path, class number or None)], of `count` classes."""
-    images = image_files.read_images([path for path, _ in files], shape)
-    if files[0][1] is None:
-        return images, None
-    return images, np.array([n for _, n in files], np.uint8 if count <= 256 else np.uint16)
-
-
-def _id(path, test):
-    return printable(Path(path).relative_to(test.path).as_posix())
+def _part(folder, files, classes, notes, train=None):
+    """The Part of a folder with these files; its images have the size of those of `train`."""
+    shape = train.images.shape[1:3] if train else None
+    images, labels = image_files.read_images([path for path, _ in files], shape), None
+    if folder.folders:
+        places = tuple(str(folder.path / name) for name in folder.folders)
+        codes = np.array([number for _, number in files], np.uint16)
+        labels = Labels(codes, tuple(folder.folders), places, classes)
+    return Part(folder.path, images, labels, notes=notes)
 
 
 def _too_many(path):
     return DataError(f"{path}: got more than {MAX_IMAGES:,} images, expected at most so many")
-
-
-def _classes_text(classes):
-    return f"{len(classes):,} classes {brief(classes[0], 20)}..{brief(classes[-1], 20)}"
-
-
-def _description(images, classes, unused):
-    size, notes = "x".join(map(str, images.shape[1:])), []
-    if classes:
-        notes.append(_classes_text(classes))
-    notes.append("from image files")
-    if unused:
-        notes.append(f"{unused} is not used")
-    return ", ".join([f"{len(images):,} images {size}", *notes])

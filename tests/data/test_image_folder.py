@@ -10,9 +10,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from minicnn.data import image_files, image_folder
+from minicnn.data import image_files, image_folder, sources
 from minicnn.data.image_files import read_images
 from minicnn.data.image_folder import read_image_folder
+from minicnn.data.load import load, load_test
 from minicnn.files import DataError
 
 
@@ -33,10 +34,10 @@ def tree(folder, *names, shape=(5, 4)):
     return {name: save(folder / name, noise(*shape, seed=seed)) for seed, name in enumerate(names)}
 
 
-def fault(folder, **options):
+def fault(folder):
     """The message of the DataError, one printable line that names the folder."""
     with pytest.raises(DataError) as caught:
-        read_image_folder(folder, **options)
+        load(folder)
     message = str(caught.value)
     assert message.startswith(str(folder)) and message.isprintable()
     return message.removeprefix(str(folder)).lstrip("/")
@@ -51,9 +52,9 @@ SPLIT = "train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png"
 def test_a_folder_with_training_and_test_images(tmp_path):
     images = tree(tmp_path, "train/cat/2.png", "train/dog/1.jpg", "train/cat/10.png")
     images |= tree(tmp_path, "test/dog/x.png", "test/cat/y.png", "test/cat/z.PNG")
-    data = read_image_folder(tmp_path)
+    data = load(tmp_path)
     assert data.classes == ("cat", "dog")
-    assert data.description == "3 images 5x4, 2 classes cat..dog, from image files"
+    assert data.description == "3 images 5x4, 2 classes cat, dog, from image files"
     assert data.y_train.tolist() == [0, 1, 0] and data.y_test.tolist() == [0, 1, 0]
     assert {array.dtype for array in (data.x_train, data.y_train, data.y_test)} == {np.dtype("u1")}
     cats = [images["train/cat/2.png"], images["train/cat/10.png"]]
@@ -66,22 +67,22 @@ def test_a_folder_with_training_and_test_images(tmp_path):
 
 def test_only_class_folders_are_a_training_set(tmp_path):
     images = tree(tmp_path, "b/1.png", "a/1.png", shape=(3, 6, 3))
-    data = read_image_folder(tmp_path)
+    data = load(tmp_path)
     np.testing.assert_array_equal(data.x_train, [images["a/1.png"], images["b/1.png"]])
     assert data.x_train.shape == (2, 3, 6, 3) and data.y_train.tolist() == [0, 1]
-    assert data.description == "2 images 3x6x3, 2 classes a..b, from image files"
+    assert data.description == "2 images 3x6x3, 2 classes a, b, from image files"
     assert (data.x_test, data.y_test, data.test_ids) == (None, None, None)
 
 
 def test_classes_with_numbers_are_in_their_order(tmp_path):
     names = ["0", "1", "2", "9", "10", "a2", "a10", "b"]
     tree(tmp_path, *(f"training/{name}/1.png" for name in reversed(names)))
-    assert read_image_folder(tmp_path).classes == tuple(names)
+    assert load(tmp_path).classes == tuple(names)
 
 
 def test_more_than_256_classes_have_labels_of_16_bits(tmp_path):
     tree(tmp_path, *(f"{name}/1.png" for name in range(257)), shape=(1, 1))
-    data = read_image_folder(tmp_path)
+    data = load(tmp_path)
     assert data.y_train.dtype == np.uint16 and data.y_train.tolist() == list(range(257))
 
 
@@ -103,21 +104,21 @@ def test_more_than_256_classes_have_labels_of_16_bits(tmp_path):
 )
 def test_folders_that_people_have(tmp_path, names):
     tree(tmp_path, *names)
-    data = read_image_folder(tmp_path)
+    data = load(tmp_path)
     assert data.classes == ("0", "1") and data.y_train.tolist() == [0, 1]
     assert data.y_test.tolist() == [1]
 
 
 def test_a_validation_folder_beside_a_test_folder_is_not_used_and_that_is_said(tmp_path):
     tree(tmp_path, *SPLIT, "valid/a/1.png", "valid/c/1.png")
-    data = read_image_folder(tmp_path)
+    data = load(tmp_path)
     assert data.classes == ("a", "b") and len(data.x_test) == 2
     assert data.description.endswith("from image files, valid is not used")
 
 
 def test_test_images_without_class_folders_have_no_labels_and_the_order_of_their_numbers(tmp_path):
     images = tree(tmp_path, *SPLIT[:2], *(f"test/img_{i}.png" for i in (10, 9, 1)))
-    data = read_image_folder(tmp_path)
+    data = load(tmp_path)
     assert data.y_test is None
     names = "img_1.png", "img_9.png", "img_10.png"
     assert data.test_ids == ("file", "label", names)
@@ -126,13 +127,13 @@ def test_test_images_without_class_folders_have_no_labels_and_the_order_of_their
 
 def test_classes_may_be_named_like_parts(tmp_path):
     tree(tmp_path, "car/1.png", "train/1.png", "test/1.png")
-    data = read_image_folder(tmp_path)
+    data = load(tmp_path)
     assert data.classes == ("car", "test", "train") and data.x_test is None
 
 
 def test_images_come_from_the_classes_in_turn(tmp_path):
     tree(tmp_path, *(f"a/{i}.png" for i in range(4)), "b/1.png", "c/1.png", "c/2.png")
-    assert read_image_folder(tmp_path).y_train.tolist() == [0, 1, 2, 0, 2, 0, 0]
+    assert load(tmp_path).y_train.tolist() == [0, 1, 2, 0, 2, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -160,13 +161,13 @@ def test_hidden_and_other_files_are_ignored(tmp_path):
             (tmp_path / folder / name).write_bytes(b"\0")
     for name in ("__MACOSX", ".ipynb_checkpoints"):
         tree(tmp_path, f"{name}/1.png", f"train/{name}/1.png", f"train/a/{name}/1.png")
-    data = read_image_folder(tmp_path)
+    data = load(tmp_path)
     assert data.classes == ("a", "b") and len(data.x_train) == len(data.x_test) == 2
 
 
 def test_names_with_spaces_and_letters_of_any_language(tmp_path):
     tree(tmp_path, "über gut/ein Bild.png", "木/二.png")
-    assert read_image_folder(tmp_path).classes == ("über gut", "木")
+    assert load(tmp_path).classes == ("über gut", "木")
 
 
 # ---- only the test images ------------------------------------------------------------------------
@@ -175,31 +176,32 @@ def test_names_with_spaces_and_letters_of_any_language(tmp_path):
 def test_the_test_images_alone_have_the_training_folders_classes(tmp_path):
     tree(tmp_path, "train/a/1.png", "train/b/1.png", "train/c/1.png", "test/c/1.png")
     (tmp_path / "train/a/1.png").write_bytes(b"is not read")
-    data = read_image_folder(tmp_path, need_train=False)
+    data = load_test(tmp_path)
     assert data.x_train is None and data.y_train is None
     assert data.classes == ("a", "b", "c") and data.y_test.tolist() == [2]
-    assert data.description == "1 images 5x4, 3 classes a..c, from image files"
+    assert data.description == "1 images 5x4, 3 classes a, b, c, from image files"
 
 
 @pytest.mark.parametrize("folder", ["test", "."])
 def test_test_images_need_no_training_folder(tmp_path, folder):
     tree(tmp_path, f"{folder}/a/1.png", f"{folder}/b/1.png")
-    data = read_image_folder(tmp_path, need_train=False)
+    data = load_test(tmp_path)
     assert data.classes == ("a", "b") and data.y_test.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("folder", ["test", "."])
 def test_test_images_need_no_classes(tmp_path, folder):
     tree(tmp_path, f"{folder}/1.png", f"{folder}/2.png")
-    data = read_image_folder(tmp_path, need_train=False)
-    assert data.classes == () and data.y_test is None and data.x_test.shape == (2, 5, 4)
+    data = load_test(tmp_path)
+    assert data.y_test is None and data.x_test.shape == (2, 5, 4)
     assert data.description == "2 images 5x4, from image files"
     assert data.test_ids[2] == ("1.png", "2.png")
 
 
 def test_a_training_folder_alone_has_no_test_images(tmp_path):
     tree(tmp_path, *SPLIT[:2])
-    assert read_image_folder(tmp_path, need_train=False).x_test is None
+    with pytest.raises(DataError, match="found no test images"):
+        load_test(tmp_path)
 
 
 # ---- kinds of images -----------------------------------------------------------------------------
@@ -275,7 +277,7 @@ def test_training_and_test_images_have_the_same_channels(tmp_path):
         for label in "ab":
             save(tmp_path / grey / label / "1.png", GREY)
             save(tmp_path / colour / label / "1.png", COLOUR)
-        data = read_image_folder(tmp_path)
+        data = load(tmp_path)
         assert data.x_train.shape == data.x_test.shape == (2, 6, 7, 3)
         assert data.description.startswith("2 images 6x7x3")
         for path in tmp_path.rglob("*.png"):
@@ -309,11 +311,13 @@ def test_other_kinds_are_refused(tmp_path, image, options, expected):
 def test_another_size_is_refused_before_decoding(tmp_path, monkeypatch):
     tree(tmp_path, *SPLIT)
     save(tmp_path / "train/b/1.png", noise(4, 5))
-    expected = "train/b/1.png: image size: got 4x5, expected 5x4, as the others"
+    expected = "train/b/1.png: image size: got 4x5, expected 5x4 as of the first image"
     assert fault(tmp_path) == expected
     save(tmp_path / "train/b/1.png", noise(5, 4))
     save(tmp_path / "test/a/1.png", noise(5, 5))
-    assert fault(tmp_path) == "test/a/1.png: image size: got 5x5, expected 5x4, as the others"
+    assert (
+        fault(tmp_path) == "test/a/1.png: image size: got 5x5, expected 5x4 as of the first image"
+    )
 
 
 def png(width, height, data=b"", depth=8, colour=0):
@@ -356,7 +360,7 @@ def test_decompression_bombs_take_little_memory(tmp_path, name):
     tracemalloc.start()
     try:
         if expected == "":  # what follows the image is not decompressed
-            assert not read_image_folder(tmp_path).x_train[1].any()
+            assert not load(tmp_path).x_train[1].any()
         else:
             message = fault(tmp_path)
             assert message.startswith("b/1.png: ") and (expected or "expected") in message
@@ -370,17 +374,19 @@ def test_the_first_image_has_a_largest_size(tmp_path):
     save(path, np.zeros((1024, 1), np.uint8))
     assert read_images([path]).shape == (1, 1024, 1)
     save(path, np.zeros((1, 1025), np.uint8))
-    with pytest.raises(DataError, match=r"1x1025, expected sides up to 1024$"):
+    with pytest.raises(DataError, match=r"1 x 1025, expected sides of 1 to 1024$"):
         read_images([path])
 
 
 def test_images_that_do_not_fit_the_memory_are_refused(tmp_path, monkeypatch):
     tree(tmp_path, "a/1.png", "b/1.png")
-    monkeypatch.setattr(image_files, "free_memory", lambda: 39)
+    monkeypatch.setattr(sources, "free_memory", lambda: 39)
     message = fault(tmp_path)
-    assert "2 images of 5x4 are too large for memory: got 40 bytes, expected no more" in message
-    monkeypatch.setattr(image_files, "free_memory", lambda: 40)
-    assert len(read_image_folder(tmp_path).x_train) == 2
+    assert (
+        "the first of 2 images 5x4: too large for memory: got 40 bytes, expected no more" in message
+    )
+    monkeypatch.setattr(sources, "free_memory", lambda: 40)
+    assert len(load(tmp_path).x_train) == 2
 
 
 @pytest.mark.parametrize(
@@ -414,7 +420,7 @@ def test_a_truncated_file_is_refused_at_any_length(tmp_path, kind):
 
 def test_a_class_that_the_training_set_has_not(tmp_path):
     tree(tmp_path, *SPLIT, "test/c/1.png")
-    expected = f"test/c: got a class that {tmp_path}/train has not, expected one of 2 classes a..b"
+    expected = "test/c: got 'c', expected one of 2 classes a, b"
     assert fault(tmp_path) == expected
 
 
@@ -442,7 +448,7 @@ def test_bad_layouts_are_named(tmp_path, names, expected):
 def test_a_class_without_test_images_is_fine_and_one_without_training_images_is_not(tmp_path):
     tree(tmp_path, *SPLIT)
     (tmp_path / "test/b/1.png").unlink()
-    assert read_image_folder(tmp_path).y_test.tolist() == [0]
+    assert load(tmp_path).y_test.tolist() == [0]
     (tmp_path / "train/b/1.png").unlink()
     assert fault(tmp_path) == "train/b: got no images, expected PNG or JPEG files"
 
@@ -450,7 +456,7 @@ def test_a_class_without_test_images_is_fine_and_one_without_training_images_is_
 def test_too_many_classes_or_images_are_refused(tmp_path, monkeypatch):
     tree(tmp_path, "a/1.png", "a/2.png", "b/1.png", "c/1.png")
     monkeypatch.setattr(image_folder, "MAX_IMAGES", 4)
-    assert len(read_image_folder(tmp_path).x_train) == 4
+    assert len(load(tmp_path).x_train) == 4
     monkeypatch.setattr(image_folder, "MAX_IMAGES", 3)
     assert fault(tmp_path).endswith("got more than 3 images, expected at most so many")
     monkeypatch.setattr(image_folder, "MAX_IMAGES", 1)
@@ -488,7 +494,7 @@ def test_links_within_the_folder_are_followed(tmp_path):
     link(folder / "train/b/2.png", folder / "train/a/1.png")
     link(folder / "train/c", "a")
     link(tmp_path / "link", folder)
-    assert read_image_folder(tmp_path / "link").y_train.tolist() == [0, 1, 2, 1]
+    assert load(tmp_path / "link").y_train.tolist() == [0, 1, 2, 1]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -508,7 +514,8 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    assert fault(tmp_path) == "train/b: cannot be read: Permission denied"
+    with pytest.raises(DataError, match=r"train/b: cannot be read: Permission denied$"):
+        read_image_folder(tmp_path)
 
 
 def test_without_pillow_one_line_says_how_to_install_it(tmp_path, monkeypatch):
@@ -522,10 +529,10 @@ def test_without_pillow_one_line_says_how_to_install_it(tmp_path, monkeypatch):
 def test_images_take_their_own_memory_only(tmp_path):
     for i in range(200):
         save(tmp_path / str(i % 2) / f"{i}.png", noise(64, 64, seed=i))
-    read_image_folder(tmp_path)  # imports
+    load(tmp_path)  # imports
     tracemalloc.start()
     try:
-        data = read_image_folder(tmp_path)
+        data = load(tmp_path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
