@@ -133,8 +133,8 @@ class Zip:
         self.paths[0].write_bytes(content)
         data = self._load(self.paths[0])
         files = members(content)
-        if any("/" in name or not name.isprintable() for name in files):
-            return  # a folder's own files come first; in an archive all are equal
+        if not files or any("/" in name or not name.isprintable() for name in files):
+            return  # another member is damaged; or a folder's own files would come first
         shutil.rmtree(self._unpacked, ignore_errors=True)
         self._unpacked.mkdir()
         for name, file in files.items():
