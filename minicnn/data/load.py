@@ -19,6 +19,7 @@ from .csv_files import read_csv
 from .download import FILES, fetch_mnist
 from .folders import contents, find_files, npz_files
 from .idx_files import is_idx, read_idx_pair
+from .image_folder import read_image_folder
 from .labels import DIGITS, Labels, class_numbers, classes_of, classes_text
 from .npz_files import read_npz
 from .sources import READABLE, File, Part, members, size_text, sort_of
@@ -145,7 +146,7 @@ def _read(path, need_train, shape):
         found = find_files(parent, need_train, wanted=path.name)
         if found:
             return _read_set(found, need_train, shape)
-    raise DataError(f"{path}: No such file or directory; expected {READABLE}")
+    raise DataError(f"{path}: No such file or directory; expected a folder with {READABLE}")
 
 
 def _read_folder(folder, need_train, shape):
@@ -153,6 +154,8 @@ def _read_folder(folder, need_train, shape):
         return _read_set(found, need_train, shape)
     if len(arrays := npz_files(folder)) == 1:
         return read_npz(arrays[0], need_train)
+    if parts := read_image_folder(folder, need_train):
+        return parts
     if found := find_files(folder, need_train):
         return _read_set(found, need_train, shape)
     raise DataError(f"{folder}: found {contents(folder)}; expected {READABLE}")

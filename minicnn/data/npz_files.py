@@ -32,7 +32,7 @@ def read_npz(path, need_train=True):
 
     The test Part is None if the file has none; without `need_train` the training Part is None.
     """
-    files = {file.member.removesuffix(".npy"): file for file in members(path)}
+    files = {file.member[:-4]: file for file in members(path) if file.member.endswith(".npy")}
     train = _read_part(files, "train") if need_train else None
     test = _read_part(files, "test")
     if train is None and (need_train or test is None):
