@@ -9,6 +9,7 @@ import zipfile
 from random import Random
 
 import numpy as np
+from fuzz_images import ImageFile
 from fuzz_mutations import JSON, WORDS, deflate, idx, noise
 from fuzz_readers import Csv, Idx, check_arrays
 
@@ -266,4 +267,7 @@ class Checkpoint:
         self._checkpoint.concatenate([chosen])
 
 
-READERS = {"csv": Csv, "idx": Idx, "npz": Npz, "zip": Zip, "checkpoint": Checkpoint}
+READERS = {
+    **{"csv": Csv, "idx": Idx, "npz": Npz, "zip": Zip, "image": ImageFile},
+    "checkpoint": Checkpoint,
+}
