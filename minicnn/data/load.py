@@ -158,8 +158,6 @@ def _read_folder(folder, need_train, shape):
         return parts
     if found := find_files(folder, need_train):
         return _read_set(found, need_train, shape)
-    if found := read_image_folder(folder, need_train):
-        return found
     raise DataError(f"{folder}: found {contents(folder)}; expected {READABLE}")
 
 
