@@ -77,18 +77,21 @@ class Npz:
         """Read an input, and compare the arrays with those that NumPy reads."""
         self.paths[0].write_bytes(content)
         parts = self._read_npz(self.paths[0])
-        with np.load(self.paths[0], allow_pickle=False) as arrays:
-            for part, name in zip(parts, ("train", "test"), strict=True):
-                if part is None:
-                    continue
-                check_arrays(part, name == "train")
-                images = arrays[f"x_{name}"]
-                if images.dtype.kind == "f":
-                    images = np.rint(images.astype("f8") * 255)
-                assert np.array_equal(part.images.reshape(images.shape), images), "other pixels"
-                if part.labels is not None:
-                    names = [int(part.labels.names[code]) for code in part.labels.codes]
-                    assert names == arrays[f"y_{name}"].reshape(-1).tolist(), "other labels"
+        for part, name in zip(parts, ("train", "test"), strict=True):
+            if part is None:
+                continue
+            check_arrays(part, name == "train")
+            images = self._array(f"x_{name}")
+            if images.dtype.kind == "f":
+                images = np.rint(images.astype("f8") * 255)
+            assert np.array_equal(part.images.reshape(images.shape), images), "other pixels"
+            if part.labels is not None:
+                names = [int(part.labels.names[code]) for code in part.labels.codes]
+                assert names == self._array(f"y_{name}").reshape(-1).tolist(), "other labels"
+
+    def _array(self, name):
+        with zipfile.ZipFile(self.paths[0]) as archive:
+            return np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
 
 
 class Zip:
@@ -134,8 +137,8 @@ class Zip:
         self.paths[0].write_bytes(content)
         data = self._load(self.paths[0])
         files = members(content)
-        if any("/" in name or not name.isprintable() for name in files):
-            return  # a folder's own files come first; in an archive all are equal
+        if not files or any("/" in name or not name.isprintable() for name in files):
+            return  # another member is damaged; or a folder's own files would come first
         shutil.rmtree(self._unpacked, ignore_errors=True)
         self._unpacked.mkdir()
         for name, file in files.items():

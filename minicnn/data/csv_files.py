@@ -23,6 +23,7 @@ _SAMPLE = 200  # lines that show which column is the label
 _LABEL_NAMES = {"label", "labels", "class", "target"}
 _ID_NAMES = {"id", "imageid", "image_id"}  # a submission has this column
 _INDEX_NAMES = {"", "index", "unnamed: 0"}  # pandas writes them; they say nothing
+_MOST_EXTRA = 4  # columns of such names
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,9})")
 
 
@@ -167,6 +168,11 @@ class _Layout:
         self.ids = next((n for n, name in enumerate(named) if name in _ID_NAMES), None)
         extra = {n for n, name in enumerate(named) if name in _ID_NAMES | _INDEX_NAMES}
         extra -= {self.label}
+        if len(extra) > _MOST_EXTRA:
+            raise DataError(
+                f"{self._where}: got {len(extra)} columns without a name or with one such as id,"
+                f" expected at most {_MOST_EXTRA}"
+            )
         self.notes = ()
         if self.label is None:
             extra |= self._find_label(sorted(set(range(len(fields))) - extra), training)

@@ -146,7 +146,7 @@ def _read(path, need_train, shape):
         found = find_files(parent, need_train, wanted=path.name)
         if found:
             return _read_set(found, need_train, shape)
-    raise DataError(f"{path}: No such file or directory; expected {READABLE}")
+    raise DataError(f"{path}: No such file or directory; expected a folder with {READABLE}")
 
 
 def _read_folder(folder, need_train, shape):
@@ -154,10 +154,10 @@ def _read_folder(folder, need_train, shape):
         return _read_set(found, need_train, shape)
     if len(arrays := npz_files(folder)) == 1:
         return read_npz(arrays[0], need_train)
+    if parts := read_image_folder(folder, need_train):
+        return parts
     if found := find_files(folder, need_train):
         return _read_set(found, need_train, shape)
-    if found := read_image_folder(folder, need_train):
-        return found
     raise DataError(f"{folder}: found {contents(folder)}; expected {READABLE}")
 
 

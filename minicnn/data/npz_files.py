@@ -20,9 +20,10 @@ _PARTS = {  # the names of the images and of the labels: Keras's, and MedMNIST's
 _PIECE = 1 << 18  # values converted at a time
 _LONGEST_HEADER = 4096
 # Source: NumPy Enhancement Proposal 1. Python 2 wrote lengths as 60000L.
+_LENGTH = r"(?:0|[1-9]\d{0,11})L?"
 _HEADER = re.compile(
-    r"\{'descr': '([<>|][a-zA-Z]\d{1,4})', 'fortran_order': (True|False), "
-    r"'shape': \(((?:\d{1,12}L?(?:, |,)?){0,6})\),? ?\}\s*"
+    r"\{'descr': '([<>|](?:[ui][1248]|f[248]))', 'fortran_order': (True|False), "
+    rf"'shape': \(((?:{_LENGTH}, ?)+(?:{_LENGTH})?)\),? ?\}}[ \n]*"
 )
 
 
@@ -31,7 +32,7 @@ def read_npz(path, need_train=True):
 
     The test Part is None if the file has none; without `need_train` the training Part is None.
     """
-    files = {file.member.removesuffix(".npy"): file for file in members(path)}
+    files = {file.member[:-4]: file for file in members(path) if file.member.endswith(".npy")}
     train = _read_part(files, "train") if need_train else None
     test = _read_part(files, "test")
     if train is None and (need_train or test is None):
@@ -61,7 +62,7 @@ def _read_part(files, part):
 def _read_images(file):
     with file.opened() as stream:
         dtype, shape, fortran = _header(file, stream)
-        if len(shape) not in (3, 4) or dtype.kind not in "uif":
+        if len(shape) not in (3, 4):
             raise DataError(
                 f"{file}: got {dtype.name} of shape {shape}, expected images (N, H, W) or"
                 " (N, H, W, C), uint8 or floats from 0 to 1"
@@ -79,7 +80,7 @@ def _read_images(file):
 def _read_labels(file, count, images_name):
     with file.opened() as stream:
         dtype, shape, _ = _header(file, stream)
-        if shape not in ((count,), (count, 1)) or dtype.kind not in "uif":
+        if shape not in ((count,), (count, 1)):
             raise DataError(
                 f"{file}: got {dtype.name} of shape {shape}, expected a whole number for each of"
                 f" the {count} images in {images_name}"
@@ -103,17 +104,15 @@ def _read_labels(file, count, images_name):
 def _header(file, stream):
     """(dtype, shape, whether in Fortran's order) of an .npy stream, read up to its values."""
     start = stream.read(8)
-    length = int.from_bytes(stream.read(2 if start[6:7] == b"\1" else 4), "little")
+    length = int.from_bytes(stream.read(2 if start[6:] == b"\1\0" else 4), "little")
     text = stream.read(min(length, _LONGEST_HEADER)).decode("latin-1")
-    found = _HEADER.fullmatch(text) if start[:6] == b"\x93NUMPY" else None
+    versions = [b"\x93NUMPY%b\0" % version for version in (b"\1", b"\2", b"\3")]
+    found = _HEADER.fullmatch(text) if start in versions and len(text) == length else None
     if found is None:
-        got = "Python objects (pickled)" if "'|O'" in text else "another header"
+        got = "Python objects (pickled)" if "'descr': '|O'" in text else "something else"
         raise DataError(f"{file}: got {got}, expected an array of numbers as NumPy writes it")
-    descr, order, lengths = found.groups()
-    shape = tuple(int(length) for length in re.findall(r"\d+", lengths))
-    if descr[1:] not in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"):
-        raise DataError(f"{file}: got values of type {descr!r}, expected uint8, integers or floats")
-    return np.dtype(descr), shape, order == "True"
+    shape = tuple(int(length) for length in re.findall(r"\d+", found[3]))
+    return np.dtype(found[1]), shape, found[2] == "True"
 
 
 def _pieces(file, stream, dtype, count):

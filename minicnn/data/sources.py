@@ -119,12 +119,12 @@ def members(path):
     """The files in a zip archive, in the order of their names. Raises DataError."""
     try:
         with open(path, "rb") as file, _opened_archive(file) as archive:
-            names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+            names = {entry.filename for entry in archive.infolist()}
     except zipfile.BadZipFile as error:
         raise DataError(f"{path}: bad zip archive: {error}, expected a complete one") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return [File(Path(path), name) for name in sorted(set(names)) if "\0" not in name]
+    return [File(Path(path), name) for name in sorted(names) if name and not name.endswith("/")]
 
 
 def sort_of(start):
