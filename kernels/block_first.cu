@@ -144,13 +144,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_grad
         int here = min(t.rows, s.Ho - band) * s.Wo;
         __syncthreads();  // all threads have read what was staged before
         stage_rows(x.row(), s, t, image, band * s.sh + t.top, staged);
+        int next = tile + gridDim.x, next_band = next % t.bands * t.rows;
+        if (threadIdx.x < 2 && next < s.B * t.bands)
+            prefetch_rows(threadIdx.x ? y.row() : dx.row(), s.B, s.Ho, s.Wo, s.Cout,
+                          next / t.bands, 1, next_band, t.rows);
         __syncthreads();
         int before = (image * s.Ho + band) * s.Wo * s.Cout + filter;
         for (int first = lane; works && first < here; first += PIXELS * lanes) {
             BeforeActivation::Raw raw[PIXELS];
 #pragma unroll
             for (int p = 0; p < PIXELS; ++p)
-                raw[p] = dz.load(before + min(first + p * lanes, here - 1) * s.Cout);
+                raw[p] = dz.load(before + min(first + p * lanes, here - 1) * s.Cout, true);
 #pragma unroll
             for (int p = 0; p < PIXELS; ++p) {
                 int pixel = first + p * lanes;

@@ -271,14 +271,14 @@ def _correlation(form, tile, wide, axes, image, size):
         pixel_warps=pixel_warps, channel_warps=wide, groups=phase_groups, area=area
     )
     tables, taps = _taps_tables(axes, tile.staging)
-    tables = (*_staged_table(axes, tile, image), *tables)
+    tables = (*_staged_table(axes, tile, image, size.channels), *tables)
     grid, parts = (blocks, blocks_y), blocks * phase_groups
     return TiledLaunch(
         _form(*form), tiling, tables, grid, warps * WARP, shared, parts, clocks, taps
     )
 
 
-def _staged_table(axes, tile, image):
+def _staged_table(axes, tile, image, channels):
     """The table of block.cuh's Staged: two integers for each staged pixel."""
     (rows, columns), t = image, tile.staging
     table = []
@@ -287,7 +287,8 @@ def _staged_table(axes, tile, image):
     ):
         inside = 0 <= column + t["left"] < columns
         place = which * t["image_pitch"] + row * t["row_pitch"] + _place(axes, t, column)
-        table += (which * rows + row) * columns + column if inside else OUTSIDE, row << 16 | place
+        distance = ((which * rows + row) * columns + column) * channels if inside else OUTSIDE
+        table += distance, row << 16 | place * PITCH
     return table
 
 
@@ -380,7 +381,7 @@ def _weight_gradient(form, tile, window, channels, filters, batch):
         line, column = divmod(min(i, tile.pixels - 1), columns)
         which, row = divmod(line, tile.rows)
         places.append((which * t["image_pitch"] + row * step + column) * PITCH)
-    table = *_staged_table(axes, tile, window.input), *places
+    table = *_staged_table(axes, tile, window.input, channels), *places
     grid = blocks, blocks_y
     return TiledLaunch(_taps(*form), tiling, table, grid, warps * WARP, shared, blocks, clocks)
 
