@@ -48,9 +48,10 @@ INLINE Between between(double position, int length) {
     return (Between){lower, (float)(position - lower)};
 }
 
-// x (H, W) = the image at the positions that the map gives, interpolated bilinearly.
-static void resample(const uint8_t* image, const Map* map, int H, int W, float* x) {
-    int right = smaller(W - 1, 1), below = W * smaller(H - 1, 1);
+// x (H, W, C) = the image at the positions that the map gives, interpolated bilinearly. All channels
+// of a pixel come from the same position.
+INLINE void resample(const uint8_t* image, const Map* map, int H, int W, int C, float* x) {
+    int right = C * smaller(W - 1, 1), below = C * W * smaller(H - 1, 1);
     for (int i = 0; i < H; ++i) {
         double from_y = i - (H - 1) / 2.0;
         for (int j = 0; j < W; ++j) {
@@ -58,37 +59,44 @@ static void resample(const uint8_t* image, const Map* map, int H, int W, float* 
             Between row = between(map->row[0] * from_x + map->row[1] * from_y + map->row[2], H);
             Between column =
                 between(map->column[0] * from_x + map->column[1] * from_y + map->column[2], W);
-            const uint8_t* corner = image + (size_t)row.lower * W + column.lower;
-            float values[2];  // interpolated in the upper and in the lower row
-            for (int k = 0; k < 2; ++k) {
-                float first = corner[k * below] * UNIT, second = corner[k * below + right] * UNIT;
-                values[k] = first * (1 - column.weight) + second * column.weight;
+            const uint8_t* corner = image + ((size_t)row.lower * W + column.lower) * C;
+            for (int c = 0; c < C; ++c, ++corner, ++x) {
+                float values[2];  // interpolated in the upper and in the lower row
+                for (int k = 0; k < 2; ++k) {
+                    const uint8_t* pixel = corner + k * below;
+                    float first = pixel[0] * UNIT, second = pixel[right] * UNIT;
+                    values[k] = first * (1 - column.weight) + second * column.weight;
+                }
+                *x = values[0] * (1 - row.weight) + values[1] * row.weight;
             }
-            x[(size_t)i * W + j] = values[0] * (1 - row.weight) + values[1] * row.weight;
         }
     }
 }
 
-// x (B, H, W) in [0, 1], y (B,): the images and labels whose indices are in row step % steps of
+// x (B, H, W, C) in [0, 1], y (B,): the images and labels whose indices are in row step % steps of
 // order (steps, B). Null ranges: images are not resampled. Null labels: y is not written.
 // Twin: ops_numpy.load_batch
 KERNEL load_batch(
-    const unsigned char* images, MAY_BE_NULL const unsigned char* labels, const int PER_NET order,
-    int steps, int B, int H, int W, MAY_BE_NULL const float* ranges, unsigned seed,
-    const long long PER_NET net, unsigned stream, const long long* step, float PER_NET x,
-    long long PER_NET y) {
+    MAY_BE_LARGE const unsigned char* images, MAY_BE_NULL const unsigned short* labels,
+    const int PER_NET order, int steps, int B, int H, int W, int C, MAY_BE_NULL const float* ranges,
+    unsigned seed, const long long PER_NET net, unsigned stream, const long long* step,
+    float PER_NET x, long long PER_NET y) {
     const int* chosen = order + (size_t)(*step % steps) * B;
-    size_t pixels = (size_t)H * W;
+    size_t size = (size_t)H * W * C;
 #pragma omp parallel for
     for (int b = 0; b < B; ++b) {
-        const uint8_t* image = images + chosen[b] * pixels;
-        float* to = x + b * pixels;
+        const uint8_t* image = images + chosen[b] * size;
+        float* to = x + b * size;
         if (labels) y[b] = labels[chosen[b]];
         if (ranges) {
             Map map = draw_map(ranges, seed, *net, stream, *step, b, H, W);
-            resample(image, &map, H, W, to);
+            if (C == 1) {
+                resample(image, &map, H, W, 1, to);  // without a loop over channels
+            } else {
+                resample(image, &map, H, W, C, to);
+            }
         } else {
-            for (size_t i = 0; i < pixels; ++i) to[i] = image[i] * UNIT;
+            for (size_t i = 0; i < size; ++i) to[i] = image[i] * UNIT;
         }
     }
 }

@@ -311,6 +311,7 @@ FIRST_BLOCKS = [
     Block(2, 3, (9, 7), 3, 20, (3, 2), (2, 1), "same", below="nothing"),
     Block(1, 2, (60, 20), 7, 16, (3, 3), relu=False, below="nothing"),  # in bands
     Block(1, 1, (2, 3), 4, 12, (5, 4), below="nothing"),
+    Block(2, 2, (32, 32), 3, 32, (3, 3), below="nothing"),  # the seed network's, on colour images
 ]
 
 

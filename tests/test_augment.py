@@ -93,7 +93,7 @@ def test_affine_transform_in_chunks(monkeypatch):
     images = images_of(11, 9, 7, 2)
     parameters = np.random.default_rng(0).uniform(0.5, 2, (5, 11))
     monkeypatch.setattr(
-        "minicnn.backends.scratch._CACHE_BYTES", 4 * 8 * 9 * 7 * 8
+        "minicnn.backends.scratch._CACHE_BYTES", 4 * 12 * 9 * 7 * 8
     )  # 4, 4 and 3 images
     assert_scipys(affine_transform(images, *parameters), images, parameters)
 
@@ -318,18 +318,23 @@ def test_defaults_change_nothing():
 # The batch
 
 
-def load(ops, ranges, step, dtype="float32", nets=(4, 9), H=28, W=28, B=6):
-    """(x, y, chosen): a batch as training loads it, and the indices of its images."""
+def load(ops, ranges, step, dtype="float32", nets=(4, 9), H=28, W=28, C=None, B=6):
+    """(images, x, y, chosen): a batch as training loads it, and the indices of its images.
+
+    The images of the data set are (N, H, W, C), without C those of one channel (N, H, W); `images`
+    are (N, H, W, C) in any case.
+    """
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (20, H, W), np.uint8)
-    images[0].flat[:256] = np.arange(256)[: H * W]
-    labels = np.arange(100, 120, dtype=np.uint8)
+    images = random.integers(0, 256, (20, H, W, C or 1), np.uint8)
+    images[0].flat[:256] = np.arange(256)[: images[0].size]
+    labels = np.arange(900, 920, dtype=np.uint16)
     order = random.integers(0, 20, (len(nets), 3, B)).astype(np.int32)
     order[:, :, 0] = 0
     chosen = order[:, step % 3]
-    x = ops.to_device(np.full((len(nets), B, H, W, 1), np.nan, dtype))
+    x = ops.to_device(np.full((len(nets), B, H, W, C or 1), np.nan, dtype))
     y = ops.to_device(np.full((len(nets), B), -1))
-    given = map(ops.to_device, (images, labels, order))
+    data_set = images if C else images[..., 0]
+    given = map(ops.to_device, (data_set, labels, order))
     ranges = None if ranges is None else ops.to_device(ranges)
     nets, step = ops.to_device(np.array(nets)), ops.to_device(np.array([step]))
     ops.load_batch(*given, ranges, 7, nets, step, x, y)
@@ -337,31 +342,34 @@ def load(ops, ranges, step, dtype="float32", nets=(4, 9), H=28, W=28, B=6):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("step", [0, 1, 2, 3, 100, 26_549])
-def test_load_batch_gathers_the_images_of_the_step(ops, step, dtype):
-    images, x, y, chosen = load(ops, None, step, dtype)
+@pytest.mark.parametrize(
+    ("step", "C"), [(0, None), (1, 1), (2, 3), (3, None), (100, 4), (26_549, 3)]
+)
+def test_load_batch_gathers_the_images_of_the_step(ops, step, C, dtype):
+    images, x, y, chosen = load(ops, None, step, dtype, C=C)
     assert x.dtype == dtype
-    np.testing.assert_array_equal(y, chosen + 100)
-    expected = images[chosen][..., None] / 255
+    np.testing.assert_array_equal(y, chosen + 900)
+    expected = images[chosen] / 255
     np.testing.assert_allclose(x, expected, rtol=2 * np.finfo(dtype).eps)
     assert x.max() == 1 and x.min() == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("H", "W"), [(28, 28), (11, 14)])
+@pytest.mark.parametrize(("H", "W", "C"), [(28, 28, None), (11, 14, 1), (13, 10, 2), (32, 32, 3)])
 @pytest.mark.parametrize("step", [0, 5])
-def test_load_batch_augments_as_random_affine_does(ops, step, H, W, dtype):
+def test_load_batch_augments_as_random_affine_does(ops, step, H, W, C, dtype):
     augment = RandomAffine(**SEED_RECIPE)
-    _, plain, _, _ = load(ops, None, step, dtype, H=H, W=W)
-    images, x, y, chosen = load(ops, augment.bounds(H, W), step, dtype, H=H, W=W)
-    np.testing.assert_array_equal(y, chosen + 100)
+    shape = {"H": H, "W": W, "C": C}
+    _, plain, _, _ = load(ops, None, step, dtype, **shape)
+    images, x, y, chosen = load(ops, augment.bounds(H, W), step, dtype, **shape)
+    np.testing.assert_array_equal(y, chosen + 900)
     for e, net in enumerate((4, 9)):
         ours = augment(plain[e], seed=7, net=net, step=step)
         np.testing.assert_allclose(x[e], ours, rtol=0, atol=8 * np.finfo(dtype).eps)
         if ops is ops_numpy:
             np.testing.assert_array_equal(x[e], ours)
         drawn = drawn_by_hand(augment.bounds(H, W), 7, net, step, 6)
-        scaled = (images[chosen[e]][..., None] / 255).astype(dtype)
+        scaled = (images[chosen[e]] / 255).astype(dtype)
         assert_scipys(x[e], scaled, drawn)
 
 
@@ -371,3 +379,30 @@ def test_a_nets_batch_is_the_same_beside_others(ops):
     _, x, _, _ = load(ops, ranges, 4, nets=(4, 9, 2), B=37)
     _, first, _, _ = load(ops, ranges, 4, nets=(4,), B=37)
     np.testing.assert_array_equal(first[0], x[0])
+
+
+@pytest.mark.parametrize("ranges", [None, RandomAffine(25, 0.3, 0.2, 0.1).bounds(15, 12)])
+def test_each_channel_is_augmented_as_a_grey_image_is(ops, ranges):
+    images, x, _, chosen = load(ops, ranges, 5, H=15, W=12, C=3)
+    nets, step = ops.to_device(np.array([4, 9])), ops.to_device(np.array([5]))
+    for c in range(3):
+        grey = ops.to_device(np.full((*x.shape[:-1], 1), np.nan, np.float32))
+        given = ops.to_device(images[..., c]), None, ops.to_device(chosen[:, None].astype(np.int32))
+        bounds = None if ranges is None else ops.to_device(ranges)
+        y = ops.to_device(np.zeros(x.shape[:2], np.int64))
+        ops.load_batch(*given, bounds, 7, nets, step, grey, y)
+        np.testing.assert_array_equal(ops.to_host(grey)[..., 0], x[..., c])
+
+
+def test_a_data_set_may_have_more_bytes_than_32_bits_count(ops):
+    H, W, C = 64, 64, 3
+    N = 2**31 // (H * W * C) + 2
+    images = ops.empty((N, H, W, C), np.uint8)  # takes memory where it is written
+    last = np.random.default_rng(0).integers(0, 256, (H, W, C), np.uint8)
+    images[N - 1] = ops.to_device(last)
+    order, nets, step = np.full((1, 1, 1), N - 1, np.int32), np.array([1]), np.array([0])
+    x = ops.to_device(np.zeros((1, 1, H, W, C), np.float32))
+    y = ops.to_device(np.zeros((1, 1), np.int64))
+    order, nets, step = map(ops.to_device, (order, nets, step))
+    ops.load_batch(images, None, order, None, 0, nets, step, x, y)
+    np.testing.assert_allclose(ops.to_host(x)[0, 0], last / 255, rtol=1e-6)

@@ -33,7 +33,7 @@ def affine(images, parameters, out):
     row = [sin * zx, cos * zy, sin * tx + cos * ty + (H - 1) / 2]
     column = [cos * zx, -sin * zy, cos * tx - sin * ty + (W - 1) / 2]
     matrices = np.array([row, column]).transpose(0, 2, 1)  # (2, B, 3)
-    for part in chunks(B, 8 * H * W, np.float64):
+    for part in chunks(B, (4 + 4 * C) * H * W, np.float64):
         positions = scratch("positions", (2, part.stop - part.start, H * W), np.float64)
         np.matmul(matrices[:, part], _grid(H, W), out=positions)
         _resample(images[part], positions, out[part])

@@ -64,8 +64,8 @@ class Backend(Protocol):
     # ---- the batch -----------------------------------------------------------------------------
 
     def load_batch(self, images, labels, order, ranges, seed, nets, step, x, y):
-        """images (N, H, W), labels (N,) or None, order (E, steps, B), ranges (2, 5) or None
-        -> x (E, B, H, W, 1) and, unless labels is None, y (E, B).
+        """images (N, H, W) or (N, H, W, C), labels (N,) or None, order (E, steps, B), ranges (2, 5)
+        or None -> x (E, B, H, W, C) and, unless labels is None, y (E, B).
         """
 
     # ---- activations, in place -----------------------------------------------------------------

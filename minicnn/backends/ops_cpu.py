@@ -64,11 +64,11 @@ class Operations(Backend):
 
     def load_batch(self, images, labels, order, ranges, seed, nets, step, x, y):
         _, steps, B = order.shape
-        H, W = images.shape[1:]
+        H, W, C = x.shape[2:]
         self._call(
             "load_batch",
-            images=images, labels=labels, order=order, steps=steps, B=B, H=H, W=W, ranges=ranges,
-            seed=seed, net=nets, stream=rng.AUGMENTATION, step=step, x=x, y=y,
+            images=images, labels=labels, order=order, steps=steps, B=B, H=H, W=W, C=C,
+            ranges=ranges, seed=seed, net=nets, stream=rng.AUGMENTATION, step=step, x=x, y=y,
         )  # fmt: skip
 
     # ---- activations -------------------------------------------------------------------------

@@ -59,11 +59,11 @@ class Operations(Backend):
 
     def load_batch(self, images, labels, order, ranges, seed, nets, step, x, y):
         _, steps, B = order.shape
-        H, W = images.shape[1:]
+        H, W, C = x.shape[2:]
         # One thread block per image: its threads share the map, and the cache with the image.
         self.launch(
             "augment.cu", "load_batch", (B,), (_THREADS,),
-            images=images, labels=labels, order=order, steps=steps, B=B, H=H, W=W,
+            images=images, labels=labels, order=order, steps=steps, B=B, H=H, W=W, C=C,
             ranges=ranges, seed=seed, nets=nets, stream=rng.AUGMENTATION, step=step,
             x=x, y=y,
         )  # fmt: skip

@@ -98,14 +98,14 @@ def _row_sums(x):
 
 
 def load_batch(images, labels, order, ranges, seed, nets, step, x, y):
-    """Fill x (E, B, H, W, 1) and y (E, B) with each net's next batch.
+    """Fill x (E, B, H, W, C) and y (E, B) with each net's next batch.
 
         i = order[step % steps, b];  y[b] = labels[i]
         x[b] = affine(images[i] / 255, parameters drawn for (seed, net, step, b))
 
-    images (N, H, W) uint8; labels (N,) uint8, or None, then y is not written; order (E, steps, B)
-    int32; nets (E,), the nets' numbers; step an array of one integer. ranges (2, 5) are those of
-    affine_parameters; None: images are not resampled.
+    images uint8 (N, H, W), with C = 1, or (N, H, W, C); labels (N,) uint16, or None, then y is not
+    written; order (E, steps, B) int32; nets (E,), the nets' numbers; step an array of one integer.
+    ranges (2, 5) are those of affine_parameters; None: images are not resampled.
     """
     for e, net in enumerate(nets):
         chosen = order[e, int(step[0]) % order.shape[1]]
@@ -114,7 +114,7 @@ def load_batch(images, labels, order, ranges, seed, nets, step, x, y):
         batch = scratch("batch", (len(chosen), *images.shape[1:]), images.dtype)
         np.take(images, chosen, axis=0, out=batch, mode="clip")
         plain = x[e] if ranges is None else scratch("plain", x[e].shape, x.dtype)
-        np.multiply(batch[..., None], x.dtype.type(1 / 255), out=plain)
+        np.multiply(batch.reshape(plain.shape), x.dtype.type(1 / 255), out=plain)
         if ranges is not None:
             drawn = affine_parameters(ranges, seed, int(net), int(step[0]), len(chosen))
             affine(plain, drawn, x[e])

@@ -66,7 +66,7 @@ class Trainer:
         self.model = recipe.model(nets, job.device, job.precision)
         self.ops = self.model.ops
         self.images = self.ops.to_device(data.train_images)
-        self.labels = self.ops.to_device(data.train_labels)
+        self.labels = self.ops.to_device(data.train_labels.astype(np.uint16))
         self.host_labels = data.train_labels
         splits = [
             split(len(data.train_images), recipe.validation_fraction, recipe.seed, int(net))
@@ -75,7 +75,7 @@ class Trainer:
         self.train_indices = np.stack([train for train, _ in splits])  # (E, n)
         self.validation_indices = np.stack([validation for _, validation in splits])
         self.steps = steps_per_epoch(recipe, len(data.train_images))
-        bounds = recipe.augment.bounds(*data.train_images.shape[1:])
+        bounds = recipe.augment.bounds(*data.train_images.shape[1:3])
         self.bounds = None if bounds is None else self.ops.to_device(bounds)
         self.plan = self.model.plan(recipe.batch_size, training=True)
         self.order = self.ops.empty((len(nets), self.steps, recipe.batch_size), np.int32)

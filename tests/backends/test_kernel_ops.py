@@ -164,16 +164,16 @@ def adam(given):
 
 
 def load_batch(given):
-    return load_batch_of(given.random, *given.shape[:4])
+    return load_batch_of(given.random, *given.shape)
 
 
-def load_batch_of(random, E, B, H, W, ranges=RANGES, labels=True, step=None):
-    """The Case of load_batch for batches of B of nine images (H, W)."""
+def load_batch_of(random, E, B, H, W, C, ranges=RANGES, labels=True, step=None):
+    """The Case of load_batch for batches of B of nine images, (H, W) or with C > 1 (H, W, C)."""
     steps = 3
-    results = {"x": ((E, B, H, W, 1), float), "y": ((E, B), np.int64)}
+    results = {"x": ((E, B, H, W, C), float), "y": ((E, B), np.int64)}
     others = {
-        "images": random.integers(0, 256, (9, H, W), np.uint8),
-        "labels": random.integers(0, 10, 9, np.uint8) if labels else None,
+        "images": random.integers(0, 256, (9, H, W, C) if C > 1 else (9, H, W), np.uint8),
+        "labels": random.integers(0, 1000, 9, np.uint16) if labels else None,
         "ranges": ranges,
         "seed": 11,
         "step": np.array([random.integers(2**32) if step is None else step]),
@@ -357,15 +357,19 @@ def test_affine_parameters_are_numpys_to_the_bit(driver, step):
 
 @examples(40)
 @given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 5), *[st.integers(1, 20)] * 2),
+    shape=st.tuples(
+        st.integers(1, 3), st.integers(1, 5), *[st.integers(1, 20)] * 2, st.integers(1, 5)
+    ),
     plain=st.booleans(),
     step=st.integers(0, 2**32 - 1),
     seed=st.integers(0, 2**32 - 1),
 )
-@example((2, 3, 1, 1), False, 4, 0)
-@example((2, 3, 1, 9), False, 5, 1)
-@example((2, 3, 8, 1), False, 6, 2)
-@example((1, 2, 28, 28), False, 7, 3)
+@example((2, 3, 1, 1, 1), False, 4, 0)
+@example((2, 3, 1, 9, 3), False, 5, 1)
+@example((2, 3, 8, 1, 2), False, 6, 2)
+@example((1, 2, 28, 28, 1), False, 7, 3)
+@example((1, 2, 32, 32, 3), False, 8, 4)
+@example((2, 3, 17, 19, 3), True, 9, 5)
 def test_a_batch_is_numpys(kernel_ops, shape, plain, step, seed):
     random = np.random.default_rng(seed)
     ranges = None
