@@ -46,7 +46,7 @@ def arrays_layout(network, nodes, nets, batch, training, dtype):
         layout["y", i] = shape, dtype
     for i in range(2):
         layout["gradient", i] = (largest,), dtype
-    _, row_size = _parts(network)
+    _, row_size = _parts(network, nodes)
     layout["parts"] = (nets, row_size), dtype
     layout["moments"] = weights_layout(nodes, nets, dtype)["moving"]
     layout["sums"] = (_sum_rows(network, nodes).shape, np.dtype(np.int32))
@@ -101,8 +101,11 @@ class BlockArrays:
             self.dx = [buffer("gradient", i, shape) for i, shape in enumerate(shapes)]
             self.parts = [
                 SimpleNamespace(**{kind: p.of(arrays["parts"]) for kind, p in of_block.items()})
-                for of_block in _parts(network)[0]
+                for of_block in _parts(network, model.nodes)[0]
             ]
+            for i, place in _directly(network, model.nodes).items():
+                own = slice(place, place + network.blocks[i].weights)
+                self.parts[i].weights = model.gradients[:, None, own]
             self.all_parts, self.all_moments = arrays["parts"], arrays["moments"]
             self.moments = _block_moments(network, model.nodes, arrays["moments"])
             self.kept = [
@@ -177,16 +180,34 @@ def _places(nodes):
     return places
 
 
-def _parts(network):
+def _directly(network, nodes):
+    """{i: place in a net's row of gradients} of the blocks i whose launch writes them there.
+
+    A single partial sum is the gradient itself. Kernels store pairs, so rows must be even.
+    """
+    (_, size), _ = weights_layout(nodes, 1, np.dtype(np.float32))["params"]
+    places = _places(nodes)
+    return {
+        i: places[id(block.convolution)]["kernel"]
+        for i, block in enumerate(network.blocks)
+        if block.weight_gradient.parts == 1 and size % 2 == 0
+    }
+
+
+def _parts(network, nodes):
     """([{kind: _Parts} of each block], size of a net's row of all partial sums)."""
     found, begin = [], 0
-    for block, above in zip(network.blocks, [*network.blocks[1:], None], strict=True):
+    directly = _directly(network, nodes)
+    for i, (block, above) in enumerate(
+        zip(network.blocks, [*network.blocks[1:], None], strict=True)
+    ):
         kinds = {
             "moments": (block.forward.parts, cuda_tiles.STATISTICS * block.filters),
             # written by the block above, or by the one thread block of head.cu
             "sums": (above.input_gradient.parts if above else 1, cuda_tiles.SUMS * block.filters),
-            "weights": (block.weight_gradient.parts, block.weights),
         }
+        if i not in directly:
+            kinds["weights"] = block.weight_gradient.parts, block.weights
         of_block = {}
         for kind, (count, size) in kinds.items():
             of_block[kind] = _Parts(begin, count, size)
@@ -234,11 +255,12 @@ def _sum_rows(network, nodes):
                 (begin, parts.count, parts.size, to + first, min(_SUM_LENGTH, length - first))
             )
 
-    for block, parts in zip(network.blocks, _parts(network)[0], strict=True):
+    for block, parts in zip(network.blocks, _parts(network, nodes)[0], strict=True):
         convolution, normalization = places[id(block.convolution)], places[id(block.normalization)]
         kernel_size = block.weights - block.filters
-        add(parts["weights"], 0, convolution["kernel"], kernel_size)
-        add(parts["weights"], kernel_size, convolution["bias"], block.filters)
+        if "weights" in parts:
+            add(parts["weights"], 0, convolution["kernel"], kernel_size)
+            add(parts["weights"], kernel_size, convolution["bias"], block.filters)
         add(parts["sums"], 0, normalization["beta"], block.filters)
         add(parts["sums"], block.filters, normalization["gamma"], block.filters)
     return np.array(rows, np.int32)

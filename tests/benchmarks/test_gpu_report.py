@@ -267,7 +267,7 @@ def recorded():
 
 def test_each_launch_has_its_layer_bytes_and_flop(recorded):
     rows = operations.describe(*recorded, nets=2, batch=3)
-    assert len(rows) == 28
+    assert len(rows) == 29
     found = {(row["kernel"], row["layer"]): row for row in rows}
     second = found["block_forward", "conv2d_1"]
     assert second["flops"] == 2 * 2 * 3 * 24 * 24 * 32 * 3 * 3 * 32

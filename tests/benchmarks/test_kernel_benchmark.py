@@ -280,7 +280,7 @@ def test_what_runs_on_a_gpu_runs_on_the_emulator(quickly, monkeypatch, capsys):
     [result] = found
     check(result, "emulated", nets=1)
     fused = result["launches"]["emulated"]
-    assert len(fused) == 28
+    assert len(fused) == 29
     steps = [(row["nets"], row["captured"]) for row in result["steps"]]
     assert steps == [(1, True), (1, False), (2, True)]
     assert all(row["of_bandwidth"] > 0 for row in fused)

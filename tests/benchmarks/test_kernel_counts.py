@@ -19,6 +19,7 @@ from minicnn.network.layers import Conv2D
 from minicnn.recipe import RECIPES
 
 BATCH = 3
+PARTS = "forward", "input gradient", "weight gradient"  # of a step, which have tables
 LAYERS = {n.name: n for n in RECIPES["seed"].nodes if isinstance(n.layer, Conv2D)}
 
 
@@ -146,22 +147,31 @@ def test_a_step_takes_at_most_105_launches(rows):
 
 
 def weights_bytes(batch):
-    """Bytes that a fused step moves for its weights: kernels, partial sums, Adam's arrays.
+    """Bytes that a fused step moves for its weights: kernels, partial sums, Adam's arrays, tables.
 
-    Only the number of partial sums depends on the batch.
+    They do not grow with the batch, but the tiles depend on it.
     """
     nodes = RECIPES["seed"].nodes
     network = fusion(nodes, batch)
     P = RECIPES["seed"].model(range(1, 2), "numpy").params.shape[1]
     numbers = 7 * P + P  # Adam's arrays; the gradients, summed from their parts
-    # The packed weights: written, read by a correlation each.
-    numbers += 2 * arrays_layout(network, nodes, 1, batch, True, np.float32)["packed"][0][1]
+    layout = arrays_layout(network, nodes, 1, batch, True, np.dtype(np.float32))
+    numbers += 2 * layout["packed"][0][1]  # the packed weights: written, read by a correlation each
+    tables = [key for key in layout if key in ("slots", "sums", "drops") or key[0] in PARTS]
+    numbers += sum(np.prod(layout[key][0]) for key in tables)
     above = [block.input_gradient.parts for block in network.blocks[1:]] + [1]
     for block, sums in zip(network.blocks, above, strict=True):
         parts = block.weight_gradient.parts * block.weights
+        if block.weight_gradient.parts == 1:  # it is the gradient, which sum_parts need not write
+            numbers -= 2 * block.weights
         numbers += 2 * parts + block.weights  # read to pack them, or by the first block
         numbers += 2 * 3 * block.forward.parts * block.filters  # the moments: written, read
         numbers += 4 * 2 * sums * block.filters  # the gradient's sums: written, read thrice
+        # Of a channel: bias; gamma, beta, mean and variance for the launch above (mean and variance
+        # are written then); gamma, mean and variance for its own gradients; for those of the block
+        # above, what normalises its input; the update of the moving statistics.
+        own, last = 1 + 4 + 3 + 3 * bool(block.input_gradient), block is network.blocks[-1]
+        numbers += (own + (0 if last else 4 + 2) + 6) * block.filters
     return 4 * numbers
 
 
