@@ -82,6 +82,16 @@ def summary():
                 f"{found['machine']['cores']} cores of {found['machine']['processor']}",
             ]
         )
+    for job in _optional("job-cuda"):
+        run = job["summary"]
+        rows.append(
+            [
+                "the whole job, 25 million images",
+                f"**{run['seconds']:.0f} s**, {run['images_per_second']:,.0f} images a second; "
+                f"{100 * run['ensemble_test_accuracy']:.2f} % right",
+                f"`{run['device']}`, TF32, {job['machine']['gpu']}",
+            ]
+        )
     for demo in _optional("demo"):
         seconds, rate = demo["summary"]["seconds"], demo["summary"]["images_per_second"]
         accuracy = demo["summary"]["ensemble_test_accuracy"]
@@ -190,6 +200,34 @@ def _rounds(rows):
     return " to ".join(map(str, sorted({min(rounds), max(rounds)})))
 
 
+def gpu():
+    """Training and inference beside the frameworks on a GPU; the whole job; the step's versions."""
+    found, job, steps = (timing.newest(f"{kind}-cuda") for kind in ("frameworks", "job", "steps"))
+    rates, summary = found["rates"], job["summary"]
+    absent = {}
+    for name, why in (found["refused"] | found["left_out"]).items():
+        why = "not compiled in the time of the report" if "not ready" in why else why
+        absent.setdefault(why, []).append(name)
+    versions = dict.fromkeys(row["kernels"] for row in steps["steps"])
+    times = {(row["kernels"], row["nets"]): f"{1e3 * row['seconds']:.2f}" for row in steps["steps"]}
+    return _paragraphs(
+        frameworks.table(rates),
+        "Not measured: " + ". ".join(f"{why}: {', '.join(names)}" for why, names in absent.items()),
+        "Batch 64; a training step augments its batch. Median, lowest and highest of "
+        f"{_rounds(rates)} rounds in turn. {frameworks.ratios_in_words(rates)} "
+        f"{timing.in_words(found)}",
+        f"{job['what'][0].upper()}{job['what'][1:]}: **{summary['seconds']:.0f} s** from the command to the "
+        f"submission, {summary['images_per_second']:,.0f} images a second, "
+        f"{100 * summary['ensemble_test_accuracy']:.2f} % of the test images right. The tests of "
+        f"kernels: {', '.join(job['tests'])}. {timing.in_words(job)}",
+        timing.table(
+            ["a captured step in TF32, ms", "1 net", "15 nets"],
+            [[name, times[name, 1], times[name, 15]] for name in versions],
+        ),
+        "The rates and the whole job above are of the first of these versions.",
+    )
+
+
 def scaling():
     """How throughput and memory grow with batch size, cores and nets: a figure."""
     result = timing.newest("scaling-cpu")
@@ -293,22 +331,39 @@ def _counts(found):
 
 def tile_choices():
     """How each layer's fused kernels are tiled, and what the compiler reports."""
-    result, rows = timing.newest("tiles"), []
+    result, rows, timed = timing.newest("tiles"), [], timing.newest("tilings-cuda")
     for row in result["launches"]:
         of_warp = f"{row['warp_pixels']} x {row['warp_channels']}" if row["warp_pixels"] else ""
         cells = [row["layer"], row["pass"], row["tile"], row["warps"], of_warp]
         cells += [" x ".join(map(str, row["grid"])), f"{row['shared_bytes'] / 1024:.0f}"]
         cells += [", ".join(map(str, row[key])) for key in ("registers", "spilled")]
-        rows.append([*cells, f"{row['microseconds']:.0f}" if row["microseconds"] else ""])
+        cells.append(f"{row['microseconds']:.0f}" if row["microseconds"] else "")
+        rows.append([*cells, *_times_of(row, timed["tilings"])])
     heads = ["layer", "pass", "tile", "warps", "pixels by channels of a warp", "grid"]
-    heads += ["shared, KB", "registers", "spilled, bytes", "model, us"]
+    heads += ["shared, KB", "registers", "spilled, bytes", "model, us", "timed, us"]
+    heads += ["fastest, us"]
     return _paragraphs(
         timing.table(heads, rows),
         f"Batch {result['batch']}. Registers of a thread, and its bytes of stack and spills, "
         f"on {' and '.join(result['architectures'])}, by NVRTC {result['versions']['nvrtc']}. "
-        f"By the model all launches take {result['microseconds']:.0f} us one after the other "
-        "on an H200; this is not a measurement.",
+        f"Timed: this tiling, and the fastest of the {len(timed['tilings']):,} that were timed for "
+        f"{timed['nets']} nets. {timing.in_words(timed)}",
     )
+
+
+def _times_of(row, tilings):
+    """The cells of a launch's time and of the fastest tiling's, in microseconds."""
+    of = [t for t in tilings if (t["layer"], t["pass"]) == (row["layer"], row["pass"])]
+    groups = row["warp_pixels"] // 8
+    found = [
+        t["seconds"]
+        for t in of
+        if (t["grid"], t["shared_bytes"]) == (row["grid"], row["shared_bytes"])
+        and (not groups or f"FORM_GROUPS={groups} " in t["form"])
+    ]
+    if not found:
+        return ["", ""]
+    return [f"{1e6 * seconds:.0f}" for seconds in (found[0], min(t["seconds"] for t in of))]
 
 
 def operations():
@@ -422,7 +477,8 @@ def _size(result):
 TABLES = {
     table.__name__: table
     for table in (
-        summary, files, speed, scaling, accuracy, studies, faults, ladder, tile_choices, operations
+        summary, files, speed, gpu, scaling, accuracy, studies, faults, ladder, tile_choices,
+        operations,
     )
 }  # fmt: skip
 

@@ -48,6 +48,11 @@ def test_each_table_is_in_a_document():
         ("ladder", "ladder-emulated", ["versions_counted", "im2col", "forward"]),
         ("ladder", "ladder-emulated", ["versions_counted", "fused", "step"]),
         ("tile_choices", "tiles", ["launches", 3]),
+        ("tile_choices", "tilings-cuda", ["tilings", 0]),
+        ("summary", "job-cuda", ["summary"]),
+        ("gpu", "job-cuda", ["summary"]),
+        ("gpu", "frameworks-cuda", ["rates", 0]),
+        ("gpu", "steps-cuda", ["steps", 0]),
     ],
 )
 def test_a_changed_result_changes_its_table(table, kind, places, tmp_path, monkeypatch):
