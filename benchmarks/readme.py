@@ -204,20 +204,19 @@ def gpu():
     """Training and inference beside the frameworks on a GPU; the whole job; the step's versions."""
     found, job, steps = (timing.newest(f"{kind}-cuda") for kind in ("frameworks", "job", "steps"))
     rates, summary = found["rates"], job["summary"]
-    absent = {}
-    for name, why in (found["refused"] | found["left_out"]).items():
-        why = "not compiled in the time of the report" if "not ready" in why else why
-        absent.setdefault(why, []).append(name)
+    absent = [name for name in found["refused"] | found["left_out"]]
     versions = dict.fromkeys(row["kernels"] for row in steps["steps"])
     times = {(row["kernels"], row["nets"]): f"{1e3 * row['seconds']:.2f}" for row in steps["steps"]}
     return _paragraphs(
         frameworks.table(rates),
-        "Not measured: " + ". ".join(f"{why}: {', '.join(names)}" for why, names in absent.items()),
+        absent
+        and "Not measured, since not installed, or not compiled in the time that a report "
+        f"has: {'; '.join(absent)}.",
         "Batch 64; a training step augments its batch. Median, lowest and highest of "
         f"{_rounds(rates)} rounds in turn. {frameworks.ratios_in_words(rates)} "
         f"{timing.in_words(found)}",
-        f"{job['what'][0].upper()}{job['what'][1:]}: **{summary['seconds']:.0f} s** from the command to the "
-        f"submission, {summary['images_per_second']:,.0f} images a second, "
+        f"{job['what'][0].upper()}{job['what'][1:]}: **{summary['seconds']:.0f} s** from the "
+        f"command to the submission, {summary['images_per_second']:,.0f} images a second, "
         f"{100 * summary['ensemble_test_accuracy']:.2f} % of the test images right. The tests of "
         f"kernels: {', '.join(job['tests'])}. {timing.in_words(job)}",
         timing.table(
@@ -354,13 +353,8 @@ def tile_choices():
 def _times_of(row, tilings):
     """The cells of a launch's time and of the fastest tiling's, in microseconds."""
     of = [t for t in tilings if (t["layer"], t["pass"]) == (row["layer"], row["pass"])]
-    groups = row["warp_pixels"] // 8
-    found = [
-        t["seconds"]
-        for t in of
-        if (t["grid"], t["shared_bytes"]) == (row["grid"], row["shared_bytes"])
-        and (not groups or f"FORM_GROUPS={groups} " in t["form"])
-    ]
+    same = ("form", "grid", "shared_bytes")
+    found = [t["seconds"] for t in of if all(t[key] == row[key] for key in same)]
     if not found:
         return ["", ""]
     return [f"{1e6 * seconds:.0f}" for seconds in (found[0], min(t["seconds"] for t in of))]

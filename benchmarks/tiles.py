@@ -31,6 +31,7 @@ def choices(batch):
                 {
                     "layer": block.convolution.name,
                     "pass": name.replace("_", " "),
+                    "form": " ".join(launch.defines),
                     "tile": "1 image" if (t["images"], t["bands"]) == (1, 1) else images,
                     "warps": launch.threads // 32,
                     "warp_pixels": 8 * int(forms.get("FORM_GROUPS", 0)),
@@ -65,7 +66,9 @@ def main():
     parser.add_argument("--batch", type=positive, metavar="N", default=64, help="default: 64")
     arguments = parser.parse_args()
     rows = choices(arguments.batch)
-    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.1f}".format))
+    print(
+        pd.DataFrame(rows).drop(columns="form").to_string(index=False, float_format="{:.1f}".format)
+    )
     result = {
         "what": "how fused kernels are tiled, by the model of minicnn/backends/cuda_tiles.py",
         "batch": arguments.batch,
