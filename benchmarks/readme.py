@@ -204,14 +204,16 @@ def gpu():
     """Training and inference beside the frameworks on a GPU; the whole job; the step's versions."""
     found, job, steps = (timing.newest(f"{kind}-cuda") for kind in ("frameworks", "job", "steps"))
     rates, summary = found["rates"], job["summary"]
-    absent = [name for name in found["refused"] | found["left_out"]]
-    versions = dict.fromkeys(row["kernels"] for row in steps["steps"])
-    times = {(row["kernels"], row["nets"]): f"{1e3 * row['seconds']:.2f}" for row in steps["steps"]}
+    absent = list(found["refused"] | found["left_out"])
+    versions = [
+        [row["kernels"], *(f"{1e3 * row['seconds'][nets]:.2f}" for nets in ("1", "15"))]
+        for row in steps["steps"]
+    ]
     return _paragraphs(
         frameworks.table(rates),
         absent
-        and "Not measured, since not installed, or not compiled in the time that a report "
-        f"has: {'; '.join(absent)}.",
+        and "Not measured, since not installed, or not compiled in the time that a report has: "
+        f"{'; '.join(absent)}.",
         "Batch 64; a training step augments its batch. Median, lowest and highest of "
         f"{_rounds(rates)} rounds in turn. {frameworks.ratios_in_words(rates)} "
         f"{timing.in_words(found)}",
@@ -219,10 +221,7 @@ def gpu():
         f"command to the submission, {summary['images_per_second']:,.0f} images a second, "
         f"{100 * summary['ensemble_test_accuracy']:.2f} % of the test images right. The tests of "
         f"kernels: {', '.join(job['tests'])}. {timing.in_words(job)}",
-        timing.table(
-            ["a captured step in TF32, ms", "1 net", "15 nets"],
-            [[name, times[name, 1], times[name, 15]] for name in versions],
-        ),
+        timing.table(["a captured step in TF32, ms", "1 net", "15 nets"], versions),
         "The rates and the whole job above are of the first of these versions.",
     )
 
