@@ -21,8 +21,8 @@ from .command import (
     run,
     warnings_in_one_line,
 )
-from .data.formats import write_submission
 from .data.load import load_test
+from .data.submission import write_submission
 from .training import ensemble, prediction
 from .training.workers import Interrupted
 
@@ -58,7 +58,8 @@ def predict(arguments, should_stop=lambda: False):
             f"argument --out: {arguments.out} is not a file, expected a file or a new name"
         )
     trained = prediction.load(arguments.checkpoint)
-    images, truth = load_test(arguments.data, progress=not arguments.quiet)
+    data = load_test(arguments.data, progress=not arguments.quiet)
+    images, truth = data.x_test, data.y_test
     with images_bar(len(trained.nets) * len(images), arguments.quiet) as bar:
         probabilities = prediction.probabilities_of(
             trained, images, device, ops, arguments.workers, bar.update, should_stop

@@ -1,4 +1,4 @@
-"""File formats: reads MNIST's IDX and Kaggle's CSV files, writes Kaggle's submission.
+"""File formats: reads MNIST's IDX and Kaggle's CSV files.
 
 No file is trusted. Sizes in headers are checked before memory is allocated, and a compressed stream
 is read no further than its expected end. A fault raises DataError, which names the file and the
@@ -16,7 +16,7 @@ import zlib
 
 import numpy as np
 
-from ..files import DataError, atomic_write
+from ..files import DataError
 
 SIZE = 28  # rows and columns of an image
 MAX_IMAGES = 500_000  # in one file, seven times MNIST: limits the memory that a bad file can use
@@ -283,16 +283,3 @@ def _check_count(where, fields, names):
 
 def _brief(field):
     return repr(field if len(field) <= 40 else field[:40] + "...")
-
-
-# --- Kaggle's submission -------------------------------------------------------------------------
-
-
-def write_submission(path, labels):
-    """Write integer labels (N,) in Kaggle's form, atomically: columns ImageId (from 1) and Label.
-
-    Raises OSError.
-    """
-    rows = (f"{image},{int(label)}\n" for image, label in enumerate(labels, 1))
-    with atomic_write(path) as file:
-        file.write(f"ImageId,Label\n{''.join(rows)}".encode())

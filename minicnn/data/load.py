@@ -45,8 +45,11 @@ class DataSet:
     test_ids: tuple | None = None  # the name of the id column, and the id of each test image
 
 
-def load(source, progress=True):
-    """The DataSet of a source: see load_data. Raises DataError."""
+def load(source, progress=True, shape=None):
+    """The DataSet of a source: see load_data. Raises DataError.
+
+    shape: (H, W) or (H, W, C) of an image in a CSV file (default: from the number of columns).
+    """
     (x_train, y_train), (x_test, y_test) = load_data(source, progress)
     return DataSet(x_train, y_train, x_test, y_test)
 
@@ -71,17 +74,20 @@ def load_data(source, progress=True):
     return _read_folder(_folder(source))
 
 
-def load_test(source, progress=True):
-    """The test pair (x_test, y_test) of load_data. A folder needs no training files.
+def load_test(source, progress=True, shape=None, classes=None):
+    """The DataSet of a source's test images; x_train and y_train are None.
 
-    Raises DataError, also if there are no test images.
+    A folder needs no training files. classes: the names of a network's classes; labels count them
+    (default: the classes that the test labels have). Raises DataError, also if there are no test
+    images, or if a label is none of `classes`.
     """
     if source in ("digits", "mnist"):
-        return load_data(source, progress)[1]
-    test = _read_folder(_folder(source), need_train=False)[1]
+        test = load_data(source, progress)[1]
+    else:
+        test = _read_folder(_folder(source), need_train=False)[1]
     if test[0] is None:
         raise DataError(f"{source}: found no test images, expected {_CSV[1]} or {_IDX[2]}")
-    return test
+    return DataSet(None, None, *test)
 
 
 def _folder(source):

@@ -154,11 +154,11 @@ def test_images(settings, arguments):
     source = arguments.data or settings["source"]
     hint = "; use --data DIR to say where they are"
     try:
-        images, labels = load_test(source, progress=not arguments.quiet)
+        data = load_test(source, progress=not arguments.quiet)
     except DataError as error:
         raise DataError(f"{error}{hint}") from None
     count = settings["test_images"]
-    images, labels = images[:count], labels if labels is None else labels[:count]
+    images, labels = data.x_test[:count], None if data.y_test is None else data.y_test[:count]
     if fingerprint(images, labels) != settings["test_data"]:
         raise DataError(
             f"{source}: has other test images or labels than {arguments.folder} was made with, "

@@ -13,8 +13,8 @@ import warnings
 import numpy as np
 
 from .. import __version__, drawing
-from ..data.formats import write_submission
 from ..data.load import fingerprint
+from ..data.submission import write_submission
 from ..files import DataError, atomic_write, brief, remove_unfinished
 from . import ensemble, figures
 from .checkpoint import HISTORY_COLUMNS

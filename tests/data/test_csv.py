@@ -28,7 +28,7 @@ from levels import examples
 
 from minicnn import load_data
 from minicnn.data import formats
-from minicnn.data.formats import write_submission
+from minicnn.data.submission import write_submission
 from minicnn.files import DataError
 
 # --- CSV: what is read ----------------------------------------------------------------------------
