@@ -55,6 +55,16 @@ def positive(text):
     return value
 
 
+def image_shape(text):
+    """An argument's value HxW or HxWxC as a tuple of positive integers."""
+    lengths = text.lower().split("x")
+    if len(lengths) not in (2, 3) or not all(n.isdecimal() and int(n) for n in lengths):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected HxW or HxWxC, such as 28x28 or 32x32x3"
+        )
+    return tuple(map(int, lengths))
+
+
 def positive_number(text):
     """An argument's value as a finite float above 0."""
     value = _convert(float, text, "a positive number")

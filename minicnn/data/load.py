@@ -42,7 +42,7 @@ class DataSet:
     y_test: np.ndarray | None
     classes: tuple = DIGITS
     description: str = ""  # one line, such as "60,000 images 28x28, 10 classes 0..9"
-    test_ids: tuple | None = None  # the name of the id column, and the id of each test image
+    test_ids: tuple | None = None  # names of the id and label columns, the ids of the test images
 
 
 def load(source, progress=True, shape=None):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.load import load_test
 from ..files import DataError, brief
 from ..machine import cores
-from ..recipe import Recipe
+from ..recipe import Recipe, image_shape, in_words
 from . import checkpoint
 from .resources import arrays_bytes, group_size, split_nets
 from .trainer import predict
@@ -43,6 +44,22 @@ def load(path):
     if not trained.nets:
         raise DataError(f"{path}: all of its nets diverged, expected one to use")
     return trained
+
+
+def test_set(recipe, source, name, progress=True):
+    """The DataSet of the test images of a source, for the nets of a recipe.
+
+    name: of the nets, for messages. Raises DataError if they are for other images or classes.
+    """
+    data = load_test(source, progress, recipe.input_shape, recipe.classes)
+    shape = image_shape(data.x_test)
+    others = data.y_test is not None and data.classes != recipe.classes
+    if others or shape != recipe.input_shape:
+        raise DataError(
+            f"{source}: got {in_words(shape, data.classes)}, expected {recipe.purpose}, on which "
+            f"{name} was trained"
+        )
+    return data
 
 
 def probabilities_of(trained, images, device, ops, workers, report, should_stop):
