@@ -71,6 +71,11 @@ def _study(store, name, seed, arguments, should_stop):
     """(title, HTML, HTML of its quiz or "") of a study."""
     module = STUDIES[name]
     results = store.results(name, seed)
+    most = len(results.classes) - 1
+    if results.labels is not None and len(results.labels) and results.labels.max() > most:
+        raise DataError(
+            f"{store.path}: the study {name} has labels above {most}, expected 0 to {most}"
+        )
     quiz, missing = "", None
     if module is hardest:
         try:

@@ -19,6 +19,8 @@ from .trainer import steps_per_epoch
 # from weights of 2^-6 and more, and most initial weights of a kernel are larger.
 _LEAST_RATE = 2.0**-30
 _LEAST_WAY = 1e-3  # what a weight should be able to move in a training: a step of the default rate
+_FEW_VALUES = 4  # fewer in a normalisation make training slow and its result bad
+_LEAST_BRIGHT = 25
 _MOST_PIXELS = 16  # left for the dense layer; 28x28 pixels leave one
 _MOST_DISTORTION = 0.5  # zoom and shifts
 _OF_START = 0.01  # of their initial values, that moving statistics may hold at the end
@@ -30,12 +32,18 @@ def check(recipe, data):
     The recipe is one of these data: see Recipe.of.
     """
     steps = steps_per_epoch(recipe, len(data.train_images))
-    check_batch(recipe.nodes, recipe.batch_size)
+    _check_batch(recipe)
     _check_rates(recipe, steps)
     _check_classes(recipe, data)
     if _are_equal(data.train_images):
         raise DataError(
             f"training images: all {len(data.train_images):,} are equal, expected different ones"
+        )
+    brightest = int(data.train_images.max())
+    if brightest < _LEAST_BRIGHT:
+        _warn(
+            f"the brightest pixel of all training images is {brightest} of 255, so the nets learn "
+            "slowly; scale the pixels to 0..255"
         )
     _warn_of_size(recipe)
     for name in ("zoom", "width_shift", "height_shift"):
@@ -49,6 +57,17 @@ def check(recipe, data):
             f"validation fraction {recipe.validation_fraction:g} leaves less than half of the "
             "images for training"
         )
+
+
+def _check_batch(recipe):
+    check_batch(recipe.nodes, recipe.batch_size)
+    for node in recipe.nodes:
+        if node.layer.least_batch(node.input_shape) > 1 and recipe.batch_size < _FEW_VALUES:
+            _warn(
+                f"batch size {recipe.batch_size} makes {node.name} normalise "
+                f"{recipe.batch_size} values per channel, which learns badly; use at least "
+                f"{_FEW_VALUES} images"
+            )
 
 
 def _check_rates(recipe, steps):
@@ -124,7 +143,7 @@ def warn_of_guessing(recipe, data, history, test_accuracy):
     if trained <= _by_guessing(share, steps * recipe.batch_size):
         _warn(
             f"the nets learned nothing: guessing is as good as their training accuracy, "
-            f"{100 * trained:.3g} %; try more epochs, more images or another learning rate"
+            f"{trained:.5f}; try more epochs, more images or another learning rate"
         )
         return
     last = [row["validation_accuracy"] for row in history if row["epoch"] == recipe.epochs]
@@ -147,8 +166,8 @@ def warn_of_guessing(recipe, data, history, test_accuracy):
         if recipe.momentum > RECIPES["demo"].momentum:
             cause += " or with the recipe 'demo'"
     _warn(
-        f"guessing is as good as the {kind} accuracy of the nets, {100 * measured:.3g} %, though "
-        f"their training accuracy is {100 * trained:.3g} %: {cause}"
+        f"guessing is as good as the {kind} accuracy of the nets, {measured:.5f}, though "
+        f"their training accuracy is {trained:.5f}: {cause}"
     )
 
 

@@ -70,7 +70,7 @@ def _check_config(path, config):
         if not path.is_file():  # opening a pipe would block
             raise ValueError
         with open(path, "rb") as file:
-            old = json.loads(file.read(1 << 20))  # a config has about 1 kB
+            old = json.loads(file.read(1 << 21))  # with 1,000 classes it has less than 1 MB
         old_recipe, old_data = dict(old["recipe"]), old["data"]
         old_environment = _environment(old)
     except (ValueError, KeyError, TypeError, RecursionError):
