@@ -77,10 +77,10 @@ INLINE void resample(const uint8_t* image, const Map* map, int H, int W, int C, 
 // order (steps, B). Null ranges: images are not resampled. Null labels: y is not written.
 // Twin: ops_numpy.load_batch
 KERNEL load_batch(
-    const unsigned char* images, MAY_BE_NULL const unsigned short* labels, const int PER_NET order,
-    int steps, int B, int H, int W, int C, MAY_BE_NULL const float* ranges, unsigned seed,
-    const long long PER_NET net, unsigned stream, const long long* step, float PER_NET x,
-    long long PER_NET y) {
+    MAY_BE_LARGE const unsigned char* images, MAY_BE_NULL const unsigned short* labels,
+    const int PER_NET order, int steps, int B, int H, int W, int C, MAY_BE_NULL const float* ranges,
+    unsigned seed, const long long PER_NET net, unsigned stream, const long long* step,
+    float PER_NET x, long long PER_NET y) {
     const int* chosen = order + (size_t)(*step % steps) * B;
     size_t size = (size_t)H * W * C;
 #pragma omp parallel for

@@ -17,6 +17,30 @@ __device__ inline Between between(double position, int length) {
     return {lower, float(position - lower)};
 }
 
+// result (H, W, C) = the image at the positions that the map gives, interpolated bilinearly. All
+// channels of a pixel come from the same position. The block's threads share the pixels.
+__device__ __forceinline__ void resample(
+    const unsigned char* image, const Map& map, int H, int W, int C, float* result) {
+    int right = C * min(W - 1, 1), below = C * W * min(H - 1, 1);
+    for (int i = threadIdx.x; i < H * W; i += blockDim.x) {
+        const double *of_row = map.row, *of_column = map.column;
+        double from_x = i % W - (W - 1) / 2.0, from_y = i / W - (H - 1) / 2.0;
+        Between row = between(of_row[0] * from_x + of_row[1] * from_y + of_row[2], H);
+        Between column = between(of_column[0] * from_x + of_column[1] * from_y + of_column[2], W);
+
+        const unsigned char* corner = image + (row.lower * W + column.lower) * C;
+        for (int c = 0; c < C; ++c) {
+            float values[2];  // interpolated in the row above and in the row below
+            for (int k = 0; k < 2; ++k) {
+                const unsigned char* pixel = corner + k * below + c;
+                float first = __ldg(pixel) * UNIT, second = __ldg(pixel + right) * UNIT;
+                values[k] = fmaf(first, 1.0f - column.weight, second * column.weight);
+            }
+            result[i * C + c] = fmaf(values[0], 1.0f - row.weight, values[1] * row.weight);
+        }
+    }
+}
+
 // For each image b of the batch, with i = order[step % steps, b]:
 //     x[b] = augmented(images[i] / 255),  y[b] = labels[i]
 // x (B, H, W, C), y (B,), order (steps, B). Without `ranges` (see draw_affine) images are not
@@ -26,14 +50,14 @@ __device__ inline Between between(double position, int length) {
 // a position, but only once from memory: __ldg reads through a cache that is larger than an image.
 // Twin: ops_numpy.load_batch
 extern "C" __global__ void load_batch(
-    const unsigned char* images, MAY_BE_NULL const unsigned short* labels, PerNet<const int> order,
-    int steps, int B, int H, int W, int C, MAY_BE_NULL const float* ranges, unsigned seed,
-    PerNet<const long long> nets, unsigned stream, const long long* step, PerNet<float> x,
-    PerNet<long long> y) {
+    MAY_BE_LARGE const unsigned char* images, MAY_BE_NULL const unsigned short* labels,
+    PerNet<const int> order, int steps, int B, int H, int W, int C,
+    MAY_BE_NULL const float* ranges, unsigned seed, PerNet<const long long> nets, unsigned stream,
+    const long long* step, PerNet<float> x, PerNet<long long> y) {
     __shared__ Map map[1];
     int b = blockIdx.x;
     int index = order.row()[int(step[0] % steps) * B + b];
-    const unsigned char* image = images + index * H * W * C;
+    const unsigned char* image = images + (long long)index * (H * W * C);
     float* result = x.row() + b * H * W * C;
 
     if (threadIdx.x == 0) {  // once per image: sine and cosine in double are slow
@@ -49,24 +73,9 @@ extern "C" __global__ void load_batch(
         for (int i = threadIdx.x; i < H * W * C; i += blockDim.x) {
             result[i] = __ldg(image + i) * UNIT;
         }
-        return;
-    }
-    int right = C * min(W - 1, 1), below = C * W * min(H - 1, 1);
-    for (int i = threadIdx.x; i < H * W; i += blockDim.x) {
-        const double *of_row = map[0].row, *of_column = map[0].column;
-        double from_x = i % W - (W - 1) / 2.0, from_y = i / W - (H - 1) / 2.0;
-        Between row = between(of_row[0] * from_x + of_row[1] * from_y + of_row[2], H);
-        Between column = between(of_column[0] * from_x + of_column[1] * from_y + of_column[2], W);
-
-        const unsigned char* corner = image + (row.lower * W + column.lower) * C;
-        for (int c = 0; c < C; ++c) {
-            float values[2];  // interpolated in the row above and in the row below
-            for (int k = 0; k < 2; ++k) {
-                const unsigned char* pixel = corner + k * below + c;
-                float first = __ldg(pixel) * UNIT, second = __ldg(pixel + right) * UNIT;
-                values[k] = fmaf(first, 1.0f - column.weight, second * column.weight);
-            }
-            result[i * C + c] = fmaf(values[0], 1.0f - row.weight, values[1] * row.weight);
-        }
+    } else if (C == 1) {
+        resample(image, map[0], H, W, 1, result);  // without a loop over channels
+    } else {
+        resample(image, map[0], H, W, C, result);
     }
 }

@@ -14,9 +14,9 @@ struct Forward {
     Convolution s;
     Staged source;
     Tables tables;
-    int channels, filters, result_rows, result_columns, stride, row_step, column_step;
+    int taps, channels, filters, result_rows, result_columns, stride, row_step, column_step;
     Normalized x;
-    const float *kernel, *bias;
+    const float *packed, *bias;
     float floor;  // of the activation
     float* y;
 
@@ -30,30 +30,6 @@ struct Forward {
     __device__ void stage(int image, int top, int left, int channel, float* pixels) {
         constexpr int BATCH = FORM_GROUPS > 8 ? 3 : 6;  // as many as the registers allow
         source.stage<BATCH>(x, image, top, left, channel, pixels);
-    }
-
-    // The i-th item of a tap's weights, a Fragment. It is copied as two rows of four filters, in an
-    // order in which a warp loads whole lines of memory.
-    __device__ static Fragment item(int i) {
-        return {i / 32 % 4, i / 128 * 8 + i / 4 % 8, i % 4};
-    }
-
-    __device__ void copy_weights(int tap, int channel, int first, int width, float* raw) const {
-        for (int i = threadIdx.x; i < width * 4; i += blockDim.x) {
-            Fragment f = item(i);
-            int row = channel + f.step * STEP + f.lane * 2, filter = first + f.quad * 4;
-#pragma unroll
-            for (int k = 0; k < 2; ++k) {
-                bool inside = row + k < s.Cin && filter < s.Cout;
-                int at = inside ? (tap * s.Cin + row + k) * s.Cout + filter : 0;
-                copy_async_16(raw + (k * width * 4 + i) * 4, kernel + at, inside);
-            }
-        }
-    }
-
-    __device__ void arrange_weights(const float* raw, int width, float* weights) const {
-        for (int i = threadIdx.x; i < width * 4; i += blockDim.x)
-            item(i).put(weights, width / 4, load4(raw + i * 4), load4(raw + (width * 4 + i) * 4));
     }
 
     __device__ float4 activated(int channel, float4 v) const {
@@ -102,14 +78,14 @@ struct Forward {
 };
 
 // From y_below (B, H, W, Cin): y (B, Ho, Wo, Cout); and, unless null, parts (thread blocks,
-// STATISTICS, Cout) of y's moments. gamma_below to kept_scale describe the Normalization of
+// STATISTICS, Cout) of y's moments. `packed` is the kernel (pack_weights.cu). gamma_below to kept_scale describe the Normalization of
 // y_below, and `kept` has its dropout bits, if any. mean_below and variance_below (Cin,) are
 // results if parts_below is not null, else inputs.
 //
 // Thread blocks: x tiles, i, i + gridDim.x and so on; y output channels.
 // Twin: block_oracles.forward
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_forward(
-    PerNet<const float> y_below, PerNet<const float> kernel, PerNet<const float> bias,
+    PerNet<const float> y_below, PerNet<const float> packed, PerNet<const float> bias,
     MAY_BE_NULL PerNet<const float> gamma_below, MAY_BE_NULL PerNet<const float> beta_below,
     MAY_BE_NULL PerNet<const float> parts_below, int count_below,
     MAY_BE_NULL PerNet<float> mean_below, MAY_BE_NULL PerNet<float> variance_below,
@@ -133,6 +109,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
     pass.s = s;
     pass.tables = copy_tables(tables, staged, 1, taps, table);
     pass.source = {s.B, s.H, s.W, s.Cin, pass.tables.staged, staged};
+    pass.taps = taps;
     pass.stride = s.sh;
     pass.row_step = pass.column_step = 1;
     pass.channels = s.Cin;
@@ -140,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
     pass.result_rows = s.Ho;
     pass.result_columns = s.Wo;
     pass.x = {y_below.row(), kept.row(), scales, shifts};
-    pass.kernel = kernel.row();
+    pass.packed = packed.row();
     pass.bias = bias.row();
     pass.floor = floor;
     pass.y = y.row();

@@ -15,9 +15,9 @@ struct InputGradient {
     Convolution s;
     Staged source;
     Tables tables;
-    int channels, filters, result_rows, result_columns, stride, row_step, column_step;
+    int taps, channels, filters, result_rows, result_columns, stride, row_step, column_step;
     BeforeActivation dz;
-    const float* kernel;
+    const float* packed;
     // Of the block below: its activation, its dropout's bits and scale, and inverse and shift of
     // its normalised activation z = y_below * inverse + shift.
     const float* y_below;
@@ -34,35 +34,6 @@ struct InputGradient {
 
     __device__ void stage(int image, int top, int left, int channel, float* pixels) {
         source.stage<4>(dz, image, top, left, channel, pixels);
-    }
-
-    // The i-th item of a tap's weights, a Fragment. It is copied as two filters of four channels.
-    __device__ static Fragment item(int i) {
-        return {i / 8 % 4, i / 32 * 2 + i / 4 % 2, i % 4};
-    }
-
-    __device__ void copy_weights(int tap, int filter, int first, int width, float* raw) const {
-        for (int i = threadIdx.x; i < width * 4; i += blockDim.x) {
-            Fragment f = item(i);
-            int column = filter + f.step * STEP + f.lane * 2, channel = first + f.quad * 4;
-            bool inside = column < s.Cout && channel < s.Cin;
-            int at = inside ? (tap * s.Cin + channel) * s.Cout + column : 0;
-#pragma unroll
-            for (int k = 0; k < 4; ++k)
-                copy_async_8(
-                    raw + (k * width * 4 + i) * 2, kernel + at + (inside ? k * s.Cout : 0), inside);
-        }
-    }
-
-    __device__ void arrange_weights(const float* raw, int width, float* weights) const {
-        for (int i = threadIdx.x; i < width * 4; i += blockDim.x) {
-            float2 of[4];
-#pragma unroll
-            for (int k = 0; k < 4; ++k)
-                of[k] = *reinterpret_cast<const float2*>(raw + (k * width * 4 + i) * 2);
-            item(i).put(weights, width / 4, make_float4(of[0].x, of[1].x, of[2].x, of[3].x),
-                        make_float4(of[0].y, of[1].y, of[2].y, of[3].y));
-        }
     }
 
     __device__ void begin(int, int, float4) { sum = sum_z = make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
@@ -106,7 +77,7 @@ struct InputGradient {
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_input_gradient(
     PerNet<const float> dx, PerNet<const float> y, PerNet<const float> sums_parts, int sums_count,
     PerNet<const float> gamma, PerNet<const float> mean, PerNet<const float> variance,
-    float epsilon, float floor, PerNet<const float> kernel, Convolution s, Tiling t,
+    float epsilon, float floor, PerNet<const float> packed, Convolution s, Tiling t,
     const int* tables, int phases, PerNet<const float> y_below, PerNet<const float> mean_below,
     PerNet<const float> variance_below, float epsilon_below,
     MAY_BE_NULL PerNet<const unsigned> kept, float kept_scale, PerNet<float> dx_below,
@@ -133,6 +104,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     pass.s = s;
     pass.tables = copy_tables(tables, staged, phases, taps, table);
     pass.source = {s.B, s.Ho, s.Wo, s.Cout, pass.tables.staged, staged};
+    pass.taps = taps;
     pass.stride = 1;
     pass.row_step = s.sh;
     pass.column_step = s.sw;
@@ -141,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     pass.result_rows = s.H;
     pass.result_columns = s.W;
     pass.dz = {dx.row(), y.row(), as, bs, cs, floor};
-    pass.kernel = kernel.row();
+    pass.packed = packed.row();
     pass.y_below = y_below.row();
     pass.kept = kept.row();
     pass.kept_scale = kept_scale;

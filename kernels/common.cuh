@@ -23,5 +23,7 @@ struct PerNet {
 
 // Marks an array parameter that may be null (None in Python).
 #define MAY_BE_NULL
+// Marks an array of any length: a kernel indexes it with 64 bits.
+#define MAY_BE_LARGE
 
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }

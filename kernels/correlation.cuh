@@ -6,12 +6,16 @@
 // A thread block computes tiles of pixels by 32 * channel_warps result channels:
 //
 //     shared memory      the source's pixels, CHUNK channels of each, staged once for all taps;
-//                        the weights of one tap, while those of the next are being copied
+//                        the weights of one tap, while those of the next two are being copied
 //     a warp             8 * GROUPS pixels by 32 channels
 //     an mma.sync        16 channels by 8 pixels, with depth 8
 //
 // Weights are the left operand and pixels the right one. So a lane's results are four consecutive
 // channels, and those of eight lanes fill 128 bytes of memory.
+//
+// pack_weights.cu has rounded the weights to TF32 and put them in the order in which lanes load
+// them, and taps in the order in which thread blocks meet them. So a copy to shared memory is all
+// that is left to do.
 //
 // If tiles are small, SPLITS warps share the same results. Each computes partial sums over its part
 // of the depth, and the first adds up the others' in order, through shared memory.
@@ -21,6 +25,7 @@
 
 constexpr int STEP = 8;   // the depth of one mma.sync
 constexpr int WIDE = 32;  // channels of a warp
+constexpr int TAPS_IN_MEMORY = 3;  // taps whose weights are in shared memory: one used, two coming
 
 // The results that meet the same taps. In a forward pass these are all results. In a gradient with
 // respect to the input they are one phase: rows and columns that are a stride apart.
@@ -29,13 +34,8 @@ struct ResultPhase {
     int first_row, rows, first_column, columns;  // of the results
 };
 
-// A tap's number in the kernel, and the distance from a result's staged pixel to its source.
-struct Tap {
-    int weight, offset;
-};
-
 // The tables that cuda_tiles.py computes, in shared memory: of staged pixels (Staged in block.cuh),
-// of phases and of taps.
+// of phases, and of taps: the distance from a result's staged pixel to its source.
 struct Tables {
     const int2* staged;
     const int *phases, *taps;
@@ -45,48 +45,29 @@ struct Tables {
         const int* p = phases + i * 6;
         return {p[0], p[1], p[2], p[3], p[4], p[5]};
     }
-    __device__ Tap tap(int i) const { return {taps[i * 2], taps[i * 2 + 1]}; }
 
     // Their size in ints, rounded up so that a float4 may follow.
     static __device__ int size(int pixels, int phases, int taps) {
-        return ceil_div(pixels * 2 + phases * 6 + taps * 2, 4) * 4;
+        return ceil_div(pixels * 2 + phases * 6 + taps, 4) * 4;
     }
 };
 
 // Copies the tables, which follow one another in memory, to shared memory.
 __device__ inline Tables copy_tables(const int* from, int pixels, int phases, int taps, float* to) {
     int* copy = reinterpret_cast<int*>(to);
-    for (int i = threadIdx.x; i < pixels * 2 + phases * 6 + taps * 2; i += blockDim.x)
+    for (int i = threadIdx.x; i < pixels * 2 + phases * 6 + taps; i += blockDim.x)
         copy[i] = __ldg(from + i);
     const int* after = copy + pixels * 2;
     return {reinterpret_cast<const int2*>(copy), after, after + phases * 6, phases};
 }
 
-// A position in the sequence of weights that a thread block needs.
-struct WeightPosition {
-    int tile, phase, chunk, tap;
-};
-
-// The weights of a tap for one lane and step: two source channels (the depth) by four result
-// channels, the left operands of two mma.sync. A thread copies them in memory's order to a place
-// that only it uses. When they have arrived, the same thread rounds them and stores them in the
-// order in which lanes load them: (steps, 2 operands, quads of channels, 4 lanes), a float4 each.
-struct Fragment {
-    int step, quad, lane;  // the depth's channels are step * STEP + lane * 2 and the next one
-
-    template <typename T>
-    __device__ T* of(T* weights, int operand, int quads) const {
-        return weights + (((step * 2 + operand) * quads + quad) * 4 + lane) * 4;
-    }
-    // Rows g and g + 8 of an operand are consecutive result channels: quad g has four, which are
-    // these rows of the two operands. `even` and `odd` are the weights of the two source channels.
-    __device__ void put(float* weights, int quads, float4 even, float4 odd) const {
-        even = to_tf32(even);
-        odd = to_tf32(odd);
-        store4(of(weights, 0, quads), make_float4(even.x, even.y, odd.x, odd.y));
-        store4(of(weights, 1, quads), make_float4(even.z, even.w, odd.z, odd.w));
-    }
-};
+// Where the packed weights of a tap (CHUNK channels of the depth by `width` result channels) have
+// those of a lane: the left operands of two mma.sync, in the order (steps, 2 operands, quads of
+// result channels, 4 lanes), a float4 each. It has two rows of result channels of the quad by the
+// two channels of the depth from step * STEP + lane * 2 on.
+__device__ inline int packed_at(int step, int operand, int quad, int lane, int width) {
+    return ((step * 2 + operand) * width + quad * 4 + lane) * 4;
+}
 
 // Adds one step of depth 8 to the sums. `a` has the left operands of two tiles of 16 channels. Of
 // the right operand a lane holds rows t and t + 4 of a column; here they are two consecutive
@@ -139,15 +120,14 @@ __device__ inline void add_splits(float (&sums)[GROUPS][2][4], int split, int wa
 }
 
 // Computes all tiles of a thread block. A Pass has
-//     s, tables                     the convolution, and the tables of its phases and taps
+//     s, tables, taps               the convolution, the tables of its phases and taps, all taps
+//     packed                        its weights, as pack_weights.cu wrote them
 //     source                        a Staged
 //     stride                        source rows from one row of results to the next
 //     row_step, column_step         from one result of a phase to the next
 //     channels, filters             channels of the source (depth of a tap), and of the results
 //     result_rows, result_columns   of an image
 //     stage(image, top, left, channel, pixels)               stages a chunk of a tile's pixels
-//     copy_weights(tap, channel, first_filter, width, raw)   starts to copy a tap's weights
-//     arrange_weights(raw, width, weights)                   stores them as Fragments
 //     begin(row, channel, first)    before a lane's results of a tile; `row` is the warp's row of
 //                                   pixels, `first` the lane's first four sums
 //     load(pixel, channel)          starts to load what a result needs besides its sums: a Raw
@@ -167,43 +147,25 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
     int chunks = ceil_div(pass.channels, CHUNK);
     int tiles = ceil_div(pass.s.B, t.images) * t.bands;
     int tap_size = CHUNK * width;  // elements
-    float *arranged = pixels + t.area, *raw = arranged + 2 * tap_size;  // each for two taps
 
-    // The copy of a tap's weights starts two taps before they are used, also across tiles. They are
-    // arranged one tap before.
-    WeightPosition ahead{int(blockIdx.x), first_phase, 0, 0};
-    int parity = 0;                        // of the number of taps so far
-    int started = 0, arranged_so_far = 0;  // numbers of taps
-    auto copy_ahead = [&](int parity) {
-        if (ahead.tile < tiles) {
-            ++started;
-            ResultPhase p = pass.tables.phase(ahead.phase);
-            pass.copy_weights(
-                pass.tables.tap(p.first_tap + ahead.tap).weight, ahead.chunk * CHUNK, first_filter,
-                width, raw + parity * tap_size);
-            if (++ahead.tap == p.taps) {
-                ahead.tap = 0;
-                if (++ahead.chunk == chunks) {
-                    ahead.chunk = 0;
-                    ahead.phase += t.groups;
-                    if (ahead.phase >= pass.tables.count) {
-                        ahead.phase = first_phase;
-                        ahead.tile += gridDim.x;
-                    }
-                }
-            }
-        }
+    // A thread block meets the same sequence of weights in each of its tiles; it is contiguous. The
+    // copy of a tap's weights starts two taps before they are used, also across tiles; after the
+    // last tile two copies are left over.
+    ResultPhase own = pass.tables.phase(first_phase);
+    int sequence = (t.groups > 1 ? own.taps : pass.taps) * chunks * tap_size;
+    const float* packed = pass.packed
+        + (blockIdx.y / t.groups * pass.taps + own.first_tap) * chunks * tap_size;
+    float* weights = pixels + t.area;
+    int ahead = 0, buffer = 0;  // the next copy's place in the sequence, and the next tap's buffer
+    auto copy_ahead = [&](int to) {
+        for (int i = threadIdx.x * 4; i < tap_size; i += blockDim.x * 4)
+            copy_async_16(weights + to * tap_size + i, packed + ahead + i, true);
         commit_copies();
-    };
-    auto arrange = [&](int parity) {
-        if (arranged_so_far == started) return;  // there is no further tap
-        ++arranged_so_far;
-        pass.arrange_weights(raw + parity * tap_size, width, arranged + parity * tap_size);
+        ahead += tap_size;
+        if (ahead == sequence) ahead = 0;
     };
     copy_ahead(0);
     copy_ahead(1);
-    wait_copies<1>();
-    arrange(0);
 
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int image = tile / t.bands * t.images, band = tile % t.bands * t.rows;
@@ -238,18 +200,19 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                     at[j] = (place + column) * PITCH + quarter * 2;
                 }
                 for (int tap = 0; tap < p.taps; ++tap) {
-                    __syncthreads();  // weights and pixels are in shared memory
-                    copy_ahead(parity);
-                    const float* weights = arranged + parity * tap_size;
-                    const float* under = pixels + pass.tables.tap(p.first_tap + tap).offset * PITCH;
+                    wait_copies<1>();  // for this tap's weights
+                    __syncthreads();  // weights and pixels are there; the last tap's are free
+                    copy_ahead(buffer ? buffer - 1 : TAPS_IN_MEMORY - 1);
+                    const float* of_tap = weights + buffer * tap_size;
+                    const float* under = pixels + pass.tables.taps[p.first_tap + tap] * PITCH;
 #pragma unroll
                     for (int i = 0; i < CHUNK / STEP / SPLITS; ++i) {
                         int step = split * (CHUNK / STEP / SPLITS) + i;
-                        Fragment own{step, own_channel / 4, quarter};
                         float a[2][4];
 #pragma unroll
                         for (int operand = 0; operand < 2; ++operand) {
-                            float4 v = load4(own.of(weights, operand, width / 4));
+                            float4 v = load4(
+                                of_tap + packed_at(step, operand, own_channel / 4, quarter, width));
                             a[operand][0] = v.x;
                             a[operand][1] = v.y;
                             a[operand][2] = v.z;
@@ -257,9 +220,7 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                         }
                         multiply_step(a, under + step * STEP, at, sums);
                     }
-                    parity ^= 1;
-                    wait_copies<1>();  // for the next tap's weights
-                    arrange(parity);
+                    buffer = buffer == TAPS_IN_MEMORY - 1 ? 0 : buffer + 1;
                 }
             }
 
@@ -308,6 +269,7 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
             pass.end(warp / t.channel_warps, own_channel);
         }
     }
+    wait_copies<0>();
 }
 
 // Sums over the four lanes that hold results of the same channels; all four get the sum.

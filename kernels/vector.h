@@ -3,7 +3,8 @@
 //
 // A kernel is a plain C function for one net. kernel.py reads its declaration, KERNEL name(...):
 // `float PER_NET x` is an array with one row for each net, `float* x` an array that all nets share;
-// `const` arrays are only read, and MAY_BE_NULL allows None.
+// `const` arrays are only read, MAY_BE_NULL allows None, and MAY_BE_LARGE any length, which a kernel
+// indexes with 64 bits.
 //
 // Shapes in comments are those of one net. B: images of a batch; H, W: rows and columns; Cin, Cout:
 // a convolution's input and output channels; C: channels, where input and output have the same;
@@ -19,6 +20,7 @@
 #define KERNEL void
 #define PER_NET *
 #define MAY_BE_NULL
+#define MAY_BE_LARGE
 #define INLINE static inline __attribute__((always_inline))
 
 // Unrolls a loop with a known number of iterations, so that its arrays become registers.

@@ -145,6 +145,10 @@ class Block:
             results[name] = put(poison((E, *shape), np.float32))
             return results[name]
 
+        def packed():
+            kernels = self.packed(what, launch)
+            return put(kernels[nets])
+
         floor = 0.0 if self.relu else -np.inf
         table = driver.to_device(np.array(launch.tables, np.int32)) if launch.tables else None
         sizes, nothing = self._sizes(self.window_of(what)), self.below == "nothing"
@@ -160,13 +164,14 @@ class Block:
                 known = *get("gamma_below beta_below parts_below"), 3, *moments
             between = *known, EPSILON_BELOW, self.kept_scale, *get("kept")
             arguments = (
-                *get("y_below kernel bias"), *(between if self.tensor else ()), sizes,
+                *get("y_below"), packed() if self.tensor else get("kernel")[0], *get("bias"),
+                *(between if self.tensor else ()), sizes,
                 launch.tiling, *([table] if self.tensor else []), floor, new("y", *self.shape),
                 None if self.below == "moments" else new("parts", launch.parts, 3, self.N),
             )  # fmt: skip
         elif what == "input gradient":
             arguments = (
-                *above, floor, *get("kernel"), sizes, launch.tiling,
+                *above, floor, packed(), sizes, launch.tiling,
                 table, prod(map(len, self.window_of(what).phases)),
                 *get("y_below mean_below variance_below"), EPSILON_BELOW, *get("kept"),
                 self.kept_scale, new("dx_below", *self.below_shape),
@@ -189,6 +194,16 @@ class Block:
                 shared_bytes=launch.shared_bytes, defines=launch.defines,
             )  # fmt: skip
         return {name: driver.to_host(array) for name, array in results.items()}
+
+    def packed(self, what, launch):
+        """The kernels (E, size) as the correlation of a pass reads them, by the oracle."""
+        kernels = self.arrays["kernel"].reshape(self.E, -1, self.C, self.N)
+        sizes = self.C, self.N
+        if what == "input gradient":
+            kernels, sizes = kernels.swapaxes(2, 3), (self.N, self.C)
+        slots = cuda_tiles.weight_slots(launch, *sizes)
+        width = cuda_tiles.packed_width(launch)
+        return np.stack([block_oracles.packed(kernel, slots, width) for kernel in kernels])
 
     def _sizes(self, window):
         """The sizes as convolution.cuh's struct."""
@@ -296,6 +311,7 @@ FIRST_BLOCKS = [
     Block(2, 3, (9, 7), 3, 20, (3, 2), (2, 1), "same", below="nothing"),
     Block(1, 2, (60, 20), 7, 16, (3, 3), relu=False, below="nothing"),  # in bands
     Block(1, 1, (2, 3), 4, 12, (5, 4), below="nothing"),
+    Block(2, 2, (32, 32), 3, 32, (3, 3), below="nothing"),  # the seed network's, on colour images
 ]
 
 

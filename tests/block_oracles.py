@@ -16,6 +16,23 @@ def to_tf32(x):
     return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
 
 
+def packed(kernel, slots, width):
+    """The weights of a correlation in the order of pack_weights.cu, float32.
+
+    kernel: (taps, channels of the depth, result channels). slots: [(tap, first channel, first
+    filter)]. A slot is 32 channels by `width` filters, zero outside the kernel.
+    """
+    found = []
+    for tap, channel, filter in slots:
+        weights = np.zeros((32, width), np.float32)
+        inside = kernel[tap, channel : channel + 32, filter : filter + width]
+        weights[: inside.shape[0], : inside.shape[1]] = inside
+        # channel = 8 * step + 2 * lane + c, filter = 4 * quad + 2 * operand + f
+        apart = weights.reshape(4, 4, 2, width // 4, 2, 2)  # step, lane, c, quad, operand, f
+        found.append(to_tf32(apart.transpose(0, 4, 3, 1, 2, 5)).ravel())
+    return np.concatenate(found).astype(np.float32)
+
+
 def unpack(words, shape):
     """Bools of this shape: element i is bit i % 32 of word i // 32."""
     numbers = np.arange(np.prod(shape))

@@ -7,7 +7,7 @@ atheris`, Linux). Its last line is JSON. After a crash, a slow input or too much
 status is not 0, and the input stays in the current folder as `crash-...`, `timeout-...` or
 `oom-...`; `--input FILE` reads it again.
 
-fuzz_readers.py defines the inputs and the checks.
+fuzz_readers.py and fuzz_archives.py define the inputs and the checks, fuzz_mutations.py helps them.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from random import Random
 
-from fuzz_readers import LONGEST, READERS
+from fuzz_archives import READERS
+from fuzz_mutations import LONGEST
 
 SECONDS = 1  # an input may take less than this
 MEMORY = 1 << 30  # bytes that the process may hold
@@ -46,7 +47,7 @@ def outcome(reader, content):
     except importlib.import_module("minicnn.files").DataError as error:
         message = str(error)
         assert message.isprintable(), f"not one printable line: {message!r}"
-        names = tuple(f"{path}{end}" for path in reader.paths for end in ":,")
+        names = tuple(f"{path}{end}" for path in reader.paths for end in f":,{os.sep}")
         assert message.startswith(names), f"names no file: {message}"
     seconds = time.process_time() - started
     assert seconds < SECONDS, f"took {seconds:.2f} seconds"

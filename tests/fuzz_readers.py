@@ -1,4 +1,4 @@
-"""Inputs of the fuzzer for each reader of files: seeds, mutations of the format, and checks.
+"""Inputs of the fuzzer for the readers of data sets: seeds, mutations of the format, and checks.
 
 Each class has seeds (valid inputs), mutate, and read, which also checks the result. In inputs of
 CSV and IDX the first byte says whether the rest is compressed, and whether it has labels. fuzz.py
@@ -6,121 +6,46 @@ is the command.
 """
 
 import csv
-import gzip
-import hashlib
 import importlib
-import io
 import re
-import zlib
 from functools import partial
 from random import Random
 
 import numpy as np
+from fuzz_mutations import (
+    FIELDS,
+    LINES,
+    LONGEST_TEXT,
+    MAGIC,
+    REPLACED,
+    WORDS,
+    deflate,
+    edit_items,
+    idx,
+    inflate,
+    mutate_file,
+    noise,
+)
 
-LONGEST = 1 << 15  # bytes of an input; gzip makes at most 1,032 times as many of them
-LONGEST_TEXT = 3 << 19  # bytes of a file that a mutation decompresses or makes: two blocks of CSV
 LABELLED = 1 << 7  # in an input's first byte: CSV with labels
-
 PIXELS = [b"pixel%d" % i for i in range(784)]
-FIELDS = [
-    *(b"0", b"7", b"255", b"007", b'"1"', b"", b"-1", b"-0", b"+5", b"10", b"256", b"65536"),
-    *(b"2147483648", b"9223372036854775808", b"18446744073709551616", b"9" * 40, b"0" * 40),
-    *(b"NaN", b"NA", b"inf", b"None", b"True", b"text", b"1e2", b"0x10", b"1_0", b"1.0", b"1;2"),
-    *(b'"', b'""', b'"""', b'"1', b'1"', b'"1"2', b'1""', b'"1,2"', b'"1\n"', b"'1'", b"#", b"\\"),
-    *(b" ", b"\t1", b"1\r", b"\r1", b"\0", b"1\0", b"\xff", b"\x1b[2J", b"label", b"pixel0"),
-    *("\uff11 \u0663 \u2028 \u202e1 \u00b2 1\u00a0 \U0001d7d9 \ufeff".encode().split(b" ")),
-]
-LINES = [b"", b"\r", b"\r\r", b" ", b",", b'""', b"," * 783, b"," * 784, *FIELDS]
-REPLACED = [
-    *((b"\n", b"\r\n"), (b"\n", b"\r"), (b"\n", b"\n\n"), (b"\n", b"\r\r\n"), (b"\n", b"\n\r")),
-    *((b"\r\n", b"\n"), (b",", b'","'), (b",", b",,"), (b",", b";"), (b'"', b""), (b"0", b"00")),
-]
-WORDS = 0, 1, 2, 9, 27, 28, 29, 784, 500_000, 500_001, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF
-JSON = [
-    *(b"0", b"1", b"-1", b"1.5", b"1e999", b"9" * 12, b"9" * 30, b"null", b"true", b"NaN"),
-    *(b"{}", b"[]", b"[[", b'"', b'"x"', b"[0,0]", b'"\\ud800"', b'"a\\u0000b"', b"[1e3]"),
-    *(b'{"net": 1, "epoch": 1, "step": 1}', b"Infinity", b'"nets"', b'"step"', b'"\xff"'),
-]
-MAGIC = 0, 0x800, 0x801, 0x802, 0x803, 0x804, 0xD03, 0x01080000, 0x1F8B0800
-
-
-# --- Mutations ------------------------------------------------------------------------------------
-
-
-def noise(content, random):
-    """The bytes after a mutation that ignores the format."""
-    first, last = sorted(random.randrange(len(content) + 1) for _ in range(2))
-    last = random.choice((last, min(last, first + random.randrange(9))))
-    start, piece, rest = content[:first], content[first:last], content[last:]
-    flipped = bytes(byte ^ (1 << random.randrange(8)) for byte in piece[:9]) + piece[9:]
-    filled = random.choice((b"\0", b"\xff", b"\n", b",", b'"')) * max(1, len(piece))
-    added = piece + random.randbytes(random.randrange(1, 17))
-    return start + random.choice((flipped, filled, added, piece * 2, b"")) + rest
-
-
-def edit_items(items, new, random):
-    """Fields or lines after one was removed, replaced or quoted, or others were inserted."""
-    place = random.randrange(len(items)) * (random.random() < 0.9)  # often the first: the label
-    old, other, token = items[place], random.choice(items), random.choice(new)
-    many = token * int(10 ** random.uniform(0, 4.3))
-    choices = (), (old, old), (token, old), (other,), (b'"%b"' % old,), (many,), (token,), (token,)
-    return [*items[:place], *random.choice(choices), *items[place + 1 :]]
-
-
-def inflate(content):
-    """The content of a gzip stream, or None for a bad or a long one."""
-    try:
-        with gzip.open(io.BytesIO(content)) as stream:
-            plain = stream.read(LONGEST_TEXT + 1)
-    except (OSError, EOFError, zlib.error):
-        return None
-    return plain if len(plain) <= LONGEST_TEXT else None
-
-
-def deflate(plain):
-    """A gzip stream without a time stamp."""
-    return gzip.compress(plain, 1, mtime=0)
-
-
-def damage(stream, random):
-    """A gzip stream after a mutation of its headers, its members, its checksum or of any byte."""
-    member = deflate(random.choice((b"", b"0", b"\n", random.randbytes(20))))
-    place = random.choice([*range(10), *range(len(stream) - 8, len(stream))])
-    changed = stream[: max(0, place)] + random.randbytes(1) + stream[max(0, place) + 1 :]
-    longer = stream + random.choice((member, bytes(1), bytes(20), b"trailing", stream[:11]))
-    shorter = stream[: -random.randrange(1, 10)]
-    return random.choice((changed, longer, shorter, noise(stream, random), noise(stream, random)))
-
-
-def mutate_file(content, zipped, edit, random):
-    """(the bytes of a file, whether its name ends in .gz) after one mutation."""
-    if random.random() < 0.01:
-        return content, not zipped
-    plain = inflate(content) if zipped else content
-    if plain is None or (zipped and random.random() < 0.25):
-        return damage(content, random), True
-    plain = edit(plain, random)[:LONGEST_TEXT]
-    if zipped and random.random() < 0.1:  # two members
-        half = random.randrange(len(plain) + 1)
-        return deflate(plain[:half]) + deflate(plain[half:]), True
-    if len(plain) > LONGEST - 5 or random.random() < (0.9 if zipped else 0.05):
-        return deflate(plain), True
-    return plain, False
-
-
-# --- Readers --------------------------------------------------------------------------------------
 
 
 class Csv:
-    """Kaggle's CSV: a byte that says how it is read, 1 for gzip plus LABELLED; then the file."""
+    """CSV: a byte that says how it is read, 1 for gzip plus LABELLED for training; then a file."""
 
-    modules = "minicnn.data.formats", "minicnn.files"  # where branches are counted
+    modules = (  # where branches are counted
+        *("minicnn.data.csv_files", "minicnn.data.csv_blocks", "minicnn.data.labels"),
+        *("minicnn.data.sources", "minicnn.files"),
+    )
 
     def __init__(self, folder):
         # Not at the top: the command has them instrumented as they are imported.
-        self._read_csv = importlib.import_module("minicnn.data.formats").read_csv
+        self._read_csv = importlib.import_module("minicnn.data.csv_files").read_csv
+        self._file = importlib.import_module("minicnn.data.sources").File
         self.paths = [folder / "any.csv", folder / "any.csv.gz"]
         self._texts = self._make_texts(0) + self._make_texts(1)
+        self._others = self._make_others()
 
     def _make_texts(self, labelled):
         random, names = Random(labelled), [b"label"] * labelled + PIXELS
@@ -132,8 +57,25 @@ class Csv:
         variants = b"\xef\xbb\xbf" + short, short[:-1], short.replace(b"\n", b"\n\n\r\n"), quoted
         return [short, long, long.replace(b"\n", b"\r\n"), *variants]
 
+    def _make_others(self):
+        """Small files in other forms, all with labels."""
+        random = Random(3)
+        rows = [[b"%d" % random.randrange(256) for _ in range(12)] for _ in range(4)]
+        names, labels = [b"p%d" % i for i in range(12)], [b"cat", b'"a, b"', b"cat", b"-1"]
+        tables = (
+            [[b"id", b"label", *names]] + [[b"%d" % i, labels[i], *r] for i, r in enumerate(rows)],
+            [[*names, b"class"]] + [[*r, b"%d" % i] for i, r in enumerate(rows)],
+            [[b"7", *r] for r in rows[:2]] + [[b"8", *r] for r in rows[2:]],
+            [[b"%d" % i, *r, b"ABAB"[i : i + 1]] for i, r in enumerate(rows)],
+            [[b"label", *names]]
+            + [[b"%d.0" % i, *(v + b".0" for v in r)] for i, r in enumerate(rows)],
+        )
+        texts = [b"".join(b",".join(row) + b"\n" for row in table) for table in tables]
+        return [*texts, texts[1].replace(b",", b";"), texts[4].replace(b",", b"\t")]
+
     def seeds(self):
         inputs = [bytes([LABELLED * (b"label" in text)]) + text for text in self._texts]
+        inputs += [bytes([LABELLED]) + text for text in self._others] + [b"\0" + self._others[0]]
         return inputs + [bytes([file[0] | 1]) + deflate(file[1:]) for file in inputs[::3]]
 
     def mutate(self, content, random):
@@ -174,27 +116,76 @@ class Csv:
     def read(self, content):
         """Read an input, and compare the result with a strict parser's."""
         how = content[0] if content else 0
-        path, labelled = self.paths[how & 1], bool(how & LABELLED)
+        path, training = self.paths[how & 1], bool(how & LABELLED)
         path.write_bytes(content[1:])
-        images, labels = self._read_csv(path, labelled)
-        check_arrays(images, labels, labelled)
-        text = inflate(content[1:]) if how & 1 else content[1:]
+        part = self._read_csv(self._file(path), training)
+        check_arrays(part, training)
+        zipped = content[1:3] == b"\x1f\x8b"
+        text = inflate(content[1:]) if zipped else content[1:]
         if text is not None:
-            lines = [line for line in text.decode().split("\n")[1:] if line not in ("", "\r")]
-            rows = [next(csv.reader([line], strict=True)) for line in lines]
-            assert all(re.fullmatch("[0-9]+", field) for row in rows for field in row)
-            columns = [labels[:, None]] if labelled else []
-            table = np.hstack([*columns, images.reshape(-1, 784)])
-            assert table.tolist() == [[int(field[-18:]) for field in row] for row in rows]
+            check_table(part, text.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace"))
+
+
+def check_table(part, text):
+    """Compare a Part with the rows that the csv module reads."""
+    first = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    lines = [
+        line for number, line in enumerate(text.split("\n")) if number == 0 or line.strip("\r")
+    ]
+    rows = [next(csv.reader([line], strict=True, delimiter=delimiter), []) for line in lines]
+    images = part.images if part.images.ndim == 3 else part.images.transpose(0, 3, 1, 2)
+    pixels = images.reshape(len(images), -1)
+    header = rows[0] if len(rows) > len(images) else None
+    rows = rows[-len(images) :]
+    columns = range(len(rows[0]))
+    assert all(len(row) == len(columns) for row in rows)
+    names = [name.strip().lower() for name in header or ()]
+    texts = ("id", "imageid", "image_id", "", "index", "unnamed: 0")
+    label = [n for n, name in enumerate(names) if name in ("label", "labels", "class", "target")][
+        :1
+    ]
+    extra = {n for n, name in enumerate(names) if name in texts} | set(label)
+    rest = [n for n in columns if n not in extra]
+    match len(rest) - pixels.shape[1]:
+        case 0:
+            choices = [(label, set())]
+        case 1:  # a label without a name, or an index without labels
+            ends = {rest[0]}, {rest[-1]}
+            choices = [(sorted(e) if part.labels else [], e) for e in ends]
+        case _:  # an index, and a label
+            choices = [([rest[1]], set(rest[:2])), ([rest[-1]], {rest[0], rest[-1]})]
+    assert any(
+        fits(part, pixels, rows, label, [n for n in rest if n not in left])
+        for label, left in choices
+    ), "got other values"
+
+
+def fits(part, pixels, rows, label, columns):
+    """Whether a Part has the pixels of some columns, and the labels of another."""
+    fields = [[row[n] for n in columns] for row in rows]
+    if not all(re.fullmatch(r"[0-9]+(\.0*)?", field) for row in fields for field in row):
+        return False
+    if [[int(field.partition(".")[0][-18:]) for field in row] for row in fields] != pixels.tolist():
+        return False
+    if part.labels is None:
+        return True
+    names = [part.labels.names[code] for code in part.labels.codes]
+    texts = [row[n].strip() for row in rows for n in label]
+    plain = [re.sub(r"^\+|(?<=[0-9])\.0*$", "", text) for text in texts]
+    short = [re.sub(r"^(-?)0+(?=[0-9])", r"\1", text) for text in plain]
+    short = ["0" if text == "-0" else text for text in short]
+    return all(name in pair for name, *pair in zip(names, texts, short, strict=True))
 
 
 class Idx:
-    """MNIST's IDX: a byte, 1 for gzip in images plus 2 in labels; the images' file's size; both."""
+    """IDX: a byte, 1 for gzip in images plus 2 in labels; the size of the images' file; both."""
 
-    modules = Csv.modules
+    modules = "minicnn.data.idx_files", *Csv.modules[2:]
 
     def __init__(self, folder):
-        self._read_pair = importlib.import_module("minicnn.data.formats").read_idx_pair
+        self._read_pair = importlib.import_module("minicnn.data.idx_files").read_idx_pair
+        self._file = importlib.import_module("minicnn.data.sources").File
         self.paths = [folder / name for name in ("images", "images.gz", "labels", "labels.gz")]
 
     def seeds(self):
@@ -204,7 +195,10 @@ class Idx:
             labels = idx(0x801, count) + bytes(random.choices(range(10), k=count))
             images = deflate(images) if how & 1 else images
             inputs.append(self._join(how, images, deflate(labels) if how & 2 else labels))
-        return inputs
+        colour = idx(0x804, 2, 5, 4, 3) + random.randbytes(120)
+        qmnist = idx(0xC02, 2, 8, *range(16))
+        small = idx(0x803, 2, 4, 7) + random.randbytes(56)
+        return [*inputs, self._join(0, colour, qmnist), self._join(0, small, idx(0xC01, 2, 1, 9))]
 
     def _join(self, how, images, labels):
         return bytes([how]) + idx(len(images)) + images + labels
@@ -254,115 +248,31 @@ class Idx:
         paths = self.paths[how & 1], self.paths[2 + (how >> 1)]
         for path, file in zip(paths, files, strict=True):
             path.write_bytes(file)
-        images, labels = self._read_pair(*paths)
-        check_arrays(images, labels, True)
-        for array, path, file in zip((images, labels), paths, files, strict=True):
-            plain = inflate(file) if path.suffix else file
-            again = idx(0x800 + array.ndim, *array.shape) + array.tobytes()
-            assert plain in (None, again), "got other values"
+        part = self._read_pair(*map(self._file, paths))
+        check_arrays(part, True)
+        images, labels = (inflate(f) if f[:2] == b"\x1f\x8b" else f for f in files)
+        if images is not None:
+            axes = images[3]
+            shape = [int.from_bytes(images[4 * i : 4 * i + 4], "big") for i in range(1, 1 + axes)]
+            assert tuple(shape[:3]) == part.images.shape[:3] and shape[3:] in (
+                [],
+                [1],
+                [part.images.shape[-1]],
+            )
+            assert images[4 + 4 * axes :] == part.images.tobytes(), "got other pixels"
+        if labels is not None:
+            dtype = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4"}[labels[2]]
+            values = np.frombuffer(labels[4 + 4 * labels[3] :], dtype).reshape(len(part.images), -1)
+            names = [int(part.labels.names[code]) for code in part.labels.codes]
+            assert names == values[:, 0].tolist(), "got other labels"
 
 
-class Checkpoint:
-    """Checkpoints of a small network: an input is a file.
-
-    Most get a valid checksum after the change, so that reading continues behind it.
-    """
-
-    modules = "minicnn.training.archive", "minicnn.training.checkpoint", "minicnn.files"
-
-    def __init__(self, folder):
-        self._checkpoint = importlib.import_module("minicnn.training.checkpoint")
-        self.paths = [folder / "any.npz"]
-
-    def seeds(self):
-        about = {"seed": 0, "step": 4, "seconds": 0.5, "recipe": {"nets": 2}, "data": "0" * 64}
-        about["network"] = {"dense/kernel": [3, 2], "dense/bias": [2]}
-        row = dict.fromkeys(self._checkpoint.HISTORY_COLUMNS, 1) | {"validation_loss": None}
-        inputs = []
-        for nets in (1, 2, 3):
-            arrays = {name: np.full((nets, 8), 0.5, "f4") for name in ("params", "moment_1")}
-            arrays["moment_2"] = np.full((nets, 8), np.nan, "f8")
-            arrays |= {"moving": np.ones((nets, 0), "f4"), "sums": np.ones((nets, 3))}
-            arrays["history"] = self._checkpoint.history_table([row] * (nets - 1))
-            about["nets"] = list(range(nets))
-            about["diverged"] = [{"net": nets, "epoch": 1, "step": 2}] * (nets > 1)
-            self._checkpoint.save(self.paths[0], arrays, about)
-            inputs.append(self.paths[0].read_bytes())
-        return inputs
-
-    def mutate(self, content, random):
-        kind, body = random.randrange(20), content[:-64]
-        if kind == 0:
-            return noise(content, random)
-        if kind < 3:  # the first number of an array
-            places = [match.end() for match in re.finditer(rb"\), \} *\n", body)] or [0]
-            place, size = random.choice(places), random.choice((1, 4, 8))
-            number = np.array(random.choice((0, 1, -1, 0.5, np.nan, np.inf, 1e300))).tobytes()
-            body = body[:place] + number[:size] + body[place + size :]
-        elif kind < 10:
-            body = self._edit_text(body, random)
-        elif kind < 15:  # a number in digits
-            places = [match.start() for match in re.finditer(rb"\d+", body)] or [0]
-            place = random.choice(places)
-            digits = random.choice((b"%d" % random.choice(WORDS), b"9" * 12, b"-1", b"1.5", b""))
-            body = body[:place] + digits + body[place + random.randrange(1, 4) :]
-        elif kind < 17:  # a number in binary
-            place = random.randrange(len(body) + 1)
-            word = random.choice(WORDS).to_bytes(4, random.choice(("big", "little")))
-            word = random.choice((word, word[:2], word * 2))
-            body = body[:place] + word + body[place + len(word) :]
-        else:
-            body = noise(body, random)
-        return body + hashlib.sha256(body).hexdigest().encode()
-
-    def _edit_text(self, body, random):
-        """Change the text, and its length in the header before it."""
-        found = re.search(rb"'shape': \((\d+),\), \} *\n(\{.*?\})PK\x03\x04", body, re.DOTALL)
-        if not found:
-            return noise(body, random)
-        text = found[2]
-        kind = random.randrange(5)
-        if kind == 0:
-            text = noise(text, random)
-        elif kind == 1:
-            deep = random.choice((b"[", b'{"a":', b"9", b" ", b'"', b"[],"))
-            text += deep * int(10 ** random.uniform(0, 6)) if random.random() < 0.1 else deep
-        else:
-            values = [m.span() for m in re.finditer(rb'"[^"]*"|\d+(?:\.\d+)?|\[[^[]*?\]', text)]
-            first, last = random.choice(values or [(0, 0)])
-            text = text[:first] + random.choice(JSON) + text[last:]
-        length = b"%d" % len(text)
-        start, end = found.span(1)
-        return body[:start] + length + body[end : found.start(2)] + text + body[found.end(2) :]
-
-    def read(self, content):
-        """Read an input, and compare its arrays with the bytes of the file."""
-        self.paths[0].write_bytes(content)
-        arrays, about = self._checkpoint.load(self.paths[0])
-        nets = about["nets"]
-        assert 1 <= len(nets) <= 10_000 and 0 <= about["step"] < 2**32 and about["seconds"] >= 0
-        for name, array in arrays.items():
-            assert array.ndim == 2 and array.dtype.kind == "f" and array.tobytes() in content
-            assert name == "history" or len(array) == len(nets)
-        rows = self._checkpoint.history_rows(arrays["history"]) + about["diverged"]
-        assert {row["net"] - 1 for row in rows} <= set(nets)
-        chosen = self._checkpoint.select(arrays, about, nets[:1], self.paths[0])
-        self._checkpoint.concatenate([chosen])
-
-
-def idx(*words):
-    """Words of 32 bits as in the header of an IDX file."""
-    return b"".join(word.to_bytes(4, "big") for word in words)
-
-
-def check_arrays(images, labels, labelled):
-    """Check types, shapes and labels."""
-    count = len(images)
-    assert images.dtype == "uint8" and images.shape == (count, 28, 28) and count, images.shape
-    if labelled:
-        assert labels.dtype == "uint8" and labels.shape == (count,) and labels.max() <= 9, labels
-    else:
-        assert labels is None
-
-
-READERS = {"csv": Csv, "idx": Idx, "checkpoint": Checkpoint}
+def check_arrays(part, labelled):
+    """Check types, shapes and labels of a Part."""
+    images, labels, count = part.images, part.labels, len(part.images)
+    assert images.dtype == "uint8" and images.ndim in (3, 4) and images.size, images.shape
+    assert images.ndim == 3 or images.shape[3] > 1
+    assert labels is not None or not labelled
+    if labels is not None:
+        assert labels.codes.shape == (count,) and labels.codes.max() < len(labels.names) <= 1000
+        assert len(labels.names) == len(labels.places) == len(set(labels.names))

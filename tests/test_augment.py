@@ -392,3 +392,17 @@ def test_each_channel_is_augmented_as_a_grey_image_is(ops, ranges):
         y = ops.to_device(np.zeros(x.shape[:2], np.int64))
         ops.load_batch(*given, bounds, 7, nets, step, grey, y)
         np.testing.assert_array_equal(ops.to_host(grey)[..., 0], x[..., c])
+
+
+def test_a_data_set_may_have_more_bytes_than_32_bits_count(ops):
+    H, W, C = 64, 64, 3
+    N = 2**31 // (H * W * C) + 2
+    images = ops.empty((N, H, W, C), np.uint8)  # takes memory where it is written
+    last = np.random.default_rng(0).integers(0, 256, (H, W, C), np.uint8)
+    images[N - 1] = ops.to_device(last)
+    order, nets, step = np.full((1, 1, 1), N - 1, np.int32), np.array([1]), np.array([0])
+    x = ops.to_device(np.zeros((1, 1, H, W, C), np.float32))
+    y = ops.to_device(np.zeros((1, 1), np.int64))
+    order, nets, step = map(ops.to_device, (order, nets, step))
+    ops.load_batch(images, None, order, None, 0, nets, step, x, y)
+    np.testing.assert_allclose(ops.to_host(x)[0, 0], last / 255, rtol=1e-6)

@@ -37,8 +37,9 @@ def arrays_layout(network, nodes, nets, batch, training, dtype):
     layout["output"] = (nets, batch, *nodes[-1].output_shape), dtype
     shapes = [(nets, batch, *block.convolution.output_shape) for block in network.blocks]
     largest = max(map(prod, shapes))
-    for key, table in _tables(network, training).items():
+    for key, table in _tables(network, nodes, training).items():
         layout[key] = table.shape, table.dtype
+    layout["packed"] = (nets, _packings(network, training)[1]), dtype
     if not training:
         return layout | {("buffer", i): ((largest,), dtype) for i in range(2)}
     for i, shape in enumerate(shapes):
@@ -64,7 +65,8 @@ class BlockArrays:
     `normalized` is the input of the dense layer. In training dx[i] is the gradient with respect to
     the output of block i's normalisation; parts[i] has the partial sums of block i's `moments`,
     `sums` and `weights`, each (E, count, size); moments[i] are the batch's mean and variance;
-    kept[i] are the bits of dropout, or None.
+    kept[i] are the bits of dropout, or None. packed["forward", i] and packed["input gradient", i]
+    are block i's weights as correlations read them.
     """
 
     def __init__(self, model, network, batch, training):
@@ -79,7 +81,12 @@ class BlockArrays:
         self.nbytes = sum(array.nbytes for array in arrays.values())
         self.x, self.labels, self.output = arrays["x"], arrays["labels"], arrays["output"]
         self.loss, self.correct = arrays["loss"], arrays["correct"]
-        tables = _tables(network, training)
+        tables = _tables(network, model.nodes, training)
+        self.all_packed = arrays["packed"]
+        self.packed = {
+            key: arrays["packed"][:, begin : begin + size]
+            for key, (begin, size) in _packings(network, training)[0].items()
+        }
         shapes = [(E, batch, *block.convolution.output_shape) for block in network.blocks]
 
         def buffer(kind, i, shape):
@@ -111,15 +118,63 @@ class BlockArrays:
             ops.copy(ops.to_device(table), arrays[key])
 
 
-def _tables(network, training):
-    """{key: array} of the tables that the kernels read; cuda_tiles.py computed them."""
+def _tables(network, nodes, training):
+    """{key: array} of the tables that the kernels of blocks and pack_weights.cu read."""
     tables = {("forward", i): block.forward.tables for i, block in enumerate(network.blocks)}
     if training:
         for i, block in enumerate(network.blocks):
             tables["weight gradient", i] = block.weight_gradient.tables
             if i:
                 tables["input gradient", i] = block.input_gradient.tables
+    if slots := _slot_rows(network, nodes, training):
+        tables["slots"] = slots
     return {key: np.array(table, np.int32) for key, table in tables.items() if table}
+
+
+def _correlations(network, training):
+    """((pass, i), launch, channels, filters) of each correlation; filters: its result channels."""
+    for i, block in enumerate(network.blocks):
+        if not block.first:
+            yield ("forward", i), block.forward, block.channels, block.filters
+        if training and i:
+            yield ("input gradient", i), block.input_gradient, block.filters, block.channels
+
+
+def _packings(network, training):
+    """({(pass, i): (begin, size) in a net's row of packed weights}, size of that row)."""
+    found, begin = {}, 0
+    for key, launch, channels, filters in _correlations(network, training):
+        slots = cuda_tiles.weight_slots(launch, channels, filters)
+        size = len(slots) * cuda_tiles.CHUNK * cuda_tiles.packed_width(launch)
+        found[key] = begin, size
+        begin += size
+    return found, begin
+
+
+def _slot_rows(network, nodes, training):
+    """The table of pack_weights.cu: a row for each thread block."""
+    rows, places = [], _places(nodes)
+    packings, _ = _packings(network, training)
+    for key, launch, channels, filters in _correlations(network, training):
+        (what, i), (to, _) = key, packings[key]
+        block, width = network.blocks[i], cuda_tiles.packed_width(launch)
+        kernel = places[id(block.convolution)]["kernel"]
+        for tap, channel, filter in cuda_tiles.weight_slots(launch, channels, filters):
+            at = kernel + tap * block.channels * block.filters
+            sizes = block.channels, block.filters
+            rows.append((at, to, *sizes, channel, filter, width, what == "input gradient"))
+            to += cuda_tiles.CHUNK * width
+    return rows
+
+
+def _places(nodes):
+    """{id of a node: {name of a weight: its place in a net's flat row of weights}}."""
+    (_, size), _ = weights_layout(nodes, 1, np.dtype(np.float32))["params"]
+    places, at = {}, 0
+    for node in nodes:
+        found, at = views(np.arange(size)[None], node.specs, at)
+        places[id(node)] = {name: int(view.flat[0]) for name, view in vars(found).items()}
+    return places
 
 
 def _parts(network):
@@ -169,11 +224,7 @@ def _drop_rows(network, batch):
 
 def _sum_rows(network, nodes):
     """The table of sum_parts.cu, (thread blocks, 5): which partial sums make which gradients."""
-    (_, size), _ = weights_layout(nodes, 1, np.dtype(np.float32))["params"]
-    places, at = {}, 0  # {id of a node: {name of a weight: its place in the flat row}}
-    for node in nodes:
-        found, at = views(np.arange(size)[None], node.specs, at)
-        places[id(node)] = {name: view.flat[0] for name, view in vars(found).items()}
+    places = _places(nodes)
     rows = []
 
     def add(parts, offset, to, length):

@@ -3,7 +3,7 @@
 One launch computes a block's activation y, including the normalisation and dropout before the
 block, and writes partial sums for the next normalisation. The backward launches mirror it. So each
 activation is written once in a step and read by at most five launches. A step of the seed network
-has 28 launches, for all layers and nets.
+has 29 launches, for all layers and nets.
 
 `fusion` decides whether a stack of layers is such a network. Other stacks run layer by layer
 (network/plan.py), as every stack does in float32.
@@ -50,7 +50,7 @@ class BlockPlan:
         # No reference to the model, which refers to this plan: without a cycle the memory of both
         # is freed as soon as the model is.
         self._seed, self._nets, self._step = model.seed, model.net_numbers, model.step
-        self._gradients, self._moving = model.gradients, model.moving
+        self._params, self._gradients, self._moving = model.params, model.gradients, model.moving
         self.batch, self.training = batch, training
         self._arrays = arrays = BlockArrays(model, network, batch, training)
         self.x, self.labels, self.output = arrays.x, arrays.labels, arrays.output
@@ -62,6 +62,7 @@ class BlockPlan:
     def forward(self):
         """Compute the logits of x, at inference."""
         blocks, arrays = self.network.blocks, self._arrays
+        self._pack_weights()
         for i in range(len(blocks)):
             self.forward_block(i)
         last, dense = blocks[-1].normalization, self.network.dense
@@ -78,6 +79,7 @@ class BlockPlan:
         """Compute loss and gradients of the batch in x and labels."""
         blocks, arrays = self.network.blocks, self._arrays
         self._draw_dropout()
+        self._pack_weights()
         for i in range(len(blocks)):
             self.forward_block(i)
         self.head()
@@ -115,12 +117,20 @@ class BlockPlan:
             seed=self._seed, nets=self._nets, step=self._step, kept=kept,
         )  # fmt: skip
 
+    def _pack_weights(self):
+        slots = self._arrays.tables.get("slots")
+        if slots is None:  # no block but the first
+            return
+        self._launch(
+            "pack_weights.cu", "pack_weights", (len(slots),), (_THREADS,),
+            slots=slots.reshape(-1), weights=self._params, packed=self._arrays.all_packed,
+        )  # fmt: skip
+
     def forward_block(self, i):
         """Launch the forward pass of block i."""
         block, arrays = self.network.blocks[i], self._arrays
         w = block.convolution.weights
         arguments = {
-            "kernel": w.kernel,
             "bias": w.bias,
             "s": block.sizes(self.batch),
             "floor": block.floor,
@@ -128,13 +138,20 @@ class BlockPlan:
             "parts": arrays.parts[i].moments if self.training else None,
         }
         if block.first:
-            self._run("block_first.cu", "block_first_forward", block.forward, x=self.x, **arguments)
+            self._run(
+                "block_first.cu",
+                "block_first_forward",
+                block.forward,
+                x=self.x,
+                kernel=w.kernel,
+                **arguments,
+            )
             return
         parts_below = arrays.parts[i - 1].moments if i and self.training else None
         self._run(
             "block_forward.cu", "block_forward", block.forward, **self._input_of(i), **arguments,
             parts_below=parts_below, count_below=0 if parts_below is None else parts_below.shape[1],
-            tables=arrays.tables["forward", i],
+            packed=arrays.packed["forward", i], tables=arrays.tables["forward", i],
         )  # fmt: skip
 
     def head(self):
@@ -185,7 +202,7 @@ class BlockPlan:
         self._run(
             "block_input_gradient.cu", "block_input_gradient", block.input_gradient,
             **self._gradient_of(i), **self._below(i),
-            kernel=block.convolution.weights.kernel, s=block.gradient_sizes(self.batch),
+            packed=arrays.packed["input gradient", i], s=block.gradient_sizes(self.batch),
             tables=arrays.tables["input gradient", i],
             phases=prod(map(len, block.gradient_window.phases)),
             dx_below=arrays.dx[i - 1], parts=arrays.parts[i - 1].sums,

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 # ---- constants of the kernels: the same as in block.cuh, correlation.cuh and others
 CHUNK, PITCH, WARP = 32, 40, 32
-TAPS_IN_MEMORY = 4  # taps whose weights correlation.cuh holds: two as copied, two arranged
+TAPS_IN_MEMORY = 3  # taps whose weights correlation.cuh holds
 STATISTICS, SUMS, PIVOTED = 3, 2, 4
 FIRST_THREADS, FIRST_ROWS = 256, 9  # block_first.cu
 HEAD_THREADS = 512
@@ -77,6 +77,7 @@ class TiledLaunch(NamedTuple):
     shared_bytes: int
     parts: int  # number of partial sums that it writes for each sum
     clocks: float  # that the model expects for a multiprocessor; for block_first.cu only a rank
+    taps: tuple = ()  # of a correlation: the kernel's taps of each phase, in order
 
 
 class Axis(NamedTuple):
@@ -245,7 +246,7 @@ def _correlation(form, tile, wide, axes, image, size):
     adding = (splits - 1) * pixel_warps * wide * groups * 8 * WARP
     area = max(tile.images * tile.staging["image_pitch"] * PITCH, adding)
     weights = TAPS_IN_MEMORY * CHUNK * width
-    tables = 4 * ceil((2 * tile.staged + 6 * phases + 2 * taps) / 4)
+    tables = 4 * ceil((2 * tile.staged + 6 * phases + taps) / 4)
     sums = pixel_warps * size.sums * width
     shared = 4 * (size.fixed + sums + tables + area + weights)
     if warps > MOST_WARPS or shared > SHARED_BYTES:
@@ -269,9 +270,12 @@ def _correlation(form, tile, wide, axes, image, size):
     tiling = tile.tiling(
         pixel_warps=pixel_warps, channel_warps=wide, groups=phase_groups, area=area
     )
-    tables = (*_staged_table(axes, tile, image), *_taps_tables(axes, tile.staging))
+    tables, taps = _taps_tables(axes, tile.staging)
+    tables = (*_staged_table(axes, tile, image), *tables)
     grid, parts = (blocks, blocks_y), blocks * phase_groups
-    return TiledLaunch(_form(*form), tiling, tables, grid, warps * WARP, shared, parts, clocks)
+    return TiledLaunch(
+        _form(*form), tiling, tables, grid, warps * WARP, shared, parts, clocks, taps
+    )
 
 
 def _staged_table(axes, tile, image):
@@ -294,17 +298,39 @@ def _place(axes, staging, column):
 
 
 def _taps_tables(axes, staging):
-    """correlation.cuh's table of phases (ResultPhase), followed by that of their taps (Tap)."""
+    """correlation.cuh's tables of phases (ResultPhase) and of taps; the kernel's taps by phase."""
     kernel_columns = sum(axis.taps for axis in axes[1])
-    phases, taps = [], []
+    phases, offsets, weights = [], [], []
     for r, c in product(*axes):
-        phases += len(taps) // 2, r.taps * c.taps, r.first, r.count, c.first, c.count
+        phases += len(offsets), r.taps * c.taps, r.first, r.count, c.first, c.count
+        of_phase = []
         for i, j in product(range(r.taps), range(c.taps)):
             weight = r.weight + i * r.weight_step, c.weight + j * c.weight_step
             row, column = i + r.start - staging["top"], j + c.start - staging["left"]
-            offset = row * staging["row_pitch"] + _place(axes, staging, column)
-            taps += weight[0] * kernel_columns + weight[1], offset
-    return *phases, *taps
+            offsets.append(row * staging["row_pitch"] + _place(axes, staging, column))
+            of_phase.append(weight[0] * kernel_columns + weight[1])
+        weights.append(tuple(of_phase))
+    return (*phases, *offsets), tuple(weights)
+
+
+def weight_slots(launch, channels, filters):
+    """[(tap, first channel, first filter)] of the weights of a correlation, in packed order.
+
+    Each is CHUNK channels by the `width` filters of a thread block. The order is that in which a
+    thread block meets them. channels and filters: those of its source and of its results.
+    """
+    return [
+        (tap, channel, filter)
+        for filter in range(0, filters, packed_width(launch))
+        for taps in launch.taps
+        for channel in range(0, channels, CHUNK)
+        for tap in taps
+    ]
+
+
+def packed_width(launch):
+    """The filters of a thread block of a correlation."""
+    return launch.tiling["channel_warps"] * WARP
 
 
 def weight_gradient(window, channels, filters, batch):

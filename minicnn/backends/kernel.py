@@ -39,7 +39,8 @@ _PER_NET = np.dtype([("data", np.uint64), ("stride", np.int64)])  # common.cuh's
 _GRID_LIMITS = 2**31 - 1, 65535, 65535
 _BLOCK_LIMITS = 1024, 1024, 64
 _MOST_THREADS = 1024
-# Limit on a row of an array: kernel indices are 32-bit, and the last block overshoots.
+# Limit on a row of an array, unless it is MAY_BE_LARGE: kernel indices are 32-bit, and the last
+# block overshoots.
 _MOST_ELEMENTS = 2**31 - 1 - 4 * _MOST_THREADS
 # The beginning of a kernel, up to its name
 _DECLARATION = r'(?:extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s+)?|\bKERNEL )(\w+)'
@@ -54,6 +55,7 @@ class Parameter(NamedTuple):
     dtype: np.dtype  # of an array's elements, of a number, or of a struct
     written: bool = False
     may_be_null: bool = False
+    may_be_large: bool = False
 
 
 class Launch(NamedTuple):
@@ -132,7 +134,7 @@ def _assemble(path, seen):
 def _parameter(path, declaration, structs):
     words = " ".join(declaration.split())
     match = re.fullmatch(
-        r"(?P<null>MAY_BE_NULL )?"
+        r"(?P<null>MAY_BE_NULL )?(?P<large>MAY_BE_LARGE )?"
         r"(?:PerNet<(?P<row>[\w ]+)>|(?P<c_row>[\w ]+) PER_NET|"
         r"(?P<array>[\w ]+?) ?\*|(?:struct )?(?P<value>[\w ]+?))"
         r"(?: ?__restrict__)? ?(?P<name>\w+)",
@@ -156,6 +158,7 @@ def _parameter(path, declaration, structs):
         np.dtype(_NUMBERS[type_name]),
         written=kind != "value" and not match[kind].startswith("const "),
         may_be_null=bool(match["null"]),
+        may_be_large=bool(match["large"]),
     )
 
 
@@ -294,7 +297,7 @@ def _check_array(at, parameter, array):
             raise ValueError(f"{at}: got strides {array.strides}, expected contiguous elements")
         step *= length
     count = step // array.itemsize
-    if count > _MOST_ELEMENTS:
+    if count > _MOST_ELEMENTS and not parameter.may_be_large:
         row = "elements per net" if parameter.kind == "per net" else "elements"
         raise ValueError(f"{at}: got {count:,} {row}, expected at most {_MOST_ELEMENTS:,}")
 

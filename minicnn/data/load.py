@@ -1,9 +1,10 @@
-"""Loads a data set: Kaggle's CSV files, MNIST's IDX files, MNIST downloaded, or embedded digits.
+"""Loads a data set: CSV, IDX and .npz files, folders of images, MNIST downloaded, drawn digits.
 
     (x_train, y_train), (x_test, y_test) = load_data("digits")
 
-formats.py reads the files, download.py fetches MNIST, digits.py draws the embedded digits. split.py
-splits a training set for each net.
+folders.py finds the files; csv_files.py, idx_files.py, npz_files.py and image_folder.py read them;
+labels.py makes classes of the labels. download.py fetches MNIST, digits.py draws the embedded
+digits. split.py splits a training set for each net.
 """
 
 import hashlib
@@ -14,18 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from ..files import DataError
+from .csv_files import read_csv
 from .download import FILES, fetch_mnist
-from .formats import read_csv, read_idx_pair
+from .folders import contents, find_files, npz_files
+from .idx_files import is_idx, read_idx_pair
+from .image_folder import read_image_folder
+from .labels import DIGITS, Labels, class_numbers, classes_of, classes_text
+from .npz_files import read_npz
+from .sources import READABLE, File, Part, members, size_text, sort_of
 
-_CSV = "train.csv", "test.csv"
-_IDX = tuple(name.removesuffix(".gz") for name in FILES)
-_EXPECTED = (
-    f"Kaggle's train.csv (optional: test.csv), or MNIST's {_IDX[0]} and {_IDX[1]}"
-    f" (optional: {_IDX[2]} and {_IDX[3]}), each plain or .gz"
-)
-
-
-DIGITS = tuple("0123456789")
+_ZIP = sort_of(b"PK\3\4")
 
 
 @dataclass(frozen=True)
@@ -42,98 +41,163 @@ class DataSet:
     y_test: np.ndarray | None
     classes: tuple = DIGITS
     description: str = ""  # one line, such as "60,000 images 28x28, 10 classes 0..9"
-    test_ids: tuple | None = None  # names of the id and label columns, the ids of the test images
+    test_ids: tuple | None = None  # names of the id and label columns, ids of the test images
 
 
 def load(source, progress=True, shape=None):
-    """The DataSet of a source: see load_data. Raises DataError.
+    """The DataSet of a source. Raises DataError.
 
-    shape: (H, W) or (H, W, C) of an image in a CSV file (default: from the number of columns).
+    source: "digits": embedded, 6,000 training and 2,000 test images; "mnist": downloaded once; or
+    the path of a folder, a zip archive or a file of a data set. In a folder with several data sets,
+    FOLDER/NAME is the one whose files begin with NAME, such as FOLDER/emnist-letters.
+    progress: whether to show a download's progress on stderr. shape: (H, W) or (H, W, C) of an
+    image in a CSV file (default: a square, or three planes of a square).
     """
-    (x_train, y_train), (x_test, y_test) = load_data(source, progress)
-    return DataSet(x_train, y_train, x_test, y_test)
+    return _load(source, progress, shape)
 
 
 def load_data(source, progress=True):
-    """Images and labels, ((x_train, y_train), (x_test, y_test)).
+    """Images and labels of load(source), ((x_train, y_train), (x_test, y_test)).
 
-    source: "digits": embedded, 6,000 training and 2,000 test images; "mnist": downloaded once; or
-    the path of a folder with Kaggle's CSV files or MNIST's IDX files.
-    progress: whether to show a download's progress on stderr.
-    Images are uint8 (N, 28, 28), labels uint8 (N,) from 0 to 9. Labels are None if the file has
-    none (Kaggle's test.csv); the test pair is (None, None) without a test file. Raises DataError.
+    Images are uint8 (N, H, W) or (N, H, W, C); labels are integers (N,) from 0, None if the file
+    has none (Kaggle's test.csv). The test pair is (None, None) without test files. Raises
+    DataError.
     """
-    if source == "digits":
-        from .digits import draw_digits  # noqa: PLC0415
-
-        return draw_digits(6_000), draw_digits(2_000, first=6_000)
-    if source == "mnist":
-        folder = fetch_mnist(progress=progress)
-        paths = [folder / name for name in FILES]
-        return read_idx_pair(*paths[:2]), read_idx_pair(*paths[2:])
-    return _read_folder(_folder(source))
+    data = load(source, progress)
+    return (data.x_train, data.y_train), (data.x_test, data.y_test)
 
 
 def load_test(source, progress=True, shape=None, classes=None):
     """The DataSet of a source's test images; x_train and y_train are None.
 
-    A folder needs no training files. classes: the names of a network's classes; labels count them
-    (default: the classes that the test labels have). Raises DataError, also if there are no test
-    images, or if a label is none of `classes`.
+    A folder needs no training files, and a CSV file of its own holds test images. classes: the
+    names of a network's classes; labels count them (default: the classes that the test labels
+    have). Raises DataError, also if there are no test images, or if a label is none of `classes`.
     """
-    if source in ("digits", "mnist"):
-        test = load_data(source, progress)[1]
+    data = _load(source, progress, shape, False, classes)
+    if data.x_test is None:
+        raise DataError(f"{source}: found no test images, expected test.csv or t10k-images")
+    return data
+
+
+def _load(source, progress, shape, need_train=True, classes=None):
+    if shape is not None and not (
+        len(shape) in (2, 3) and all(isinstance(n, int) and n > 0 for n in shape)
+    ):
+        raise DataError(f"shape: got {shape!r}, expected (H, W) or (H, W, C)")
+    if source == "digits":
+        train, test = (_drawn(6_000, 0) if need_train else None), _drawn(2_000, 6_000)
+    elif source == "mnist":
+        folder = fetch_mnist(progress=progress)
+        files = [File(folder / name) for name in FILES]
+        train = read_idx_pair(*files[:2]) if need_train else None
+        test = read_idx_pair(*files[2:])
+    elif isinstance(source, (str, os.PathLike)):
+        train, test = _read(Path(source), need_train, shape)
     else:
-        test = _read_folder(_folder(source), need_train=False)[1]
-    if test[0] is None:
-        raise DataError(f"{source}: found no test images, expected {_CSV[1]} or {_IDX[2]}")
-    return DataSet(None, None, *test)
+        raise DataError(f"source: got {source!r}, expected 'digits', 'mnist', a folder or a file")
+    return _data_set(train, test, classes)
 
 
-def _folder(source):
-    if not isinstance(source, (str, os.PathLike)):
-        raise DataError(f"source: got {source!r}, expected 'digits', 'mnist' or a folder")
-    return Path(source)
+def _drawn(count, first):
+    from .digits import draw_digits  # noqa: PLC0415
+
+    images, labels = draw_digits(count, first)
+    return Part("digits", images, Labels(labels, DIGITS, ("digits",) * len(DIGITS), DIGITS))
 
 
-def _read_folder(folder, need_train=True):
-    try:
-        content = sorted(os.listdir(folder))
-        train_csv, test_csv = (_find(folder, name) for name in _CSV)
-        idx = [_find(folder, name) for name in _IDX]
-    except OSError as error:
+def _data_set(train, test, classes):
+    """The DataSet of two Parts; either may be None. Raises DataError if they do not go together."""
+    if train and test and train.images.shape[1:] != test.images.shape[1:]:
+        size, expected = (size_text(part.images.shape[1:]) for part in (test, train))
+        raise DataError(f"{test.file}: got images {size}, expected {expected} as for training")
+    labelled = next((part for part in (train, test) if part and part.labels), None)
+    if classes is None and labelled:
+        classes = classes_of(labelled.labels, labelled.file)
+    arrays, ids = [], None
+    for part in train, test:
+        labels = class_numbers(part.labels, classes) if part and part.labels else None
+        arrays += [part and part.images, labels]
+    if test and test.ids:
+        ids = (test.ids[0], (labelled or test).label_name, test.ids[1])
+    return DataSet(*arrays, classes or DIGITS, _description(train or test, classes), ids)
+
+
+def _description(part, classes):
+    if part is None:
+        return ""
+    texts = [f"{len(part.images):,} images {size_text(part.images.shape[1:])}"]
+    return ", ".join([*texts, *([classes_text(classes)] if classes else []), *part.notes])
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def _read(path, need_train, shape):
+    """(training Part, test Part) of a path; what is absent or not needed is None."""
+    if path.is_dir():
+        return _read_folder(path, need_train, shape)
+    if path.is_file():
+        return _read_file(path, need_train, shape)
+    if path.exists():
+        raise DataError(f"{path}: neither a folder nor a file; expected {READABLE}")
+    parent = path.parent
+    if parent.is_dir() or (parent.is_file() and sort_of(File(parent).start()) == _ZIP):
+        found = find_files(parent, need_train, wanted=path.name)
+        if found:
+            return _read_set(found, need_train, shape)
+    raise DataError(f"{path}: No such file or directory; expected a folder with {READABLE}")
+
+
+def _read_folder(folder, need_train, shape):
+    if found := find_files(folder, need_train, deep=False):
+        return _read_set(found, need_train, shape)
+    if len(arrays := npz_files(folder)) == 1:
+        return read_npz(arrays[0], need_train)
+    if parts := read_image_folder(folder, need_train):
+        return parts
+    if found := find_files(folder, need_train):
+        return _read_set(found, need_train, shape)
+    raise DataError(f"{folder}: found {contents(folder)}; expected {READABLE}")
+
+
+def _read_file(path, need_train, shape):
+    start = File(path).start()
+    if sort_of(start) == _ZIP:
+        if any(file.member.endswith(".npy") for file in members(path)):
+            return read_npz(path, need_train)
+        if found := find_files(path, need_train):
+            return _read_set(found, need_train, shape)
+        raise DataError(f"{path}: found {contents(path)}; expected {READABLE}")
+    found = find_files(path.parent, need_train, wanted=path.name, deep=False)
+    if found and (need_train or any(part == "test" for part, _ in found.files)):
+        return _read_set(found, need_train, shape)
+    if is_idx(start):
         raise DataError(
-            f"{folder}: {error.strerror or error}; expected a folder with {_EXPECTED}"
-        ) from None
-    found = [path.name for path in (train_csv, test_csv, *idx) if path]
-    if any(idx) and (train_csv or test_csv):
-        raise DataError(
-            f"{folder}: found files of both kinds, {', '.join(found)}; expected {_EXPECTED}"
+            f"{path}: got an IDX file alone, expected images and labels, named as MNIST's are"
         )
-    if train_csv or (test_csv and not need_train):
-        train = read_csv(train_csv) if need_train else (None, None)
-        return train, read_csv(test_csv, labelled=False) if test_csv else (None, None)
-    whole = [any(pair) == all(pair) for pair in (idx[:2], idx[2:])]
-    if all(whole) and (all(idx[:2]) or (all(idx[2:]) and not need_train)):
-        train = read_idx_pair(*idx[:2]) if need_train else (None, None)
-        return train, read_idx_pair(*idx[2:]) if idx[2] else (None, None)
-    found = found or content
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-    raise DataError(
-        f"{folder}: found {', '.join(found[:5]) or 'nothing'}{more}; expected {_EXPECTED}"
+    if sort := sort_of(start):
+        raise DataError(f"{path}: got {sort}; expected {READABLE}")
+    part = read_csv(File(path), need_train, shape)
+    return (part, None) if need_train else (None, part)
+
+
+def _read_set(found, need_train, shape):
+    files, train, test = found.files, None, None
+    if ("train", "csv") in files or ("test", "csv") in files:
+        if need_train:
+            train = read_csv(files["train", "csv"], True, shape)
+            shape = train.images.shape[1:]
+        if ("test", "csv") in files:
+            test = read_csv(files["test", "csv"], False, shape)
+        return train, test
+    train, test = (
+        read_idx_pair(files[part, "images"], files[part, "labels"])
+        if (part, "images") in files and (need_train or part == "test")
+        else None
+        for part in ("train", "test")
     )
-
-
-def _find(folder, name):
-    """The path of the file `name`, plain or .gz; None if absent.
-
-    Some archives name it with ".idx" in place of "-idx".
-    """
-    for variant in (name, name.replace("-idx", ".idx")):
-        for suffix in ("", ".gz"):
-            if (path := folder / f"{variant}{suffix}").is_file():
-                return path
-    return None
+    return train, test
 
 
 def fingerprint(images, labels=None):

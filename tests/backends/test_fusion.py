@@ -81,6 +81,19 @@ def test_networks_of_blocks_are_fused(name):
     assert [block.drop.rate for block in network.blocks if block.drop.rate] == rates
 
 
+@pytest.mark.parametrize("shape", [(28, 28, 3), (32, 32, 3), (29, 31, 3), (32, 32, 7), (32, 32, 8)])
+def test_the_seed_network_is_fused_for_colour_images(shape):
+    network = fusion(connect(model.mnist_layers(0.4, 0.99), shape), 64)
+    first, second = network.blocks[:2]
+    assert first.channels == shape[2] and first.first == (shape[2] < 8)
+    assert second.channels == 32 and not second.first
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 9), (96, 96, 3)])
+def test_the_seed_network_is_not_fused_for_images_that_no_kernel_can_take(shape):
+    assert fusion(connect(model.mnist_layers(0.4, 0.99), shape), 64) is None
+
+
 @pytest.mark.parametrize("name", sorted({*LAYERED} - {"no Flatten"}))
 def test_other_stacks_are_computed_in_float32(driver, name):
     layers = LAYERED[name]

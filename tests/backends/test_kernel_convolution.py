@@ -69,6 +69,7 @@ RAGGED = [
     Sizes(2, 1, (8, 9), 4, 3, (1, 2), (4, 5), "valid", "softmax"),  # strides wider than the window
     Sizes(1, 3, (40, 30), 2, 4, (5, 3), (1, 1)),  # pixels of several splits, the last one short
     Sizes(2, 3, (7, 10), 64, 32, (3, 3), (1, 1), "same"),  # whole panels, an odd number of rows
+    Sizes(2, 2, (32, 32), 3, 32, (3, 3), (1, 1)),  # the seed network's first, on colour images
 ]
 
 axis = st.integers(1, 12)

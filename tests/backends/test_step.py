@@ -20,6 +20,8 @@ from minicnn import (
     Dropout,
     Flatten,
     MaxPooling2D,
+    RandomAffine,
+    Sequential,
     model,
 )
 from minicnn.backends import ops_numpy
@@ -110,6 +112,65 @@ def test_a_step_of_fused_blocks_is_numpys_within_the_rounding_of_tf32(block_job)
     images = (block_job.data.test_images[..., None] / 255).astype(np.float32)
     found, expected = (trainer.model.predict(images) for trainer in (ours, reference))
     assert relative(found, expected) < 2e-3
+
+
+def step_on_colour(device, precision, layers, shape, B):
+    """{name: array}: the results of a step of two nets on augmented images of 3 channels."""
+    random = np.random.default_rng(0)
+    m = Sequential(layers, shape, nets=2, seed=3, device=device, precision=precision)
+    ops, plan = m.ops, m.plan(B, training=True)
+    given = (
+        random.integers(0, 256, (20, *shape), np.uint8),
+        random.integers(0, layers[-1].units, 20, np.uint16),
+        random.integers(0, 20, (2, 3, B), np.int32),
+        RandomAffine(10, 0.1, 0.1, 0.1).bounds(*shape[:2]),
+    )
+    with ops.session():
+        arrays = map(ops.to_device, given)
+        ops.load_batch(*arrays, m.seed, m.net_numbers, m.step, plan.x, plan.labels)
+        m.train_step(plan)
+    arrays = {name: getattr(plan, name) for name in ("x", "labels", "loss", "output")}
+    arrays |= {name: getattr(m, name) for name in ("gradients", "moving")}
+    return bool(ops.fusion(m.nodes, B)), {n: ops.to_host(a) for n, a in arrays.items()}
+
+
+def assert_colour_is_numpys(device, precision, fused, layers, shape, B):
+    """Assert that a step is NumPy's, within the rounding of `precision`."""
+    is_fused, found = step_on_colour(device, precision, layers, shape, B)
+    assert is_fused == fused
+    _, expected = step_on_colour("numpy", "float32", layers, shape, B)
+    exact = precision == "float32"
+    np.testing.assert_array_equal(found["labels"], expected["labels"])
+    assert relative(found["x"], expected["x"]) < 1e-6
+    assert relative(found["loss"], expected["loss"]) < (1e-4 if exact else 1e-3)
+    assert relative(found["output"], expected["output"]) < (1e-4 if exact else 2e-3)
+    for name in ("gradients", "moving"):
+        assert relative(found[name], expected[name]) < (1e-4 if exact else 2e-2), name
+
+
+COLOUR_LAYERS = [
+    Conv2D(4, 3, activation="relu"),
+    BatchNormalization(0.9),
+    Dropout(0.3),
+    Conv2D(8, 3, strides=2, padding="same", activation="relu"),
+    BatchNormalization(0.9),
+    Flatten(),
+    Dense(26, activation="softmax"),
+]
+
+
+def test_a_step_on_colour_images_is_numpys(kernel_device):
+    assert_colour_is_numpys(kernel_device, "float32", False, COLOUR_LAYERS, (11, 9, 3), 5)
+
+
+def test_a_step_of_fused_blocks_on_colour_images_is_numpys(cuda_device):
+    assert_colour_is_numpys(cuda_device, "tf32", True, COLOUR_LAYERS, (11, 9, 3), 5)
+
+
+@pytest.mark.full(beside="test_a_step_on_colour_images_is_numpys")
+def test_a_step_of_the_seed_network_on_colour_images_is_numpys(kernel_device):
+    layers = model.mnist_layers(0.4, 0.99)
+    assert_colour_is_numpys(kernel_device, "float32", False, layers, (32, 32, 3), 3)
 
 
 def test_adam_on_equal_gradients_is_numpys(kernel_ops):

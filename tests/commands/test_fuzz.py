@@ -1,16 +1,20 @@
 """The readers of files under a few hundred inputs of `fuzz.py`; and the harness itself."""
 
 import time
+from dataclasses import replace
 from random import Random
 
 import fuzz
 import numpy as np
 import pytest
 from digit_files import fuzzing
-from fuzz_readers import LABELLED, READERS, Csv
+from fuzz_archives import READERS
+from fuzz_readers import LABELLED, PIXELS, Csv
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minicnn.data.labels import Labels
+from minicnn.data.sources import Part
 from minicnn.files import DataError
 
 
@@ -57,7 +61,8 @@ def test_a_mutation_can_be_repeated(reader):
 
 # --- The harness fails where a reader does --------------------------------------------------------
 
-IMAGES, LABELS = np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8)
+IMAGES = np.zeros((2, 28, 28), np.uint8)
+LABELS = Labels(np.array([0, 0]), ("0",), ("line 2",))
 
 
 class Planted(Csv):
@@ -65,11 +70,15 @@ class Planted(Csv):
 
     def __init__(self, folder, action):
         super().__init__(folder)
-        self._read_csv = lambda path, labelled: action(path)
+        self._read_csv = lambda file, training: action(file)
+
+
+def part(images=IMAGES, labels=LABELS):
+    return Part("any.csv", images, labels)
 
 
 def outcome(tmp_path, action):
-    content = b"\n" + b",".join([b"0"] * 785) + b"\n" + b",".join([b"0"] * 785) + b"\n"
+    content = b",".join([b"label", *PIXELS]) + b"\n" + 2 * (b",".join([b"0"] * 785) + b"\n")
     return fuzz.outcome(Planted(tmp_path, action), bytes([LABELLED]) + content)
 
 
@@ -81,7 +90,7 @@ def raising(error):
 
 
 def test_the_planted_reader_works_without_a_fault(tmp_path):
-    assert outcome(tmp_path, lambda path: (IMAGES, LABELS))[0] is None
+    assert outcome(tmp_path, lambda file: part())[0] is None
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), MemoryError(), RecursionError()])
@@ -93,15 +102,16 @@ def test_another_error_is_a_crash(tmp_path, error):
 @pytest.mark.parametrize(
     "result",
     [
-        pytest.param((IMAGES.astype(np.int64), LABELS), id="type of images"),
-        pytest.param((IMAGES, LABELS.astype(np.int64)), id="type of labels"),
-        pytest.param((IMAGES.reshape(2, 784), LABELS), id="shape"),
-        pytest.param((IMAGES[:0], LABELS[:0]), id="no images"),
-        pytest.param((IMAGES, LABELS[:1]), id="fewer labels"),
-        pytest.param((IMAGES, LABELS + np.uint8(10)), id="label 10"),
-        pytest.param((IMAGES, LABELS + np.uint8(1)), id="another label"),
-        pytest.param((IMAGES + np.uint8(1), LABELS), id="other pixels"),
-        pytest.param((IMAGES[:1], LABELS[:1]), id="an image left out"),
+        pytest.param(part(IMAGES.astype(np.int64)), id="type of images"),
+        pytest.param(part(IMAGES.reshape(2, 784)), id="shape"),
+        pytest.param(part(IMAGES[..., None]), id="one channel"),
+        pytest.param(part(IMAGES[:0]), id="no images"),
+        pytest.param(part(labels=None), id="no labels"),
+        pytest.param(part(labels=replace(LABELS, codes=LABELS.codes[:1])), id="fewer labels"),
+        pytest.param(part(labels=replace(LABELS, codes=LABELS.codes + 1)), id="a label too large"),
+        pytest.param(part(labels=replace(LABELS, names=("1",))), id="another label"),
+        pytest.param(part(IMAGES + np.uint8(1)), id="other pixels"),
+        pytest.param(part(IMAGES[:1]), id="an image left out"),
     ],
 )
 def test_a_wrong_result_is_a_crash(tmp_path, result):
@@ -137,7 +147,7 @@ def test_a_slow_reader_is_a_crash(tmp_path, monkeypatch):
         started = time.process_time()
         while time.process_time() - started < 0.02:
             pass
-        return IMAGES, LABELS
+        return part()
 
     with pytest.raises(AssertionError, match=r"took 0\.\d+ seconds"):
         outcome(tmp_path, wait)

@@ -4,7 +4,6 @@ import csv
 import gzip
 import os
 import stat
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +26,9 @@ from hypothesis import strategies as st
 from levels import examples
 
 from minicnn import load_data
-from minicnn.data import formats
+from minicnn.data import csv_blocks, csv_files
+from minicnn.data.csv_blocks import Columns
+from minicnn.data.sources import File
 from minicnn.data.submission import write_submission
 from minicnn.files import DataError
 
@@ -62,7 +63,7 @@ def test_kaggle_folder(tmp_path):
 )
 @pytest.mark.parametrize("block", [1000, 1 << 20])
 def test_csv_variants(tmp_path, monkeypatch, variant, block):
-    monkeypatch.setattr(formats, "_BLOCK", block)
+    monkeypatch.setattr(csv_files, "_BLOCK", block)
     images, labels = digits(5)
     content = variant(csv_bytes(csv_rows(images, labels)))
     for name, written in ("train.csv", content), ("train.csv.gz", gzip.compress(content)):
@@ -89,13 +90,13 @@ def test_csv_round_trip(tmp_path, count, seed, end, bom, labelled, block):
     path = tmp_path / "any.csv"
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "_BLOCK", block)
-        x, y = formats.read_csv(path, labelled)
-    np.testing.assert_array_equal(x, images)
+        patch.setattr(csv_files, "_BLOCK", block)
+        part = csv_files.read_csv(File(path), labelled)
+    np.testing.assert_array_equal(part.images, images)
     if labelled:
-        np.testing.assert_array_equal(y, labels)
+        assert [int(part.labels.names[code]) for code in part.labels.codes] == labels.tolist()
     else:
-        assert y is None
+        assert part.labels is None
 
 
 # --- CSV: what is refused -------------------------------------------------------------------------
@@ -104,14 +105,18 @@ def test_csv_round_trip(tmp_path, count, seed, end, bom, labelled, block):
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
-        (drop_everywhere(-1), "line 1: got 784 columns, expected 785, label to pixel783"),
+        (
+            drop_everywhere(-1),
+            "line 1: got 783 columns of pixels besides 'label', expected a",
+        ),
         (drop_everywhere(5), "line 1, column 6: got 'pixel5', expected 'pixel4'"),
-        (drop_everywhere(0), "line 1, column 1: got 'pixel0', expected 'label'"),
-        (append(0, "extra"), "line 1: got 786 columns, expected 785"),
-        (with_field(0, 0, "Label"), "line 1, column 1: got 'Label', expected 'label'"),
+        (drop_everywhere(0), "line 1: got 784 columns of pixels (28x28) and no labels, expected"),
+        (
+            append(0, "extra"),
+            "line 1: got 785 columns of pixels besides 'label', expected a",
+        ),
         (with_field(0, 2, "pixel2"), "line 1, column 3: got 'pixel2', expected 'pixel1'"),
-        (with_field(0, 2, "x" * 99), f"line 1, column 3: got '{'x' * 40}...', expected 'pixel1'"),
-        (lambda rows: rows.pop(0), "line 1, column 1: got '"),
+        (with_field(0, 2, "pixel" + "9" * 9), "line 1, column 3: got 'pixel999999999', expected"),
         (lambda rows: rows.__setitem__(slice(1, None), []), "line 2: got the end of the file"),
         (drop(3), "line 4: got 784 columns, expected 785"),
         (append(3, "0"), "line 4: got 786 columns, expected 785"),
@@ -140,7 +145,6 @@ def test_csv_round_trip(tmp_path, count, seed, end, bom, labelled, block):
                 ("65537", None),
                 ("99999999999999999999999", None),
                 ("1.5", None),
-                ("1.0", None),
                 ("1e2", None),
                 ("0x10", None),
                 ("1_0", None),
@@ -152,10 +156,10 @@ def test_csv_round_trip(tmp_path, count, seed, end, bom, labelled, block):
                 ("9" * 5000, f"'{'9' * 40}...'"),
             ]
         ),
-        (with_field(2, 0, "10"), "line 3, label: got '10', expected an integer from 0 to 9"),
-        (with_field(2, 0, "-1"), "line 3, label: got '-1', expected an integer from 0 to 9"),
-        (with_field(2, 0, ""), "line 3, label: got '', expected an integer from 0 to 9"),
-        (with_field(2, 0, "3.0"), "line 3, label: got '3.0', expected an integer from 0 to 9"),
+        *(
+            (with_field(2, 0, text), f"line 3, label: got {text!r}, expected a number or a short")
+            for text in ("", " ", "nan", "NaN", "a\x1b[2Jb", "\ufffd")
+        ),
         (with_field(5, 784, "256"), "line 6, pixel783: got '256'"),
         (with_field(2, 8, '"1'), "line 3: got a stray quote, carriage return"),
         (with_field(2, 8, '"1\n"'), "line 3: got a stray quote, carriage return"),
@@ -168,19 +172,12 @@ def test_csv_round_trip(tmp_path, count, seed, end, bom, labelled, block):
 )
 @pytest.mark.parametrize("block", [1000, 1 << 20])
 def test_csv_fault(tmp_path, monkeypatch, edit, expected, block):
-    monkeypatch.setattr(formats, "_BLOCK", block)
+    monkeypatch.setattr(csv_files, "_BLOCK", block)
     rows = csv_rows(*digits(6))
     edit(rows)
     path = tmp_path / "train.csv"
     path.write_bytes(csv_bytes(rows))
     assert fault(tmp_path).startswith(f"{path}, {expected}")
-
-
-def test_test_csv_with_labels(tmp_path):
-    (tmp_path / "train.csv").write_bytes(csv_bytes(csv_rows(*digits(2))))
-    (tmp_path / "test.csv").write_bytes(csv_bytes(csv_rows(*digits(2))))
-    expected = "test.csv, line 1, column 1: got 'label', expected 'pixel0'"
-    assert fault(tmp_path) == f"{tmp_path}{os.sep}{expected}"
 
 
 def test_csv_line_numbers_count_empty_lines(tmp_path):
@@ -230,7 +227,7 @@ def test_empty_csv(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfel\0a\0b\0", b"\0" * 10_000, b"\n" * 100, b"\r", b'"', b"\x1f\x8b\x08"]
+    "content", [b"\xff\xfel\0a\0b\0", b"\0" * 10_000, b"\n" * 100, b"\r", b'"']
 )
 def test_not_a_csv(tmp_path, content):
     (tmp_path / "train.csv").write_bytes(content)
@@ -238,7 +235,7 @@ def test_not_a_csv(tmp_path, content):
 
 
 def test_too_many_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "MAX_IMAGES", 3)
+    monkeypatch.setattr(csv_files, "MAX_IMAGES", 3)
     (tmp_path / "train.csv").write_bytes(csv_bytes(csv_rows(*digits(3))))
     assert len(load_data(tmp_path)[0][0]) == 3
     (tmp_path / "train.csv").write_bytes(csv_bytes(csv_rows(*digits(4))))
@@ -248,7 +245,7 @@ def test_too_many_rows(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("piece", "expected"),
     [
-        (b"\n", "got more than 500000 lines"),
+        (b"\n", "got more than 2000000 lines"),
         (b"0", "line 3: line too long"),
         (b",", "line 3: line too long"),
         (b" ", "line 3: line too long"),
@@ -283,14 +280,16 @@ def test_csv_survives_anything(tmp_path, noise, position, length):
 @example('0,"0\r"')
 def test_csv_means_what_the_csv_module_says(text):
     """A text that the fast path accepts has the values that a strict parser reads."""
+    columns = Columns(b",", ("label", "pixel0"), (0,))
     try:
-        table = formats._parse(Path("file"), 2, text.encode(), ["label", "pixel0"])
+        pixels, (labels,) = csv_blocks.parse("file", 2, text.encode(), columns)
     except DataError:
         return
     lines = [line for line in text.split("\n") if line not in ("", "\r")]
     expected = [next(csv.reader([line], strict=True)) for line in lines]
-    assert all(field.isdecimal() for row in expected for field in row)  # int("\r0") is 0, too
-    assert table.tolist() == [[int(field) for field in row] for row in expected]
+    assert labels == [row[0].encode() for row in expected]
+    assert all(row[1].isdecimal() for row in expected)  # int("\r0") is 0, too
+    assert pixels.tolist() == [[int(row[1])] for row in expected]
 
 
 # --- Submission -----------------------------------------------------------------------------------

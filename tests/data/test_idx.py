@@ -73,7 +73,7 @@ def test_idx_round_trip(tmp_path, count, seed, compress):
 
 
 IMAGES, LABELS = digits(3)
-WRONG_LABELS = np.array([3, 12, 200], np.uint8)
+WRONG_LABELS = np.array([LABELS[0], 12, 200], np.uint8)
 LATER = "got bytes after the last of the"
 
 
@@ -94,9 +94,28 @@ LATER = "got bytes after the last of the"
         ),
         (b"label,pixel0,pixel1", LABELS, TRAIN_IMAGES, "magic number: got 1818321509"),
         (header(2051, 0, 28, 28), LABELS, TRAIN_IMAGES, "number of images: got 0, expected 1 to"),
-        (IMAGES, header(2049, 0), TRAIN_LABELS, "number of labels: got 0, expected 1 to 500000"),
+        (IMAGES, header(2049, 0), TRAIN_LABELS, "number of labels: got 0, expected 1 to 2000000"),
         (header(2051, HUGE, 28, 28), LABELS, TRAIN_IMAGES, f"number of images: got {HUGE}"),
-        (IMAGES[:, :27], LABELS, TRAIN_IMAGES, "image size: got 27 x 28, expected 28 x 28"),
+        *(
+            (header(*numbers), LABELS, TRAIN_IMAGES, expected)
+            for numbers, expected in (
+                ((2051, 3, 0, 28), "image size: got 0 x 28, expected sides of 1 to 1024"),
+                ((2051, 3, 28, 1025), "image size: got 28 x 1025, expected sides of 1 to 1024"),
+                ((2052, 3, 28, 28, 17), "image size: got 28 x 28 x 17, expected 1 to 16 channels"),
+                ((2052, 3, 28, 28), "got a part of a header, expected a header of 20 bytes"),
+                ((3086, 3, 28, 28), "magic number: got 3086, expected 2051 for images"),
+                ((0x89504E47, 0x0D0A1A0A, 0, 0), "magic number: got a PNG image, expected 2051"),
+                ((2051, 2_000_000, 1024, 1024), "too large for memory: got 2,097,152,000,000 by"),
+            )
+        ),
+        *(
+            (IMAGES, header(*numbers), TRAIN_LABELS, expected)
+            for numbers, expected in (
+                ((3074, 3, 7), "columns of a label: got 7, expected 8"),
+                ((3074, 3), "got a part of a header, expected a header of 12 bytes"),
+                ((3074, 3, 8), "truncated: got 12 bytes, expected 108 for 3 labels"),
+            )
+        ),
         (header(2051, 3, HUGE, HUGE), LABELS, TRAIN_IMAGES, f"image size: got {HUGE} x {HUGE}"),
         (
             *(idx_bytes(IMAGES)[:-1], LABELS, TRAIN_IMAGES),
@@ -120,7 +139,6 @@ LATER = "got bytes after the last of the"
             *(IMAGES[:2], LABELS, TRAIN_LABELS),
             f"got 3 labels, expected 2, the number of images in {TRAIN_IMAGES}",
         ),
-        (IMAGES, WRONG_LABELS, TRAIN_LABELS, "label 2 of 3: got 12, expected 0 to 9"),
     ],
 )
 def test_idx_fault(tmp_path, images, labels, name, expected, compress):
@@ -133,7 +151,8 @@ def test_idx_fault(tmp_path, images, labels, name, expected, compress):
 
 def test_idx_fault_in_the_test_pair(tmp_path):
     write_idx(tmp_path, (IMAGES, LABELS), (IMAGES, WRONG_LABELS))
-    assert f"{TEST_LABELS}: label 2 of 3: got 12" in fault(tmp_path)
+    expected = f"{TEST_LABELS}: label 2 of 3: got '12', expected one of 10 classes 0..9"
+    assert expected in fault(tmp_path)
 
 
 good_gzip = gzip.compress(idx_bytes(IMAGES))
@@ -142,7 +161,6 @@ good_gzip = gzip.compress(idx_bytes(IMAGES))
 @pytest.mark.parametrize(
     "content",
     [
-        pytest.param(idx_bytes(IMAGES), id="not compressed"),
         pytest.param(b"", id="empty"),
         pytest.param(good_gzip[:5], id="half a header"),
         pytest.param(good_gzip[:-30], id="truncated"),

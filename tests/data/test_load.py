@@ -19,7 +19,7 @@ from digit_files import (
 )
 
 from minicnn import load_data
-from minicnn.data import formats
+from minicnn.data import csv_blocks, sources
 from minicnn.data.load import fingerprint
 
 
@@ -39,11 +39,11 @@ from minicnn.data.load import fingerprint
         ),
         (
             ["train.csv", TRAIN_IMAGES, TRAIN_LABELS],
-            f"found files of both kinds, train.csv, {TRAIN_IMAGES}, {TRAIN_LABELS}; expected",
+            f"found several data sets, {TRAIN_IMAGES}, train.csv; expected one, such as",
         ),
         (
             ["train.csv", TEST_IMAGES],
-            f"found files of both kinds, train.csv, {TEST_IMAGES}; expected",
+            f"found several data sets, {TEST_IMAGES}, train.csv; expected one, such as",
         ),
     ],
 )
@@ -52,13 +52,14 @@ def test_folder_fault(tmp_path, names, expected):
         (tmp_path / name).touch()
     message = fault(tmp_path)
     assert message.startswith(f"{tmp_path}: {expected}")
-    assert TRAIN_LABELS in message
+    assert "several" in message or TRAIN_LABELS in message
 
 
 def test_no_folder(tmp_path):
     assert fault(tmp_path / "absent").startswith(f"{tmp_path / 'absent'}: No such file")
     (tmp_path / "train.csv").write_bytes(csv_bytes(csv_rows(*digits(2))))
-    assert fault(tmp_path / "train.csv").startswith(f"{tmp_path / 'train.csv'}: Not a directory")
+    inside = tmp_path / "train.csv" / "inside"
+    assert fault(inside).startswith(f"{inside}: No such file")
 
 
 def test_line_break_in_a_path(tmp_path):
@@ -73,7 +74,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
     def fail(*_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(formats, "open", fail, raising=False)
+    monkeypatch.setattr(sources, "open", fail, raising=False)
     assert fault(tmp_path) == f"{path}: cannot be read: Permission denied"
 
 
@@ -82,7 +83,11 @@ def test_only_regular_files_count(tmp_path):
     """Opening a pipe would wait for ever."""
     os.mkfifo(tmp_path / "train.csv")
     (tmp_path / "test.csv").mkdir()
-    assert "found test.csv, train.csv; expected" in fault(tmp_path)
+    assert "found test.csv (a folder), train.csv (no file); expected" in fault(tmp_path)
+    pipe = tmp_path / "train.csv"
+    assert fault(pipe).startswith(
+        f"{pipe}: neither a folder nor a file; expected Kaggle's train.csv"
+    )
 
 
 def test_embedded_digits():
@@ -120,5 +125,5 @@ def test_fingerprint():
 
 def test_no_pandas_without_a_csv():
     """Importing pandas takes longer than drawing the digits."""
-    source = Path(formats.__file__).read_text(encoding="utf-8")
+    source = Path(csv_blocks.__file__).read_text(encoding="utf-8")
     assert "\nimport pandas" not in source

@@ -1,0 +1,539 @@
+"""Folders of PNG and JPEG files: what is read, and what is refused."""
+
+import io
+import os
+import sys
+import tracemalloc
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from minicnn.data import image_files, image_folder, sources
+from minicnn.data.image_files import read_images
+from minicnn.data.image_folder import read_image_folder
+from minicnn.data.load import load, load_test
+from minicnn.files import DataError
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def save(path, pixels, **options):
+    """Write an image, and the folders above it; returns its pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = pixels if isinstance(pixels, PIL.Image.Image) else PIL.Image.fromarray(pixels)
+    image.save(path, **options)
+    return np.asarray(pixels)
+
+
+def tree(folder, *names, shape=(5, 4)):
+    """Write images of noise with these names, such as "train/a/1.png"; returns {name: pixels}."""
+    return {name: save(folder / name, noise(*shape, seed=seed)) for seed, name in enumerate(names)}
+
+
+def fault(folder):
+    """The message of the DataError, one printable line that names the folder."""
+    with pytest.raises(DataError) as caught:
+        load(folder)
+    message = str(caught.value)
+    assert message.startswith(str(folder)) and message.isprintable()
+    return message.removeprefix(str(folder)).lstrip("/")
+
+
+SPLIT = "train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png"
+
+
+# ---- layouts -------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_training_and_test_images(tmp_path):
+    images = tree(tmp_path, "train/cat/2.png", "train/dog/1.jpg", "train/cat/10.png")
+    images |= tree(tmp_path, "test/dog/x.png", "test/cat/y.png", "test/cat/z.PNG")
+    data = load(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert data.description == "3 images 5x4, 2 classes cat, dog, from image files"
+    assert data.y_train.tolist() == [0, 1, 0] and data.y_test.tolist() == [0, 1, 0]
+    assert {array.dtype for array in (data.x_train, data.y_train, data.y_test)} == {np.dtype("u1")}
+    cats = [images["train/cat/2.png"], images["train/cat/10.png"]]
+    np.testing.assert_array_equal(data.x_train[[0, 2]], cats)
+    assert np.abs(data.x_train[1].astype(int) - images["train/dog/1.jpg"]).mean() < 20  # a JPEG
+    tests = [images[f"test/{name}"] for name in ("cat/y.png", "dog/x.png", "cat/z.PNG")]
+    np.testing.assert_array_equal(data.x_test, tests)
+    assert data.test_ids == ("file", "label", ("cat/y.png", "dog/x.png", "cat/z.PNG"))
+
+
+def test_only_class_folders_are_a_training_set(tmp_path):
+    images = tree(tmp_path, "b/1.png", "a/1.png", shape=(3, 6, 3))
+    data = load(tmp_path)
+    np.testing.assert_array_equal(data.x_train, [images["a/1.png"], images["b/1.png"]])
+    assert data.x_train.shape == (2, 3, 6, 3) and data.y_train.tolist() == [0, 1]
+    assert data.description == "2 images 3x6x3, 2 classes a, b, from image files"
+    assert (data.x_test, data.y_test, data.test_ids) == (None, None, None)
+
+
+def test_classes_with_numbers_are_in_their_order(tmp_path):
+    names = ["0", "1", "2", "9", "10", "a2", "a10", "b"]
+    tree(tmp_path, *(f"training/{name}/1.png" for name in reversed(names)))
+    assert load(tmp_path).classes == tuple(names)
+
+
+def test_more_than_256_classes_have_labels_of_16_bits(tmp_path):
+    tree(tmp_path, *(f"{name}/1.png" for name in range(257)), shape=(1, 1))
+    data = load(tmp_path)
+    assert data.y_train.dtype == np.uint16 and data.y_train.tolist() == list(range(257))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(("training/0/1.png", "training/1/1.png", "testing/1/1.png"), id="mnist_png"),
+        pytest.param(("m/training/0/1.png", "m/training/1/1.png", "m/testing/1/1.png"), id="inner"),
+        pytest.param(
+            (
+                *("trainingSet/trainingSet/0/img_1.jpg", "trainingSet/trainingSet/1/img_2.jpg"),
+                *("testSet/testSet/1/img_1.jpg", "trainingSample/trainingSample/0/img_1.jpg"),
+            ),
+            id="twice",
+        ),
+        pytest.param(("Train/0/1.png", "Train/1/1.png", "val/1/1.png"), id="val"),
+        pytest.param(("train/0/1.png", "train/1/1.png", "Validation/1/1.png"), id="validation"),
+    ],
+)
+def test_folders_that_people_have(tmp_path, names):
+    tree(tmp_path, *names)
+    data = load(tmp_path)
+    assert data.classes == ("0", "1") and data.y_train.tolist() == [0, 1]
+    assert data.y_test.tolist() == [1]
+
+
+def test_a_validation_folder_beside_a_test_folder_is_not_used_and_that_is_said(tmp_path):
+    tree(tmp_path, *SPLIT, "valid/a/1.png", "valid/c/1.png")
+    data = load(tmp_path)
+    assert data.classes == ("a", "b") and len(data.x_test) == 2
+    assert data.description.endswith("from image files, valid is not used")
+
+
+def test_test_images_without_class_folders_have_no_labels_and_the_order_of_their_numbers(tmp_path):
+    images = tree(tmp_path, *SPLIT[:2], *(f"test/img_{i}.png" for i in (10, 9, 1)))
+    data = load(tmp_path)
+    assert data.y_test is None
+    names = "img_1.png", "img_9.png", "img_10.png"
+    assert data.test_ids == ("file", "label", names)
+    np.testing.assert_array_equal(data.x_test, [images[f"test/{name}"] for name in names])
+
+
+def test_classes_may_be_named_like_parts(tmp_path):
+    tree(tmp_path, "car/1.png", "train/1.png", "test/1.png")
+    data = load(tmp_path)
+    assert data.classes == ("car", "test", "train") and data.x_test is None
+
+
+def test_images_come_from_the_classes_in_turn(tmp_path):
+    tree(tmp_path, *(f"a/{i}.png" for i in range(4)), "b/1.png", "c/1.png", "c/2.png")
+    assert load(tmp_path).y_train.tolist() == [0, 1, 2, 0, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (),
+        ("1.png", "2.png"),
+        ("train/1.png", "test/1.png"),
+        ("train/1.png",),
+        ("test/a/1.png", "test/b/1.png"),
+        ("one/two/three/1.png",),
+    ],
+)
+def test_other_folders_are_no_layout(tmp_path, names):
+    tree(tmp_path, *names)
+    (tmp_path / "train.csv").write_text("label\n")
+    (tmp_path / "empty").mkdir()
+    assert read_image_folder(tmp_path) is None
+
+
+def test_hidden_and_other_files_are_ignored(tmp_path):
+    tree(tmp_path, *SPLIT)
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "notes.txt", "._1.png"):
+        for folder in (".", "train", "train/a", "test", "test/b"):
+            (tmp_path / folder / name).write_bytes(b"\0")
+    for name in ("__MACOSX", ".ipynb_checkpoints"):
+        tree(tmp_path, f"{name}/1.png", f"train/{name}/1.png", f"train/a/{name}/1.png")
+    data = load(tmp_path)
+    assert data.classes == ("a", "b") and len(data.x_train) == len(data.x_test) == 2
+
+
+def test_names_with_spaces_and_letters_of_any_language(tmp_path):
+    tree(tmp_path, "über gut/ein Bild.png", "木/二.png")
+    assert load(tmp_path).classes == ("über gut", "木")
+
+
+# ---- only the test images ------------------------------------------------------------------------
+
+
+def test_the_test_images_alone_have_the_training_folders_classes(tmp_path):
+    tree(tmp_path, "train/a/1.png", "train/b/1.png", "train/c/1.png", "test/c/1.png")
+    (tmp_path / "train/a/1.png").write_bytes(b"is not read")
+    data = load_test(tmp_path)
+    assert data.x_train is None and data.y_train is None
+    assert data.classes == ("a", "b", "c") and data.y_test.tolist() == [2]
+    assert data.description == "1 images 5x4, 3 classes a, b, c, from image files"
+
+
+@pytest.mark.parametrize("folder", ["test", "."])
+def test_test_images_need_no_training_folder(tmp_path, folder):
+    tree(tmp_path, f"{folder}/a/1.png", f"{folder}/b/1.png")
+    data = load_test(tmp_path)
+    assert data.classes == ("a", "b") and data.y_test.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("folder", ["test", "."])
+def test_test_images_need_no_classes(tmp_path, folder):
+    tree(tmp_path, f"{folder}/1.png", f"{folder}/2.png")
+    data = load_test(tmp_path)
+    assert data.y_test is None and data.x_test.shape == (2, 5, 4)
+    assert data.description == "2 images 5x4, from image files"
+    assert data.test_ids[2] == ("1.png", "2.png")
+
+
+def test_a_training_folder_alone_has_no_test_images(tmp_path):
+    tree(tmp_path, *SPLIT[:2])
+    with pytest.raises(DataError, match="found no test images"):
+        load_test(tmp_path)
+
+
+# ---- kinds of images -----------------------------------------------------------------------------
+
+GREY = noise(6, 7)
+COLOUR = noise(6, 7, 3, seed=1)
+OPAQUE = np.full((6, 7), 255, np.uint8)
+
+
+def palette_image(palette):
+    image = PIL.Image.fromarray(GREY % 4, mode="P")
+    image.putpalette(palette)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        pytest.param(GREY, GREY, id="L"),
+        pytest.param(COLOUR, COLOUR, id="RGB"),
+        pytest.param(np.dstack([COLOUR, OPAQUE]), COLOUR, id="RGBA"),
+        pytest.param(np.dstack([GREY, OPAQUE]), GREY, id="LA"),
+        pytest.param(GREY > 99, np.uint8(GREY > 99) * 255, id="1"),
+        pytest.param(np.uint16(GREY) * 257, GREY, id="I;16"),
+        pytest.param(np.uint16(GREY) * 257 - np.uint16(100) * (GREY > 0), GREY, id="I;16, rounded"),
+        pytest.param(
+            palette_image([1, 2, 3, 9, 9, 9, 0, 255, 7, 4, 4, 4]),
+            np.uint8([[1, 2, 3], [9, 9, 9], [0, 255, 7], [4, 4, 4]])[GREY % 4],
+            id="P",
+        ),
+        pytest.param(
+            palette_image([9, 9, 9, 200, 200, 200, 0, 0, 0, 255, 255, 255]),
+            np.uint8([9, 200, 0, 255])[GREY % 4],
+            id="P in grey",
+        ),
+    ],
+)
+def test_kinds_of_png(tmp_path, image, expected):
+    save(tmp_path / "1.png", image)
+    found = read_images([tmp_path / "1.png"])
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected[None])
+
+
+@pytest.mark.parametrize("pixels", [GREY, COLOUR])
+def test_jpeg_files_under_any_name(tmp_path, pixels):
+    for name, kind in (("1.jpg", "JPEG"), ("2.jpeg", "JPEG"), ("3.png", "JPEG"), ("4.jpg", "PNG")):
+        save(tmp_path / name, pixels, format=kind, **({"quality": 100} if kind == "JPEG" else {}))
+    found = read_images(sorted(tmp_path.iterdir()))
+    assert found.shape == (4, *pixels.shape)
+    np.testing.assert_array_equal(found[3], pixels)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+    if pixels is GREY:
+        assert np.abs(found[0].astype(int) - pixels).max() < 5
+
+
+@pytest.mark.parametrize("order", [(GREY, GREY, COLOUR, GREY), (COLOUR, GREY)])
+def test_grey_images_among_coloured_ones_get_equal_channels(tmp_path, order):
+    paths = [tmp_path / f"{i}.png" for i in range(len(order))]
+    for path, pixels in zip(paths, order, strict=True):
+        save(path, pixels)
+    found = read_images(paths)
+    assert found.shape == (len(order), 6, 7, 3)
+    for image, pixels in zip(found, order, strict=True):
+        np.testing.assert_array_equal(
+            image, pixels if pixels.ndim == 3 else [[[v] * 3 for v in r] for r in pixels]
+        )
+
+
+def test_training_and_test_images_have_the_same_channels(tmp_path):
+    for grey, colour in (("train", "test"), ("test", "train")):
+        for label in "ab":
+            save(tmp_path / grey / label / "1.png", GREY)
+            save(tmp_path / colour / label / "1.png", COLOUR)
+        data = load(tmp_path)
+        assert data.x_train.shape == data.x_test.shape == (2, 6, 7, 3)
+        assert data.description.startswith("2 images 6x7x3")
+        for path in tmp_path.rglob("*.png"):
+            path.unlink()
+
+
+TRANSPARENT = OPAQUE.copy()
+TRANSPARENT[2, 3] = 254
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "expected"),
+    [
+        (np.dstack([COLOUR, TRANSPARENT]), {}, "got transparent pixels"),
+        (np.dstack([GREY, TRANSPARENT]), {}, "got transparent pixels"),
+        (palette_image([0, 0, 0, 9, 9, 9]), {"transparency": 1}, "got transparent pixels"),
+        (GREY, {"transparency": int(GREY[1, 1])}, "got transparent pixels"),
+        (np.uint16(GREY), {"transparency": int(GREY[1, 1])}, "got transparent pixels"),
+        (PIL.Image.new("CMYK", (7, 6)), {"format": "JPEG"}, "colours: got CMYK, expected grey or"),
+    ],
+)
+def test_other_kinds_are_refused(tmp_path, image, options, expected):
+    tree(tmp_path, "a/1.png", "b/1.png", shape=(6, 7))
+    save(tmp_path / "b/1.png", image, **options)
+    assert fault(tmp_path).startswith(f"b/1.png: {expected}")
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+def test_another_size_is_refused_before_decoding(tmp_path, monkeypatch):
+    tree(tmp_path, *SPLIT)
+    save(tmp_path / "train/b/1.png", noise(4, 5))
+    expected = "train/b/1.png: image size: got 4x5, expected 5x4 as of the first image"
+    assert fault(tmp_path) == expected
+    save(tmp_path / "train/b/1.png", noise(5, 4))
+    save(tmp_path / "test/a/1.png", noise(5, 5))
+    assert (
+        fault(tmp_path) == "test/a/1.png: image size: got 5x5, expected 5x4 as of the first image"
+    )
+
+
+def png(width, height, data=b"", depth=8, colour=0):
+    """The bytes of a PNG file with any header, and any compressed data."""
+
+    def chunk(name, content):
+        size, check = len(content).to_bytes(4, "big"), zlib.crc32(name + content).to_bytes(4, "big")
+        return size + name + content + check
+
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    header = chunk(b"IHDR", size + bytes([depth, colour, 0, 0, 0]))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+BOMBS = {
+    "many pixels": (png(60_000, 60_000, zlib.compress(bytes(1 << 20))), None),
+    "beyond Pillow's warning": (png(10_000, 10_000, zlib.compress(bytes(1 << 20))), None),
+    "another size": (png(1024, 1024, zlib.compress(bytes(1 << 20))), "got 1024x1024, expected 5x4"),
+    "a long stream": (png(4, 5, zlib.compress(bytes(1 << 26))), ""),
+    "a long text": (
+        png(4, 5, zlib.compress(bytes(25)))[:-12]
+        + b"".join(
+            (len(t) + 6).to_bytes(4, "big")
+            + b"zTXta\0\0"
+            + t
+            + zlib.crc32(b"zTXta\0\0" + t).to_bytes(4, "big")
+            for t in [zlib.compress(bytes(1 << 26))]
+        ),
+        "cannot be decoded",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_decompression_bombs_take_little_memory(tmp_path, name):
+    content, expected = BOMBS[name]
+    tree(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "b/1.png").write_bytes(content)
+    read_images([tmp_path / "a/1.png"])  # imports
+    tracemalloc.start()
+    try:
+        if expected == "":  # what follows the image is not decompressed
+            assert not load(tmp_path).x_train[1].any()
+        else:
+            message = fault(tmp_path)
+            assert message.startswith("b/1.png: ") and (expected or "expected") in message
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_first_image_has_a_largest_size(tmp_path):
+    path = tmp_path / "1.png"
+    save(path, np.zeros((1024, 1), np.uint8))
+    assert read_images([path]).shape == (1, 1024, 1)
+    save(path, np.zeros((1, 1025), np.uint8))
+    with pytest.raises(DataError, match=r"1 x 1025, expected sides of 1 to 1024$"):
+        read_images([path])
+
+
+def test_images_that_do_not_fit_the_memory_are_refused(tmp_path, monkeypatch):
+    tree(tmp_path, "a/1.png", "b/1.png")
+    monkeypatch.setattr(sources, "free_memory", lambda: 39)
+    message = fault(tmp_path)
+    assert (
+        "the first of 2 images 5x4: too large for memory: got 40 bytes, expected no more" in message
+    )
+    monkeypatch.setattr(sources, "free_memory", lambda: 40)
+    assert len(load(tmp_path).x_train) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "got another kind of file, expected a PNG or JPEG image"),
+        (b"text", "got another kind of file, expected a PNG or JPEG image"),
+        (b"GIF89a" + bytes(99), "got another kind of file, expected a PNG or JPEG image"),
+        (png(4, 5), "cannot be decoded"),
+        (png(4, 5, b"no zlib stream"), "cannot be decoded"),
+        (png(0, 0), ""),
+        (bytes(image_files.MAX_BYTES + 1), "got 16,777,217 bytes, expected at most 16,777,216"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, content, expected):
+    tree(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "b/1.png").write_bytes(content)
+    assert fault(tmp_path).startswith(f"b/1.png: {expected}")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_truncated_file_is_refused_at_any_length(tmp_path, kind):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(noise(5, 4)).save(buffer, kind)
+    content, path = buffer.getvalue(), tmp_path / "1.png"
+    for length in range(len(content) - 24):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=r"expected a (whole )?PNG or JPEG image$"):
+            read_images([path])
+
+
+def test_a_class_that_the_training_set_has_not(tmp_path):
+    tree(tmp_path, *SPLIT, "test/c/1.png")
+    expected = "test/c: got 'c', expected one of 2 classes a, b"
+    assert fault(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("train/a/1.png",), "train: got 1 class folder, expected 2 to 1,000"),
+        (("a/1.png",), ": got 1 class folder, expected 2 to 1,000"),
+        (("a/1.png", "b/1.png", "c/d/1.png"), "c/d: got a folder in a class folder"),
+        (("a/1.png", "b/1.png", "b/c/1.png"), "b/c: got a folder in a class folder"),
+        (("a/1.png", "b/1.png", "1.png"), "1.png: got an image beside class folders"),
+        ((*SPLIT, "train/1.png"), "train/1.png: got an image beside class folders"),
+        ((*SPLIT, "test/1.png"), "test/1.png: got an image beside class folders"),
+        ((*SPLIT, "train/b/1.bmp"), "train/b/1.bmp: got a file *.bmp, expected PNG or JPEG"),
+        ((*SPLIT, "testing/a/1.png"), "expected one folder for test"),
+        (("a/1.png", f"{'b' * 101}/1.png"), "expected a class name of up to 100 printable"),
+        (("a/1.png", "b\nc/1.png"), "b\\nc: expected a class name"),
+    ],
+)
+def test_bad_layouts_are_named(tmp_path, names, expected):
+    tree(tmp_path, *names)
+    assert expected in ": " + fault(tmp_path)
+
+
+def test_a_class_without_test_images_is_fine_and_one_without_training_images_is_not(tmp_path):
+    tree(tmp_path, *SPLIT)
+    (tmp_path / "test/b/1.png").unlink()
+    assert load(tmp_path).y_test.tolist() == [0]
+    (tmp_path / "train/b/1.png").unlink()
+    assert fault(tmp_path) == "train/b: got no images, expected PNG or JPEG files"
+
+
+def test_too_many_classes_or_images_are_refused(tmp_path, monkeypatch):
+    tree(tmp_path, "a/1.png", "a/2.png", "b/1.png", "c/1.png")
+    monkeypatch.setattr(image_folder, "MAX_IMAGES", 4)
+    assert len(load(tmp_path).x_train) == 4
+    monkeypatch.setattr(image_folder, "MAX_IMAGES", 3)
+    assert fault(tmp_path).endswith("got more than 3 images, expected at most so many")
+    monkeypatch.setattr(image_folder, "MAX_IMAGES", 1)
+    assert fault(tmp_path).startswith("a: got more than 1 images")
+    monkeypatch.setattr(image_folder, "MAX_CLASSES", 2)
+    tree(tmp_path, "train/a/1.png", "train/b/1.png", "train/c/1.png")
+    assert fault(tmp_path) == "train: got 3 class folders, expected 2 to 2"
+
+
+def link(path, target):
+    try:
+        path.symlink_to(target)
+    except OSError as error:
+        pytest.skip(f"no symbolic links here: {error}")
+
+
+@pytest.mark.parametrize("name", ["train", "train/c", "train/b/2.png", "test", "test/b/2.png"])
+def test_links_out_of_the_folder_are_refused(tmp_path, name):
+    folder, outside = tmp_path / "data", tmp_path / "outside"
+    tree(folder, *(n for n in SPLIT if not n.startswith(f"{name}/")))
+    tree(outside, "a/1.png", "b/1.png")
+    link(folder / name, outside / "a/1.png" if name.endswith("png") else outside)
+    assert fault(folder) == f"{name}: got a link out of {folder}, expected none"
+
+
+def test_broken_links_are_refused(tmp_path):
+    tree(tmp_path, *SPLIT)
+    link(tmp_path / "train/a/2.png", tmp_path / "train/a/3.png")
+    assert fault(tmp_path) == "train/a/2.png: got no file, expected a PNG or JPEG image"
+
+
+def test_links_within_the_folder_are_followed(tmp_path):
+    folder = tmp_path / "data"
+    tree(folder, *SPLIT)
+    link(folder / "train/b/2.png", folder / "train/a/1.png")
+    link(folder / "train/c", "a")
+    link(tmp_path / "link", folder)
+    assert load(tmp_path / "link").y_train.tolist() == [0, 1, 2, 1]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    tree(tmp_path, *SPLIT)
+    os.mkfifo(tmp_path / "train/a/2.png")
+    assert fault(tmp_path) == "train/a/2.png: got no file, expected a PNG or JPEG image"
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    tree(tmp_path, *SPLIT)
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"train/b: cannot be read: Permission denied$"):
+        read_image_folder(tmp_path)
+
+
+def test_without_pillow_one_line_says_how_to_install_it(tmp_path, monkeypatch):
+    assert read_image_folder(tmp_path) is None
+    tree(tmp_path, *SPLIT)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    expected = 'images in files need Pillow: pip install "minicnn[images]"'
+    assert fault(tmp_path) == f": {expected}"
+
+
+def test_images_take_their_own_memory_only(tmp_path):
+    for i in range(200):
+        save(tmp_path / str(i % 2) / f"{i}.png", noise(64, 64, seed=i))
+    load(tmp_path)  # imports
+    tracemalloc.start()
+    try:
+        data = load(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.3 * data.x_train.nbytes
