@@ -128,7 +128,7 @@ def label_above(axes, label, **style):
     """Write a label above an image of a gallery; a long one is small."""
     text = str(label)
     if len(text) > 9:
-        style["size"], text = 8, text if len(text) <= 15 else text.replace(", not ", ",\nnot ")
+        style["size"], text = 7.5, text if len(text) <= 15 else text.replace(", not ", ",\nnot ")
     axes.set_title(text, parse_math=False, **style)
 
 

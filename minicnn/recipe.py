@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, replace
 
 from . import checks
 from .augment import RandomAffine
-from .data.load import DIGITS
+from .data.labels import DIGITS, MAX_CLASSES, classes_text
+from .data.sources import size_text
 from .files import brief
 from .model import MNIST_SHAPE, Sequential, mnist_layers
 from .network.optim import ExponentialDecay
 from .network.stack import connect
 
-MOST_CLASSES = 1_000
 _MOST_NAME = 60  # characters
 _MOST_SIDE = 1 << 16  # pixels
 
@@ -158,9 +158,8 @@ def image_shape(images):
 
 def in_words(input_shape, classes):
     """Images (H, W, C) and the names of their classes, in a few words."""
-    size = "x".join(map(str, input_shape if input_shape[2] > 1 else input_shape[:2]))
-    first, last = brief(classes[0], 20), brief(classes[-1], 20)
-    return f"{size} images of {len(classes):,} classes {first}..{last}"
+    size = size_text(input_shape if input_shape[2] > 1 else input_shape[:2])
+    return f"{size} images of {classes_text(classes)}"
 
 
 def _checked_shape(shape):
@@ -170,11 +169,11 @@ def _checked_shape(shape):
 
 
 def _checked_classes(classes):
-    fine = isinstance(classes, (list, tuple)) and 2 <= len(classes) <= MOST_CLASSES
+    fine = isinstance(classes, (list, tuple)) and 2 <= len(classes) <= MAX_CLASSES
     fine = fine and all(isinstance(name, str) and len(name) <= _MOST_NAME for name in classes)
     if not fine or len(set(classes)) < len(classes):
         raise ValueError(
-            f"classes: got {brief(repr(classes))}, expected 2 to {MOST_CLASSES:,} different names "
+            f"classes: got {brief(repr(classes))}, expected 2 to {MAX_CLASSES:,} different names "
             f"of at most {_MOST_NAME} characters"
         )
     return tuple(classes)

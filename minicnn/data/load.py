@@ -85,6 +85,8 @@ def _load(source, progress, shape, need_train=True, classes=None):
         len(shape) in (2, 3) and all(isinstance(n, int) and n > 0 for n in shape)
     ):
         raise DataError(f"shape: got {shape!r}, expected (H, W) or (H, W, C)")
+    if shape is not None and tuple(shape[2:]) == (1,):
+        shape = shape[:2]  # grey
     if source == "digits":
         train, test = (_drawn(6_000, 0) if need_train else None), _drawn(2_000, 6_000)
     elif source == "mnist":

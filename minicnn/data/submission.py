@@ -4,7 +4,7 @@ import csv
 import io
 
 from ..files import atomic_write
-from .load import DIGITS
+from .labels import DIGITS
 
 
 def write_submission(path, labels, classes=DIGITS, ids=None):

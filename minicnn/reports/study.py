@@ -156,7 +156,7 @@ def _cells(results):
     """What was trained: the fields that all recipes share, and a table of those that differ."""
     recipes = {cell: recipe.as_dict() for cell, recipe in results.cells.items()}
     names = dict.fromkeys(name for recipe in recipes.values() for name in recipe)
-    differ = [name for name in names if len({r.get(name) for r in recipes.values()}) > 1]
+    differ = [name for name in names if len({str(r.get(name)) for r in recipes.values()}) > 1]
     shared = {name: next(iter(recipes.values()))[name] for name in names if name not in differ}
     html = webpage.heading(3, "Recipe") + webpage.facts(recipe_facts(shared))
     done = {

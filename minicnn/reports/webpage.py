@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 
-from ..data.load import DIGITS
+from ..data.labels import DIGITS
 from ..drawing import PANEL, visible
 from ..files import brief, printable
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.load import DIGITS
+from ..data.labels import DIGITS
 from ..drawing import (
     GAP,
     LABEL,
@@ -27,7 +27,7 @@ from ..drawing import (
 from ..files import brief
 from ..recipe import image_shape
 
-_MOST_NAME = 14  # characters of a class's name above an image
+_MOST_NAME = 11  # characters of a class's name above an image
 
 
 def write_all(

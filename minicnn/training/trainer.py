@@ -18,7 +18,9 @@ import numpy as np
 
 from .. import rng
 from ..backends import trace
-from ..data.load import DIGITS, fingerprint
+from ..data.labels import DIGITS
+from ..data.load import fingerprint
+from ..data.sources import size_text
 from ..data.split import split, validation_count
 from ..files import DataError, brief
 from ..model import PREDICT_BATCH
@@ -51,8 +53,8 @@ class Data:
         """
         x, y, x_test, y_test = source.x_train, source.y_train, source.x_test, source.y_test
         if x_test is not None and image_shape(x) != image_shape(x_test):
-            shapes = ("x".join(map(str, images.shape[1:])) for images in (x, x_test))
-            raise DataError("test images: got {1}, expected {0} as in training".format(*shapes))
+            found, expected = (size_text(images.shape[1:]) for images in (x_test, x))
+            raise DataError(f"test images: got {found}, expected {expected} as for training")
         x, y = x[:limit], y[:limit]
         x_test, y_test = (a if a is None else a[:test_limit] for a in (x_test, y_test))
         ids = source.test_ids
