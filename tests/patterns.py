@@ -30,8 +30,31 @@ def draw(classes, count, shape=(28, 28), first=0):
     return images, labels.astype(np.uint8 if classes <= 256 else np.uint16)
 
 
-def data_set(names, train, test, shape=(28, 28), **about):
+def draw_parts(classes, train, test, shape=(28, 28)):
+    """x_train, y_train, x_test, y_test of so many images."""
+    return *draw(classes, train, shape), *draw(classes, test, shape, first=train)
+
+
+def data_set(names, train, test, shape=(28, 28)):
     """A DataSet of `train` and `test` images, of classes with these names."""
-    count = len(names)
-    drawn = *draw(count, train, shape), *draw(count, test, shape, first=train)
-    return DataSet(*drawn, tuple(names), f"{train + test:,} patterns", **about)
+    return DataSet(*draw_parts(len(names), train, test, shape), tuple(names), "patterns")
+
+
+def write_csv(folder, names, train, test, columns=("label", "id")):
+    """Kaggle's two files in a folder: labels by name, test images with ids in place of labels."""
+    x, y, x_test, _ = draw_parts(len(names), train, test)
+    rows = [(names[label], *image.ravel()) for image, label in zip(x, y, strict=True)]
+    _write(folder / "train.csv", columns[0], rows)
+    rows = [(f"test-{i}", *image.ravel()) for i, image in enumerate(x_test)]
+    _write(folder / "test.csv", columns[1], rows)
+
+
+def _write(path, first, rows):
+    header = ",".join([first, *(f"pixel{i}" for i in range(len(rows[0]) - 1))])
+    path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows), ""]))
+
+
+def write_npz(path, classes, train, test, shape):
+    """An .npz in the form of Keras; its labels are numbers."""
+    names = "x_train", "y_train", "x_test", "y_test"
+    np.savez(path, **dict(zip(names, draw_parts(classes, train, test, shape), strict=True)))

@@ -4,12 +4,15 @@
 """
 
 import warnings
+from dataclasses import replace
 from math import log, prod, sqrt
 
 import numpy as np
 
+from ..data.sources import size_text
 from ..data.split import validation_count
 from ..files import DataError, brief
+from ..model import MNIST_SHAPE
 from ..network.layers import Flatten
 from ..network.stack import check_batch
 from ..recipe import RECIPES
@@ -21,7 +24,7 @@ _LEAST_RATE = 2.0**-30
 _LEAST_WAY = 1e-3  # what a weight should be able to move in a training: a step of the default rate
 _FEW_VALUES = 4  # fewer in a normalisation make training slow and its result bad
 _LEAST_BRIGHT = 25
-_MOST_PIXELS = 16  # left for the dense layer; 28x28 pixels leave one
+_MOST_PIXELS = 16  # left for the dense layer, as a multiple of what is left of digits
 _MOST_DISTORTION = 0.5  # zoom and shifts
 _OF_START = 0.01  # of their initial values, that moving statistics may hold at the end
 
@@ -121,14 +124,16 @@ def _are_equal(images, piece=1 << 10):
 
 
 def _warn_of_size(recipe):
-    """Warn if the network reduces an image to many pixels, which it then cannot relate."""
-    shape = next(node.input_shape for node in recipe.nodes if isinstance(node.layer, Flatten))
-    if prod(shape[:-1]) > _MOST_PIXELS:
-        height, width = recipe.input_shape[:2]
+    """Warn if the network leaves many pixels of an image, which the dense layer has to relate."""
+    left, of_digits = (
+        next(node.input_shape for node in nodes if isinstance(node.layer, Flatten))
+        for nodes in (recipe.nodes, replace(recipe, input_shape=MNIST_SHAPE).nodes)
+    )
+    if prod(left[:-1]) > _MOST_PIXELS * prod(of_digits[:-1]):
         _warn(
-            f"images of {height}x{width} pixels are large for this network: its last convolution "
-            f"leaves {shape[0]}x{shape[1]} pixels, of 28x28 it leaves 1x1; smaller images train "
-            "faster and often better"
+            f"images of {size_text(recipe.input_shape[:2])} pixels are large for this network: its "
+            f"last convolution leaves {size_text(left[:2])} pixels, {size_text(of_digits[:2])} of "
+            f"{size_text(MNIST_SHAPE[:2])}; smaller images train faster and often better"
         )
 
 
