@@ -106,7 +106,8 @@ def test_dark_images_are_told():
         ((40, 40), None),
         (
             (41, 41),
-            "of 41x41 pixels are large for this network: its last convolution leaves 5x5 pixels, 1x1 of 28x28",
+            "of 41x41 pixels are large for this network: its last convolution leaves 5x5 pixels, "
+            "1x1 of 28x28",
         ),
         ((28, 96), "of 28x96 pixels are large for this network: its last convolution leaves 1x18"),
     ],
