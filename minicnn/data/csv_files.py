@@ -19,6 +19,7 @@ from .sources import MAX_IMAGES, Part, check_memory, check_size, size_text, sort
 
 _BLOCK = 1 << 20  # bytes parsed at a time, about 600 images
 _MOST_COLUMNS = 1 << 18  # three planes of 295 x 295 pixels
+_CHECKED = 1 << 26  # bytes of pixels after which the free memory is checked again
 _SAMPLE = 200  # lines that show which column is the label
 _LABEL_NAMES = {"label", "labels", "class", "target"}
 _ID_NAMES = {"id", "imageid", "image_id"}  # a submission has this column
@@ -48,9 +49,9 @@ def read_csv(file, training=True, shape=None):
                 labels.add(first, block, fields[label])
             if ids is not None:
                 texts += _checked_ids(file, first, block, fields[ids])
-            if (len(pixels) + rows.size) >> 26 > len(pixels) >> 26:  # every 64 MB
-                check_memory(file, len(pixels))  # growing may copy them
             pixels += rows.tobytes()
+            if len(pixels) // _CHECKED > (len(pixels) - rows.size) // _CHECKED:
+                check_memory(file, len(pixels))  # growing may copy them
     if not pixels:
         raise DataError(
             f"{file}, line 2: got the end of the file, expected images after the header"
@@ -201,8 +202,9 @@ class _Layout:
             raise DataError(f"{self._where}: got {sort}, expected a header or rows of pixels")
         line = line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
         delimiter = max((b",", b";", b"\t"), key=line.count)
-        most = longest_line(min(line.count(delimiter) + 1, _MOST_COLUMNS))
-        return split_line(self._where, line, delimiter, most), delimiter
+        if (count := line.count(delimiter) + 1) > _MOST_COLUMNS:
+            raise DataError(f"{self._where}: got {count} columns, expected at most {_MOST_COLUMNS}")
+        return split_line(self._where, line, delimiter, longest_line(count)), delimiter
 
     def _split(self, lines, delimiter, count):
         """The fields of those of some lines that have the right number of them."""
