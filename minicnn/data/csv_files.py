@@ -157,6 +157,7 @@ class _Layout:
 
     def __init__(self, file, start, sample, training, shape):
         self._where = f"{file}, line 1"
+        self._check_sort(start, sample)
         fields, delimiter = self._first_line(file, start)
         header = not _is_data(fields)
         lines = [] if header else [start]
@@ -193,13 +194,16 @@ class _Layout:
                 f" ({size_text(self.shape)}) and no labels, expected a column named label"
             )
 
+    def _check_sort(self, line, rest):
+        # A zero byte in a later line is a fault of that line.
+        if sort := sort_of((line + rest[:512].replace(b"\0", b"0"))[:512]):
+            raise DataError(f"{self._where}: got {sort}, expected a header or rows of pixels")
+
     def _first_line(self, file, line):
         if not line:
             raise DataError(
                 f"{file}: got an empty file, expected a header label, pixel0, ... or rows of pixels"
             )
-        if sort := sort_of(line):
-            raise DataError(f"{self._where}: got {sort}, expected a header or rows of pixels")
         line = line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
         delimiter = max((b",", b";", b"\t"), key=line.count)
         if (count := line.count(delimiter) + 1) > _MOST_COLUMNS:

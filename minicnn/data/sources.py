@@ -101,6 +101,8 @@ class File:
                     stream = stack.enter_context(_opened_member(archive, self.member))
                 zipped = stream.peek(2)[:2] == b"\x1f\x8b"
                 yield stack.enter_context(gzip.GzipFile(fileobj=stream)) if zipped else stream
+                if self.member and not stream.read(1):
+                    _check_length(archive, self.member, stream.tell())
         except zipfile.BadZipFile as error:
             raise DataError(f"{self}: bad zip archive: {error}, expected a complete one") from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -172,11 +174,22 @@ def size_text(shape):
     return "x".join(map(str, shape))
 
 
+def _check_length(archive, name, length):
+    expected = archive.getinfo(name).file_size
+    if length != expected:
+        raise zipfile.BadZipFile(f"a member of {length:,} bytes instead of {expected:,}")
+
+
 class _Limited:
     """A file for zipfile, which reads the list of members at once, however long it is."""
 
     def __init__(self, file):
-        self.seek, self.tell, self._file = file.seek, file.tell, file
+        self.tell, self._file = file.tell, file
+
+    def seek(self, offset, whence=0):
+        if offset < 0 and whence == 0:
+            raise zipfile.BadZipFile("a member before the start of the file")
+        return self._file.seek(offset, whence)
 
     def read(self, size=-1):
         if size > _LARGEST_DIRECTORY:
