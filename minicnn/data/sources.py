@@ -107,7 +107,8 @@ class File:
             raise DataError(f"{self}: bad zip archive: {error}, expected a complete one") from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             kind = "gzip stream" if zipped else "zip archive"
-            raise DataError(f"{self}: bad {kind}: {error}, expected a complete one") from None
+            reason = str(error) or "its end is missing"
+            raise DataError(f"{self}: bad {kind}: {reason}, expected a complete one") from None
         except OSError as error:
             raise DataError(f"{self}: cannot be read: {error.strerror or error}") from None
 
@@ -204,7 +205,7 @@ class _Limited:
 def _opened_archive(file):
     try:
         archive = zipfile.ZipFile(_Limited(file))
-    except (ValueError, OverflowError, NotImplementedError, RecursionError) as error:
+    except (ValueError, OverflowError, NotImplementedError) as error:
         raise zipfile.BadZipFile(str(error)) from None
     with archive:
         yield archive
@@ -221,5 +222,5 @@ def _opened_member(archive, name):
         raise zipfile.BadZipFile(f"compression method {entry.compress_type}")
     try:
         return archive.open(entry)
-    except (ValueError, OverflowError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, OverflowError, RuntimeError) as error:
         raise zipfile.BadZipFile(str(error)) from None

@@ -91,23 +91,30 @@ def changed(content, mark, offset, value):
 
 GOOD = zip_bytes({"train.csv": TRAIN})
 LOCAL, CENTRAL, END = b"PK\3\4", b"PK\1\2", b"PK\5\6"
+BAD = "bad zip archive: "
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (GOOD[:-30], ": bad zip archive: File is not a zip file, expected a complete one"),
-        (GOOD[:100] + GOOD[200:], "/train.csv: bad zip archive: a member before the start of the"),
-        (changed(GOOD, CENTRAL, 4, b"\1"), "/train.csv: bad zip archive: a member with a password"),
-        (changed(GOOD, CENTRAL, 6, b"\x63"), "/train.csv: bad zip archive: compression method 99"),
+        (GOOD[:-30], f": {BAD}File is not a zip file, expected a complete one"),
+        (GOOD[:100] + GOOD[200:], f"/train.csv: {BAD}a member before the start of the file"),
+        (changed(GOOD, CENTRAL, 4, b"\1"), f"/train.csv: {BAD}a member with a password"),
+        (changed(GOOD, CENTRAL, 6, b"\x63"), f"/train.csv: {BAD}compression method 99"),
         (changed(GOOD, CENTRAL, 6, b"\0"), "/train.csv"),  # compressed, but said to be stored
-        (changed(GOOD, CENTRAL, 12, bytes(4)), "/train.csv: bad zip archive: Bad CRC-32"),
-        (
-            changed(GOOD, CENTRAL, 20, struct.pack("<L", 1 << 30)),
-            "/train.csv: bad zip archive: a mem",
+        (changed(GOOD, CENTRAL, 12, bytes(4)), f"/train.csv: {BAD}Bad CRC-32"),
+        (changed(GOOD, CENTRAL, 16, bytes(4)), f"/train.csv: {BAD}Bad CRC-32"),
+        *(
+            (changed(GOOD, CENTRAL, place, struct.pack("<L", value)), f"/train.csv: {BAD}{reason}")
+            for place, value, reason in (
+                (20, 1 << 30, f"a member of {len(TRAIN):,} bytes instead of 1,073,741,824"),
+                (38, 5, "Bad magic number for file header"),
+                (38, len(GOOD), "Truncated file header"),
+                (38, 1 << 31, "Truncated file header"),
+            )
         ),
-        (changed(GOOD, CENTRAL, 16, bytes(4)), "/train.csv: bad zip archive: "),
-        (changed(GOOD, END, 8, struct.pack("<L", 1 << 28)), ": bad zip archive: "),
+        (changed(GOOD, LOCAL, 22, struct.pack("<H", 60000)), f"/train.csv: {BAD}"),
+        (changed(GOOD, END, 8, struct.pack("<L", 1 << 28)), f": {BAD}"),
         (zip_bytes({}), ": got an empty zip archive; expected Kaggle's train.csv"),
         (zip_bytes({"a.txt": b"", "b": b""}), ": found a.txt, b; expected Kaggle's train.csv"),
         (zip_bytes({"test.csv": TEST}), ": found test.csv; expected Kaggle's train.csv"),
