@@ -2,7 +2,7 @@
 // reordered form at the end of section 2, which Keras uses.
 #include "common.cuh"
 
-constexpr int WEIGHTS_PER_THREAD = 4;
+constexpr int WEIGHTS_PER_THREAD = 16, BATCH = 4;
 
 // One step for a net's P weights; w, g, m and v are (P,), t = step + 1:
 //     m = beta_1 * m + (1 - beta_1) * g
@@ -25,17 +25,29 @@ extern "C" __global__ void adam(
     float rate = shared_rate[0];
     float keep_1 = beta_1, take_1 = 1.0 - beta_1, keep_2 = beta_2, take_2 = 1.0 - beta_2;
 
-    // Neighbouring threads update neighbouring weights; those of one thread are blockDim.x apart.
+    // Neighbouring threads update neighbouring weights; those of one thread are blockDim.x apart. It
+    // loads BATCH of them before it stores any, so that their loads are in flight together.
     int first = blockIdx.x * blockDim.x * WEIGHTS_PER_THREAD + threadIdx.x;
+    for (int batch = 0; batch < WEIGHTS_PER_THREAD; batch += BATCH) {
+        float weight[BATCH], gradient[BATCH], moment_1[BATCH], moment_2[BATCH];
 #pragma unroll
-    for (int k = 0; k < WEIGHTS_PER_THREAD; ++k) {
-        int i = first + k * blockDim.x;
-        if (i >= P) break;
-        float gradient = g.row()[i];
-        float moment_1 = fmaf(keep_1, m.row()[i], take_1 * gradient);
-        float moment_2 = fmaf(keep_2, v.row()[i], take_2 * (gradient * gradient));
-        m.row()[i] = moment_1;
-        v.row()[i] = moment_2;
-        w.row()[i] = fmaf(-rate, moment_1 / (sqrtf(moment_2) + epsilon), w.row()[i]);
+        for (int k = 0; k < BATCH; ++k) {
+            int i = first + (batch + k) * int(blockDim.x);
+            bool exists = i < P;
+            weight[k] = exists ? w.row()[i] : 0.0f;
+            gradient[k] = exists ? g.row()[i] : 0.0f;
+            moment_1[k] = exists ? m.row()[i] : 0.0f;
+            moment_2[k] = exists ? v.row()[i] : 0.0f;
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) {
+            int i = first + (batch + k) * int(blockDim.x);
+            if (i >= P) break;
+            float next_1 = fmaf(keep_1, moment_1[k], take_1 * gradient[k]);
+            float next_2 = fmaf(keep_2, moment_2[k], take_2 * (gradient[k] * gradient[k]));
+            m.row()[i] = next_1;
+            v.row()[i] = next_2;
+            w.row()[i] = fmaf(-rate, next_1 / (sqrtf(next_2) + epsilon), weight[k]);
+        }
     }
 }

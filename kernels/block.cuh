@@ -87,7 +87,7 @@ __device__ inline float4 keep4(float4 v, unsigned kept) {
 }
 
 // The dropout bits (dropout.cu) of four elements from element `at` on, in the lowest bits.
-__device__ inline unsigned four_bits(const unsigned* kept, int at) {
+__device__ inline unsigned four_bits(const unsigned* kept, unsigned at) {
     return kept ? __ldg(kept + at / 32) >> at % 32 : 0xf;
 }
 
@@ -224,7 +224,8 @@ struct NormalizationGradient {
 // ---- sources of staged elements -----------------------------------------------------------------
 // A source handles four channels of a pixel at a time. `channels` selects them, `load` starts to
 // load their inputs, so that several loads can be in flight, and `finish` computes the staged
-// values from them, rounded to TF32.
+// values from them, rounded to TF32. They are 0 for a pixel that is not `inside`. There is no
+// branch, so that all loads of a thread can be in flight together.
 
 // A block's input x, from y of the block below.
 struct Normalized {
@@ -242,7 +243,11 @@ struct Normalized {
         scale = load4(scales + c);
         shift = load4(shifts + c);
     }
-    __device__ Raw load(int at) const { return {load4_global(y + at), four_bits(kept, at)}; }
+    __device__ Raw load(unsigned at, bool inside) const {
+        at = inside ? at : 0;
+        unsigned bits = four_bits(kept, at);
+        return {load4_global(y + at), inside ? bits : 0};
+    }
     __device__ float4 finish(const Raw& raw) const {
         return to_tf32(keep4(fma4(scale, raw.y, shift), raw.kept));
     }
@@ -251,8 +256,8 @@ struct Normalized {
 // A block's activation is max(z, floor): floor 0 gives ReLU, minus infinity gives none. NaN stays
 // NaN, so that it is noticed.
 __device__ inline float activate(float floor, float z) { return z < floor ? 0.0f : z; }
-__device__ inline float activate_backward(float floor, float y, float dy) {
-    return y > floor ? dy : 0.0f;
+__device__ inline float activate_backward(float floor, float y, float dy, bool inside) {
+    return inside && y > floor ? dy : 0.0f;
 }
 __device__ inline float4 activate(float floor, float4 z) {
     return make_float4(
@@ -270,6 +275,7 @@ struct BeforeActivation {
 
     struct Raw {
         float4 dx, y;
+        bool inside;
     };
 
     __device__ void channels(int n) {
@@ -277,23 +283,36 @@ struct BeforeActivation {
         b = load4(bs + n);
         c = load4(cs + n);
     }
-    __device__ Raw load(int at) const { return {load4_global(dx + at), load4_global(y + at)}; }
+    __device__ Raw load(unsigned at, bool inside) const {
+        at = inside ? at : 0;
+        return {load4_global(dx + at), load4_global(y + at), inside};
+    }
     __device__ float4 value(const Raw& raw) {
-        float4 dy = fma4(a, raw.dx, fma4(b, raw.y, c));
-        float4 dz = make_float4(
-            activate_backward(floor, raw.y.x, dy.x), activate_backward(floor, raw.y.y, dy.y),
-            activate_backward(floor, raw.y.z, dy.z), activate_backward(floor, raw.y.w, dy.w));
+        float4 dy = fma4(a, raw.dx, fma4(b, raw.y, c)), y = raw.y;
+        float4 dz = make_float4(activate_backward(floor, y.x, dy.x, raw.inside),
+                                activate_backward(floor, y.y, dy.y, raw.inside),
+                                activate_backward(floor, y.z, dy.z, raw.inside),
+                                activate_backward(floor, y.w, dy.w, raw.inside));
         sum = add4(sum, dz);
         return dz;
     }
     __device__ float4 finish(const Raw& raw) { return to_tf32(value(raw)); }
 };
 
+// Prefetches rows of images (B, H, W, C), with all channels: of `images` images from `image` on the
+// `rows` rows from `top` on, where they exist, and what lies between them.
+__device__ inline void prefetch_rows(
+    const float* array, int B, int H, int W, int C, int image, int images, int top, int rows) {
+    int last = min(image + images, B) - 1;
+    int begin = image * H + max(top, 0), end = last * H + min(top + rows, H);
+    if (begin < end) prefetch(array + begin * W * C, (end - begin) * W * C * 4);
+}
+
 // Images (B, H, W, C) that tiles are staged from. `table`, in shared memory, has an entry e for
-// each pixel of a tile, relative to the tile's first pixel. e.x is its distance in memory, in
-// pixels, or far past the last image if its column is outside. e.y has its row in the upper 16 bits
-// and its staged place in the lower ones. cuda_tiles.py computes the table once; doing so here
-// would take about a hundred instructions per pixel and tile.
+// each pixel of a tile, relative to the tile's first pixel. e.x is its distance in memory, or far
+// past the last image if its column is outside. e.y has its row in the upper 16 bits and its staged
+// place in the lower ones. Distances and places are in elements. cuda_tiles.py computes the table
+// once; doing so here would take about a hundred instructions per pixel and tile.
 struct Staged {
     int B, H, W, C;
     const int2* table;
@@ -306,28 +325,25 @@ struct Staged {
     __device__ void stage(
         Source& source, int image, int top, int left, int channel, float* to) const {
         int quad = threadIdx.x % QUADS * 4, threads = blockDim.x / QUADS;
-        int before = (image * H + top) * W + left, all = B * H * W;
-        bool exists = channel + quad < C;
+        int begin = ((image * H + top) * W + left) * C + channel + quad;
+        unsigned end = channel + quad < C ? B * H * W * C : 0;
         for (int first = threadIdx.x / QUADS; first < pixels; first += BATCH * threads) {
             typename Source::Raw raw[BATCH];
             int place[BATCH];
-            bool inside[BATCH];
 #pragma unroll
             for (int k = 0; k < BATCH; ++k) {
                 int number = first + k * threads;
                 int2 e = table[min(number, pixels - 1)];
-                int at = before + e.x;  // a negative one is huge as unsigned
+                unsigned at = begin + e.x;  // before the first image it is huge
+                bool inside = at < end && unsigned(top + (e.y >> 16)) < H;
+                raw[k] = source.load(at, inside);
                 place[k] = number < pixels ? e.y & 0xffff : -1;
-                inside[k] = exists && unsigned(at) < all && unsigned(top + (e.y >> 16)) < H;
-                // There is no branch, so all loads can be in flight together.
-                raw[k] = source.load(inside[k] ? at * C + channel + quad : 0);
             }
             source.channels(channel + quad);  // as late as possible, to save registers
 #pragma unroll
             for (int k = 0; k < BATCH; ++k) {
-                float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                if (inside[k]) v = source.finish(raw[k]);
-                if (place[k] >= 0) store4(to + place[k] * PITCH + quad, v);
+                float4 v = source.finish(raw[k]);
+                if (place[k] >= 0) store4_shared(to + place[k] + quad, v);
             }
         }
     }
@@ -339,22 +355,21 @@ template <int BATCH, typename Source>
 __device__ inline void stage_run(
     Source& source, int before, int here, int pixels, int C, int channel, float* to) {
     int quad = threadIdx.x % QUADS * 4, threads = blockDim.x / QUADS;
-    bool exists = channel + quad < C;
+    if (channel + quad >= C) here = 0;
+    int begin = before * C + channel + quad;
     for (int first = threadIdx.x / QUADS; first < pixels; first += BATCH * threads) {
         typename Source::Raw raw[BATCH];
 #pragma unroll
         for (int k = 0; k < BATCH; ++k) {
             int number = first + k * threads;
-            bool inside = exists && number < here;
-            raw[k] = source.load(inside ? (before + number) * C + channel + quad : 0);
+            raw[k] = source.load(begin + number * C, number < here);
         }
         source.channels(channel + quad);
 #pragma unroll
         for (int k = 0; k < BATCH; ++k) {
             int number = first + k * threads;
-            float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (exists && number < here) v = source.finish(raw[k]);
-            if (number < pixels) store4(to + number * PITCH + quad, v);
+            float4 v = source.finish(raw[k]);
+            if (number < pixels) store4_shared(to + number * PITCH + quad, v);
         }
     }
 }

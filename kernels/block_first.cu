@@ -150,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_grad
             BeforeActivation::Raw raw[PIXELS];
 #pragma unroll
             for (int p = 0; p < PIXELS; ++p)
-                raw[p] = dz.load(before + min(first + p * lanes, here - 1) * s.Cout);
+                raw[p] = dz.load(before + min(first + p * lanes, here - 1) * s.Cout, true);
 #pragma unroll
             for (int p = 0; p < PIXELS; ++p) {
                 int pixel = first + p * lanes;

@@ -24,7 +24,7 @@ struct Forward {
     // product needs the registers. `pivot` and the members after it are those of the current tile.
     float* rows_of_moments;
     int width;
-    float4 pivot, deviations, squares;
+    float4 own_bias, pivot, deviations, squares;
     int count;
 
     __device__ void stage(int image, int top, int left, int channel, float* pixels) {
@@ -32,15 +32,19 @@ struct Forward {
         source.stage<BATCH>(x, image, top, left, channel, pixels);
     }
 
-    __device__ float4 activated(int channel, float4 v) const {
-        return activate(floor, add4(v, load4_global(bias + channel)));
+    __device__ void prefetch(const Tiling& t, int image, int band) const {
+        prefetch_rows(x.y, s.B, s.H, s.W, s.Cin, image, t.images, band * stride + t.top,
+                      t.source_rows);
     }
+
+    __device__ float4 activated(float4 v) const { return activate(floor, add4(v, own_bias)); }
 
     __device__ void begin(int row, int channel, float4 first) {
         const float* so_far = rows_of_moments + row * PIVOTED * width + channel;
         bool any = so_far[3 * width] > 0.0f;
         int filter = blockIdx.y * width + channel;
-        float4 v = activated(filter < s.Cout ? filter : 0, first);
+        own_bias = load4_global(bias + (filter < s.Cout ? filter : 0));
+        float4 v = activated(first);
         int leader = threadIdx.x % WARP / 4 * 4;  // four lanes of the same channels share a pivot
         v = make_float4(__shfl_sync(ALL_LANES, v.x, leader), __shfl_sync(ALL_LANES, v.y, leader),
                         __shfl_sync(ALL_LANES, v.z, leader), __shfl_sync(ALL_LANES, v.w, leader));
@@ -53,8 +57,8 @@ struct Forward {
     __device__ Raw load(int, int) const { return {}; }
 
     __device__ void take(int pixel, int filter, float4 v, Raw) {
-        v = activated(filter, v);
-        store4(y + pixel * s.Cout + filter, v);
+        v = activated(v);
+        store4(y + unsigned(pixel * s.Cout + filter), v);
         float4 d = sub4(v, pivot);
         deviations = add4(deviations, d);
         squares = fma4(d, d, squares);

@@ -36,6 +36,14 @@ struct InputGradient {
         source.stage<4>(dz, image, top, left, channel, pixels);
     }
 
+    __device__ void prefetch(const Tiling& t, int image, int band) const {
+        for (const float* array : {dz.dx, dz.y})
+            prefetch_rows(array, s.B, s.Ho, s.Wo, s.Cout, image, t.images, band + t.top,
+                          t.source_rows);
+        prefetch_rows(y_below, s.B, s.H, s.W, s.Cin, image, t.images, band * row_step,
+                      t.rows * row_step);
+    }
+
     __device__ void begin(int, int, float4) { sum = sum_z = make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
 
     struct Raw {
@@ -43,12 +51,12 @@ struct InputGradient {
         unsigned kept;
     };
     __device__ Raw load(int pixel, int channel) const {
-        int at = pixel * s.Cin + channel;
+        unsigned at = pixel * s.Cin + channel;
         return {load4_global(y_below + at), four_bits(kept, at)};
     }
 
     __device__ void take(int pixel, int channel, float4 v, const Raw& raw) {
-        int at = pixel * s.Cin + channel;
+        unsigned at = pixel * s.Cin + channel;
         v = make_float4(v.x * kept_scale, v.y * kept_scale, v.z * kept_scale, v.w * kept_scale);
         v = keep4(v, raw.kept);
         float4 z = fma4(raw.y, load4(inverses + channel), load4(shifts + channel));

@@ -168,6 +168,14 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
         int rows = min(t.rows, s.Ho - band), images = min(t.images, s.B - image);
         stage_run<BATCH>(
             dz, first_pixel, images * rows * s.Wo, steps * STEP, s.Cout, first_filter, dz_pixels);
+        int next = tile + gridDim.x, next_image = next / t.bands * t.images;
+        if (threadIdx.x == 0 && next < tiles) {
+            int next_band = next % t.bands * t.rows;
+            prefetch_rows(y_below.row(), s.B, s.H, s.W, s.Cin, next_image, t.images,
+                          next_band * s.sh + t.top, t.source_rows);
+            prefetch_rows(dx.row(), s.B, s.Ho, s.Wo, s.Cout, next_image, t.images, next_band, t.rows);
+            prefetch_rows(y.row(), s.B, s.Ho, s.Wo, s.Cout, next_image, t.images, next_band, t.rows);
+        }
         __syncthreads();
         for (int step = share; step < steps; step += t.pixel_warps) {
             int first = step * STEP + quarter, second = first + 4;

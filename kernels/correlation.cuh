@@ -128,6 +128,7 @@ __device__ inline void add_splits(float (&sums)[GROUPS][2][4], int split, int wa
 //     channels, filters             channels of the source (depth of a tap), and of the results
 //     result_rows, result_columns   of an image
 //     stage(image, top, left, channel, pixels)               stages a chunk of a tile's pixels
+//     prefetch(t, image, band)      hints that what a tile reads is needed soon
 //     begin(row, channel, first)    before a lane's results of a tile; `row` is the warp's row of
 //                                   pixels, `first` the lane's first four sums
 //     load(pixel, channel)          starts to load what a result needs besides its sums: a Raw
@@ -187,12 +188,15 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                     pass.stage(
                         image, band * pass.stride + t.top, t.left, chunk * CHUNK, pixels);
                 }
+                int next = tile + gridDim.x;
+                if (threadIdx.x == 0 && phase == first_phase && chunk == 0 && next < tiles)
+                    pass.prefetch(t, next / t.bands * t.images, next % t.bands * t.rows);
                 // Where the pixels of the lane's columns of the right operand are staged. This is
                 // computed again for each chunk, because staging needs the registers.
                 int at[GROUPS], first = opaque(own_pixel + row);
 #pragma unroll
                 for (int j = 0; j < GROUPS; ++j) {
-                    int pixel = first + j * 8 < here ? first + j * 8 : 0;
+                    int pixel = min(first + j * 8, here - 1);  // past the last: its results are unused
                     int line = by_columns.quotient(pixel), which = by_height.quotient(line);
                     line -= which * height;
                     int place = which * t.image_pitch + line * pass.stride * t.row_pitch;

@@ -27,6 +27,13 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(
           "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
 
+// Stores 16 bytes in shared memory by one instruction; the compiler may make four of a plain store.
+__device__ __forceinline__ void store4_shared(float* shared, float4 v) {
+    unsigned to = __cvta_generic_to_shared(shared);
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};"
+                 :: "r"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+
 // Starts a copy of 16 bytes from global to shared memory; if not `inside`, it writes zeros instead.
 // `global` must be a valid address in both cases. Both addresses must be multiples of 16.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool inside) {
@@ -57,6 +64,14 @@ __device__ __forceinline__ void commit_copies() {
 template <int GROUPS_LEFT>
 __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" :: "n"(GROUPS_LEFT) : "memory");
+}
+
+// A hint: starts to bring `bytes` from `global` on to the second-level cache. Both must be multiples
+// of 16. One instruction fetches them all; without it (before compute capability 9.0) none does.
+__device__ __forceinline__ void prefetch(const void* global, int bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(global), "r"(bytes) : "memory");
+#endif
 }
 
 // Returns x, but the compiler cannot know that. So it computes values that depend on x where they

@@ -1,27 +1,29 @@
 """How the kernels of fused blocks split their work: for each layer and pass, a choice by a model.
 
 A tile is some rows of an image, or several images. A thread block computes one tile after another.
-The model estimates the time of each possible tile from counts: multiplications, bytes read from
-shared memory, instructions, bytes from the cache, and the thread blocks that a multiprocessor holds
-at a time (while one waits for memory, others multiply). The memory traffic is the same for all
-tiles, so the model leaves it out.
+The model estimates the time of each possible tile from counts: instructions, waits for memory and
+for other warps, and the thread blocks that a multiprocessor holds at a time (while one waits,
+others compute). Its constants were fitted to 2,300 launches of the seed network's layers, timed on
+an H200. The launches that it chooses take 1.02 times as long together as the fastest of each layer.
 
 The choice depends on the layer and the batch alone, because the tiles determine the bits of the
-result. So the model assumes a fixed GPU, about an H200, and a fixed number of nets. All tiles fit
-the 99 KB of shared memory that a thread block can have on any GPU with tensor cores for TF32.
+result. So the model assumes a fixed GPU, an H200, and a fixed number of nets. All tiles fit the
+99 KB of shared memory that a thread block can have on any GPU with tensor cores for TF32.
 
 benchmarks/tiles.py prints the choices for the seed network. Read kernels/block.cuh next.
 """
 
 from dataclasses import replace
-from itertools import product
-from math import ceil, prod
+from itertools import product, starmap
+from math import ceil, hypot, prod
 from typing import NamedTuple
 
 # ---- constants of the kernels: the same as in block.cuh, correlation.cuh and others
 CHUNK, PITCH, WARP = 32, 40, 32
-TAPS_IN_MEMORY = 3  # taps whose weights correlation.cuh holds
 STATISTICS, SUMS, PIVOTED = 3, 2, 4
+STEP_DEPTH = 8  # channels of one mma.sync
+TAPS_IN_MEMORY = 3  # taps whose weights correlation.cuh holds
+PIXELS_IN_FLIGHT = 4  # of block_weight_gradient.cu
 FIRST_THREADS, FIRST_ROWS = 256, 9  # block_first.cu
 HEAD_THREADS = 512
 
@@ -31,34 +33,68 @@ SHARED_BYTES = 99 << 10  # of a thread block, at most
 ALL_SHARED_BYTES = 227 << 10  # of a multiprocessor
 RESERVED_BYTES = 1 << 10  # of a thread block, in addition to what it asks for
 FIRST_SHARED_BYTES = 48 << 10  # of a thread block of block_first.cu, at most
-# What a multiprocessor does per clock: multiplications in TF32 that mma.sync reaches; bytes of
-# shared memory; bytes from the L2 cache; elements staged (a warp takes about 56 instructions for
-# four in each lane).
-TENSOR, SHARED, CACHE, STAGED = 640, 128, 40, 4 * 32 / 14
-ISSUES, RESULT = 4, 60  # warp instructions per clock; instructions for four results of each lane
-WARPS_TO_BE_BUSY = 8  # that a multiprocessor needs to reach the rates TENSOR and SHARED
-LATENCY = 1500  # clocks that a load from memory takes
 MOST_IMAGES = 32  # of a tile
 MOST_PHASES = 4  # that one thread block computes one after another
-
-# (GROUPS, SPLITS) that correlation.cuh is compiled for. All take at most 168 registers, so a
-# multiprocessor holds WARPS_AT_ONCE warps.
-FORWARD_FORMS = (9, 1), (6, 1), (5, 2), (6, 2), (8, 2), (4, 1), (4, 4)
-GRADIENT_FORMS = (6, 1), (8, 2), (4, 1), (4, 4)
-WEIGHT_FORMS = (3, 6), (5, 6), (5, 10)  # (FORM_TAPS, warps) of block_weight_gradient.cu
 OUTSIDE = 1 << 30  # in the table of staged pixels: a distance past the last image
-MOST_WARPS, WARPS_AT_ONCE = 6, 12  # of a thread block, of a multiprocessor
+
+
+class Form(NamedTuple):
+    """A form in which correlation.cuh is compiled."""
+
+    groups: int  # of eight pixels, of a warp
+    splits: int  # warps that share the same results
+    warps: int  # of a thread block, at most: 6, with 168 registers a thread, or 8, with 128
+
+    @property
+    def defines(self):
+        """The defines that select it."""
+        return _defines(
+            FORM_GROUPS=self.groups,
+            FORM_SPLITS=self.splits,
+            FORM_THREADS=self.warps * WARP,
+            FORM_BLOCKS=BLOCKS,
+        )
+
+    def pixels_in_flight(self, gradient):
+        """Pixels that a thread loads together while it stages."""
+        return 4 if gradient else 3 if self.groups > 8 else 6
+
+
+BLOCKS = 2  # thread blocks of a multiprocessor, as its registers allow
+FORWARD_FORMS = tuple(
+    starmap(Form, ((9, 1, 6), (6, 1, 6), (3, 2, 6), (8, 2, 6), (4, 1, 8), (2, 4, 8)))
+)
+GRADIENT_FORMS = tuple(starmap(Form, ((9, 1, 6), (6, 1, 6), (4, 1, 8), (2, 1, 8))))
+WEIGHT_FORMS = (3, 6), (5, 6), (5, 10)  # (FORM_TAPS, warps) of block_weight_gradient.cu
+WARPS_AT_ONCE = 12  # of block_weight_gradient.cu, of a multiprocessor
+
+
+class Costs(NamedTuple):
+    """The model's constants for one kernel: instructions of a warp, and clocks."""
+
+    mma: float  # instructions for an mma.sync, with what loads its operands
+    step: float  # instructions of a step besides
+    staged: float  # instructions for four staged elements in each lane
+    result: float  # instructions for four results in each lane
+    position: float  # instructions that find where eight pixels are staged
+    rate: float  # instructions per clock of a multiprocessor, at most
+    alone: float  # clocks from one instruction of a warp to the next, where nothing else waits
+    load: float  # clocks for a load from memory
+    wait: float  # clocks until all have the weights of a tap
+    tile: float  # clocks of a tile besides
+
+
+FORWARD_COSTS = Costs(1.1, 3.38, 17.1, 19, 35.2, 0.738, 5.14, 1130, 584, 995)
+GRADIENT_COSTS = Costs(1.36, 1.58, 27.1, 76.9, 27, 0.948, 4.42, 1530, 660, 626)
+WEIGHT_COSTS = Costs(1.49, 1.37, 25.5, 0, 0, 0.76, 2.18, 871, 0, 2160)
+TENSOR = 640 / 1024  # mma.sync per clock of a multiprocessor, at most
 
 
 def programs():
     """[(file, defines)] of every form of the fused blocks' kernels that is compiled."""
     forms = {"block_forward.cu": FORWARD_FORMS, "block_input_gradient.cu": GRADIENT_FORMS}
-    found = [(file, _form(*form)) for file in forms for form in forms[file]]
+    found = [(file, form.defines) for file, of_file in forms.items() for form in of_file]
     return found + [("block_weight_gradient.cu", _taps(*form)) for form in WEIGHT_FORMS]
-
-
-def _form(groups, splits):
-    return _defines(FORM_GROUPS=groups, FORM_SPLITS=splits, FORM_THREADS=192, FORM_BLOCKS=2)
 
 
 def _taps(taps, warps):
@@ -123,14 +159,28 @@ class _Tile(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """What a thread block does for a tile, counted."""
+    """What a thread block does for a tile, counted over all of its warps."""
 
-    products: int  # multiplications, including those for unused places of the tile
-    shared: int  # bytes of operands loaded from shared memory
-    stagings: int  # times that all threads wait for memory
-    staged: int  # elements staged
-    loaded: int  # elements loaded from the cache, or written
-    issued: float  # warp instructions, without those for staging
+    mma: int  # mma.sync
+    steps: int  # of the loops around them
+    staged: float  # times that a warp stages four elements in each lane
+    results: float  # times that a warp stores four results in each lane
+    positions: int  # groups of eight pixels that a warp finds
+    loads: int  # times that a thread waits for loads from memory
+    waits: float  # times that all wait for weights
+
+    def clocks(self, costs, warps, at_work):
+        """Those of a multiprocessor on which `at_work` thread blocks compute a tile each."""
+        issued = (
+            self.mma * costs.mma
+            + self.steps * costs.step
+            + self.staged * costs.staged
+            + self.results * costs.result
+            + self.positions * costs.position
+        )
+        computing = at_work * max(issued / costs.rate, self.mma / TENSOR)
+        waiting = self.loads * costs.load + self.waits * costs.wait + costs.tile
+        return hypot(computing, issued / warps * costs.alone + waiting)  # they overlap in part
 
 
 def best(launches):
@@ -141,7 +191,7 @@ def best(launches):
 def forward(window, channels, filters, batch):
     """Every TiledLaunch of block_forward that fits, for a geometry.Window."""
     fixed = 2 * _padded(channels)
-    size = _Correlation(channels, filters, batch, fixed, PIVOTED, 1)
+    size = _Correlation(channels, filters, batch, fixed, PIVOTED, gradient=False)
     return _correlations(FORWARD_FORMS, _axes(window), window.input, size)
 
 
@@ -155,7 +205,7 @@ def input_gradient(window, channels, filters, batch):
         for phases, stride in zip(window.phases, window.strides, strict=True)
     ]
     fixed = 3 * _padded(filters) + 2 * _padded(channels)
-    size = _Correlation(filters, channels, batch, fixed, SUMS, 2)
+    size = _Correlation(filters, channels, batch, fixed, SUMS, gradient=True)
     return _correlations(GRADIENT_FORMS, axes, window.output, size)
 
 
@@ -218,24 +268,24 @@ class _Correlation(NamedTuple):
     batch: int
     fixed: int  # in shared memory: coefficients of channels
     sums: int  # in shared memory: for each filter
-    accesses: int  # elements loaded for each one staged; loaded or written for each result
+    gradient: bool
 
 
 def _correlations(forms, axes, image, size):
     """Every TiledLaunch of a correlation that fits. image: (rows, columns) of the source."""
     widths = range(1, min(2, ceil(size.filters / WARP)) + 1)
-    launches = [
-        _correlation(form, tile, wide, axes, image, size)
+    return [
+        launch
         for tile in _tiles(axes, size.batch)
         for form in forms
         for wide in widths
+        if (launch := _correlation(form, tile, wide, axes, image, size))
     ]
-    return [launch for launch in launches if launch]
 
 
 def _correlation(form, tile, wide, axes, image, size):
     """One way to launch a correlation, with `wide` warps along the filters; None if too big."""
-    groups, splits = form
+    groups, splits, most_warps = form
     phases = prod(map(len, axes))
     # More phases than this occur where a phase has one tap (gradient_window). They are small, so
     # each gets its own thread blocks.
@@ -249,36 +299,42 @@ def _correlation(form, tile, wide, axes, image, size):
     tables = 4 * ceil((2 * tile.staged + 6 * phases + taps) / 4)
     sums = pixel_warps * size.sums * width
     shared = 4 * (size.fixed + sums + tables + area + weights)
-    if warps > MOST_WARPS or shared > SHARED_BYTES:
+    if warps > most_warps or shared > SHARED_BYTES:
         return None
 
     chunks, own_phases = ceil(size.channels / CHUNK), phases // phase_groups
-    steps = taps // phase_groups * chunks * CHUNK // 8  # of depth 8
+    own_taps = taps / phase_groups * chunks
+    steps = own_taps * CHUNK // STEP_DEPTH * pixel_warps * wide
     stagings = chunks * (own_phases if chunks > 1 or splits > 1 else 1)
-    staged = stagings * tile.staged * CHUNK
     results = own_phases * pixel_warps * groups * 8 * width
+    positions = own_phases * chunks * warps * groups
+    in_flight = warps * 4 * form.pixels_in_flight(size.gradient)
     work = _Work(
-        products=pixel_warps * groups * 8 * width * steps * 8,
-        shared=pixel_warps * wide * steps * (8 + 2 * groups) * 128,
-        stagings=stagings,
-        staged=staged,
-        loaded=size.accesses * (staged + results) + steps * 8 * width,
-        issued=pixel_warps * wide * steps * (16 + 3.2 * groups) + results / 4 / WARP * RESULT,
+        mma=steps * groups * 2,
+        steps=steps,
+        staged=stagings * tile.staged * CHUNK / 128,
+        results=results / 128,
+        positions=positions,
+        loads=stagings * ceil(tile.staged / in_flight),
+        waits=own_taps,
     )
     blocks_y = ceil(size.filters / width) * phase_groups
-    blocks, clocks = _share(tile.count(size.batch), blocks_y, warps, shared, work)
+    at_once = BLOCKS * most_warps // warps
+    costs = GRADIENT_COSTS if size.gradient else FORWARD_COSTS
+    grid = _Grid(tile.count(size.batch), blocks_y, warps, at_once, shared)
+    blocks, clocks = grid.share(work, costs)
     tiling = tile.tiling(
         pixel_warps=pixel_warps, channel_warps=wide, groups=phase_groups, area=area
     )
     tables, taps = _taps_tables(axes, tile.staging)
-    tables = (*_staged_table(axes, tile, image), *tables)
+    tables = (*_staged_table(axes, tile, image, size.channels), *tables)
     grid, parts = (blocks, blocks_y), blocks * phase_groups
     return TiledLaunch(
-        _form(*form), tiling, tables, grid, warps * WARP, shared, parts, clocks, taps
+        form.defines, tiling, tables, grid, warps * WARP, shared, parts, clocks, taps
     )
 
 
-def _staged_table(axes, tile, image):
+def _staged_table(axes, tile, image, channels):
     """The table of block.cuh's Staged: two integers for each staged pixel."""
     (rows, columns), t = image, tile.staging
     table = []
@@ -287,7 +343,8 @@ def _staged_table(axes, tile, image):
     ):
         inside = 0 <= column + t["left"] < columns
         place = which * t["image_pitch"] + row * t["row_pitch"] + _place(axes, t, column)
-        table += (which * rows + row) * columns + column if inside else OUTSIDE, row << 16 | place
+        distance = ((which * rows + row) * columns + column) * channels if inside else OUTSIDE
+        table += distance, row << 16 | place * PITCH
     return table
 
 
@@ -362,16 +419,18 @@ def _weight_gradient(form, tile, window, channels, filters, batch):
     shared = 4 * (fixed + max(elements, adding, most_warps * CHUNK))
     if shared > SHARED_BYTES:
         return None
-    staged = (tile.staged + 2 * tile.pixels) * CHUNK  # dz needs two loads per element
+    in_flight = warps * 4 * PIXELS_IN_FLIGHT
     work = _Work(
-        products=steps * 8 * item_warps * taps * CHUNK // 2 * CHUNK,
-        shared=steps * item_warps * (10 + 4 * taps) * 128,
-        stagings=1,
-        staged=staged,
-        loaded=staged,
-        issued=steps * item_warps * (16 + 10 * taps),
+        mma=steps * item_warps * taps * CHUNK // 8,
+        steps=steps * item_warps,
+        staged=(tile.staged + 2 * tile.pixels) * CHUNK / 128,  # dz needs two loads per element
+        results=0,
+        positions=0,
+        loads=ceil(tile.staged / in_flight) + ceil(tile.pixels / in_flight),
+        waits=0,
     )
-    blocks, clocks = _share(tile.count(batch), blocks_y, warps, shared, work)
+    grid = _Grid(tile.count(batch), blocks_y, warps, WARPS_AT_ONCE // warps, shared)
+    blocks, clocks = grid.share(work, WEIGHT_COSTS)
     tiling = tile.tiling(pixel_warps=shares, channel_warps=item_warps, groups=groups, area=area)
     axes, t = _axes(window), tile.staging
     columns, step = window.output[1], window.strides[0] * t["row_pitch"]
@@ -380,31 +439,32 @@ def _weight_gradient(form, tile, window, channels, filters, batch):
         line, column = divmod(min(i, tile.pixels - 1), columns)
         which, row = divmod(line, tile.rows)
         places.append((which * t["image_pitch"] + row * step + column) * PITCH)
-    table = *_staged_table(axes, tile, window.input), *places
+    table = *_staged_table(axes, tile, window.input, channels), *places
     grid = blocks, blocks_y
     return TiledLaunch(_taps(*form), tiling, table, grid, warps * WARP, shared, blocks, clocks)
 
 
-def _share(tiles, blocks_y, warps, shared, work):
-    """The model: (size of the grid along x, clocks of the launch).
+class _Grid(NamedTuple):
+    """The thread blocks of a launch."""
 
-    The grid has as many thread blocks as the multiprocessors hold at once; each computes several
-    tiles. While one thread block of a multiprocessor waits for memory, others multiply.
-    """
-    at_once = min(WARPS_AT_ONCE // warps, ALL_SHARED_BYTES // (shared + RESERVED_BYTES))
-    blocks = min(tiles, max(1, MULTIPROCESSORS * at_once // (NETS * blocks_y)))
-    rounds = ceil(tiles / blocks)
-    blocks = ceil(tiles / rounds)  # the fewest for this time: each writes partial sums
-    at_work = min(at_once, max(1.0, blocks * blocks_y * NETS / MULTIPROCESSORS))
+    tiles: int
+    blocks_y: int  # thread blocks of the same tile
+    warps: int  # of a thread block
+    at_once: int  # thread blocks that the registers of a multiprocessor allow
+    shared: int  # bytes of a thread block
 
-    busy = min(1.0, at_work * warps / WARPS_TO_BE_BUSY)
-    multiplying = max(work.products / TENSOR, work.shared / SHARED) / busy
-    issuing = work.issued / ISSUES + work.staged / STAGED
-    working = max(multiplying, issuing)
-    loading = work.loaded * 4 / CACHE
-    alone = max(working, loading) + work.stagings * LATENCY
-    tile = max(working, loading, alone / at_work)
-    return blocks, rounds * blocks * blocks_y * NETS / MULTIPROCESSORS * tile
+    def share(self, work, costs):
+        """(size of the grid along x, clocks of the launch), by the model.
+
+        The grid has as many thread blocks as the multiprocessors hold at once; each computes
+        several tiles.
+        """
+        at_once = min(self.at_once, ALL_SHARED_BYTES // (self.shared + RESERVED_BYTES))
+        blocks = min(self.tiles, max(1, MULTIPROCESSORS * at_once // (NETS * self.blocks_y)))
+        rounds = ceil(self.tiles / blocks)
+        blocks = ceil(self.tiles / rounds)  # the fewest for this time: each writes partial sums
+        at_work = min(at_once, max(1.0, blocks * self.blocks_y * NETS / MULTIPROCESSORS))
+        return blocks, rounds * work.clocks(costs, self.warps, at_work)
 
 
 def first_forward(window, channels, filters, batch):

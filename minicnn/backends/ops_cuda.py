@@ -220,7 +220,7 @@ class Operations(Backend):
     def adam(self, params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
         P = _elements(params)
         self._launch_for_each(
-            _ceil_div(P, 4), "adam.cu", "adam",  # adam.cu's WEIGHTS_PER_THREAD
+            _ceil_div(P, 16), "adam.cu", "adam",  # adam.cu's WEIGHTS_PER_THREAD
             w=params, g=gradients, m=m, v=v, P=P, step=step, learning_rate=learning_rate,
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon,
         )  # fmt: skip

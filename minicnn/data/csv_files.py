@@ -19,6 +19,7 @@ from .sources import MAX_IMAGES, Part, check_memory, check_size, size_text, sort
 
 _BLOCK = 1 << 20  # bytes parsed at a time, about 600 images
 _MOST_COLUMNS = 1 << 18  # three planes of 295 x 295 pixels
+_CHECKED = 1 << 26  # bytes of pixels after which the free memory is checked again
 _SAMPLE = 200  # lines that show which column is the label
 _LABEL_NAMES = {"label", "labels", "class", "target"}
 _ID_NAMES = {"id", "imageid", "image_id"}  # a submission has this column
@@ -48,9 +49,9 @@ def read_csv(file, training=True, shape=None):
                 labels.add(first, block, fields[label])
             if ids is not None:
                 texts += _checked_ids(file, first, block, fields[ids])
-            if (len(pixels) + rows.size) >> 26 > len(pixels) >> 26:  # every 64 MB
-                check_memory(file, len(pixels))  # growing may copy them
             pixels += rows.tobytes()
+            if len(pixels) // _CHECKED > (len(pixels) - rows.size) // _CHECKED:
+                check_memory(file, len(pixels))  # growing may copy them
     if not pixels:
         raise DataError(
             f"{file}, line 2: got the end of the file, expected images after the header"
@@ -156,6 +157,7 @@ class _Layout:
 
     def __init__(self, file, start, sample, training, shape):
         self._where = f"{file}, line 1"
+        self._check_sort(start, sample)
         fields, delimiter = self._first_line(file, start)
         header = not _is_data(fields)
         lines = [] if header else [start]
@@ -192,17 +194,21 @@ class _Layout:
                 f" ({size_text(self.shape)}) and no labels, expected a column named label"
             )
 
+    def _check_sort(self, line, rest):
+        # A zero byte in a later line is a fault of that line.
+        if sort := sort_of((line + rest[:512].replace(b"\0", b"0"))[:512]):
+            raise DataError(f"{self._where}: got {sort}, expected a header or rows of pixels")
+
     def _first_line(self, file, line):
         if not line:
             raise DataError(
                 f"{file}: got an empty file, expected a header label, pixel0, ... or rows of pixels"
             )
-        if sort := sort_of(line):
-            raise DataError(f"{self._where}: got {sort}, expected a header or rows of pixels")
         line = line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
         delimiter = max((b",", b";", b"\t"), key=line.count)
-        most = longest_line(min(line.count(delimiter) + 1, _MOST_COLUMNS))
-        return split_line(self._where, line, delimiter, most), delimiter
+        if (count := line.count(delimiter) + 1) > _MOST_COLUMNS:
+            raise DataError(f"{self._where}: got {count} columns, expected at most {_MOST_COLUMNS}")
+        return split_line(self._where, line, delimiter, longest_line(count)), delimiter
 
     def _split(self, lines, delimiter, count):
         """The fields of those of some lines that have the right number of them."""

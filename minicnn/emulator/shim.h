@@ -274,6 +274,9 @@ inline void tensor_step(
 
 #define mma_m16n8k8_tf32(...) emulator::tensor_step(EMULATED_HERE, __VA_ARGS__)
 
+__forceinline__ void store4_shared(float* shared, float4 v) { *(float4*)shared = v; }
+__forceinline__ void prefetch(const void*, int) {}
+
 __forceinline__ void copy_async_16(void* shared, const void* global, bool inside) {
     emulator::copy_async(shared, global, 16, inside);
 }

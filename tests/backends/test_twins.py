@@ -92,7 +92,7 @@ def test_a_trace_shows_each_launch_of_one_step(steps, precision, cuda_device):
     once = ("load_batch", "adam", "head" if precision == "tf32" else "softmax_cross_entropy")
     for name in once:
         assert kernels.count(name) == 1
-    assert ("adam.cu", "adam", "grid (319, 1, 2) block (256, 1, 1)", "ops_numpy.adam") in found
+    assert ("adam.cu", "adam", "grid (80, 1, 2) block (256, 1, 1)", "ops_numpy.adam") in found
 
 
 def test_a_trace_shows_the_operations_of_the_reference(steps):

@@ -3,12 +3,17 @@
 import io
 import os
 import sys
+import tempfile
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
+from digit_files import fuzzing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minicnn.data import image_files, image_folder, sources
 from minicnn.data.image_files import read_images
@@ -168,6 +173,59 @@ def test_hidden_and_other_files_are_ignored(tmp_path):
 def test_names_with_spaces_and_letters_of_any_language(tmp_path):
     tree(tmp_path, "über gut/ein Bild.png", "木/二.png")
     assert load(tmp_path).classes == ("über gut", "木")
+
+
+ROLES = "train", "train", "test", "val", "trainingSet/trainingSet", "data/train", "data/test", "."
+CLASSES = "a", "a", "b", "b", "1", "10", ".hidden", "__MACOSX", "train", "a/b", "."
+FILES = "1.png", "2.PNG", "3.jpg", "10.png", ".1.png", "notes.txt", "test.png", "bad.png", "old.gif"
+
+
+@fuzzing(200)
+@given(
+    roles=st.lists(st.sampled_from(ROLES), min_size=1, max_size=3),
+    paths=st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.integers(0, 40).map(lambda n: CLASSES[n if n < 11 else n % 4]),
+            st.integers(0, 50).map(lambda n: FILES[n if n < 9 else n % 5]),
+        ),
+        max_size=12,
+    ),
+    need_train=st.booleans(),
+)
+def test_any_tree_is_read_or_refused(tmp_path, roles, paths, need_train):
+    """What is read are files of the tree, each once, with the names of their folders."""
+    with tempfile.TemporaryDirectory(dir=tmp_path) as name:
+        root = Path(name)
+        for value, (role, label, file) in enumerate([(0, "a", "0.png"), (0, "b", "0.png"), *paths]):
+            path = root / roles[role % len(roles)] / label / file
+            save(path, np.full((2, 2), value, np.uint8), format="PNG")
+            if file == "bad.png":
+                path.write_bytes(b"")
+        try:
+            found = read_image_folder(root, need_train)
+        except DataError as error:
+            assert str(error).startswith(name) and str(error).isprintable()
+            return
+        train, test = found or (None, None)
+        assert found is None or bool(train) == need_train
+        for part in filter(None, (train, test)):
+            files = [
+                path
+                for path in Path(part.file).rglob("*")
+                if path.suffix.lower() in image_files.ENDINGS
+                and not any(n.startswith((".", "__")) for n in path.relative_to(root).parts)
+            ]
+            contents = sorted(PIL.Image.open(path).getpixel((0, 0)) for path in files)
+            assert sorted(part.images[:, 0, 0].tolist()) == contents and contents
+            if part.labels:
+                names = [part.labels.names[code] for code in part.labels.codes]
+                assert sorted(names) == sorted(path.parent.name for path in files)
+                assert (
+                    set(names) <= set(part.labels.known or names) or not need_train or part is test
+                )
+            if part.ids:
+                assert all((Path(part.file) / path).is_file() for path in part.ids[1])
 
 
 # ---- only the test images ------------------------------------------------------------------------
