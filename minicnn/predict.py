@@ -10,6 +10,7 @@ import numpy as np
 
 from . import devices
 from .command import (
+    DATA_HELP,
     DEVICE_HELP,
     EXIT_STATUS,
     REFUSALS,
@@ -80,7 +81,7 @@ def _parser():
         usage="python -m minicnn.predict --checkpoint FILE --data DIR [--out FILE] [options]",
         description="Predict the classes of images with a trained ensemble and write a Kaggle "
         "submission. Where the labels are known, print the accuracy.",
-        epilog=EXIT_STATUS,
+        epilog=f"{EXIT_STATUS}\n\n{DATA_HELP}",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -94,8 +95,7 @@ def _parser():
         "--data",
         required=True,
         metavar="DIR",
-        help="a folder with Kaggle's test.csv or MNIST's two t10k files; or 'mnist' or 'digits': "
-        "the test images of these data sets",
+        help="where the test images are, in a form listed below; training files are not needed",
     )
     parser.add_argument(
         "--out",

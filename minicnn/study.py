@@ -280,8 +280,8 @@ def _add_study(studies, name, module):
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="a folder, 'mnist' or 'digits', as for minicnn.train (default: mnist; --quick: "
-        "digits)",
+        help="a folder, a file, 'mnist' or 'digits', as for minicnn.train (default: mnist; "
+        "--quick: digits)",
     )
     parser.add_argument(
         "--shape",

@@ -22,6 +22,7 @@ from pathlib import Path
 from . import __version__, devices
 from .backends import trace
 from .command import (
+    DATA_HELP,
     DEVICE_HELP,
     EXIT_STATUS,
     REFUSALS,
@@ -188,15 +189,16 @@ def _parser():
         "digits, in a minute or less. On other data, it trains the recipe 'seed': 15 networks for "
         "45 epochs.",
         epilog="The run folder contains config.json, history.csv, checkpoint.npz, submission.csv, "
-        "summary.json and figures/. Ctrl-C saves the run; --resume continues it. " + EXIT_STATUS,
+        f"summary.json and figures/. Ctrl-C saves the run; --resume continues it. {EXIT_STATUS}"
+        f"\n\n{DATA_HELP}",
         allow_abbrev=False,
     )
     parser.add_argument(
         "--data",
         default="digits",
         metavar="DIR",
-        help="a folder with Kaggle's train.csv (and test.csv) or MNIST's four IDX files, plain or "
-        ".gz; or 'mnist', downloaded once; or 'digits', the embedded digits (default)",
+        help="a folder or file of images, or the name of a data set, as listed below (default: "
+        "digits)",
     )
     parser.add_argument(
         "--recipe",
