@@ -20,6 +20,7 @@ from ..files import brief, printable
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a PNG file
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( %)?")
 _MOST_CELL = 200  # characters shown in a cell of a table
+_MOST_WIDE = 16  # classes in a confusion matrix whose columns are not narrowed
 
 _STYLE = """
 :root { --ink: #222; --quiet: #666; --line: #ddd; --wrong: #cc3311;
@@ -75,6 +76,9 @@ td.number { white-space: nowrap; }
 .confusion .right, .confusion .none { color: #888; }
 .confusion .right { background: #f6f6f6; }
 .confusion .none { color: #ccc; }
+.many tr > * { padding: .2rem .1rem; min-width: 1.4rem; font-size: .75rem; }
+.many thead tr + tr th { writing-mode: vertical-rl; }
+.many tbody th { position: sticky; left: 0; background: #fff; }
 details { margin: 1.25rem 0; }
 summary { cursor: pointer; font: 600 .95rem var(--sans); padding: .4rem 0; }
 .quiz { display: grid; grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr));
@@ -119,6 +123,7 @@ summary { cursor: pointer; font: 600 .95rem var(--sans); padding: .4rem 0; }
   .quiz img { max-width: 20mm; }
   .answers { break-before: page; } /* printed, the answers are a separate sheet */
   .answers::details-content { content-visibility: visible; block-size: auto; }
+  .many tr > * { padding: .3mm 0; min-width: 0; font-size: 4pt; }
   .answers .digit { width: 3.6mm; height: 3.6mm; }
   .answers tr > * { padding: .25mm 2mm; }
 }
@@ -292,7 +297,8 @@ def confusion(caption, counts, classes):
         header = f'<th scope="row">{text(name)}</th>'
         rows.append(f'<tr>{header}{cells}<td class="number">{right}</td></tr>')
     head = f"<thead>{top}<tr>{columns}</tr></thead>"
-    return _scrolled(caption, head, rows, " confusion")
+    many = " many" if len(classes) > _MOST_WIDE else ""
+    return _scrolled(caption, head, rows, f" confusion{many}")
 
 
 def _kind(classes):

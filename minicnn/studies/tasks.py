@@ -46,7 +46,8 @@ class Source:
 
     def load(self, progress=False):
         """(Data, a copy of this Source with images and fingerprints). Raises DataError."""
-        data = Data.of(load(self.name, progress, self.shape), self.limit, self.test_limit)
+        source = load(self.name, progress, self.shape)
+        data = Data.of(source, self.limit, self.test_limit, self.shape)
         tested = data.test_images is not None
         test = fingerprint(data.test_images, data.test_labels) if tested else ""
         images = len(data.train_images)

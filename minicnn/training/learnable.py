@@ -5,7 +5,7 @@
 
 import warnings
 from dataclasses import replace
-from math import log, prod, sqrt
+from math import floor, log, prod, sqrt
 
 import numpy as np
 
@@ -74,22 +74,23 @@ def _check_batch(recipe):
 
 
 def _check_rates(recipe, steps):
-    rates = [recipe.schedule(epoch) for epoch in range(1, recipe.epochs + 1)]
-    if rates[0] < _LEAST_RATE:
+    rate, decay = recipe.learning_rate, recipe.decay
+    if rate < _LEAST_RATE:
         raise ValueError(
-            f"learning_rate: got {recipe.learning_rate:g}, expected at least {_LEAST_RATE:.1g}: "
+            f"learning_rate: got {rate:g}, expected at least {_LEAST_RATE:.1g}: "
             "float32 rounds smaller changes of the weights away"
         )
-    way = steps * sum(rates)
+    whole = recipe.epochs if decay == 1 else (1 - decay**recipe.epochs) / (1 - decay)
+    way = steps * rate * whole
     if way < _LEAST_WAY:
         _warn(
-            f"learning rate {recipe.learning_rate:g} moves a weight by at most about {way:.1g} in "
+            f"learning rate {rate:g} moves a weight by at most about {way:.1g} in "
             "the whole training, which is too little to learn"
         )
-    idle = next((epoch for epoch, rate in enumerate(rates, 1) if rate < _LEAST_RATE), None)
-    if idle:
+    if recipe.schedule(recipe.epochs) < _LEAST_RATE:
+        idle = 2 + floor(log(_LEAST_RATE / rate) / log(decay))
         _warn(
-            f"decay {recipe.decay:g} makes the learning rate so small that float32 rounds its "
+            f"decay {decay:g} makes the learning rate so small that float32 rounds its "
             f"changes away: from epoch {idle} of {recipe.epochs} on the nets learn nothing"
         )
 

@@ -191,6 +191,11 @@ def test_shape_is_what_a_csv_file_cannot_say(tmp_path, capsys, small_network):
     capsys.readouterr()
     assert train.main([*arguments, "--shape=28x56"]) == 0
     assert "images 28x56, 3 classes" in capsys.readouterr().err
+    assert train.main(["--shape=32x32x3", "--data=digits", "--device=numpy"]) == 2
+    assert capsys.readouterr().err == (
+        "minicnn.train: error: argument --shape: got 32x32x3, the images are 28x28; only those of "
+        "CSV files have the shape it says\n"
+    )
     for bad in ("28", "28x", "0x28", "28x28x28x3", "axb"):
         with pytest.raises(SystemExit):
             train.main([f"--shape={bad}"])

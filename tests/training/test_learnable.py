@@ -71,6 +71,11 @@ def test_settings_that_are_unwise_are_told(fields, told):
     assert told in line
 
 
+def test_any_number_of_epochs_is_checked_at_once():
+    (line,) = checked(epochs=10**9, decay=0.999999)
+    assert re.search("from epoch 138\\d{5} of 1000000000 on", line)
+
+
 def test_labels_of_one_class_are_refused():
     source = replace(LETTERS, y_train=np.full_like(LETTERS.y_train, 3))
     with pytest.raises(ValueError, match="all 260 are of the class 'D', expected images of at"):
