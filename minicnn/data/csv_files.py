@@ -36,36 +36,42 @@ def read_csv(file, training=True, shape=None):
     CIFAR: all pixels of the first come first.
     """
     with file.opened() as stream:
-        start = stream.readline(longest_line(_MOST_COLUMNS) + 1)
+        start = stream.readline(longest_line(_MOST_COLUMNS) + 1).removeprefix(codecs.BOM_UTF8)
         sample = stream.read(_BLOCK)
         layout = _Layout(file, start, sample, training, shape)
-        columns, label, ids = layout.columns, layout.label, None if training else layout.ids
-        pixels, labels, texts = bytearray(), _LabelReader(file), []
-        lines = (2, sample) if columns.header else (1, start + sample)
-        for first, block in _blocks(file, stream, *lines, columns.longest_line):
-            rows, fields = parse(file, first, block, columns)
-            fields = dict(zip(columns.texts, fields, strict=True))
-            if label is not None:
-                labels.add(first, block, fields[label])
-            if ids is not None:
-                texts += _checked_ids(file, first, block, fields[ids])
-            pixels += rows.tobytes()
-            if len(pixels) // _CHECKED > (len(pixels) - rows.size) // _CHECKED:
-                check_memory(file, len(pixels))  # growing may copy them
+        piece = sample if layout.columns.header else start + sample
+        pixels, labels, ids = _read_rows(file, stream, piece, layout, not training)
+    images = _images(pixels, layout.shape)
+    if layout.notes and labels and len(labels.names) == 1:
+        raise DataError(
+            f"{file}, column {layout.label + 1}: got {labels.names[0]!r} in each line, expected"
+            " labels; name their column label in a header"
+        )
+    images, labels, notes = as_emnist(file.name, images, labels)
+    return Part(file, images, labels, ids, layout.label_name, layout.notes + notes)
+
+
+def _read_rows(file, stream, piece, layout, need_ids):
+    """(the pixels of all rows, in a bytearray, Labels or None, Part.ids), from `piece` on."""
+    columns, label, ids = layout.columns, layout.label, layout.ids if need_ids else None
+    pixels, labels, texts = bytearray(), _LabelReader(file), []
+    begin = 2 if columns.header else 1
+    for first, block in _blocks(file, stream, begin, piece, columns.longest_line):
+        rows, fields = parse(file, first, block, columns)
+        fields = dict(zip(columns.texts, fields, strict=True))
+        if label is not None:
+            labels.add(first, block, fields[label])
+        if ids is not None:
+            texts += _checked_ids(file, first, block, fields[ids])
+        pixels += rows.tobytes()
+        if len(pixels) // _CHECKED > (len(pixels) - rows.size) // _CHECKED:
+            check_memory(file, len(pixels))  # growing may copy them
     if not pixels:
         raise DataError(
             f"{file}, line 2: got the end of the file, expected images after the header"
         )
-    images, notes = _images(pixels, layout.shape), layout.notes
-    read = None if label is None else labels.read()
-    if read and notes and len(read.names) == 1:
-        raise DataError(
-            f"{file}, column {label + 1}: got {read.names[0]!r} in each line, expected labels; name"
-            " their column label in a header"
-        )
-    images, read, more = as_emnist(file.name, images, read)
-    ids = None if ids is None else (columns.names[ids].strip(), tuple(texts))
-    return Part(file, images, read, ids, layout.label_name, notes + more)
+    found = None if ids is None else (columns.names[ids].strip(), tuple(texts))
+    return pixels, None if label is None else labels.read(), found
 
 
 def _images(pixels, shape):
@@ -204,7 +210,7 @@ class _Layout:
             raise DataError(
                 f"{file}: got an empty file, expected a header label, pixel0, ... or rows of pixels"
             )
-        line = line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
+        line = line.rstrip(b"\r\n")
         delimiter = max((b",", b";", b"\t"), key=line.count)
         if (count := line.count(delimiter) + 1) > _MOST_COLUMNS:
             raise DataError(f"{self._where}: got {count} columns, expected at most {_MOST_COLUMNS}")

@@ -99,11 +99,12 @@ def test_layouts(tmp_path, monkeypatch, block, rows, options, note):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("index", [None, ["", *range(1, COUNT + 1)]])
 @pytest.mark.parametrize("noise", [False, True])
-def test_no_header(tmp_path, labels, last, index, noise):
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_no_header(tmp_path, labels, last, index, noise, start):
     """Labels repeat; pixels on the border hardly vary, or are noise."""
     pixels = images() if not noise else np.uint8(np.random.default_rng(1).random((60, 4, 4)) * 256)
     rows = table(pixels, labels, last, index=index)[1:]
-    data = read(tmp_path, train=rows)
+    data = read(tmp_path, train=start + csv_bytes(rows))
     names = [data.classes[label] for label in data.y_train]
     assert names == list(map(str, labels))
     np.testing.assert_array_equal(data.x_train, pixels)
