@@ -102,7 +102,7 @@ def _load(source, progress, shape, need_train=True, classes=None):
 def _drawn(count, first):
     from .digits import draw_digits  # noqa: PLC0415
 
-    images, labels = draw_digits(count, first)
+    images, labels = draw_digits(count, first=first)
     return Part("digits", images, Labels(labels, DIGITS, ("digits",) * len(DIGITS), DIGITS))
 
 
