@@ -21,6 +21,7 @@ _BLOCK = 1 << 20  # bytes parsed at a time, about 600 images
 _MOST_COLUMNS = 1 << 18  # three planes of 295 x 295 pixels
 _CHECKED = 1 << 26  # bytes of pixels after which the free memory is checked again
 _SAMPLE = 200  # lines that show which column is the label
+_LONGEST_TEXT = 100  # bytes of a label as it is written, or of an id
 _LABEL_NAMES = {"label", "labels", "class", "target"}
 _ID_NAMES = {"id", "imageid", "image_id"}  # a submission has this column
 _INDEX_NAMES = {"", "index", "unnamed: 0"}  # pandas writes them; they say nothing
@@ -129,7 +130,7 @@ class _LabelReader:
 
     def _new(self, text, place):
         shown = text.decode("utf-8", "replace")
-        name = label_name(shown)
+        name = label_name(shown) if len(text) <= _LONGEST_TEXT else None
         if name is None or "\ufffd" in name:
             raise DataError(f"{place}: got {brief_field(shown)}, expected a number or a short text")
         if name not in self._code_of_name:
@@ -149,7 +150,9 @@ def _checked_ids(file, first, block, texts):
     """The ids of a block as str. They are written into a submission: raises DataError if bad."""
     ids = [text.decode("utf-8", "replace") for text in texts]
     for row, name in enumerate(ids):
-        if not (0 < len(name) <= 100 and name.isprintable()) or set(name) & set('",;\ufffd'):
+        if not (0 < len(name) <= _LONGEST_TEXT and name.isprintable()) or set(name) & set(
+            '",;\ufffd'
+        ):
             place = f"{file}, line {_line_number(first, block, row)}"
             raise DataError(f"{place}, id: got {brief_field(name)}, expected a number or a name")
     return ids
@@ -296,7 +299,8 @@ class _Layout:
 def _is_data(fields):
     """Whether a line has pixels. A header may have numbers, too: those that count the columns."""
     numbers = [field for field in fields if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", field)]
-    return 2 * len(numbers) > len(fields) and not (len(fields) > 15 and _rises(fields[-12:]))
+    counts = _rises(fields[len(fields) // 2 :]) and int(fields[-1]) > len(fields) - 4
+    return 2 * len(numbers) > len(fields) and not counts
 
 
 def _rises(fields):

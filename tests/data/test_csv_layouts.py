@@ -121,6 +121,14 @@ def test_numbers_as_names_of_columns(tmp_path):
     np.testing.assert_array_equal(data.y_train, LABELS)
 
 
+def test_a_first_row_that_rises_is_no_header(tmp_path):
+    pixels = images()
+    pixels[0] = np.arange(784).reshape(28, 28) % 256
+    pixels[0, -1] = range(200, 228)
+    data = read(tmp_path, train=table(pixels, LABELS)[1:])
+    np.testing.assert_array_equal(data.x_train, pixels)
+
+
 def test_a_label_column_that_does_not_vary(tmp_path):
     rows = table(images(), np.zeros(COUNT, int))[1:]
     (tmp_path / "train.csv").write_bytes(csv_bytes(rows))
