@@ -169,11 +169,19 @@ def test_other_sizes_have_a_shape(tmp_path, size, shape):
     data = load(tmp_path, shape=shape)
     expected = pixels if len(size) == 2 else pixels.transpose(0, 2, 3, 1)
     np.testing.assert_array_equal(data.x_train, expected)
+    if len(size) == 2:
+        np.testing.assert_array_equal(load(tmp_path, shape=(*shape, 1)).x_train, expected)
     np.testing.assert_array_equal(load_test(tmp_path, shape=shape).x_test, expected[:9])
     with pytest.raises(DataError, match="columns of pixels besides 'label', expected a square num"):
         load(tmp_path)
     with pytest.raises(DataError, match=r"columns of pixels .*expected 784 for images 28x28"):
         load(tmp_path, shape=(28, 28))
+
+
+def test_a_shape_that_the_images_have_not(tmp_path):
+    assert load("digits", shape=(28, 28, 1)).x_train.shape == (6000, 28, 28)
+    with pytest.raises(DataError, match="digits: got images 28x28, expected 32x32x3, as the shape"):
+        load("digits", shape=(32, 32, 3))
 
 
 @pytest.mark.parametrize("shape", [(28,), (28, 0), (1, 2, 3, 4), (28.0, 28), ()])
