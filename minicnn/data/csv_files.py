@@ -275,8 +275,8 @@ class _Layout:
             expected = f"{math.prod(self._shape)} for images {size_text(self._shape)}"
         else:
             expected = (
-                "a square number of them such as 784 (or 3 times a square in colour); --shape says"
-                " other sizes"
+                "a square number of them such as 784 (or 3 times a square in colour), or their size"
+                " by --shape"
             )
         return DataError(
             f"{self._where}: got {pixels} columns of pixels{besides}, expected {expected}"

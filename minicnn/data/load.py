@@ -95,9 +95,9 @@ def _load(source, progress, shape, need_train=True, classes=None):
         raise DataError(f"source: got {source!r}, expected 'digits', 'mnist', a folder or a file")
     for part in train, test:
         if part and shape and part.images.shape[1:] != shape:
-            got = size_text(part.images.shape[1:])
+            got, expected = size_text(part.images.shape[1:]), size_text(shape)
             raise DataError(
-                f"{part.file}: got images {got}, expected {size_text(shape)}, the shape"
+                f"{part.file}: got images {got}, expected {expected}, as the shape says"
             )
     return _data_set(train, test, classes)
 
