@@ -96,9 +96,7 @@ def _load(source, progress, shape, need_train=True, classes=None):
     for part in train, test:
         if part and shape and part.images.shape[1:] != shape:
             got, expected = size_text(part.images.shape[1:]), size_text(shape)
-            raise DataError(
-                f"{part.file}: got images {got}, expected {expected}, as the shape says"
-            )
+            raise DataError(f"{part.file}: got images {got}, expected the shape {expected}")
     return _data_set(train, test, classes)
 
 
