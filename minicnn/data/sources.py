@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import DataError
+from ..files import DataError, brief
 from ..machine import free_memory
 from .labels import Labels
 
@@ -104,7 +104,7 @@ class File:
                 if self.member and not stream.read(1):
                     _check_length(archive, self.member, stream.tell())
         except zipfile.BadZipFile as error:
-            raise DataError(f"{self}: bad zip archive: {error}, expected a complete one") from None
+            raise _bad_archive(self, error) from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             kind = "gzip stream" if zipped else "zip archive"
             reason = str(error) or "its end is missing"
@@ -124,7 +124,7 @@ def members(path):
         with open(path, "rb") as file, _opened_archive(file) as archive:
             names = {entry.filename for entry in archive.infolist()}
     except zipfile.BadZipFile as error:
-        raise DataError(f"{path}: bad zip archive: {error}, expected a complete one") from None
+        raise _bad_archive(path, error) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     return [File(Path(path), name) for name in sorted(names) if name and not name.endswith("/")]
@@ -173,6 +173,11 @@ def check_memory(where, size):
 def size_text(shape):
     """The size of images (H, W) or (H, W, C) as text, such as 28x28 or 32x32x3."""
     return "x".join(map(str, shape))
+
+
+def _bad_archive(file, error):
+    """The DataError; zipfile's messages quote the names of members, which may be long."""
+    return DataError(f"{file}: bad zip archive: {brief(error, 80)}, expected a complete one")
 
 
 def _check_length(archive, name, length):

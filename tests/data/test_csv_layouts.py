@@ -99,11 +99,12 @@ def test_layouts(tmp_path, monkeypatch, block, rows, options, note):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("index", [None, ["", *range(1, COUNT + 1)]])
 @pytest.mark.parametrize("noise", [False, True])
-def test_no_header(tmp_path, labels, last, index, noise):
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_no_header(tmp_path, labels, last, index, noise, start):
     """Labels repeat; pixels on the border hardly vary, or are noise."""
     pixels = images() if not noise else np.uint8(np.random.default_rng(1).random((60, 4, 4)) * 256)
     rows = table(pixels, labels, last, index=index)[1:]
-    data = read(tmp_path, train=rows)
+    data = read(tmp_path, train=start + csv_bytes(rows))
     names = [data.classes[label] for label in data.y_train]
     assert names == list(map(str, labels))
     np.testing.assert_array_equal(data.x_train, pixels)
@@ -118,6 +119,14 @@ def test_numbers_as_names_of_columns(tmp_path):
     data = read(tmp_path, train=rows)
     np.testing.assert_array_equal(data.x_train, images())
     np.testing.assert_array_equal(data.y_train, LABELS)
+
+
+def test_a_first_row_that_rises_is_no_header(tmp_path):
+    pixels = images()
+    pixels[0] = np.arange(784).reshape(28, 28) % 256
+    pixels[0, -1] = range(200, 228)
+    data = read(tmp_path, train=table(pixels, LABELS)[1:])
+    np.testing.assert_array_equal(data.x_train, pixels)
 
 
 def test_a_label_column_that_does_not_vary(tmp_path):
@@ -160,11 +169,19 @@ def test_other_sizes_have_a_shape(tmp_path, size, shape):
     data = load(tmp_path, shape=shape)
     expected = pixels if len(size) == 2 else pixels.transpose(0, 2, 3, 1)
     np.testing.assert_array_equal(data.x_train, expected)
+    if len(size) == 2:
+        np.testing.assert_array_equal(load(tmp_path, shape=(*shape, 1)).x_train, expected)
     np.testing.assert_array_equal(load_test(tmp_path, shape=shape).x_test, expected[:9])
     with pytest.raises(DataError, match="columns of pixels besides 'label', expected a square num"):
         load(tmp_path)
     with pytest.raises(DataError, match=r"columns of pixels .*expected 784 for images 28x28"):
         load(tmp_path, shape=(28, 28))
+
+
+def test_a_shape_that_the_images_have_not(tmp_path):
+    assert load("digits", shape=(28, 28, 1)).x_train.shape == (6000, 28, 28)
+    with pytest.raises(DataError, match="digits: got images 28x28, expected the shape 32x32x3"):
+        load("digits", shape=(32, 32, 3))
 
 
 @pytest.mark.parametrize("shape", [(28,), (28, 0), (1, 2, 3, 4), (28.0, 28), ()])
@@ -266,15 +283,15 @@ def test_a_file_of_any_name(tmp_path):
 )
 def test_emnist(tmp_path, split, labels, classes, names):
     """Its files have no header, and columns of pixels one after the other."""
-    pixels = images(shape=(7, 5))
+    pixels = images(shape=(7, 7))
     rows = table(pixels.swapaxes(1, 2), np.resize(labels, COUNT))[1:]
     (tmp_path / f"emnist-{split}-train.csv").write_bytes(csv_bytes(rows))
-    data = load(tmp_path, shape=(5, 7))
+    data = load(tmp_path)
     np.testing.assert_array_equal(data.x_train, pixels)
     found = [data.classes[label] for label in data.y_train]
     assert found[: len(classes)] == list(classes)
     assert data.description == (
-        f"60 images 7x5, {names}, label in the first column, transposed as EMNIST stores them"
+        f"60 images 7x7, {names}, label in the first column, transposed as EMNIST stores them"
     )
 
 

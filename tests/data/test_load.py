@@ -20,7 +20,8 @@ from digit_files import (
 
 from minicnn import load_data
 from minicnn.data import csv_blocks, sources
-from minicnn.data.load import fingerprint
+from minicnn.data.digits import draw_digits
+from minicnn.data.load import fingerprint, load_test
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,11 @@ def test_embedded_digits():
     assert y_train.shape == (6_000,) and y_test.shape == (2_000,)
     for array in (x_train, y_train, x_test, y_test):
         assert array.dtype == np.uint8
+    for images, labels, first in (x_train, y_train, 0), (x_test, y_test, 6_000):
+        drawn = draw_digits(50, first=first)
+        np.testing.assert_array_equal(images[:50], drawn[0])
+        np.testing.assert_array_equal(labels[:50], drawn[1])
+    np.testing.assert_array_equal(load_test("digits").x_test, x_test)
     assert not {image.tobytes() for image in x_train} & {image.tobytes() for image in x_test}
 
 

@@ -223,8 +223,17 @@ def test_folders_that_are_named_like_files(tmp_path):
     assert load(tmp_path).x_train.shape == IMAGES.shape
 
 
-def test_csv_files_come_before_other_files(tmp_path):
+def test_kaggles_files_come_before_others(tmp_path):
     (tmp_path / "train.csv").write_bytes(TRAIN)
+    (tmp_path / "a_train.csv").write_bytes(b"another data set")
     for name in "a.npz", "b.zip":
         (tmp_path / name).write_bytes(npz_bytes(np.savez, z=IMAGES))
     assert load(tmp_path).x_train.shape == IMAGES.shape
+
+
+def test_files_of_kaggle_that_are_not_whole_are_not_ignored(tmp_path):
+    (tmp_path / "a_train.csv").write_bytes(TRAIN)
+    (tmp_path / "test.csv").write_bytes(TEST)
+    expected = f"{tmp_path}: found several data sets, a, test.csv; expected one, such as"
+    assert fault(tmp_path) == f"{expected} {tmp_path / 'a'}"
+    assert load(tmp_path / "a").x_test is None
