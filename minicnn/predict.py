@@ -58,9 +58,7 @@ def predict(arguments, should_stop=lambda: False):
             f"argument --out: {arguments.out} is not a file, expected a file or a new name"
         )
     trained = prediction.load(arguments.checkpoint)
-    data = prediction.test_set(
-        trained.recipe, arguments.data, arguments.checkpoint, progress=not arguments.quiet
-    )
+    data = prediction.test_set(trained, arguments.data, progress=not arguments.quiet)
     images, truth = data.x_test, data.y_test
     if data.description:
         print(f"Data: {data.description}", file=sys.stderr)

@@ -135,7 +135,8 @@ class Recipe:
     @property
     def purpose(self):
         """What the network tells apart, as text: `28x28 images of 10 classes 0..9`."""
-        return in_words(self.input_shape, self.classes)
+        shape = self.input_shape if self.input_shape[2] > 1 else self.input_shape[:2]
+        return f"{size_text(shape)} images of {classes_text(self.classes)}"
 
     @property
     def about_data(self):
@@ -154,12 +155,6 @@ class Recipe:
 def image_shape(images):
     """(H, W, C) of images: (N, H, W) in grey, or (N, H, W, C)."""
     return (*images.shape[1:], 1)[:3]
-
-
-def in_words(input_shape, classes):
-    """Images (H, W, C) and the names of their classes, in a few words."""
-    size = size_text(input_shape if input_shape[2] > 1 else input_shape[:2])
-    return f"{size} images of {classes_text(classes)}"
 
 
 def _checked_shape(shape):

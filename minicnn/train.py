@@ -93,7 +93,7 @@ def train(arguments, folder, should_stop=lambda: False):
     if arguments.resume and not arguments.out:
         raise ValueError("argument --resume: expected --out, the folder of the run to continue")
     source = load(arguments.data, not arguments.quiet, arguments.shape)
-    data = Data.of(source, arguments.limit, arguments.test_limit, arguments.shape)
+    data = Data.of(source, arguments.limit, arguments.test_limit)
     recipe = recipe.of(data)
     with _naming_options():
         learnable.check(recipe, data)

@@ -46,8 +46,7 @@ class Source:
 
     def load(self, progress=False):
         """(Data, a copy of this Source with images and fingerprints). Raises DataError."""
-        source = load(self.name, progress, self.shape)
-        data = Data.of(source, self.limit, self.test_limit, self.shape)
+        data = Data.of(load(self.name, progress, self.shape), self.limit, self.test_limit)
         tested = data.test_images is not None
         test = fingerprint(data.test_images, data.test_labels) if tested else ""
         images = len(data.train_images)

@@ -9,7 +9,7 @@ import numpy as np
 from ..data.load import load_test
 from ..files import DataError, brief
 from ..machine import cores
-from ..recipe import Recipe, image_shape, in_words
+from ..recipe import Recipe
 from . import checkpoint
 from .resources import arrays_bytes, group_size, split_nets
 from .trainer import predict
@@ -46,20 +46,16 @@ def load(path):
     return trained
 
 
-def test_set(recipe, source, name, progress=True):
-    """The DataSet of the test images of a source, for the nets of a recipe.
+def test_set(trained, source, progress=True):
+    """The DataSet of the test images of a source, for a Checkpoint. Raises DataError.
 
-    name: of the nets, for messages. Raises DataError if they are for other images or classes.
+    The images, and the classes of their labels if they have any, must be those of the training.
     """
-    data = load_test(source, progress, recipe.input_shape, recipe.classes)
-    shape = image_shape(data.x_test)
-    others = data.y_test is not None and data.classes != recipe.classes
-    if others or shape != recipe.input_shape:
-        raise DataError(
-            f"{source}: got {in_words(shape, data.classes)}, expected {recipe.purpose}, on which "
-            f"{name} was trained"
-        )
-    return data
+    recipe = trained.recipe
+    try:
+        return load_test(source, progress, recipe.input_shape, recipe.classes)
+    except DataError as error:
+        raise DataError(f"{error}; {trained.path} was trained on {recipe.purpose}") from None
 
 
 def probabilities_of(trained, images, device, ops, workers, report, should_stop):

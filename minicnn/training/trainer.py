@@ -46,18 +46,12 @@ class Data:
     test_ids: tuple | None = None
 
     @classmethod
-    def of(cls, source, limit=None, test_limit=None, shape=None):
+    def of(cls, source, limit=None, test_limit=None):
         """The first `limit` training images and `test_limit` test images of a DataSet.
 
-        Raises DataError if the training images have another shape than `shape`, (H, W) or
-        (H, W, C), or the test images another one than the training images.
+        Raises DataError if the test images have another shape than the training images.
         """
         x, y, x_test, y_test = source.x_train, source.y_train, source.x_test, source.y_test
-        if shape is not None and (*shape, 1)[:3] != image_shape(x):
-            raise DataError(
-                f"argument --shape: got {size_text(shape)}, the images are "
-                f"{size_text(x.shape[1:])}; only those of CSV files have the shape it says"
-            )
         if x_test is not None and image_shape(x) != image_shape(x_test):
             found, expected = (size_text(images.shape[1:]) for images in (x_test, x))
             raise DataError(f"test images: got {found}, expected {expected} as for training")

@@ -192,10 +192,7 @@ def test_shape_is_what_a_csv_file_cannot_say(tmp_path, capsys, small_network):
     assert train.main([*arguments, "--shape=28x56"]) == 0
     assert "images 28x56, 3 classes" in capsys.readouterr().err
     assert train.main(["--shape=32x32x3", "--data=digits", "--device=numpy"]) == 2
-    assert capsys.readouterr().err == (
-        "minicnn.train: error: argument --shape: got 32x32x3, the images are 28x28; only those of "
-        "CSV files have the shape it says\n"
-    )
+    assert "got images 28x28, expected the shape 32x32x3" in capsys.readouterr().err
     for bad in ("28", "28x", "0x28", "28x28x28x3", "axb"):
         with pytest.raises(SystemExit):
             train.main([f"--shape={bad}"])
@@ -226,9 +223,9 @@ def test_predict_repeats_the_submissions(runs, files, tmp_path, capsys, small_ne
     ("run_of", "data", "told"),
     [
         (LETTERS, "digits", "digits: got '0', expected one of 26 classes A..Z"),
-        (LETTERS, COLOUR, "got '0', expected one of 26 classes A..Z"),
+        (LETTERS, COLOUR, "got images 32x32x3, expected the shape 28x28"),
         (COLOUR, LETTERS, "got 784 columns of pixels besides 'id', expected 3072"),
-        (COLOUR, "digits", "digits: got 28x28 images of 10 classes 0..9, expected 32x32x3 images"),
+        (COLOUR, "digits", "digits: got images 28x28, expected the shape 32x32x3"),
     ],
 )
 def test_predict_refuses_other_classes_and_sizes(
@@ -238,6 +235,8 @@ def test_predict_refuses_other_classes_and_sizes(
     assert predicted(runs[run_of], source, tmp_path / "out.csv") == 2
     line = capsys.readouterr().err
     assert told in line and line.count("\n") == 1
+    trained_on = {LETTERS: "28x28 images of 26 classes A..Z", COLOUR: "32x32x3 images of 10 cl"}
+    assert f"checkpoint.npz was trained on {trained_on[run_of]}" in line
     assert not (tmp_path / "out.csv").exists()
 
 
