@@ -60,7 +60,7 @@ def predict(arguments, should_stop=lambda: False):
     trained = prediction.load(arguments.checkpoint)
     data = prediction.test_set(trained, arguments.data, progress=not arguments.quiet)
     images, truth = data.x_test, data.y_test
-    if data.description:
+    if arguments.data != "digits":  # the embedded digits need no explanation
         print(f"Data: {data.description}", file=sys.stderr)
     with images_bar(len(trained.nets) * len(images), arguments.quiet) as bar:
         probabilities = prediction.probabilities_of(

@@ -106,7 +106,7 @@ def train(arguments, folder, should_stop=lambda: False):
         run_folder.claim(job, arguments.data, arguments.resume)
         try:
             grouping = _grouping(job, ops, workers)
-            if source.description:
+            if arguments.data != "digits":  # the embedded digits need no explanation
                 print(f"Data: {source.description}", file=sys.stderr)
             print(
                 f"Training images: {len(data.train_images):,}. Nets: {recipe.nets}. "

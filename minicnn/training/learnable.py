@@ -26,6 +26,7 @@ _FEW_VALUES = 4  # fewer in a normalisation make training slow and its result ba
 _LEAST_BRIGHT = 25
 _MOST_PIXELS = 16  # left for the dense layer, as a multiple of what is left of digits
 _MOST_DISTORTION = 0.5  # zoom and shifts
+_FEW_STEPS = 20
 _OF_START = 0.01  # of their initial values, that moving statistics may hold at the end
 
 
@@ -141,10 +142,13 @@ def _warn_of_size(recipe):
 def warn_of_guessing(recipe, data, history, test_accuracy):
     """Warn if trained nets do no better than to always name the most frequent class.
 
-    history: their rows. test_accuracy: that of the ensemble, or None.
+    history: their rows. test_accuracy: that of the ensemble, or None. Of a training of very few
+    steps nobody expects more.
     """
     share = np.bincount(data.train_labels).max() / len(data.train_labels)
     steps = steps_per_epoch(recipe, len(data.train_images))
+    if steps * recipe.epochs < _FEW_STEPS:
+        return
     trained = max((row["train_accuracy"] for row in history), default=1.0)
     if trained <= _by_guessing(share, steps * recipe.batch_size):
         _warn(

@@ -37,9 +37,10 @@ def load(path):
     arrays, about = checkpoint.load(path)
     try:
         recipe = Recipe(**about["recipe"])
+        nodes = recipe.nodes
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a trained ensemble: {brief(error, 200)}") from None
-    checkpoint.check_shapes(path, arrays, recipe.nodes)
+    checkpoint.check_shapes(path, arrays, nodes)
     trained = Checkpoint(path, recipe, arrays, about)
     if not trained.nets:
         raise DataError(f"{path}: all of its nets diverged, expected one to use")

@@ -13,6 +13,7 @@ from runs import small_layers, state
 
 import minicnn.recipe
 from minicnn import mnist_cnn, predict, train
+from minicnn.files import DataError
 from minicnn.recipe import RECIPES, Recipe
 from minicnn.training import checkpoint, prediction
 from minicnn.training.trainer import Data
@@ -245,6 +246,29 @@ def test_a_checkpoint_of_digits_refuses_letters(run, tmp_path, capsys, files):
     assert predicted(run[0], tmp_path / "more.npz", tmp_path / "out.csv") == 2
     line = capsys.readouterr().err
     assert "got '10', expected one of 10 classes 0..9" in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"classes": ["a"]}, r"not a trained ensemble: classes: got \['a'\], expected 2 to 1,000"),
+        ({"classes": 10}, "not a trained ensemble: classes: got 10, expected"),
+        ({"classes": [["a"], {}]}, "not a trained ensemble: classes: got"),
+        ({"classes": ["a", "b", "c"]}, r"params: got shape \(1, \d+\), expected \(1, \d+\)"),
+        ({"input_shape": [28, 28]}, "not a trained ensemble: input_shape: got"),
+        ({"input_shape": [20, 20, 1]}, "not a trained ensemble: conv2d_6: kernel_size is"),
+        ({"input_shape": [2**16, 2**16, 1]}, "params: got shape"),
+        ({"input_shape": [28, 28, 2]}, "params: got shape"),
+    ],
+)
+def test_a_checkpoint_of_impossible_classes_or_shapes_is_refused(change, told, run, tmp_path):
+    arrays, about = checkpoint.load(run[0] / "checkpoint.npz")
+    about["recipe"] |= change
+    path = tmp_path / "changed.npz"
+    arrays = {name: array[:1] for name, array in arrays.items()}  # one net and its first epoch
+    checkpoint.save(path, arrays, {**about, "nets": about["nets"][:1]})
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: {told}"):
+        prediction.load(path)
 
 
 # ---- the Python API ------------------------------------------------------------------------------

@@ -183,15 +183,15 @@ def test_a_training_that_learned_is_no_occasion_for_words(tmp_path, monkeypatch,
 
 
 def test_a_training_that_learned_nothing_says_so(tmp_path, monkeypatch, capsys):
-    (line,) = trained_lines(tmp_path, monkeypatch, capsys, "--epochs=1", "--learning-rate=1e-4")
+    (line,) = trained_lines(tmp_path, monkeypatch, capsys, "--epochs=2", "--learning-rate=1e-4")
     assert line.startswith("the nets learned nothing: guessing is as good as their training")
 
 
 @pytest.mark.parametrize(
     ("recipe", "epochs", "told"),
     [
-        ("seed", 6, "need about 458 steps at momentum 0.99, this training has 18; train longer or"),
-        ("demo", 6, "need about 44 steps at momentum 0.9, this training has 18; train longer$"),
+        ("seed", 9, "need about 458 steps at momentum 0.99, this training has 27; train longer or"),
+        ("demo", 9, "need about 44 steps at momentum 0.9, this training has 27; train longer$"),
         ("demo", 20, r"are the labels right\?$"),
     ],
 )
@@ -206,6 +206,8 @@ def test_a_validation_that_is_guessing_is_told_with_its_likely_cause(recipe, epo
         warnings.simplefilter("error")
         learnable.warn_of_guessing(recipe, data, rows, None)
         learnable.warn_of_guessing(recipe, data, [], None)  # every net diverged
+        rows[0]["train_accuracy"] = 0.05
+        learnable.warn_of_guessing(replace(recipe, epochs=6), data, rows, None)  # 18 steps
 
 
 def test_test_labels_of_something_else_are_told(tmp_path, monkeypatch, capsys):
