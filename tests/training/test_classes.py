@@ -124,6 +124,7 @@ def test_the_files_name_classes_and_shape(runs):
 
 def test_files_of_digits_are_as_they_were(run):
     """Checkpoints without classes and shape are those of digits of 28x28."""
+    assert "Data:" not in run[1].stderr
     for text in ((run[0] / "config.json").read_text(), (run[0] / "summary.json").read_text()):
         assert "classes" not in text and "input_shape" not in text
     about = checkpoint.load(run[0] / "checkpoint.npz")[1]
