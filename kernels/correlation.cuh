@@ -193,7 +193,7 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                     pass.prefetch(t, next / t.bands * t.images, next % t.bands * t.rows);
                 // Where the pixels of the lane's columns of the right operand are staged. This is
                 // computed again for each chunk, because staging needs the registers.
-                int at[GROUPS], first = opaque(own_pixel + row);
+                int at[GROUPS], first = opaque(own_pixel) + row;
 #pragma unroll
                 for (int j = 0; j < GROUPS; ++j) {
                     int pixel = min(first + j * 8, here - 1);  // past the last: its results are unused

@@ -39,8 +39,8 @@ def read_images(paths, shape=None):
 
     paths: N of them, at least one. shape: (H, W) that the images must have; without it, that of
     the first. Grey images among coloured ones get three equal channels. Images with 16 bits are
-    reduced to 8 bits. Raises DataError, also for images with transparent pixels, since nothing says
-    what is behind them.
+    reduced to 8 bits. A camera's note that an image is to be turned (EXIF) is ignored. Raises
+    DataError, also for images with transparent pixels, since nothing says what is behind them.
     """
     images = None
     with warnings.catch_warnings():

@@ -89,9 +89,9 @@ def _open(path, root):
         with os.scandir(path) as entries:
             for entry in entries:
                 name, ending = entry.name, os.path.splitext(entry.name)[1].lower()
-                is_image, is_folder = ending in image_files.ENDINGS, entry.is_dir()
                 if name.startswith((".", "__")):  # hidden, or __MACOSX
                     continue
+                is_image, is_folder = ending in image_files.ENDINGS, entry.is_dir()
                 if (is_image or is_folder) and entry.is_symlink() and not _is_in(entry.path, root):
                     faults[name] = f"{entry.path}: got a link out of {root}, expected none"
                 elif is_folder:

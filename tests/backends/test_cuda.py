@@ -16,8 +16,14 @@ from minicnn.backends import cuda, cuda_tiles, kernel
 from minicnn.backends.kernel import Program
 from minicnn.emulator import Emulator
 
-PROGRAMS = [Program(path) for path in sorted(kernel.SOURCES.glob("*.cu"))]
-PROGRAMS += [Program(kernel.SOURCES / file, defines) for file, defines in cuda_tiles.programs()]
+FORMS = [Program(kernel.SOURCES / file, defines) for file, defines in cuda_tiles.programs()]
+# A file with forms compiles without defines to one of them. NVRTC 13.0 gives no log for code that
+# it has compiled before.
+PROGRAMS = FORMS + [
+    Program(path)
+    for path in sorted(kernel.SOURCES.glob("*.cu"))
+    if path not in {form.path for form in FORMS}
+]
 FOR_TENSOR_CORES = 80, 90, "newest"  # older GPUs have none
 
 

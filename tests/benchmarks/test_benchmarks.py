@@ -6,8 +6,8 @@ import re
 import pytest
 from stored_nets import LABELS, MADE_BY, SETTINGS, net
 
-from benchmarks import plots, readme, timing
-from minicnn.backends import cuda_blocks
+from benchmarks import plots, readme, tilings, timing
+from minicnn.backends import cuda_blocks, native
 from minicnn.recipe import RECIPES, Recipe
 from minicnn.studies.store import FILE, Cell, Store
 
@@ -238,3 +238,21 @@ def test_what_is_kept_of_a_run(tmp_path, monkeypatch, capsys):
     for file in (readme.ROOT / "benchmarks" / "results").glob("*.json"):
         (tmp_path / "results" / file.name).write_bytes(file.read_bytes())
     assert "| **31 s**, 2,088 images a second, 99.90 % right |" in readme.summary()
+
+
+@pytest.mark.skipif(native.problem() is not None, reason="the emulator needs a compiler")
+def test_tilings_are_timed_and_the_models_choice_is_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tilings, "WITHIN", 1.0)  # only the choice, or what is as good
+    monkeypatch.setattr(tilings, "REPEATS", 1)
+    out = tmp_path / "tilings.json"
+    tilings.main(["--device", "emulated", "--nets", "1", "--batch", "1", "--out", str(out)])
+    rows = json.loads(out.read_text())["tilings"]
+    assert {(row["layer"], row["pass"]) for row in rows} == {
+        (f"conv2d_{i}", name)
+        for i in range(1, 7)
+        for name in ("forward", "input gradient", "weight gradient")
+    }
+    assert all(row["seconds"] > 0 and row["model_seconds"] > 0 for row in rows)
+    assert re.search(r"^all: \d+ us chosen, \d+ us fastest$", capsys.readouterr().out, re.M)
+    shown = tilings.compared([{**rows[0], "seconds": 3e-6}, {**rows[0], "seconds": 1e-6}])
+    assert list(shown.iloc[0])[2:] == [2, 1.0, 3.0]  # of equal choices the first is the model's
