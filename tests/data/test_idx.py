@@ -281,6 +281,14 @@ def test_the_same_names_in_two_folders(tmp_path):
     np.testing.assert_array_equal(data.x_train, split(range(10), 7)[0])
 
 
+def test_more_labels_than_classes(tmp_path):
+    images, labels = np.zeros((1001, 2, 2), np.uint8), np.arange(1001).astype(">i2")
+    (tmp_path / TRAIN_IMAGES).write_bytes(idx_bytes(images))
+    (tmp_path / TRAIN_LABELS).write_bytes(header(0xB01, 1001) + labels.tobytes())
+    expected = "label 1001 of 1001: got more than 1,000 different labels, expected 2 to 1,000"
+    assert f"{TRAIN_LABELS}: {expected}" in fault(tmp_path)
+
+
 def test_gzip_is_known_by_its_bytes(tmp_path):
     images, labels = split(range(10))
     (tmp_path / TRAIN_IMAGES).write_bytes(gzip.compress(idx_bytes(images)))
