@@ -90,6 +90,12 @@ class Trainer:
 
     def __init__(self, job, nets):
         recipe, data = job.recipe, job.data
+        labels = int(data.train_labels.max())
+        if data.input_shape != recipe.input_shape or labels >= len(recipe.classes):
+            raise ValueError(
+                f"data: got images {size_text(data.input_shape)} and labels up to {labels}, the "
+                f"recipe is for {recipe.purpose}; expected Recipe.of(data)"
+            )
         self.recipe, self.nets, self.fingerprint = recipe, nets, data.fingerprint
         self.model = recipe.model(nets, job.device, job.precision)
         self.ops = self.model.ops

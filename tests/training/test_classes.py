@@ -16,7 +16,7 @@ from minicnn import mnist_cnn, predict, train
 from minicnn.files import DataError
 from minicnn.recipe import RECIPES, Recipe
 from minicnn.training import checkpoint, prediction
-from minicnn.training.trainer import Data
+from minicnn.training.trainer import Data, Job, Trainer
 
 RECIPE = "--recipe=demo --nets=1 --epochs=3 --batch-size=16 --learning-rate=0.005 --rotation=0"
 QUIET = "--quiet", "--no-figures", "--workers=1"
@@ -283,6 +283,13 @@ def test_mnist_cnn_of_other_images_and_classes(device):
     y = np.array([[0, 1, 2, 1]] * 2)
     loss, _ = model.train_on_batch(np.stack([x, x]), y)
     assert loss.shape == (2,) and np.isfinite(loss).all()
+
+
+@pytest.mark.parametrize(("classes", "shape"), [(12, (28, 28)), (10, (28, 28, 3))])
+def test_a_trainer_refuses_data_of_another_recipe(classes, shape, tmp_path):
+    data = Data.of(patterns.data_set(tuple(map(str, range(classes))), 80, 4, shape))
+    with pytest.raises(ValueError, match=r"^data: got images 28x28x\d and labels up to \d+, the"):
+        Trainer(Job(RECIPES["demo"], data, "numpy", "float32", tmp_path), range(1, 2))
 
 
 @pytest.mark.parametrize(
