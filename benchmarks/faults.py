@@ -15,7 +15,7 @@ from minicnn.machine import cores
 
 _TESTS = Path(__file__).parent.parent / "tests"
 KILLS = {"cpu": 30, "numpy": 30, "emulated": 10}  # killed trainings on each device
-READERS = "csv", "checkpoint", "idx"
+READERS = "csv", "idx", "npz", "zip", "image", "checkpoint"
 PARTS = 4  # processes among which a reader's inputs are split, each with its own seed
 
 

@@ -29,9 +29,38 @@ DEVICE_HELP = (
     "reference; 'emulated' runs the CUDA kernels without a GPU (default: auto)"
 )
 
+DATA_HELP = """\
+What --data reads:
+  digits         the embedded digits: 6,000 training and 2,000 test images
+  mnist          MNIST, downloaded once
+  CSV files      train.csv and test.csv, or NAME_train.csv and NAME_test.csv:
+                 Kaggle's digits, Kannada MNIST, Fashion-MNIST, EMNIST. One column
+                 for each pixel; the label is the first or last one, or "label"
+  IDX files      train-images-idx3-ubyte and the others: MNIST, Fashion-MNIST,
+                 KMNIST, QMNIST, EMNIST (a split: FOLDER/emnist-letters)
+  an .npz file   of Keras: x_train, y_train, x_test, y_test
+  image folders  a folder of PNG or JPEG files for each class, or train/ and test/
+                 with such folders (needs Pillow)
+Give a folder, a file or a .zip; files may be compressed with gzip. Images are grey
+or in colour, of at least 25x25 pixels; there may be 2 to 1,000 classes."""
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Wraps a text to the width of the terminal, unless it has lines of its own."""
+
+    def _fill_text(self, text, width, indent):
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(
+            part if "\n" in part else super(_Formatter, self)._fill_text(part, width, indent)
+            for part in paragraphs
+        )
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=_Formatter, **options)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {printable(message)}\n")
@@ -53,6 +82,16 @@ def positive(text):
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {text}, expected a positive integer")
     return value
+
+
+def image_shape(text):
+    """An argument's value HxW or HxWxC as a tuple of positive integers."""
+    lengths = text.lower().split("x")
+    if len(lengths) not in (2, 3) or not all(n.isdecimal() and int(n) for n in lengths):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected HxW or HxWxC, such as 28x28 or 32x32x3"
+        )
+    return tuple(map(int, lengths))
 
 
 def positive_number(text):

@@ -7,6 +7,9 @@ write it.
 """
 
 import io
+import warnings
+
+import numpy as np
 
 from .files import atomic_write
 
@@ -72,7 +75,9 @@ def _draw(file, build, *arguments, metadata=None):
     import matplotlib.style  # noqa: PLC0415
 
     # Figures look the same whatever matplotlib settings the user has.
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
+        # Names of classes may be in any script; the fonts have boxes for what they lack.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         build(*arguments).savefig(file, format="png", dpi=DPI, metadata=metadata)
 
 
@@ -87,7 +92,7 @@ def page(height, title, notes, width=WIDTH):
 
 
 def gallery(title, notes, rows, across=GAP, down=LABEL, aside=0):
-    """A page with rows of images (H, W), 0 to 255; its axes are in reading order.
+    """A page with rows of images (H, W) or (H, W, C), 0 to 255; its axes are in reading order.
 
     across and down: pixels between images; aside: more pixels after the first column.
     """
@@ -104,8 +109,27 @@ def gallery(title, notes, rows, across=GAP, down=LABEL, aside=0):
             axes = figure.add_axes(box, xticks=[], yticks=[])
             axes.spines[:].set_visible(True)
             # Dark ink on white paper
-            axes.imshow(image, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+            axes.imshow(visible(image), cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     return figure
+
+
+def visible(image):
+    """What is shown of an image, 0 to 255: (H, W, 3) uint8 is in colour, (H, W) is grey.
+
+    Three channels are red, green and blue; of another number of channels the mean is shown.
+    """
+    image = np.asarray(image)
+    if image.ndim == 2:
+        return image
+    return image.astype(np.uint8) if image.shape[2] == 3 else image.mean(axis=2)
+
+
+def label_above(axes, label, **style):
+    """Write a label above an image of a gallery; a long one is small."""
+    text = str(label)
+    if len(text) > 9:
+        style["size"], text = 7.5, text if len(text) <= 15 else text.replace(", not ", ",\nnot ")
+    axes.set_title(text, parse_math=False, **style)
 
 
 def tens(images):

@@ -303,19 +303,23 @@ def mnist_cnn(
     precision="float32",
     dropout=0.4,
     momentum=0.99,
+    classes=10,
+    input_shape=MNIST_SHAPE,
 ):
-    """The notebook's network for 28 x 28 digits: 327,242 weights in each net.
+    """The notebook's network; for 28 x 28 digits it has 327,242 weights in each net.
 
     Arguments as for Sequential; dropout: the rate of each Dropout; momentum: that of the moving
-    statistics. Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018.
+    statistics; classes: how many there are; input_shape: (H, W, C), at least 25 x 25 pixels.
+    Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018.
     """
-    layers = mnist_layers(dropout, momentum)
-    return Sequential(layers, MNIST_SHAPE, nets, first_net, seed, device, dtype, precision)
+    layers = mnist_layers(dropout, momentum, classes)
+    return Sequential(layers, input_shape, nets, first_net, seed, device, dtype, precision)
 
 
-def mnist_layers(dropout, momentum):
+def mnist_layers(dropout, momentum, classes=10):
     """The layers of mnist_cnn."""
     checks.number("dropout", dropout, 0, 1, "[)")
+    checks.integer("classes", classes, 2)
 
     def block(filters):
         return [
@@ -335,7 +339,7 @@ def mnist_layers(dropout, momentum):
         BatchNormalization(momentum),
         Flatten(),
         Dropout(dropout),
-        Dense(10, activation="softmax"),
+        Dense(classes, activation="softmax"),
     ]
 
 

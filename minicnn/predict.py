@@ -10,6 +10,7 @@ import numpy as np
 
 from . import devices
 from .command import (
+    DATA_HELP,
     DEVICE_HELP,
     EXIT_STATUS,
     REFUSALS,
@@ -21,7 +22,6 @@ from .command import (
     run,
     warnings_in_one_line,
 )
-from .data.load import load_test
 from .data.submission import write_submission
 from .training import ensemble, prediction
 from .training.workers import Interrupted
@@ -58,14 +58,16 @@ def predict(arguments, should_stop=lambda: False):
             f"argument --out: {arguments.out} is not a file, expected a file or a new name"
         )
     trained = prediction.load(arguments.checkpoint)
-    data = load_test(arguments.data, progress=not arguments.quiet)
+    data = prediction.test_set(trained, arguments.data, progress=not arguments.quiet)
     images, truth = data.x_test, data.y_test
+    if arguments.data != "digits":  # the embedded digits need no explanation
+        print(f"Data: {data.description}", file=sys.stderr)
     with images_bar(len(trained.nets) * len(images), arguments.quiet) as bar:
         probabilities = prediction.probabilities_of(
             trained, images, device, ops, arguments.workers, bar.update, should_stop
         )
     labels = ensemble.vote(probabilities)
-    write_submission(arguments.out, labels)
+    write_submission(arguments.out, labels, trained.recipe.classes, data.test_ids)
     if truth is not None:
         print(f"Ensemble of {len(probabilities)}: Test accuracy={np.mean(labels == truth):.5f}")
     print(f"{len(labels):,} predictions: {arguments.out}")
@@ -75,9 +77,9 @@ def _parser():
     parser = Parser(
         prog="minicnn.predict",
         usage="python -m minicnn.predict --checkpoint FILE --data DIR [--out FILE] [options]",
-        description="Predict digits with a trained ensemble and write a Kaggle submission. Where "
-        "the labels are known, print the accuracy.",
-        epilog=EXIT_STATUS,
+        description="Predict the classes of images with a trained ensemble and write a Kaggle "
+        "submission. Where the labels are known, print the accuracy.",
+        epilog=f"{EXIT_STATUS}\n\n{DATA_HELP}",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -91,8 +93,7 @@ def _parser():
         "--data",
         required=True,
         metavar="DIR",
-        help="a folder with Kaggle's test.csv or MNIST's two t10k files; or 'mnist' or 'digits': "
-        "the test images of these data sets",
+        help="where the test images are, in a form listed below; training files are not needed",
     )
     parser.add_argument(
         "--out",

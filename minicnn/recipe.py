@@ -4,13 +4,19 @@ The data and the machine (device, precision, processes, memory) are not part of 
 training/ensemble.py next.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from . import checks
 from .augment import RandomAffine
+from .data.labels import DIGITS, MAX_CLASSES, classes_text
+from .data.sources import size_text
+from .files import brief
 from .model import MNIST_SHAPE, Sequential, mnist_layers
 from .network.optim import ExponentialDecay
 from .network.stack import connect
+
+_MOST_NAME = 60  # characters
+_MOST_SIDE = 1 << 16  # pixels
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,8 @@ class Recipe:
     Nets are numbered from 1. rotation, zoom, width_shift and height_shift are the ranges of
     RandomAffine: degrees and fractions. The learning rate of epoch e (from 1) is
     learning_rate * decay**(e - 1). momentum is that of batch normalisation's moving statistics.
-    Raises ValueError that names the field out of range.
+    input_shape is (H, W, C) of an image, classes holds the names of the classes. They follow from
+    the data: see `of`. Raises ValueError that names the field out of range.
     """
 
     nets: int = 15
@@ -37,8 +44,12 @@ class Recipe:
     dropout: float = 0.4
     momentum: float = 0.99
     seed: int = 0
+    input_shape: tuple = MNIST_SHAPE
+    classes: tuple = DIGITS
 
     def __post_init__(self):
+        object.__setattr__(self, "input_shape", _checked_shape(self.input_shape))
+        object.__setattr__(self, "classes", _checked_classes(self.classes))
         checks.integer("nets", self.nets, 1, 10_000)
         checks.integer("first_net", self.first_net, 1, 2**32 - 1 - self.nets)
         for name in ("epochs", "batch_size"):
@@ -70,19 +81,19 @@ class Recipe:
     @property
     def layers(self):
         """The network's layers."""
-        return mnist_layers(self.dropout, self.momentum)
+        return mnist_layers(self.dropout, self.momentum, len(self.classes))
 
     @property
     def nodes(self):
         """The network's layers with their names and shapes: nodes of network/stack.py."""
-        return connect(self.layers, MNIST_SHAPE)
+        return connect(self.layers, self.input_shape)
 
     def model(self, nets, device="auto", precision="float32"):
         """A new, untrained Sequential of the nets in a range."""
         # Nets of an ensemble are numbered from 1, those of Sequential from 0.
         return Sequential(
             self.layers,
-            MNIST_SHAPE,
+            self.input_shape,
             nets=len(nets),
             first_net=nets[0] - 1,
             seed=self.seed,
@@ -90,9 +101,77 @@ class Recipe:
             precision=precision,
         )
 
+    def of(self, data):
+        """A copy for a data set: `data` has input_shape and classes. Raises ValueError.
+
+        The network must be able to take such images.
+        """
+        recipe = replace(self, input_shape=data.input_shape, classes=data.classes)
+        recipe.check_size()
+        return recipe
+
+    def check_size(self):
+        """Raise ValueError that names the layer if the images are too small for the network."""
+        if (fault := self._misfit(*self.input_shape[:2])) is None:
+            return
+        # The two axes are independent: what one needs is found with the other as long as it gets.
+        most = 1 << 10
+        height = next((n for n in range(1, most) if not self._misfit(n, most)), most)
+        width = next((n for n in range(1, most) if not self._misfit(most, n)), most)
+        H, W, _ = self.input_shape
+        raise ValueError(
+            f"images of {H}x{W} pixels are too small for the network, which needs at least "
+            f"{height}x{width}: {fault}"
+        )
+
+    def _misfit(self, height, width):
+        """What a layer says about images of another size that do not fit; None if they fit."""
+        try:
+            connect(self.layers, (height, width, self.input_shape[2]))
+        except ValueError as error:
+            return error
+        return None
+
+    @property
+    def purpose(self):
+        """What the network tells apart, as text: `28x28 images of 10 classes 0..9`."""
+        shape = self.input_shape if self.input_shape[2] > 1 else self.input_shape[:2]
+        return f"{size_text(shape)} images of {classes_text(self.classes)}"
+
+    @property
+    def about_data(self):
+        """input_shape and classes, for JSON; {} for digits of 28 x 28, the fields' defaults."""
+        if (self.input_shape, self.classes) == (MNIST_SHAPE, DIGITS):
+            return {}
+        return {"input_shape": list(self.input_shape), "classes": list(self.classes)}
+
     def as_dict(self):
-        """The fields as a dict of numbers, for JSON."""
-        return asdict(self)
+        """The fields as a dict, for JSON, of which Recipe(**fields) makes the recipe again."""
+        values = asdict(self)
+        del values["input_shape"], values["classes"]
+        return values | self.about_data
+
+
+def image_shape(images):
+    """(H, W, C) of images: (N, H, W) in grey, or (N, H, W, C)."""
+    return (*images.shape[1:], 1)[:3]
+
+
+def _checked_shape(shape):
+    if not isinstance(shape, (list, tuple)) or len(shape) != 3:
+        raise ValueError(f"input_shape: got {brief(repr(shape))}, expected (H, W, C)")
+    return tuple(checks.integer("input_shape", length, 1, _MOST_SIDE) for length in shape)
+
+
+def _checked_classes(classes):
+    fine = isinstance(classes, (list, tuple)) and 2 <= len(classes) <= MAX_CLASSES
+    fine = fine and all(isinstance(name, str) and len(name) <= _MOST_NAME for name in classes)
+    if not fine or len(set(classes)) < len(classes):
+        raise ValueError(
+            f"classes: got {brief(repr(classes))}, expected 2 to {MAX_CLASSES:,} different names "
+            f"of at most {_MOST_NAME} characters"
+        )
+    return tuple(classes)
 
 
 # With momentum 0.99 the moving statistics need about 500 steps to follow the weights. The demo has

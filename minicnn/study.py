@@ -21,6 +21,7 @@ from .command import (
     REFUSALS,
     Parser,
     StopOnSignal,
+    image_shape,
     images_bar,
     integer,
     number,
@@ -37,6 +38,7 @@ from .studies import STUDIES, executors, findings, hardest, variance
 from .studies.store import FILE, Store
 from .studies.tasks import Source
 from .studies.work import Work, in_words
+from .training import learnable
 from .training.resources import share
 from .training.workers import Interrupted
 
@@ -82,7 +84,7 @@ def study(arguments, folder, should_stop=lambda: False):
     name = arguments.data
     if name not in ("digits", "mnist"):
         name = str(Path(name).absolute())  # workers have other working folders
-    source = Source(name, arguments.limit, arguments.test_limit)
+    source = Source(name, arguments.limit, arguments.test_limit, arguments.shape)
     data, source = source.load(progress=not arguments.quiet)
     settings = {
         "source": source.name,
@@ -93,6 +95,7 @@ def study(arguments, folder, should_stop=lambda: False):
     }
     if getattr(arguments, "distorted", False):
         settings["distorted"] = True
+    settings |= Recipe(input_shape=data.input_shape, classes=data.classes).about_data
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"argument --out: {folder} is a file, expected a folder")
     cells = [] if module is variance else _cells(arguments, module, data)
@@ -131,7 +134,7 @@ def _write(arguments, module, results, data, folder):
         draw = False
     findings.write(found, folder, draw)
     if images and "hardest" in found.tables:
-        page = webpage.quiz_page(*images, found.tables["hardest"].data)
+        page = webpage.quiz_page(*images, found.tables["hardest"].data, data.classes)
         with atomic_write(folder / "quiz.html") as file:
             file.write(page.encode())
     return found
@@ -154,9 +157,11 @@ def _cells(arguments, module, data):
         for name in ("nets", "epochs", "momentum", "seed")
         if getattr(arguments, name) is not None
     }
+    about_data = {"input_shape": data.input_shape, "classes": data.classes}
     try:
         # No validation images: a study selects nothing, so all training images are used.
-        cells = module.cells(Recipe(validation_fraction=0.0, **given), arguments)
+        recipe = Recipe(validation_fraction=0.0, **given, **about_data)
+        cells = module.cells(recipe, arguments)
     except ValueError as error:
         raise ValueError(f"argument --{error}") from None
     nets = sum(cell.recipe.nets * cell.trials for cell in cells)
@@ -175,6 +180,9 @@ def _cells(arguments, module, data):
         raise DataError(f"{arguments.data}: has no test images, expected at least one")
     if data.test_labels is None and module is not hardest:
         raise DataError(f"{arguments.data}: has no labels for its test images, expected labels")
+    for cell in cells:
+        cell.recipe.check_size()
+    learnable.check(cells[-1].recipe, data)
     return cells
 
 
@@ -272,8 +280,14 @@ def _add_study(studies, name, module):
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="a folder, 'mnist' or 'digits', as for minicnn.train (default: mnist; --quick: "
-        "digits)",
+        help="a folder, a file, 'mnist' or 'digits', as for minicnn.train (default: mnist; "
+        "--quick: digits)",
+    )
+    parser.add_argument(
+        "--shape",
+        type=image_shape,
+        metavar="HxW",
+        help="rows, columns and channels of an image in a CSV file, as for minicnn.train",
     )
     parser.add_argument(
         "--out", metavar="DIR", help="the study folder (default: studies/DATE-TIME)"

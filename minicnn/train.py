@@ -10,6 +10,7 @@ down; read in this order:
     backends/ops_numpy.py    the arithmetic; then kernels/
 """
 
+import contextlib
 import os
 import shlex
 import sys
@@ -21,11 +22,13 @@ from pathlib import Path
 from . import __version__, devices
 from .backends import trace
 from .command import (
+    DATA_HELP,
     DEVICE_HELP,
     EXIT_STATUS,
     REFUSALS,
     Parser,
     StopOnSignal,
+    image_shape,
     images_bar,
     integer,
     number,
@@ -34,10 +37,10 @@ from .command import (
     run,
     warnings_in_one_line,
 )
-from .data.load import fingerprint, load_data
+from .data.load import load
 from .files import in_use, remove_unfinished
 from .recipe import RECIPES, Recipe
-from .training import ensemble, run_folder
+from .training import ensemble, learnable, run_folder
 from .training.resources import share
 from .training.trainer import Data, Job, steps_per_epoch
 from .training.workers import Interrupted, WorkerDiedError
@@ -89,8 +92,11 @@ def train(arguments, folder, should_stop=lambda: False):
     device, ops, reason = devices.choose(arguments.device, arguments.precision)
     if arguments.resume and not arguments.out:
         raise ValueError("argument --resume: expected --out, the folder of the run to continue")
-    data = _load(arguments)
-    steps_per_epoch(recipe, len(data.train_images))  # raises if there is none
+    source = load(arguments.data, not arguments.quiet, arguments.shape)
+    data = Data.of(source, arguments.limit, arguments.test_limit)
+    recipe = recipe.of(data)
+    with _naming_options():
+        learnable.check(recipe, data)
     together, workers = share(recipe, data, ops, arguments.memory, arguments.workers)
     job = Job(recipe, data, device, ops.precision, folder, together, not arguments.no_graph)
     if folder.exists() and not folder.is_dir():
@@ -100,6 +106,8 @@ def train(arguments, folder, should_stop=lambda: False):
         run_folder.claim(job, arguments.data, arguments.resume)
         try:
             grouping = _grouping(job, ops, workers)
+            if arguments.data != "digits":  # the embedded digits need no explanation
+                print(f"Data: {source.description}", file=sys.stderr)
             print(
                 f"Training images: {len(data.train_images):,}. Nets: {recipe.nets}. "
                 f"Epochs: {recipe.epochs}. Device: {device} ({reason}){_precision(ops)}. "
@@ -111,6 +119,9 @@ def train(arguments, folder, should_stop=lambda: False):
             seconds = time.monotonic() - started
             run_folder.write_outputs(job, trained, draw=not arguments.no_figures)
             summary = run_folder.write_summary(job, trained, images, seconds)
+            learnable.warn_of_guessing(
+                recipe, data, trained.history, summary["ensemble_test_accuracy"]
+            )
         except KeyboardInterrupt:
             remove_unfinished(folder)  # left by workers that were killed
             raise
@@ -173,19 +184,21 @@ def _parser():
     parser = Parser(
         prog="minicnn.train",
         usage="python -m minicnn.train [--data DIR] [options]",
-        description="Train an ensemble of convolutional networks on handwritten digits. Without "
-        "options, it trains the recipe 'demo' on the embedded digits, in a minute or less. On "
-        "other data, it trains the recipe 'seed': 15 networks for 45 epochs.",
+        description="Train an ensemble of convolutional networks to tell images apart: digits, or "
+        "any 2 to 1,000 classes. Without options, it trains the recipe 'demo' on the embedded "
+        "digits, in a minute or less. On other data, it trains the recipe 'seed': 15 networks for "
+        "45 epochs.",
         epilog="The run folder contains config.json, history.csv, checkpoint.npz, submission.csv, "
-        "summary.json and figures/. Ctrl-C saves the run; --resume continues it. " + EXIT_STATUS,
+        f"summary.json and figures/. Ctrl-C saves the run; --resume continues it. {EXIT_STATUS}"
+        f"\n\n{DATA_HELP}",
         allow_abbrev=False,
     )
     parser.add_argument(
         "--data",
         default="digits",
         metavar="DIR",
-        help="a folder with Kaggle's train.csv (and test.csv) or MNIST's four IDX files, plain or "
-        ".gz; or 'mnist', downloaded once; or 'digits', the embedded digits (default)",
+        help="a folder or file of images, or the name of a data set, as listed below (default: "
+        "digits)",
     )
     parser.add_argument(
         "--recipe",
@@ -221,6 +234,13 @@ def _parser():
         group.add_argument(_option(name), type=kind, metavar=metavar, help=f"{text} ({values})")
 
     group = parser.add_argument_group("data")
+    group.add_argument(
+        "--shape",
+        type=image_shape,
+        metavar="HxW",
+        help="rows and columns of an image in a CSV file, or HxWxC with channels, such as 32x32x3 "
+        "(default: from the number of columns)",
+    )
     group.add_argument(
         "--limit", type=positive, metavar="N", help="use only the first N training images"
     )
@@ -273,18 +293,20 @@ def _recipe(arguments):
         for field in fields(Recipe)
         if getattr(arguments, field.name, None) is not None
     }
-    try:
+    with _naming_options():
         return replace(RECIPES[name], **given)
+
+
+@contextlib.contextmanager
+def _naming_options():
+    """A context in which errors that begin with a field of Recipe name its option instead."""
+    try:
+        yield
     except ValueError as error:
         field, colon, rest = str(error).partition(":")
+        if field not in {field.name for field in fields(Recipe)}:
+            raise
         raise ValueError(f"argument {_option(field)}{colon}{rest}") from None
-
-
-def _load(arguments):
-    (x, y), (x_test, y_test) = load_data(arguments.data, progress=not arguments.quiet)
-    x, y = x[: arguments.limit], y[: arguments.limit]
-    x_test, y_test = (a if a is None else a[: arguments.test_limit] for a in (x_test, y_test))
-    return Data(x, y, x_test, y_test, fingerprint(x, y))
 
 
 # ---- output --------------------------------------------------------------------------------------

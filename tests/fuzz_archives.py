@@ -40,9 +40,9 @@ class Npz:
 
     def mutate(self, content, random):
         kind = random.randrange(12)
-        if kind < 4:
+        if kind < 3:
             return edit_header(content, random)
-        if kind < 9:
+        if kind < 10:
             arrays = members(content)
             if arrays:
                 return zipped(self._edited(arrays, random), random)
@@ -52,9 +52,17 @@ class Npz:
         """The members after a change of one; the zip around them is whole."""
         name = random.choice(list(arrays))
         text = arrays[name]
-        match random.randrange(5):
+        match random.randrange(9):
             case 0:
                 arrays[name] = noise(text, random)
+            case 5 | 6:  # a byte of a value
+                place = random.randrange(128, max(129, len(text)))
+                arrays[name] = text[:place] + random.randbytes(1) + text[place + 1 :]
+            case 7:
+                arrays[f"{name[:-4]}_2.npy"] = text
+            case 8 if name.startswith("y_"):
+                labels = np.array(random.choices((0, 1, 7, 300, -1), k=random.randrange(1, 5)))
+                arrays[name] = npy(labels)
             case 1:
                 arrays[random.choice(("x_train.npy", "y_train.npy", "z"))] = arrays.pop(name)
             case 2:  # a number of the header
@@ -66,9 +74,7 @@ class Npz:
                 array = random.choice(
                     (np.float32([[[np.nan]]]), np.array(["a"]), np.arange(3.5), np.ones((2, 2, 2)))
                 )
-                buffer = io.BytesIO()
-                np.save(buffer, array)
-                arrays[name] = buffer.getvalue()
+                arrays[name] = npy(array)
             case 4:
                 arrays[name] = text[: -random.randrange(1, 20)]
         return arrays
@@ -159,6 +165,13 @@ def edit_header(content, random):
     word = random.choice(WORDS).to_bytes(4, "little")
     word = random.choice((word, word[:2], word[:1], random.randbytes(1), b"9", b"0", b"|O"))
     return content[:place] + word + content[place + len(word) :]
+
+
+def npy(array):
+    """The bytes of an .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def members(content):

@@ -17,7 +17,7 @@ TINY = (
 ).split()
 
 
-def small_layers(dropout, momentum):
+def small_layers(dropout, momentum, classes=10):
     """A network that the emulator trains in under a second, and can fuse."""
     return [
         Conv2D(4, 5, strides=3, activation="relu"),
@@ -26,7 +26,7 @@ def small_layers(dropout, momentum):
         Conv2D(8, 3, strides=2, padding="same", activation="relu"),
         BatchNormalization(momentum),
         Flatten(),
-        Dense(10, activation="softmax"),
+        Dense(classes, activation="softmax"),
     ]
 
 

@@ -19,7 +19,9 @@ from .sources import MAX_IMAGES, Part, check_memory, check_size, size_text, sort
 
 _BLOCK = 1 << 20  # bytes parsed at a time, about 600 images
 _MOST_COLUMNS = 1 << 18  # three planes of 295 x 295 pixels
+_CHECKED = 1 << 26  # bytes of pixels after which the free memory is checked again
 _SAMPLE = 200  # lines that show which column is the label
+_LONGEST_TEXT = 100  # bytes of a label as it is written, or of an id
 _LABEL_NAMES = {"label", "labels", "class", "target"}
 _ID_NAMES = {"id", "imageid", "image_id"}  # a submission has this column
 _INDEX_NAMES = {"", "index", "unnamed: 0"}  # pandas writes them; they say nothing
@@ -35,36 +37,42 @@ def read_csv(file, training=True, shape=None):
     CIFAR: all pixels of the first come first.
     """
     with file.opened() as stream:
-        start = stream.readline(longest_line(_MOST_COLUMNS) + 1)
+        start = stream.readline(longest_line(_MOST_COLUMNS) + 1).removeprefix(codecs.BOM_UTF8)
         sample = stream.read(_BLOCK)
         layout = _Layout(file, start, sample, training, shape)
-        columns, label, ids = layout.columns, layout.label, None if training else layout.ids
-        pixels, labels, texts = bytearray(), _LabelReader(file), []
-        lines = (2, sample) if columns.header else (1, start + sample)
-        for first, block in _blocks(file, stream, *lines, columns.longest_line):
-            rows, fields = parse(file, first, block, columns)
-            fields = dict(zip(columns.texts, fields, strict=True))
-            if label is not None:
-                labels.add(first, block, fields[label])
-            if ids is not None:
-                texts += _checked_ids(file, first, block, fields[ids])
-            if (len(pixels) + rows.size) >> 26 > len(pixels) >> 26:  # every 64 MB
-                check_memory(file, len(pixels))  # growing may copy them
-            pixels += rows.tobytes()
+        piece = sample if layout.columns.header else start + sample
+        pixels, labels, ids = _read_rows(file, stream, piece, layout, not training)
+    images = _images(pixels, layout.shape)
+    if layout.notes and labels and len(labels.names) == 1:
+        raise DataError(
+            f"{file}, column {layout.label + 1}: got {labels.names[0]!r} in each line, expected"
+            " labels; name their column label in a header"
+        )
+    images, labels, notes = as_emnist(file.name, images, labels)
+    return Part(file, images, labels, ids, layout.label_name, layout.notes + notes)
+
+
+def _read_rows(file, stream, piece, layout, need_ids):
+    """(the pixels of all rows, in a bytearray, Labels or None, Part.ids), from `piece` on."""
+    columns, label, ids = layout.columns, layout.label, layout.ids if need_ids else None
+    pixels, labels, texts = bytearray(), _LabelReader(file), []
+    begin = 2 if columns.header else 1
+    for first, block in _blocks(file, stream, begin, piece, columns.longest_line):
+        rows, fields = parse(file, first, block, columns)
+        fields = dict(zip(columns.texts, fields, strict=True))
+        if label is not None:
+            labels.add(first, block, fields[label])
+        if ids is not None:
+            texts += _checked_ids(file, first, block, fields[ids])
+        pixels += rows.tobytes()
+        if len(pixels) // _CHECKED > (len(pixels) - rows.size) // _CHECKED:
+            check_memory(file, len(pixels))  # growing may copy them
     if not pixels:
         raise DataError(
             f"{file}, line 2: got the end of the file, expected images after the header"
         )
-    images, notes = _images(pixels, layout.shape), layout.notes
-    read = None if label is None else labels.read()
-    if read and notes and len(read.names) == 1:
-        raise DataError(
-            f"{file}, column {label + 1}: got {read.names[0]!r} in each line, expected labels; name"
-            " their column label in a header"
-        )
-    images, read, more = as_emnist(file.name, images, read)
-    ids = None if ids is None else (columns.names[ids].strip(), tuple(texts))
-    return Part(file, images, read, ids, layout.label_name, notes + more)
+    found = None if ids is None else (columns.names[ids].strip(), tuple(texts))
+    return pixels, None if label is None else labels.read(), found
 
 
 def _images(pixels, shape):
@@ -122,7 +130,7 @@ class _LabelReader:
 
     def _new(self, text, place):
         shown = text.decode("utf-8", "replace")
-        name = label_name(shown)
+        name = label_name(shown) if len(text) <= _LONGEST_TEXT else None
         if name is None or "\ufffd" in name:
             raise DataError(f"{place}: got {brief_field(shown)}, expected a number or a short text")
         if name not in self._code_of_name:
@@ -142,7 +150,9 @@ def _checked_ids(file, first, block, texts):
     """The ids of a block as str. They are written into a submission: raises DataError if bad."""
     ids = [text.decode("utf-8", "replace") for text in texts]
     for row, name in enumerate(ids):
-        if not (0 < len(name) <= 100 and name.isprintable()) or set(name) & set('",;\ufffd'):
+        if not (0 < len(name) <= _LONGEST_TEXT and name.isprintable()) or set(name) & set(
+            '",;\ufffd'
+        ):
             place = f"{file}, line {_line_number(first, block, row)}"
             raise DataError(f"{place}, id: got {brief_field(name)}, expected a number or a name")
     return ids
@@ -156,6 +166,7 @@ class _Layout:
 
     def __init__(self, file, start, sample, training, shape):
         self._where = f"{file}, line 1"
+        self._check_sort(start, sample)
         fields, delimiter = self._first_line(file, start)
         header = not _is_data(fields)
         lines = [] if header else [start]
@@ -192,17 +203,21 @@ class _Layout:
                 f" ({size_text(self.shape)}) and no labels, expected a column named label"
             )
 
+    def _check_sort(self, line, rest):
+        # A zero byte in a later line is a fault of that line.
+        if sort := sort_of((line + rest[:512].replace(b"\0", b"0"))[:512]):
+            raise DataError(f"{self._where}: got {sort}, expected a header or rows of pixels")
+
     def _first_line(self, file, line):
         if not line:
             raise DataError(
                 f"{file}: got an empty file, expected a header label, pixel0, ... or rows of pixels"
             )
-        if sort := sort_of(line):
-            raise DataError(f"{self._where}: got {sort}, expected a header or rows of pixels")
-        line = line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
+        line = line.rstrip(b"\r\n")
         delimiter = max((b",", b";", b"\t"), key=line.count)
-        most = longest_line(min(line.count(delimiter) + 1, _MOST_COLUMNS))
-        return split_line(self._where, line, delimiter, most), delimiter
+        if (count := line.count(delimiter) + 1) > _MOST_COLUMNS:
+            raise DataError(f"{self._where}: got {count} columns, expected at most {_MOST_COLUMNS}")
+        return split_line(self._where, line, delimiter, longest_line(count)), delimiter
 
     def _split(self, lines, delimiter, count):
         """The fields of those of some lines that have the right number of them."""
@@ -260,8 +275,8 @@ class _Layout:
             expected = f"{math.prod(self._shape)} for images {size_text(self._shape)}"
         else:
             expected = (
-                "a square number of them such as 784 (or 3 times a square in colour); --shape says"
-                " other sizes"
+                "a square number of them such as 784 (or 3 times a square in colour), or their size"
+                " by --shape"
             )
         return DataError(
             f"{self._where}: got {pixels} columns of pixels{besides}, expected {expected}"
@@ -284,7 +299,8 @@ class _Layout:
 def _is_data(fields):
     """Whether a line has pixels. A header may have numbers, too: those that count the columns."""
     numbers = [field for field in fields if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", field)]
-    return 2 * len(numbers) > len(fields) and not (len(fields) > 15 and _rises(fields[-12:]))
+    counts = _rises(fields[len(fields) // 2 :]) and int(fields[-1]) > len(fields) - 4
+    return 2 * len(numbers) > len(fields) and not counts
 
 
 def _rises(fields):

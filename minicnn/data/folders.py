@@ -51,9 +51,10 @@ def find_files(root, need_train, wanted=None, deep=True):
     for level in _levels(Path(root), deep):
         files += level
         sets = [s for s in _sets(files) if wanted is None or wanted in (s.name, *s.names())]
-        if any(s.is_whole(need_train) for s in sets):
-            # Files with the plain names of MNIST or Kaggle are not ignored, whole or not.
-            chosen = [s for s in sets if s.is_whole(need_train) or not s.name]
+        if whole := [s for s in sets if s.is_whole(need_train)]:
+            # The plain names of MNIST and Kaggle come first; their files are never ignored.
+            plain = [s for s in sets if not s.name]
+            chosen = plain if any(s in whole for s in plain) else whole + plain
             if len(chosen) > 1:
                 raise DataError(_several(root, chosen))
             return chosen[0]

@@ -51,7 +51,7 @@ def load(source, progress=True, shape=None):
     the path of a folder, a zip archive or a file of a data set. In a folder with several data sets,
     FOLDER/NAME is the one whose files begin with NAME, such as FOLDER/emnist-letters.
     progress: whether to show a download's progress on stderr. shape: (H, W) or (H, W, C) of an
-    image in a CSV file (default: a square, or three planes of a square).
+    image; a CSV file does not say it (default: a square, or three planes of a square).
     """
     return _load(source, progress, shape)
 
@@ -81,10 +81,7 @@ def load_test(source, progress=True, shape=None, classes=None):
 
 
 def _load(source, progress, shape, need_train=True, classes=None):
-    if shape is not None and not (
-        len(shape) in (2, 3) and all(isinstance(n, int) and n > 0 for n in shape)
-    ):
-        raise DataError(f"shape: got {shape!r}, expected (H, W) or (H, W, C)")
+    shape = _checked_shape(shape)
     if source == "digits":
         train, test = (_drawn(6_000, 0) if need_train else None), _drawn(2_000, 6_000)
     elif source == "mnist":
@@ -96,13 +93,26 @@ def _load(source, progress, shape, need_train=True, classes=None):
         train, test = _read(Path(source), need_train, shape)
     else:
         raise DataError(f"source: got {source!r}, expected 'digits', 'mnist', a folder or a file")
+    for part in train, test:
+        if part and shape and part.images.shape[1:] != shape:
+            got, expected = size_text(part.images.shape[1:]), size_text(shape)
+            raise DataError(f"{part.file}: got images {got}, expected the shape {expected}")
     return _data_set(train, test, classes)
+
+
+def _checked_shape(shape):
+    """The shape as Part.images have it, without a single channel; None if there is none."""
+    if shape is None:
+        return None
+    if len(shape) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise DataError(f"shape: got {shape!r}, expected (H, W) or (H, W, C)")
+    return tuple(shape[:2] if shape[2:] == (1,) else shape)
 
 
 def _drawn(count, first):
     from .digits import draw_digits  # noqa: PLC0415
 
-    images, labels = draw_digits(count, first)
+    images, labels = draw_digits(count, first=first)
     return Part("digits", images, Labels(labels, DIGITS, ("digits",) * len(DIGITS), DIGITS))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import DataError
+from ..files import DataError, brief
 from ..machine import free_memory
 from .labels import Labels
 
@@ -101,11 +101,14 @@ class File:
                     stream = stack.enter_context(_opened_member(archive, self.member))
                 zipped = stream.peek(2)[:2] == b"\x1f\x8b"
                 yield stack.enter_context(gzip.GzipFile(fileobj=stream)) if zipped else stream
+                if self.member and not stream.read(1):
+                    _check_length(archive, self.member, stream.tell())
         except zipfile.BadZipFile as error:
-            raise DataError(f"{self}: bad zip archive: {error}, expected a complete one") from None
+            raise _bad_archive(self, error) from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             kind = "gzip stream" if zipped else "zip archive"
-            raise DataError(f"{self}: bad {kind}: {error}, expected a complete one") from None
+            reason = str(error) or "its end is missing"
+            raise DataError(f"{self}: bad {kind}: {reason}, expected a complete one") from None
         except OSError as error:
             raise DataError(f"{self}: cannot be read: {error.strerror or error}") from None
 
@@ -121,7 +124,7 @@ def members(path):
         with open(path, "rb") as file, _opened_archive(file) as archive:
             names = {entry.filename for entry in archive.infolist()}
     except zipfile.BadZipFile as error:
-        raise DataError(f"{path}: bad zip archive: {error}, expected a complete one") from None
+        raise _bad_archive(path, error) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     return [File(Path(path), name) for name in sorted(names) if name and not name.endswith("/")]
@@ -172,11 +175,27 @@ def size_text(shape):
     return "x".join(map(str, shape))
 
 
+def _bad_archive(file, error):
+    """The DataError; zipfile's messages quote the names of members, which may be long."""
+    return DataError(f"{file}: bad zip archive: {brief(error, 80)}, expected a complete one")
+
+
+def _check_length(archive, name, length):
+    expected = archive.getinfo(name).file_size
+    if length != expected:
+        raise zipfile.BadZipFile(f"a member of {length:,} bytes instead of {expected:,}")
+
+
 class _Limited:
     """A file for zipfile, which reads the list of members at once, however long it is."""
 
     def __init__(self, file):
-        self.seek, self.tell, self._file = file.seek, file.tell, file
+        self.tell, self._file = file.tell, file
+
+    def seek(self, offset, whence=0):
+        if offset < 0 and whence == 0:
+            raise zipfile.BadZipFile("a member before the start of the file")
+        return self._file.seek(offset, whence)
 
     def read(self, size=-1):
         if size > _LARGEST_DIRECTORY:
@@ -191,7 +210,7 @@ class _Limited:
 def _opened_archive(file):
     try:
         archive = zipfile.ZipFile(_Limited(file))
-    except (ValueError, OverflowError, NotImplementedError, RecursionError) as error:
+    except (ValueError, OverflowError, NotImplementedError) as error:
         raise zipfile.BadZipFile(str(error)) from None
     with archive:
         yield archive
@@ -208,5 +227,5 @@ def _opened_member(archive, name):
         raise zipfile.BadZipFile(f"compression method {entry.compress_type}")
     try:
         return archive.open(entry)
-    except (ValueError, OverflowError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, OverflowError, RuntimeError) as error:
         raise zipfile.BadZipFile(str(error)) from None

@@ -57,6 +57,10 @@ class Layer:
         """Bytes of scratch memory that a pass needs."""
         return 0
 
+    def least_batch(self, input_shape):
+        """The smallest batch that it can be trained with."""
+        return 1
+
     def shares_memory(self, training):
         """Whether the output is a view of the input, possibly reshaped, and no pass is needed."""
         return False
@@ -154,6 +158,10 @@ class BatchNormalization(Layer):
     def saved(self, input_shape):
         channels = input_shape[-1:]
         return {"mean": ("net", channels, None), "variance": ("net", channels, None)}
+
+    def least_batch(self, input_shape):
+        # Normalised alone, a value is always 0, and so is the gradient with respect to it.
+        return 2 if prod(input_shape[:-1]) == 1 else 1
 
     def workspace(self, ops, nets, batch, input_shape):
         return ops.batch_norm_workspace(nets, batch, input_shape)
@@ -265,7 +273,7 @@ class Dense(Layer):
     def output_shape(self, input_shape):
         if len(input_shape) != 1:
             raise ValueError(
-                f"Dense: got an input of shape {input_shape}, expected (K,); add Flatten() before"
+                f"got an input of shape {input_shape}, expected (K,); add Flatten() before"
             )
         return (self.units,)
 
@@ -315,14 +323,12 @@ def _glorot_uniform(shape, fan_in, fan_out):
 
 
 def _fit_window(layer, argument, size, input_shape):
-    name = type(layer).__name__
     if len(input_shape) != 3:
-        raise ValueError(f"{name}: got an input of shape {input_shape}, expected (H, W, C)")
+        raise ValueError(f"got an input of shape {input_shape}, expected (H, W, C)")
     H, W, _ = input_shape
     if layer.padding == "valid" and (size[0] > H or size[1] > W):
         raise ValueError(
-            f"{name}: {argument} is {size}, expected at most the input's {(H, W)} "
-            f"with padding 'valid'"
+            f"{argument} is {size}, expected at most the input's {(H, W)} with padding 'valid'"
         )
     return Window.fit(size, layer.strides, layer.padding, (H, W))
 

@@ -43,11 +43,15 @@ def connect(layers, input_shape):
             raise ValueError(f"layers: got {layer!r} at position {i}, expected a layer")
         name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(layer).__name__).lower()
         seen[name] = seen.get(name, -1) + 1
-        output_shape = layer.output_shape(shape)
+        name = f"{name}_{seen[name]}" if seen[name] else name
+        try:
+            output_shape = layer.output_shape(shape)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         nodes.append(
             Node(
                 layer=layer,
-                name=f"{name}_{seen[name]}" if seen[name] else name,
+                name=name,
                 input_shape=shape,
                 output_shape=output_shape,
                 specs=layer.weights(shape),
@@ -62,6 +66,17 @@ def connect(layers, input_shape):
         nodes[-1].layer = copy.copy(layers[-1])
         nodes[-1].layer.activation = "linear"
     return nodes
+
+
+def check_batch(nodes, batch):
+    """Raise ValueError if a network cannot learn from batches of so many images."""
+    for node in nodes:
+        least = node.layer.least_batch(node.input_shape)
+        if batch < least:
+            raise ValueError(
+                f"batch_size: got {batch}, expected at least {least}: {node.name} would normalise "
+                "a single value per channel, which gives gradients of zero"
+            )
 
 
 def weights_layout(nodes, nets, dtype):

@@ -146,15 +146,16 @@ def checked_history(path, history):
     return history
 
 
-def test_images(settings, arguments):
+def test_images(settings, of_data, arguments):
     """Load the test images and labels of a run or study, as described by its settings.
 
-    Raises DataError if they cannot be loaded or differ from those of the run or study.
+    of_data: the shape of an image, (H, W, C), and the names of the classes. Raises DataError if
+    they cannot be loaded or differ from those of the run or study.
     """
     source = arguments.data or settings["source"]
     hint = "; use --data DIR to say where they are"
     try:
-        data = load_test(source, progress=not arguments.quiet)
+        data = load_test(source, not arguments.quiet, *of_data)
     except DataError as error:
         raise DataError(f"{error}{hint}") from None
     count = settings["test_images"]

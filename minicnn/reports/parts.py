@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import numpy as np
+import pandas as pd
 
 from .. import drawing
 from ..recipe import Recipe
@@ -11,6 +12,8 @@ from . import webpage
 
 MOST_ROWS = 1_000  # shown of a table
 _MOST_CURVES = 100  # nets drawn in a figure of learning curves
+_MOST_IN_MATRIX = 62  # classes: EMNIST's largest split has so many
+_MOST_PAIRS = 30
 
 
 def curves(history, which=""):
@@ -45,10 +48,37 @@ def diverged_nets(frame):
     return webpage.table(caption, frame[:MOST_ROWS])
 
 
-def count_pairs(labels, predicted):
-    """The confusion matrix (10, 10): counts by label (row) and predicted digit (column)."""
-    pairs = labels.astype(int) * 10 + predicted
-    return np.bincount(pairs, minlength=100).reshape(10, 10)
+def count_pairs(labels, predicted, classes):
+    """The confusion matrix: counts by label (row) and predicted class (column), of so many."""
+    pairs = labels.astype(int) * classes + predicted
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def confusion(caption, counts, classes):
+    """A confusion matrix (see count_pairs) of classes of these names, as HTML.
+
+    Of many classes: tables of the most frequent confusions and of the hardest classes.
+    """
+    if len(classes) <= _MOST_IN_MATRIX:
+        return webpage.confusion(caption, counts, classes)
+    totals, right = counts.sum(axis=1), counts.diagonal()
+    wrong = counts - np.diag(right)
+    pairs = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_PAIRS]
+    rows = [
+        [classes[a], classes[b], f"{wrong[a, b]:,}", percent(wrong[a, b] / totals[a])]
+        for a, b in zip(*np.unravel_index(pairs, wrong.shape), strict=True)
+        if wrong[a, b]
+    ]
+    frame = pd.DataFrame(rows, columns=["class", "predicted as", "images", "of the class"])
+    html = webpage.table(f"{caption} The {len(rows)} most frequent confusions.", frame)
+    tested = np.flatnonzero(totals)
+    hardest = tested[np.argsort(right[tested] / totals[tested], kind="stable")][:_MOST_PAIRS]
+    rows = [
+        [classes[i], f"{right[i]:,} of {totals[i]:,}", percent(right[i] / totals[i])]
+        for i in hardest
+    ]
+    frame = pd.DataFrame(rows, columns=["class", "correct", "accuracy"])
+    return html + webpage.table(f"The {len(rows)} classes with the lowest accuracy.", frame)
 
 
 def recipe_facts(recipe):
@@ -70,6 +100,8 @@ def spaced(name):
 
 def shown_value(value):
     """The value of a field as text."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

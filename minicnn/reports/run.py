@@ -4,7 +4,7 @@ A run does not save its probabilities, so its nets predict the test images again
 """
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,15 @@ from ..training import ensemble, prediction
 from ..training.run_folder import CONFIG, HISTORY, SUMMARY
 from . import webpage
 from .files import OF_DIVERGED, OF_NET, read_config, read_history, read_summary, test_images
-from .parts import MOST_ROWS, count_pairs, curves, diverged_nets, percent, recipe_facts
+from .parts import (
+    MOST_ROWS,
+    confusion,
+    count_pairs,
+    curves,
+    diverged_nets,
+    percent,
+    recipe_facts,
+)
 
 _CAPTIONS = {
     "training_images": "The first training images, with their labels.",
@@ -44,7 +52,7 @@ def parts(arguments, should_stop):
     predictions, missing = None, "The run had no test images."
     if config["test_images"] is not None:
         try:
-            predictions, missing = _predict_again(config, arguments, should_stop), None
+            predictions, missing = _predict_again(config, recipe, arguments, should_stop), None
         except (DataError, OSError) as error:
             missing = f"No confusion matrix and no quiz: {one_line(error)}"
             warnings.warn(missing[0].lower() + missing[1:], stacklevel=2)
@@ -56,19 +64,20 @@ def parts(arguments, should_stop):
     if len(history):
         found.append(("Learning curves", curves(history), False))
     if predictions and predictions.labels is not None:
-        found.append(("Confusion matrix", _confusion_of_run(summary, predictions), False))
+        found.append(("Confusion matrix", _confusion_of_run(summary, recipe, predictions), False))
     if pictures := _figures(folder / "figures"):
         found.append(("Figures", pictures, False))
     if predictions:
-        table = hardest.rank(predictions.probabilities, predictions.labels)
-        found.append(("Quiz", webpage.quiz(predictions.images, table), True))
+        table = hardest.rank(predictions.probabilities, predictions.labels, recipe.classes)
+        quiz = webpage.quiz(predictions.images, table, recipe.classes)
+        found.append(("Quiz", quiz, True))
     return found
 
 
 @dataclass(frozen=True)
 class _Predictions:
-    """Test images (N, 28, 28), labels (N,) or None, probabilities (nets, N, classes), and the
-    device that computed them.
+    """Test images (N, H, W) or (N, H, W, C), labels (N,) or None, probabilities (nets, N, classes),
+    and the device that computed them.
     """
 
     images: np.ndarray
@@ -77,13 +86,13 @@ class _Predictions:
     device: str
 
 
-def _predict_again(config, arguments, should_stop):
+def _predict_again(config, recipe, arguments, should_stop):
     """Predict the test images of a run with its nets. Raises DataError, Interrupted."""
     path = arguments.folder / ensemble.FINAL
     trained = prediction.load(path)
     if trained.about["data"] != config["data"] or trained.about["recipe"] != config["recipe"]:
         raise DataError(f"{path}: belongs to another run than {CONFIG}, expected the same")
-    images, labels = test_images(config, arguments)
+    images, labels = test_images(config, (recipe.input_shape, recipe.classes), arguments)
     device, ops, _ = devices.choose(arguments.device)
     with images_bar(len(trained.nets) * len(images), arguments.quiet) as bar:
         probabilities = prediction.probabilities_of(
@@ -140,10 +149,10 @@ def _settings_of_run(config, recipe, summary):
         "fingerprint of the data": config["data"][:16],
     }
     html = webpage.facts(about) + webpage.heading(3, "Recipe")
-    return html + webpage.facts(recipe_facts(asdict(recipe)))
+    return html + webpage.facts(recipe_facts(recipe.as_dict()))
 
 
-def _confusion_of_run(summary, predictions):
+def _confusion_of_run(summary, recipe, predictions):
     predicted = ensemble.vote(predictions.probabilities)
     right = float(np.mean(predicted == predictions.labels))
     html = ""
@@ -154,9 +163,9 @@ def _confusion_of_run(summary, predictions):
             f"{percent(right)}; in the run it was {percent(told)}.",
             "note",
         )
-    counts = count_pairs(predictions.labels, predicted)
+    counts = count_pairs(predictions.labels, predicted, len(recipe.classes))
     caption = f"Predictions of the {len(predicted):,} test images by the ensemble."
-    return html + webpage.confusion(caption, counts)
+    return html + confusion(caption, counts, recipe.classes)
 
 
 def _figures(folder):

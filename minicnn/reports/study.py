@@ -17,6 +17,7 @@ from . import webpage
 from .files import COUNT, check, checked_history, test_images
 from .parts import (
     MOST_ROWS,
+    confusion,
     count_pairs,
     curves,
     diverged_nets,
@@ -70,12 +71,16 @@ def _study(store, name, seed, arguments, should_stop):
     """(title, HTML, HTML of its quiz or "") of a study."""
     module = STUDIES[name]
     results = store.results(name, seed)
-    if results.labels is not None and len(results.labels) and results.labels.max() > 9:
-        raise DataError(f"{store.path}: the study {name} has labels above 9, expected 0 to 9")
+    most = len(results.classes) - 1
+    if results.labels is not None and len(results.labels) and results.labels.max() > most:
+        raise DataError(
+            f"{store.path}: the study {name} has labels above {most}, expected 0 to {most}"
+        )
     quiz, missing = "", None
     if module is hardest:
         try:
-            images, _ = test_images(_test_settings(store.path, results), arguments)
+            of_data = results.input_shape, results.classes
+            images, _ = test_images(_test_settings(store.path, results), of_data, arguments)
             quiz = _quiz_of_study(results, images)
         except (DataError, OSError) as error:
             missing = f"No quiz: {one_line(error)}"
@@ -118,7 +123,8 @@ def _quiz_of_study(results, images):
     probabilities = np.concatenate(arrays)
     if probabilities.shape[1] != len(images):
         raise DataError(f"{probabilities.shape[1]:,} predictions of {len(images):,} test images")
-    return webpage.quiz(images, hardest.rank(probabilities, results.labels))
+    table = hardest.rank(probabilities, results.labels, results.classes)
+    return webpage.quiz(images, table, results.classes)
 
 
 def _settings_of_study(results):
@@ -150,7 +156,7 @@ def _cells(results):
     """What was trained: the fields that all recipes share, and a table of those that differ."""
     recipes = {cell: recipe.as_dict() for cell, recipe in results.cells.items()}
     names = dict.fromkeys(name for recipe in recipes.values() for name in recipe)
-    differ = [name for name in names if len({r.get(name) for r in recipes.values()}) > 1]
+    differ = [name for name in names if len({str(r.get(name)) for r in recipes.values()}) > 1]
     shared = {name: next(iter(recipes.values()))[name] for name in names if name not in differ}
     html = webpage.heading(3, "Recipe") + webpage.facts(recipe_facts(shared))
     done = {
@@ -192,11 +198,12 @@ def _nets(path, results):
 
 def _confusion_of_study(results, cell):
     """The confusion matrix of a cell's ensembles, added up over all complete trials."""
-    counts, ensembles = np.zeros((10, 10), int), 0
+    classes, ensembles = len(results.classes), 0
+    counts = np.zeros((classes, classes), int)
     for trial in results.trials(cell):
         probabilities = results.probabilities(cell, trial)
         if len(probabilities):
-            counts += count_pairs(results.labels, ensemble.vote(probabilities))
+            counts += count_pairs(results.labels, ensemble.vote(probabilities), classes)
             ensembles += 1
     if not ensembles:
         return ""
@@ -204,7 +211,8 @@ def _confusion_of_study(results, cell):
     caption += "the ensemble" if ensembles == 1 else f"{ensembles:,} ensembles, added up"
     if len(results.cells) > 1:
         caption += f"; the cell “{cell}”, the last one"
-    return webpage.heading(3, "Confusion matrix") + webpage.confusion(f"{caption}.", counts)
+    matrix = confusion(f"{caption}.", counts, results.classes)
+    return webpage.heading(3, "Confusion matrix") + matrix
 
 
 def _accuracies(results):

@@ -13,12 +13,14 @@ import zlib
 
 import numpy as np
 
-from ..drawing import PANEL
+from ..data.labels import DIGITS
+from ..drawing import PANEL, visible
 from ..files import brief, printable
 
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a PNG file
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( %)?")
 _MOST_CELL = 200  # characters shown in a cell of a table
+_MOST_WIDE = 16  # classes in a confusion matrix whose columns are not narrowed
 
 _STYLE = """
 :root { --ink: #222; --quiet: #666; --line: #ddd; --wrong: #cc3311;
@@ -74,6 +76,9 @@ td.number { white-space: nowrap; }
 .confusion .right, .confusion .none { color: #888; }
 .confusion .right { background: #f6f6f6; }
 .confusion .none { color: #ccc; }
+.many tr > * { padding: .2rem .1rem; min-width: 1.4rem; font-size: .75rem; }
+.many thead tr + tr th { writing-mode: vertical-rl; }
+.many tbody th { position: sticky; left: 0; background: #fff; }
 details { margin: 1.25rem 0; }
 summary { cursor: pointer; font: 600 .95rem var(--sans); padding: .4rem 0; }
 .quiz { display: grid; grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr));
@@ -118,6 +123,7 @@ summary { cursor: pointer; font: 600 .95rem var(--sans); padding: .4rem 0; }
   .quiz img { max-width: 20mm; }
   .answers { break-before: page; } /* printed, the answers are a separate sheet */
   .answers::details-content { content-visibility: visible; block-size: auto; }
+  .many tr > * { padding: .3mm 0; min-width: 0; font-size: 4pt; }
   .answers .digit { width: 3.6mm; height: 3.6mm; }
   .answers tr > * { padding: .25mm 2mm; }
 }
@@ -273,24 +279,31 @@ def _image(png, shows, more=""):
     )
 
 
-def confusion(caption, counts):
-    """A confusion matrix: counts (10, 10), digits in rows, predicted digits in columns."""
-    digits = range(len(counts))
+def confusion(caption, counts, classes):
+    """A confusion matrix (classes, classes): true classes in rows, predicted ones in columns."""
+    places = range(len(counts))
     top = (
-        '<tr><th scope="col" rowspan="2">digit</th>'
+        f'<tr><th scope="col" rowspan="2">{_kind(classes)}</th>'
         f'<th scope="colgroup" colspan="{len(counts)}">predicted as</th>'
         '<th scope="col" rowspan="2">correct, %</th></tr>'
     )
-    columns = "".join(f'<th scope="col">{digit}</th>' for digit in digits)
-    most = max((counts[i, j] for i in digits for j in digits if i != j), default=0)
+    columns = "".join(f'<th scope="col">{text(brief(name, 12))}</th>' for name in classes)
+    most = max((counts[i, j] for i in places for j in places if i != j), default=0)
     rows = []
-    for digit in digits:
-        cells = "".join(_count(counts[digit, j], digit == j, most) for j in digits)
-        total = counts[digit].sum()
-        right = f"{100 * counts[digit, digit] / total:.2f}" if total else ""
-        rows.append(f'<tr><th scope="row">{digit}</th>{cells}<td class="number">{right}</td></tr>')
+    for i, name in enumerate(classes):
+        cells = "".join(_count(counts[i, j], i == j, most) for j in places)
+        total = counts[i].sum()
+        right = f"{100 * counts[i, i] / total:.2f}" if total else ""
+        header = f'<th scope="row">{text(name)}</th>'
+        rows.append(f'<tr>{header}{cells}<td class="number">{right}</td></tr>')
     head = f"<thead>{top}<tr>{columns}</tr></thead>"
-    return _scrolled(caption, head, rows, " confusion")
+    many = " many" if len(classes) > _MOST_WIDE else ""
+    return _scrolled(caption, head, rows, f" confusion{many}")
+
+
+def _kind(classes):
+    """What classes are called: digits by their name."""
+    return "digit" if tuple(classes) == DIGITS else "class"
 
 
 def _count(count, right, most):
@@ -305,18 +318,20 @@ def _count(count, right, most):
 # ---- the quiz ------------------------------------------------------------------------------------
 
 
-def quiz(images, table):
+def quiz(images, table, classes=DIGITS):
     """Pictures to guess, and the folded answers. Printed, each starts on a new sheet.
 
-    images: (N, H, W) uint8. table: a DataFrame of hardest.rank, which lists some of them.
+    images: (N, H, W) or (N, H, W, C) uint8. table: a DataFrame of hardest.rank, which lists some of
+    them. classes: the names of all classes.
     """
-    known = "label" in table
+    known, kind = "label" in table, _kind(classes)
     shown = [_png(images[number - 1]) for number in table["image"]]
-    intro = "What digits are these? Write down your guess beside each number. "
+    intro = "What digits are these? " if kind == "digit" else "What do you see? "
+    intro += "Write down your guess beside each number. "
     if known:
         intro += (
             f"Of {len(images):,} test images these {len(table)} are the hardest ones for the "
-            "ensemble: those where it gave the right digit the lowest probability, the hardest "
+            f"ensemble: those where it gave the right {kind} the lowest probability, the hardest "
             "first."
         )
     else:
@@ -325,22 +340,24 @@ def quiz(images, table):
             "least sure of, the hardest first. Their labels are unknown: the answers are the "
             "ensemble's guesses."
         )
+    shows = ": a handwritten digit" if kind == "digit" else ""
+    field = 'inputmode="numeric" maxlength="1"' if kind == "digit" else f'maxlength="{_MOST_CELL}"'
     items = "\n".join(
-        f"<li>{_image(png, f'Picture {number}: a handwritten digit', _DIGIT)}<label>{number}"
-        f'<input type="text" inputmode="numeric" maxlength="1" autocomplete="off" '
+        f"<li>{_image(png, f'Picture {number}{shows}', _DIGIT)}<label>{number}"
+        f'<input type="text" {field} autocomplete="off" '
         f'aria-label="Your guess for picture {number}"></label></li>'
         for number, png in enumerate(shown, start=1)
     )
     title = "The answers" if known else "The ensemble's guesses"
     return f'{paragraph(intro)}\n<ol class="quiz">\n{items}\n</ol>\n' + fold(
-        title, _answers(shown, table), "answers"
+        title, _answers(shown, table, kind), "answers"
     )
 
 
 _DIGIT = ' class="digit"'
 
 
-def _answers(shown, table):
+def _answers(shown, table, kind):
     """A table of pictures (PNGs) with label, prediction and its probability."""
     known = "label" in table
     measure = "loss" if known else "entropy"
@@ -349,10 +366,10 @@ def _answers(shown, table):
     rows = []
     for number, (png, row) in enumerate(zip(shown, table.to_dict("records"), strict=True), 1):
         wrong = known and row["label"] != row["predicted"]
-        cells = [f"<td>{row['label']}</td>"] if known else []
+        cells = [f"<td>{text(row['label'])}</td>"] if known else []
         mark = ' class="wrong"' if wrong else ""
         cells += [
-            f"<td{mark}>{row['predicted']}{', wrong' * wrong}</td>",
+            f"<td{mark}>{text(row['predicted'])}{', wrong' * wrong}</td>",
             f'<td class="number">{100 * row["probability"]:.1f} %</td>',
             f'<td class="number">{row[measure]:.3f}</td>',
             f'<td class="number">{row["image"]:,}</td>',
@@ -364,23 +381,27 @@ def _answers(shown, table):
         caption = f"The ensemble has {right} of these {len(table)} right. And you?"
     else:
         caption = "The ensemble's guesses."
-    caption += f" Probability: of the predicted digit; {measure}: in nats."
+    caption += f" Probability: of the predicted {kind}; {measure}: in nats."
     return _scrolled(caption, f"<thead><tr>{head}</tr></thead>", rows)
 
 
-def quiz_page(images, table):
+def quiz_page(images, table, classes=DIGITS):
     """A complete page with only the quiz; arguments as for quiz()."""
-    title = f"Quiz: the {len(table)} hardest digits"
-    return document(title, f"<main>\n{heading(1, title)}\n{quiz(images, table)}\n</main>")
+    title = f"Quiz: the {len(table)} hardest {'digits' if _kind(classes) == 'digit' else 'images'}"
+    questions = quiz(images, table, classes)
+    return document(title, f"<main>\n{heading(1, title)}\n{questions}\n</main>")
 
 
 def _png(image):
-    """A PNG of an image (H, W) uint8 in inverted grey: 255, ink, becomes black on white.
+    """A PNG of an image, (H, W) or (H, W, C) uint8. Grey is inverted: 255, ink, is black on white.
 
     Source: "Portable Network Graphics (PNG) Specification", 3rd edition, W3C.
     """
-    rows = np.pad(255 - image, ((0, 0), (1, 0)))  # first byte of a row: filter type 0, none
-    header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 8, 0, 0, 0, 0)
+    image = visible(image).astype(np.uint8)
+    colour = image.ndim == 3
+    rows = (image if colour else 255 - image).reshape(len(image), -1)
+    rows = np.pad(rows, ((0, 0), (1, 0)))  # first byte of a row: filter type 0, none
+    header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 8, 2 * colour, 0, 0, 0)
     chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b"")
     return PNG + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -20,11 +20,12 @@ def cells(recipe, arguments):
     return [Cell("seed", recipe, arguments.trials)]
 
 
-def rank(probabilities, labels=None):
+def rank(probabilities, labels=None, classes=None):
     """The COUNT hardest of N images, a DataFrame, the hardest first.
 
     Columns: image (counted from 1), label, predicted, probability of the predicted class, and loss
-    or entropy in nats. probabilities: (nets, N, classes). labels: (N,) or None.
+    or entropy in nats. probabilities: (nets, N, classes). labels: (N,) or None. classes: their
+    names, in place of numbers.
 
     p = mean of probabilities over nets
     with labels: sort by loss = -log(p[label]); without: by entropy = -sum(p * log(p))
@@ -46,13 +47,17 @@ def rank(probabilities, labels=None):
         measure = "loss"
         table.insert(1, "label", labels)
         table[measure] = -logs[np.arange(len(mean)), labels]
-    return table.sort_values(measure, ascending=False, kind="stable")[:COUNT].reset_index(drop=True)
+    table = table.sort_values(measure, ascending=False, kind="stable")[:COUNT]
+    if classes is not None:
+        for column in {"label", "predicted"} & set(table):
+            table[column] = [classes[number] for number in table[column]]
+    return table.reset_index(drop=True)
 
 
 def findings(results, images=None):
     """Evaluate a study's Results. Returns Findings, with a picture if `images` is given.
 
-    images: the test images (N, 28, 28).
+    images: the test images (N, H, W) or (N, H, W, C).
     """
     (cell,) = results.cells
     trials = results.trials(cell)
@@ -61,7 +66,7 @@ def findings(results, images=None):
     probabilities = np.concatenate([results.probabilities(cell, trial) for trial in trials])
     if not len(probabilities):
         return Findings("The hardest images", ["all nets diverged"])
-    table = rank(probabilities, results.labels)
+    table = rank(probabilities, results.labels, results.classes)
     shown = f"The {len(table)} hardest test images for {len(probabilities)} nets together"
     if results.labels is None:
         lines = [f"{shown}: entropy up to {table['entropy'].max():.3f} nats"]

@@ -33,10 +33,10 @@ class Variant(Recipe):
     @property
     def layers(self):
         """The network's layers."""
-        return layers(self.changes, self.dropout, self.momentum)
+        return layers(self.changes, self.dropout, self.momentum, len(self.classes))
 
 
-def layers(changes, dropout, momentum):
+def layers(changes, dropout, momentum, classes=10):
     """The layers of the network STEPS[changes]: LeNet-5 after `changes` changes."""
     relu, pairs, strides, normalized, dropped, direct, wide = (changes > i for i in range(7))
     activation = "relu" if relu else "sigmoid"
@@ -62,7 +62,7 @@ def layers(changes, dropout, momentum):
         add(Dense(84, activation=activation))
     if dropped:
         stack.append(Dropout(dropout))
-    return [*stack, Dense(10, activation="softmax")]
+    return [*stack, Dense(classes, activation="softmax")]
 
 
 def recipe_of(fields):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..drawing import FAINT, PANEL, QUIET, TEXT, TRAINING, VALIDATION, gallery, page, tens
+from ..files import brief
 
 _HEIGHT = 560  # pixels
 _BOX = 0.13, 0.15, 0.83, 0.72  # of the only axes of a page: left, bottom, width, height
@@ -184,7 +185,7 @@ def steps(table):
 
 
 def hardest(images, table):
-    """The images listed in a table of hardest.rank, ten per row. images: all, (N, 28, 28)."""
+    """The images listed in a table of hardest.rank, ten per row. images: all of them."""
     shown = [images[number - 1] for number in table["image"]]
     known = "label" in table
     notes = "Above each image: its number in the test set. Below: the "
@@ -192,12 +193,11 @@ def hardest(images, table):
     figure = gallery("The hardest images", notes + ".", tens(shown), down=88)
     for axes, row in zip(figure.axes, table.itertuples(), strict=True):
         axes.set_title(f"{row.image:,}", size=8, color=QUIET)
-        guess = f"{row.predicted}"
-        if known:
-            guess = (
-                f"{row.label}, predicted {row.predicted}" if row.label != row.predicted else guess
-            )
-        axes.set_xlabel(guess, size=8, color=TEXT)
+        guess = brief(row.predicted, 14)
+        if known and row.label != row.predicted:
+            break_ = "\n" if len(f"{row.label}{row.predicted}") > 4 else " "
+            guess = f"{brief(row.label, 14)},{break_}predicted {guess}"
+        axes.set_xlabel(guess, size=8, color=TEXT, parse_math=False)
     return figure
 
 

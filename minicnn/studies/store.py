@@ -59,7 +59,6 @@ _DISTORTED = """CREATE TABLE distorted (
     study TEXT NOT NULL, seed INTEGER NOT NULL, cell TEXT NOT NULL, net INTEGER NOT NULL,
     accuracy REAL NOT NULL,
     PRIMARY KEY (study, seed, cell, net))"""
-_CLASSES = 10
 _VARIED = "rotation", "zoom", "width_shift", "height_shift"  # differ between cells of a grid
 
 
@@ -118,7 +117,7 @@ class Store:
                 same = {name: value for name, value in settings.items() if name != "source"}
                 same.setdefault("distorted")  # None: no distorted test images
                 self._compare(f"the study {study}", _json(known[0][0]), same)
-            blob = None if labels is None else labels.astype(np.uint8).tobytes()
+            blob = None if labels is None else labels.astype(_type_of_labels(settings)).tobytes()
             self._write("INSERT OR IGNORE INTO study", study, seed, json.dumps(settings), blob)
             at = self._rows("SELECT count(*) FROM cell WHERE study=? AND seed=?", study, seed)[0][0]
             for place, cell in enumerate(cells):
@@ -245,9 +244,9 @@ class Store:
 class Results:
     """The results of a study of one seed.
 
-    settings: a dict. labels: of the test images, (N,) or None. By name of the cell, dicts: `cells`
-    (recipes), `asked` (requested trials), `ensemble` (nets in an ensemble). nets: a DataFrame, one
-    row per net. Raises DataError if the content is not valid.
+    settings: a dict. input_shape, classes: as in Recipe. labels: of the test images, (N,) or None.
+    By name of the cell, dicts: `cells` (recipes), `asked` (requested trials), `ensemble` (nets in
+    an ensemble). nets: a DataFrame, one row per net. Raises DataError if the content is not valid.
     """
 
     def __init__(self, store, study, seed):
@@ -268,7 +267,13 @@ class Results:
         with self._checked():
             settings, labels = found[0]
             self.settings = dict(_json(settings))
-            self.labels = None if labels is None else np.frombuffer(labels, np.uint8)
+            about_data = Recipe(
+                **{k: v for k, v in self.settings.items() if k in ("input_shape", "classes")}
+            )
+            self.input_shape, self.classes = about_data.input_shape, about_data.classes
+            self.labels = None
+            if labels is not None:
+                self.labels = np.frombuffer(labels, _type_of_labels(self.settings))
             self.cells = {cell: recipe_of(_json(recipe)) for cell, recipe, _ in cells}
             self.asked = {cell: int(trials) for cell, _, trials in cells}
             self.ensemble = {cell: recipe.nets for cell, recipe in self.cells.items()}
@@ -279,6 +284,7 @@ class Results:
             self.nets["diverged"] = pd.Series([_json(row[4]) for row in rows], dtype=object)
             self.nets["made_by"] = [dict(_json(row[5])) for row in rows]
             _expect(set(self.nets["cell"]) <= set(self.cells))
+            _expect(all(recipe.classes == self.classes for recipe in self.cells.values()))
 
     @property
     def is_mnist(self):
@@ -330,9 +336,10 @@ class Results:
                 *(self.study, self.seed, cell, trial),
             )
         with self._checked():
-            arrays = [np.frombuffer(row[0], "<f4").reshape(-1, _CLASSES) for row in rows]
+            classes = len(self.classes)
+            arrays = [np.frombuffer(row[0], "<f4").reshape(-1, classes) for row in rows]
             if not arrays:
-                return np.empty((0, 0, _CLASSES), np.float32)
+                return np.empty((0, 0, classes), np.float32)
             images = len(arrays[0]) if self.labels is None else len(self.labels)
             _expect(all(len(array) == images and np.isfinite(array).all() for array in arrays))
             return np.stack(arrays)
@@ -405,6 +412,10 @@ class Results:
                 f"{self._store.path}: the study {self.study} of seed {self.seed} is damaged, "
                 "expected what minicnn.study writes"
             ) from None
+
+
+def _type_of_labels(settings):
+    return "<u2" if len(settings.get("classes", ())) > 256 else np.uint8
 
 
 def _expect(condition):

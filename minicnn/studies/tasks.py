@@ -20,9 +20,9 @@ from functools import lru_cache
 import numpy as np
 
 from .. import __version__, devices
-from ..data.load import fingerprint, load_data
+from ..data.load import fingerprint, load
 from ..files import DataError
-from ..recipe import Recipe
+from ..recipe import Recipe, image_shape
 from ..training import workers
 from ..training.resources import arrays_bytes, group_size, split_nets
 from ..training.trainer import CapturedStep, Data, Job, Trainer, steps_per_epoch
@@ -34,25 +34,23 @@ _one_at_a_time = threading.Lock()  # threads of a process share its kernels: one
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its name for load_data, limits on the number of images, and fingerprints."""
+    """A data set: its name for `load`, limits on the number of images, and fingerprints."""
 
     name: str
     limit: int | None = None
     test_limit: int | None = None
+    shape: tuple | None = None  # of an image in a CSV file
     images: int = 0  # number of training images; load() fills in this and the fingerprints
     train: str = ""
     test: str = ""
 
     def load(self, progress=False):
         """(Data, a copy of this Source with images and fingerprints). Raises DataError."""
-        (x, y), (x_test, y_test) = load_data(self.name, progress)
-        x, y = x[: self.limit], y[: self.limit]
-        if x_test is not None:
-            x_test = x_test[: self.test_limit]
-            y_test = None if y_test is None else y_test[: self.test_limit]
-        data = Data(x, y, x_test, y_test, fingerprint(x, y))
-        test = "" if x_test is None else fingerprint(x_test, y_test)
-        return data, replace(self, images=len(x), train=data.fingerprint, test=test)
+        data = Data.of(load(self.name, progress, self.shape), self.limit, self.test_limit)
+        tested = data.test_images is not None
+        test = fingerprint(data.test_images, data.test_labels) if tested else ""
+        images = len(data.train_images)
+        return data, replace(self, images=images, train=data.fingerprint, test=test)
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,8 @@ def _distorted_accuracies(trainer, data, batch=1000):
     """
     correct = np.zeros(len(trainer.nets))
     for first in range(0, len(data.test_images), batch):
-        x = (data.test_images[first : first + batch, ..., None] / 255).astype(np.float32)
+        x = data.test_images[first : first + batch]
+        x = (x.reshape(len(x), *image_shape(x)) / 255).astype(np.float32)  # (B, H, W, C)
         x = trainer.recipe.augment(x, _DISTORTION, 0, first)
         predicted = trainer.model.predict(x).argmax(axis=-1)  # (E, B)
         correct += (predicted == data.test_labels[first : first + batch]).sum(axis=1)
@@ -166,7 +165,8 @@ def _prepare(task):
     if task.version != __version__:
         raise DataError(f"{_here()}: has minicnn {__version__}, expected {task.version}")
     try:
-        data, found = _load(task.source.name, task.source.limit, task.source.test_limit)
+        source = task.source
+        data, found = _load(source.name, source.limit, source.test_limit, source.shape)
     except DataError as error:
         raise DataError(f"{_here()}: {error}") from None
     if (found.train, found.test) != (task.source.train, task.source.test):
@@ -186,8 +186,8 @@ def _prepare(task):
 
 
 @lru_cache(maxsize=1)
-def _load(name, limit, test_limit):
-    return Source(name, limit, test_limit).load()
+def _load(name, limit, test_limit, shape):
+    return Source(name, limit, test_limit, shape).load()
 
 
 def _trainer(task, data, device, ops, nets):

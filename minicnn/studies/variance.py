@@ -22,7 +22,6 @@ notebook does not say how it determined its ranges for rotation and zoom.
 import numpy as np
 import pandas as pd
 
-from ..model import MNIST_SHAPE
 from . import plots
 from .findings import Findings, Picture, Table
 
@@ -44,8 +43,11 @@ _COVERED = 0.95
 def measure(images, labels):
     """Measure images (N, H, W) uint8: a DataFrame with the columns of the store's table `image`.
 
-    The measures of an image whose pixels are all zero are NaN.
+    Of colour images, (N, H, W, C), it measures the mean over the channels. The measures of an image
+    whose pixels are all zero are NaN.
     """
+    if images.ndim == 4:
+        images = images.mean(axis=3)
     ink = images > 0
     columns = np.arange(1, images.shape[2] + 1, dtype=float)
     rows = np.arange(1, images.shape[1] + 1, dtype=float)
@@ -112,6 +114,8 @@ def findings(results):
         "centre, column": images["center_column"].mean(),
         "centre, row": images["center_row"].mean(),
     }
+    height, width, _ = results.input_shape
+    sides = {"centre, column": width, "centre, row": height}
     rows = []
     for name in away.columns[1:]:
         values = away[name]
@@ -126,7 +130,7 @@ def findings(results):
                 "mean": means.get(name, np.nan),
                 "sd": values.std(ddof=0),
                 "holds_95_%": held,
-                "setting": held / MNIST_SHAPE[0] if in_pixels else held,
+                "setting": held / sides[name] if in_pixels else held,
                 "notebook_mean": mean,
                 "notebook_sd": sd,
                 "notebook_setting": notebook,
@@ -134,6 +138,7 @@ def findings(results):
         )
     table = pd.DataFrame(rows)
     by_class = away.groupby("label").agg(lambda values: np.quantile(values.abs(), _COVERED))
+    by_class.index = by_class.index.map(dict(enumerate(results.classes)))
     column, row = rows[:2]
     lines = [
         f"centre of the bounding box: mean ({column['mean']:.2f}, {row['mean']:.2f}), standard "

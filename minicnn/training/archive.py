@@ -24,7 +24,7 @@ from ..files import DataError, atomic_write
 from ..machine import free_memory
 
 FORMAT = 2
-MAX_TEXT = 1 << 20  # bytes of JSON; 10,000 nets take half of it at most
+MAX_TEXT = 1 << 21  # bytes of JSON; 10,000 nets and 1,000 classes take less
 
 _COMMENT = f"minicnn checkpoint {FORMAT} sha256 "
 _DIGEST = 64  # length of the SHA-256 in hexadecimal, the end of the file

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.labels import DIGITS
 from ..drawing import (
     GAP,
     LABEL,
@@ -18,21 +19,38 @@ from ..drawing import (
     WRONG,
     gallery,
     in_percent,
+    label_above,
     page,
     save,
     tens,
 )
+from ..files import brief
+from ..recipe import image_shape
+
+_MOST_NAME = 11  # characters of a class's name above an image
 
 
 def write_all(
-    folder, images, labels, augment, history, test_images=None, predicted=None, truth=None
+    folder,
+    images,
+    labels,
+    augment,
+    history,
+    test_images=None,
+    predicted=None,
+    truth=None,
+    classes=DIGITS,
 ):
     """Write a run's figures into `folder`, and create the folder if it does not exist.
 
-    images (N, H, W) uint8 and labels (N,): the training set. augment: a RandomAffine. history: as
-    for learning_curves. test_images (M, H, W) uint8, their predicted labels (M,) and, if known,
-    their true labels (M,). Without test images there is no predictions.png. Raises OSError.
+    images (N, H, W) or (N, H, W, C) uint8 and labels (N,), which count `classes`, a tuple of names:
+    the training set. augment: a RandomAffine. history: as for learning_curves. test_images (M, H,
+    W) or (M, H, W, C) uint8, their predicted labels (M,) and, if known, their true labels (M,).
+    Without test images there is no predictions.png. Raises OSError.
     """
+    labels, predicted, truth = (
+        a if a is None else names_of(a, classes) for a in (labels, predicted, truth)
+    )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     training_images(folder / "training_images.png", images, labels)
@@ -42,8 +60,17 @@ def write_all(
         predictions(folder / "predictions.png", test_images, predicted, truth)
 
 
+def names_of(labels, classes):
+    """The names (N,) of labels (N,), shortened to fit above an image."""
+    names = np.array([brief(name, _MOST_NAME) for name in classes], object)
+    return names[np.asarray(labels, int)]
+
+
 def training_images(path, images, labels):
-    """Write the first 30 of images (N, H, W) uint8, with their labels (N,), as a PNG."""
+    """Write the first 30 of images (N, H, W) or (N, H, W, C) uint8, with their labels, as a PNG.
+
+    labels (N,): numbers or names, here and below.
+    """
     save(path, _training_images, images, labels)
 
 
@@ -81,7 +108,7 @@ def _training_images(images, labels):
     notes = _which(shown, images, "image", "label")
     figure = gallery("Training images", notes, tens(shown))
     for axes, label in zip(figure.axes, labels, strict=False):
-        axes.set_title(label)
+        label_above(axes, label)
     return figure
 
 
@@ -89,8 +116,9 @@ def _augmented_images(images, labels, augment):
     repeated = np.ones(len(labels), bool)
     repeated[np.unique(labels, return_index=True)[1]] = False
     chosen = images[np.argsort(repeated, kind="stable")[:3]]  # the first image of each label first
-    batch = np.repeat(chosen, 10, axis=0)[..., None] / np.float32(255)  # (30, H, W, 1)
-    augmented = augment(batch, seed=0, net=0, step=0)[..., 0] * 255
+    batch = np.repeat(chosen, 10, axis=0) / np.float32(255)
+    batch = batch.reshape(len(batch), *image_shape(chosen))  # (30, H, W, C)
+    augmented = augment(batch, seed=0, net=0, step=0).reshape(len(batch), *chosen.shape[1:]) * 255
     rows = [[image, *augmented[10 * i : 10 * i + 10]] for i, image in enumerate(chosen)]
 
     count = {1: "One image", 2: "Two images", 3: "Three images"}[len(chosen)]
@@ -208,10 +236,10 @@ def _predictions(images, predicted, truth, probabilities):
     figure = gallery("Predictions", notes, tens(shown), down=down)
     for i, axes in enumerate(figure.axes):
         if wrong[i]:
-            axes.set_title(f"{predicted[i]}, not {truth[i]}", color=WRONG, weight="bold")
+            label_above(axes, f"{predicted[i]}, not {truth[i]}", color=WRONG, weight="bold")
             axes.spines[:].set(color=WRONG, linewidth=2.5)
         else:
-            axes.set_title(predicted[i])
+            label_above(axes, predicted[i])
         if probabilities is not None:
             sure = probabilities[i][predicted[i]]
             axes.set_xlabel("> 99 %" if sure > 0.99 else in_percent(sure, 2), color=QUIET)

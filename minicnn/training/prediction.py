@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.load import load_test
 from ..files import DataError, brief
 from ..machine import cores
 from ..recipe import Recipe
@@ -36,13 +37,26 @@ def load(path):
     arrays, about = checkpoint.load(path)
     try:
         recipe = Recipe(**about["recipe"])
+        nodes = recipe.nodes
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a trained ensemble: {brief(error, 200)}") from None
-    checkpoint.check_shapes(path, arrays, recipe.nodes)
+    checkpoint.check_shapes(path, arrays, nodes)
     trained = Checkpoint(path, recipe, arrays, about)
     if not trained.nets:
         raise DataError(f"{path}: all of its nets diverged, expected one to use")
     return trained
+
+
+def test_set(trained, source, progress=True):
+    """The DataSet of the test images of a source, for a Checkpoint. Raises DataError.
+
+    The images, and the classes of their labels if they have any, must be those of the training.
+    """
+    recipe = trained.recipe
+    try:
+        return load_test(source, progress, recipe.input_shape, recipe.classes)
+    except DataError as error:
+        raise DataError(f"{error}; {trained.path} was trained on {recipe.purpose}") from None
 
 
 def probabilities_of(trained, images, device, ops, workers, report, should_stop):

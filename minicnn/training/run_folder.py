@@ -70,24 +70,25 @@ def _check_config(path, config):
         if not path.is_file():  # opening a pipe would block
             raise ValueError
         with open(path, "rb") as file:
-            old = json.loads(file.read(1 << 20))  # a config has about 1 kB
+            old = json.loads(file.read(1 << 21))  # with 1,000 classes it has less than 1 MB
         old_recipe, old_data = dict(old["recipe"]), old["data"]
         old_environment = _environment(old)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(
             f"{path}: not the config of a run, expected what minicnn.train writes"
         ) from None
-    for name, value in config["recipe"].items():
-        if old_recipe.get(name) != value:
-            raise ValueError(
-                f"argument --resume: the run in {path.parent} has {name} "
-                f"{brief(old_recipe.get(name))}, got {value}"
-            )
     if old_data != config["data"]:
         raise ValueError(
             f"argument --resume: the run in {path.parent} was trained on other data: "
             f"{brief(old.get('source'))}, {brief(old.get('train_images'))} images"
         )
+    recipe = config["recipe"]
+    for name in old_recipe | recipe:
+        if old_recipe.get(name) != recipe.get(name):
+            raise ValueError(
+                f"argument --resume: the run in {path.parent} has {name} "
+                f"{brief(old_recipe.get(name))}, got {brief(recipe.get(name))}"
+            )
     if old.get("test_data") != config["test_data"]:
         raise ValueError(
             f"argument --resume: the run in {path.parent} has other test images: "
@@ -122,7 +123,7 @@ def write_outputs(job, trained, draw=True):
     predicted = None
     if trained.probabilities is not None:
         predicted = ensemble.vote(trained.probabilities)
-        write_submission(folder / SUBMISSION, predicted)
+        write_submission(folder / SUBMISSION, predicted, job.recipe.classes, data.test_ids)
     if not draw:
         return
     if not drawing.available():
@@ -140,6 +141,7 @@ def write_outputs(job, trained, draw=True):
         data.test_images,
         predicted,
         data.test_labels,
+        job.recipe.classes,
     )
 
 
@@ -170,6 +172,7 @@ def write_summary(job, trained, images, seconds):
         "nets": nets,
         "ensemble_test_accuracy": float(right.mean()) if known else None,
     }
+    summary |= job.recipe.about_data
     if trained.diverged:
         summary["diverged"] = [
             {"net": net, "epoch": epoch, "step": step}

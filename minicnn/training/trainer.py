@@ -18,19 +18,23 @@ import numpy as np
 
 from .. import rng
 from ..backends import trace
+from ..data.labels import DIGITS
+from ..data.load import fingerprint
+from ..data.sources import size_text
 from ..data.split import split, validation_count
 from ..files import DataError, brief
 from ..model import PREDICT_BATCH
-from ..recipe import Recipe
+from ..recipe import Recipe, image_shape
 from . import checkpoint
 from .workers import Interrupted
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: images uint8 (N, H, W) and labels uint8 (N,).
+    """A data set: images uint8 (N, H, W) or (N, H, W, C), and labels (N,) that count its classes.
 
     The test set, or only its labels, may be None. `fingerprint` identifies the training set.
+    classes and test_ids: as in data/load.py's DataSet.
     """
 
     train_images: np.ndarray
@@ -38,6 +42,30 @@ class Data:
     test_images: np.ndarray | None = None
     test_labels: np.ndarray | None = None
     fingerprint: str = ""
+    classes: tuple = DIGITS
+    test_ids: tuple | None = None
+
+    @classmethod
+    def of(cls, source, limit=None, test_limit=None):
+        """The first `limit` training images and `test_limit` test images of a DataSet.
+
+        Raises DataError if the test images have another shape than the training images.
+        """
+        x, y, x_test, y_test = source.x_train, source.y_train, source.x_test, source.y_test
+        if x_test is not None and image_shape(x) != image_shape(x_test):
+            found, expected = (size_text(images.shape[1:]) for images in (x_test, x))
+            raise DataError(f"test images: got {found}, expected {expected} as for training")
+        x, y = x[:limit], y[:limit]
+        x_test, y_test = (a if a is None else a[:test_limit] for a in (x_test, y_test))
+        ids = source.test_ids
+        if ids is not None:
+            ids = *ids[:2], ids[2][:test_limit]
+        return cls(x, y, x_test, y_test, fingerprint(x, y), source.classes, ids)
+
+    @property
+    def input_shape(self):
+        """(H, W, C) of an image."""
+        return image_shape(self.train_images)
 
 
 @dataclass(frozen=True)
@@ -62,6 +90,12 @@ class Trainer:
 
     def __init__(self, job, nets):
         recipe, data = job.recipe, job.data
+        labels = int(data.train_labels.max())
+        if data.input_shape != recipe.input_shape or labels >= len(recipe.classes):
+            raise ValueError(
+                f"data: got images {size_text(data.input_shape)} and labels up to {labels}, the "
+                f"recipe is for {recipe.purpose}; expected Recipe.of(data)"
+            )
         self.recipe, self.nets, self.fingerprint = recipe, nets, data.fingerprint
         self.model = recipe.model(nets, job.device, job.precision)
         self.ops = self.model.ops

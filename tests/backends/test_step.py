@@ -203,7 +203,7 @@ def job_of(layers, data, device, precision, folder, monkeypatch):
 def small_job(kernel_device, data, tmp_path, monkeypatch):
     """A job of a small network with many kinds of layers."""
 
-    def layers(dropout, momentum):
+    def layers(dropout, momentum, classes):
         return [
             Conv2D(4, 3, strides=2, activation="relu"),
             BatchNormalization(momentum),
@@ -212,7 +212,7 @@ def small_job(kernel_device, data, tmp_path, monkeypatch):
             MaxPooling2D(2),
             Activation("sigmoid"),
             Flatten(),
-            Dense(10, activation="softmax"),
+            Dense(classes, activation="softmax"),
         ]
 
     return job_of(layers, data, kernel_device, "float32", tmp_path, monkeypatch)
@@ -222,7 +222,7 @@ def small_job(kernel_device, data, tmp_path, monkeypatch):
 def block_job(cuda_device, data, tmp_path, monkeypatch):
     """A job of a small network that runs in fused blocks, in TF32."""
 
-    def layers(dropout, momentum):
+    def layers(dropout, momentum, classes):
         return [
             Conv2D(4, 3, strides=2, activation="relu"),
             BatchNormalization(momentum),
@@ -233,7 +233,7 @@ def block_job(cuda_device, data, tmp_path, monkeypatch):
             BatchNormalization(momentum),
             Flatten(),
             Dropout(dropout / 2),
-            Dense(10, activation="softmax"),
+            Dense(classes, activation="softmax"),
         ]
 
     job = job_of(layers, data, cuda_device, "tf32", tmp_path, monkeypatch)

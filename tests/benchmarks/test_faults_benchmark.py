@@ -27,7 +27,7 @@ def test_the_result_has_the_commands_reports_and_is_shown(tmp_path, monkeypatch)
 
     monkeypatch.setattr(faults, "_run", report_of)
     result = faults.measure({"cpu": 3}, 2002)
-    assert sorted(job[0] for job in asked) == ["fuzz.py"] * 12 + ["kills.py"]
+    assert sorted(job[0] for job in asked) == ["fuzz.py"] * 24 + ["kills.py"]
     assert len({job[5] for job in asked if job[1] == "csv"}) == 4
     assert [row["device"] for row in result["kills"]] == ["cpu"]
     assert [row["reader"] for row in result["fuzzing"]] == list(faults.READERS)

@@ -476,3 +476,16 @@ def test_equivalent_files_give_the_same_run(plain, files):
     assert train.main([*SMALL, "--out=run"]) == 0
     assert Path("run/submission.csv").read_bytes() == (plain / "submission.csv").read_bytes()
     assert state(Path("run")) == state(plain)
+
+
+def test_labels_of_test_images_give_an_accuracy(main, plain):
+    labelled = csv_bytes(csv_rows(TESTED, TESTED_LABELS))
+    write({"train.csv": CSV["train.csv"], "digits_test.csv": labelled, "test.csv": labelled})
+    status, stdout, stderr = main(train, [*SMALL, "--out=run"])
+    assert status == 0, stderr
+    accuracy = re.search(r"Test accuracy=([01]\.\d{5})", stdout)[1]
+    for source in "data", "data/test.csv", "data/digits", "data/digits_test.csv":
+        arguments = [f"--checkpoint={plain / 'checkpoint.npz'}", f"--data={source}"]
+        status, stdout, stderr = main(predict, [*arguments, "--device=numpy", "--quiet"])
+        assert status == 0, stderr
+        assert f"Test accuracy={accuracy}\n8 predictions" in stdout

@@ -160,6 +160,10 @@ def test_csv_round_trip(tmp_path, count, seed, end, bom, labelled, block):
             (with_field(2, 0, text), f"line 3, label: got {text!r}, expected a number or a short")
             for text in ("", " ", "nan", "NaN", "a\x1b[2Jb", "\ufffd")
         ),
+        (
+            with_field(2, 0, "1." + "0" * 99),
+            f"line 3, label: got '1.{'0' * 38}...', expected a num",
+        ),
         (with_field(5, 784, "256"), "line 6, pixel783: got '256'"),
         (with_field(2, 8, '"1'), "line 3: got a stray quote, carriage return"),
         (with_field(2, 8, '"1\n"'), "line 3: got a stray quote, carriage return"),

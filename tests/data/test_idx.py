@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minicnn import load_data
+from minicnn.data.load import load, load_test
 
 
 def write_idx(folder, train=None, test=None, dotted=False, compress=False):
@@ -154,6 +155,163 @@ def test_idx_fault_in_the_test_pair(tmp_path):
     expected = f"{TEST_LABELS}: label 2 of 3: got '12', expected one of 10 classes 0..9"
     assert expected in fault(tmp_path)
 
+
+# --- The relatives of MNIST ----------------------------------------------------------------------
+
+
+def write_set(folder, prefix, train, test, suffix=""):
+    """Write the four files of a set, such as emnist-letters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, (images, labels) in (("train", train), ("test", test)):
+        for kind, array in ("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels):
+            content = array if isinstance(array, bytes) else idx_bytes(array)
+            content = gzip.compress(content) if suffix else content
+            (folder / f"{prefix}-{part}-{kind}{suffix}").write_bytes(content)
+
+
+def split(labels, seed=0, count=60):
+    """Images (60, 9, 7) and labels that repeat the given ones."""
+    images = np.random.default_rng(seed).integers(0, 256, (count, 9, 7), np.uint8)
+    return images, np.resize(labels, count).astype(np.uint8)
+
+
+SPLITS = {
+    "letters": (range(1, 27), "26 classes A..Z", "ABC"),
+    "balanced": (range(47), "47 classes 0..t", "012"),
+    "bymerge": (range(47), "47 classes 0..t", "012"),
+    "byclass": (range(62), "62 classes 0..z", "012"),
+    "digits": (range(10), "10 classes 0..9", "012"),
+    "mnist": (range(10), "10 classes 0..9", "012"),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_emnist(tmp_path, name):
+    labels, classes, first = SPLITS[name]
+    train, test = split(labels, 1, 124), split(labels, 2)
+    write_set(tmp_path / "gzip", f"emnist-{name}", train, test, ".gz")
+    data = load(tmp_path)
+    np.testing.assert_array_equal(data.x_train, train[0].swapaxes(1, 2))
+    np.testing.assert_array_equal(data.x_test, test[0].swapaxes(1, 2))
+    np.testing.assert_array_equal(data.y_train, train[1] - min(labels))
+    assert "".join(data.classes[label] for label in data.y_train[:3]) == first
+    assert data.description == f"124 images 7x9, {classes}, transposed as EMNIST stores them"
+
+
+def test_a_label_that_the_split_has_not(tmp_path):
+    write_set(tmp_path, "emnist-letters", split([1, 0, 26]), split([1]))
+    assert "labels-idx1-ubyte: label 2 of 60: got '0', expected 1 to 26" in fault(tmp_path)
+
+
+def test_several_splits_in_a_folder(tmp_path):
+    for name, (labels, *_) in SPLITS.items():
+        write_set(tmp_path / "gzip", f"emnist-{name}", split(labels), split(labels), ".gz")
+    assert fault(tmp_path) == (
+        f"{tmp_path}: found several data sets, emnist-balanced, emnist-byclass, emnist-bymerge,"
+        f" emnist-digits, emnist-letters, emnist-mnist; expected one, such as"
+        f" {tmp_path / 'emnist-balanced'}"
+    )
+    for source in (
+        *("emnist-letters", "gzip/emnist-letters"),
+        *(f"gzip/emnist-letters-test-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")),
+    ):
+        assert load(tmp_path / source).classes == tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        assert len(load_test(tmp_path / source).x_test) == 60
+    assert "emnist-none: No such file or directory; expected" in fault(tmp_path / "emnist-none")
+
+
+def test_qmnist(tmp_path):
+    """A label has 8 columns of 32 bits; the first is the digit."""
+    images, digit = split(range(10))
+    columns = np.arange(480, dtype=">i4").reshape(60, 8)
+    columns[:, 0] = digit
+    content = header(0xC02, 60, 8) + columns.tobytes()
+    for part in "train", "test":
+        (tmp_path / f"qmnist-{part}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        (tmp_path / f"qmnist-{part}-labels-idx2-int.gz").write_bytes(gzip.compress(content))
+    data = load(tmp_path)
+    np.testing.assert_array_equal(data.y_train, digit)
+    np.testing.assert_array_equal(data.y_test, digit)
+    assert data.y_train.dtype == np.uint8
+    assert data.description == "60 images 9x7, 10 classes 0..9"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_with_channels(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (60, 6, 5, channels), np.uint8)
+    (tmp_path / TRAIN_IMAGES).write_bytes(header(0x804, *images.shape) + images.tobytes())
+    (tmp_path / TRAIN_LABELS).write_bytes(idx_bytes(np.uint8(np.arange(60) % 4)))
+    data = load(tmp_path)
+    np.testing.assert_array_equal(data.x_train, images[..., 0] if channels == 1 else images)
+    assert data.description == f"60 images 6x5{'x3' * (channels == 3)}, 4 classes 0..3"
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        pytest.param({}, id="none"),
+        pytest.param(dict.fromkeys(range(4), "MNIST/raw"), id="torchvision"),
+        pytest.param(dict.fromkeys(range(4), "gzip"), id="one"),
+        pytest.param({i: f"{i}-ubyte" for i in range(4)}, id="each in its own"),
+        pytest.param({2: "test", 3: "test"}, id="test files"),
+    ],
+)
+def test_nested_folders(tmp_path, folders):
+    names, contents = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS), [*split([1, 2])] * 2
+    for i, (name, array) in enumerate(zip(names, contents, strict=True)):
+        folder = tmp_path / folders.get(i, "")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(idx_bytes(array))
+    if 2 in folders and 0 not in folders:  # what is at the top is a data set of its own
+        assert load(tmp_path).x_test is None
+    else:
+        np.testing.assert_array_equal(load(tmp_path).x_test, contents[2])
+    np.testing.assert_array_equal(load(tmp_path).x_train, contents[0])
+
+
+def test_the_same_names_in_two_folders(tmp_path):
+    for name in "digits", "fashion":
+        (tmp_path / name).mkdir()
+        write_idx(tmp_path / name, split(range(10), len(name)))
+    assert fault(tmp_path) == (
+        f"{tmp_path}: found several data sets, digits/{TRAIN_IMAGES}, fashion/{TRAIN_IMAGES};"
+        f" expected one, such as {tmp_path / 'digits' / TRAIN_IMAGES}"
+    )
+    data = load(tmp_path / "fashion" / TRAIN_IMAGES)
+    np.testing.assert_array_equal(data.x_train, split(range(10), 7)[0])
+
+
+def test_more_labels_than_classes(tmp_path):
+    images, labels = np.zeros((1001, 2, 2), np.uint8), np.arange(1001).astype(">i2")
+    (tmp_path / TRAIN_IMAGES).write_bytes(idx_bytes(images))
+    (tmp_path / TRAIN_LABELS).write_bytes(header(0xB01, 1001) + labels.tobytes())
+    expected = "label 1001 of 1001: got more than 1,000 different labels, expected 2 to 1,000"
+    assert f"{TRAIN_LABELS}: {expected}" in fault(tmp_path)
+
+
+def test_gzip_is_known_by_its_bytes(tmp_path):
+    images, labels = split(range(10))
+    (tmp_path / TRAIN_IMAGES).write_bytes(gzip.compress(idx_bytes(images)))
+    (tmp_path / f"{TRAIN_LABELS}.gz").write_bytes(idx_bytes(labels))
+    np.testing.assert_array_equal(load(tmp_path).x_train, images)
+
+
+def test_as_many_images_as_emnist_has(tmp_path):
+    count = 814_255
+    labels = np.resize(np.arange(62), count).astype(np.uint8)
+    images = np.zeros((count, 2, 2), np.uint8)
+    for name, array in (TRAIN_IMAGES, images), (TRAIN_LABELS, labels):
+        (tmp_path / name).write_bytes(idx_bytes(array))
+    assert load(tmp_path).description == "814,255 images 2x2, 62 classes 0..61"
+
+
+def test_images_of_another_size_for_testing(tmp_path):
+    write_idx(tmp_path, split(range(10)), (IMAGES, LABELS))
+    expected = f"{tmp_path / TEST_IMAGES}: got images 28x28, expected 9x7 as for training"
+    assert fault(tmp_path) == expected
+
+
+# --- Bad gzip streams -----------------------------------------------------------------------------
 
 good_gzip = gzip.compress(idx_bytes(IMAGES))
 

@@ -1,5 +1,6 @@
 """load_data: folders, the embedded digits, MNIST; and the fingerprint of images."""
 
+import gzip
 import os
 from pathlib import Path
 
@@ -15,12 +16,16 @@ from digit_files import (
     csv_rows,
     digits,
     fault,
+    idx_bytes,
     needs_mnist,
 )
 
 from minicnn import load_data
 from minicnn.data import csv_blocks, sources
-from minicnn.data.load import fingerprint
+from minicnn.data.digits import draw_digits
+from minicnn.data.download import FILES
+from minicnn.data.load import fingerprint, load_test
+from minicnn.files import DataError
 
 
 @pytest.mark.parametrize(
@@ -96,6 +101,11 @@ def test_embedded_digits():
     assert y_train.shape == (6_000,) and y_test.shape == (2_000,)
     for array in (x_train, y_train, x_test, y_test):
         assert array.dtype == np.uint8
+    for images, labels, first in (x_train, y_train, 0), (x_test, y_test, 6_000):
+        drawn = draw_digits(50, first=first)
+        np.testing.assert_array_equal(images[:50], drawn[0])
+        np.testing.assert_array_equal(labels[:50], drawn[1])
+    np.testing.assert_array_equal(load_test("digits").x_test, x_test)
     assert not {image.tobytes() for image in x_train} & {image.tobytes() for image in x_test}
 
 
@@ -127,3 +137,47 @@ def test_no_pandas_without_a_csv():
     """Importing pandas takes longer than drawing the digits."""
     source = Path(csv_blocks.__file__).read_text(encoding="utf-8")
     assert "\nimport pandas" not in source
+
+
+@pytest.mark.parametrize("source", [5, None, b"digits", ("a", "b")])
+def test_no_source(source):
+    with pytest.raises(DataError, match=r"source: got .*, expected 'digits', 'mnist', a folder or"):
+        load_data(source)
+
+
+def test_mnist_in_the_cache(tmp_path, monkeypatch):
+    """Labels are those of ten digits, however few there are."""
+    for name, array in zip(FILES, (*digits(5), *digits(3, seed=1)), strict=True):
+        (tmp_path / name).write_bytes(gzip.compress(idx_bytes(array)))
+    monkeypatch.setattr("minicnn.data.load.fetch_mnist", lambda progress: tmp_path)
+    (x_train, _), (x_test, y_test) = load_data("mnist")
+    np.testing.assert_array_equal(x_train, digits(5)[0])
+    np.testing.assert_array_equal(x_test, digits(3, seed=1)[0])
+    test = load_test("mnist")
+    assert test.x_train is None and test.classes == tuple("0123456789")
+    np.testing.assert_array_equal(test.y_test, y_test)
+
+
+def test_no_test_images(tmp_path):
+    (tmp_path / "train.csv").write_bytes(csv_bytes(csv_rows(*digits(2))))
+    with pytest.raises(DataError, match=r"found no test images, expected test\.csv or t10k-images"):
+        load_test(tmp_path)
+
+
+def test_unreadable_folder(tmp_path, monkeypatch):
+    """The failure is planted, because chmod does not stop root."""
+
+    def fail(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", fail)
+    assert fault(tmp_path).startswith(f"{tmp_path}: Permission denied; expected a folder with Kag")
+
+
+def test_many_folders_are_not_searched(tmp_path):
+    for i in range(201):
+        (tmp_path / f"{i}").mkdir()
+    (tmp_path / "7" / "train.csv").write_bytes(csv_bytes(csv_rows(*digits(2))))
+    assert fault(tmp_path).startswith(
+        f"{tmp_path}: found 0, 1, 10, 100, 101 and 196 more; expected"
+    )

@@ -169,8 +169,8 @@ FILES = {
         "about: expected a JSON object",
     ),
     "a long text": (
-        lambda good: repacked(good, "about", text(b" " * (1 << 21))),
-        "about: expected at most 1048576 bytes",
+        lambda good: repacked(good, "about", text(b" " * (1 << 22))),
+        "about: expected at most 2097152 bytes",
     ),
 }
 

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import patterns
 import pytest
 
 from minicnn import RandomAffine, drawing
@@ -374,3 +375,45 @@ def test_untrained_nets_err_in_less_than_all_cases(build):
     low, high = axes.get_ylim()
     inside = [t for t, y in zip(labels, axes.get_yticks(), strict=True) if low <= y <= high]
     assert inside[-2:] == ["50 %", "100 %"]
+
+
+# ---- other images and classes --------------------------------------------------------------------
+
+
+def test_names_stand_for_labels_and_fit(tmp_path, monkeypatch):
+    """They are no formulas, whatever they hold, and a script that the fonts lack warns nobody."""
+    drawn = {}
+    monkeypatch.setattr(
+        figures, "save", lambda path, function, *given: drawn.update({path.name: function(*given)})
+    )
+    names = "T-shirt/top", "a $x_1$ b", "a very long name of a class", "\u0c95\u0ca8", "e"
+    images, labels = patterns.draw(5, 20, (32, 40, 3))
+    wrong = (labels + (np.arange(20) == 1)) % 5
+    rows = history(1, 1)
+    figures.write_all(tmp_path, images, labels, AUGMENT, rows, images, wrong, labels, names)
+    shown = titles(drawn["training_images.png"])
+    assert shown[:5] == ["T-shirt/top", "a $x_1$ b", "a very long...", "\u0c95\u0ca8", "e"]
+    assert titles(drawn["predictions.png"])[:3] == [
+        "T-shirt/top",
+        "a very long...,\nnot a $x_1$ b",
+        "a very long...",
+    ]
+    for name, figure in drawn.items():
+        drawing.save(tmp_path / name, lambda figure=figure: figure)
+        if name in ("training_images.png", "predictions.png"):
+            assert not any(axes.title.get_parse_math() for axes in figure.axes)
+        across = imread(tmp_path / name)[:, [0, -1], :3]
+        assert (across == across[0, 0]).all()  # nothing is cut off at the sides
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_images_are_shown_in_their_colours(build, channels):
+    images, labels = patterns.draw(5, 6, (30, 40, channels))
+    for i, axes in enumerate(build("training_images", images, labels).axes):
+        expected = images[i] if channels == 3 else images[i].mean(axis=2)
+        assert np.array_equal(axes.images[0].get_array(), expected)
+    figure = build("augmented_images", images, labels, RandomAffine())
+    shown = figure.axes[1].images[0].get_array()  # augmented by nothing
+    expected = images[0] if channels == 3 else images[0].mean(axis=2)
+    assert shown.shape == expected.shape
+    np.testing.assert_allclose(shown, expected, atol=1)
