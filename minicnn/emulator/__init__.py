@@ -130,7 +130,7 @@ class _Code(NamedTuple):
 
 
 class Emulator(Driver):
-    """A driver that runs kernels on `cores` of the CPU (default: all).
+    """A driver that runs kernels on `cores` of the CPU (default: as many as threads are allowed).
 
     order: in which thread blocks, and the threads of each, run: "forward", "backward" or
     "shuffled". copies: whether asynchronous copies happen at once ("early") or when they are waited
@@ -145,11 +145,10 @@ class Emulator(Driver):
         super().__init__()
         self.checked = checked
         self.counted = []
-        cores = machine.cores() if cores is None else checks.integer("cores", cores, 1)
+        self._cores = cores if cores is None else checks.integer("cores", cores, 1)
         self._options = _Options(
             order=_ORDERS.index(checks.choice("order", order, _ORDERS)),
             late_copies=_COPIES.index(checks.choice("copies", copies, _COPIES)),
-            cores=1 if checked else cores,
             buffers=-1,
         )
         self._run = _runtime().emulator_launch
@@ -242,6 +241,7 @@ class Emulator(Driver):
 
     def _execute(self, launch):
         options = _Options.from_buffer_copy(self._options)
+        options.cores = 1 if self.checked else self._cores or machine.threads()
         counters = (ctypes.c_longlong * len(Counts._fields))()
         if self.checked:
             buffers = [_buffer(p, array) for p, array in launch.arrays if array is not None]
