@@ -80,7 +80,10 @@ def _groups(root):
     Some may not exist: in a container, the paths in /proc/self/cgroup may be those of the host.
     """
     paths = _paths(root)
-    for controllers, mounted, point in [*_mounts(root), *_USUAL]:
+    mounts = list(_mounts(root))
+    points = {point for _, _, point in mounts}
+    mounts += [usual for usual in _USUAL if usual[2] not in points]
+    for controllers, mounted, point in mounts:
         top = root / point.lstrip("/")
         for path in {paths.get(controller, "/") for controller in controllers}:
             below = _below(path, mounted)

@@ -2,10 +2,13 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from minicnn import BatchNormalization, Conv2D, Dense, Dropout, Flatten
 from minicnn.training import checkpoint
@@ -107,3 +110,26 @@ def start_slowly(folder, *arguments, seconds=0.4):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     return process
+
+
+def in_own_mounts(mounts, *command, **environment):
+    """Run a command where a line of shell has mounted something that no other process sees.
+
+    Skips the test where the system does not allow that.
+    """
+    if not shutil.which("unshare"):
+        pytest.skip("needs unshare")
+    shell = ["unshare", "--mount", "sh", "-c"]
+    # The test itself must be able to fail: only the mounts may be refused, not the command.
+    tried = subprocess.run([*shell, mounts], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"may not mount: {tried.stderr.strip()}")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        [*shell, f'{mounts} && exec "$@"', "sh", *map(str, command)],
+        env={name: value for name, value in environment.items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
