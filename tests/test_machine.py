@@ -19,6 +19,7 @@ V1 = """\
 35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
 36 31 0:33 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
 """
+V2_OF = V2.replace("/ /sys", "%s /sys")  # where another group than the outermost is mounted
 OTHERS = "22 27 0:21 / /proc rw - proc proc rw\n\nno mount\n24 27 0:6 / /a\\040b rw - tmpfs\n"
 
 
@@ -62,14 +63,14 @@ def inside(folder, files):
         # a container: the path is the host's, and not below the mount
         (V2, "0::/docker/0123\n", {"cpu.max": "200000 100000"}, 2),
         (V2, "0::/../other\n", {"cpu.max": "200000 100000"}, 2),
-        (V2.replace("/ /sys", "/docker/0123 /sys"), "0::/docker/0123\n", {"cpu.max": "7 2"}, 3.5),
+        (V2_OF % "/docker/0123", "0::/docker/0123\n", {"cpu.max": "7 2"}, 3.5),
         (
-            V2.replace("/ /sys", "/d /sys"),
+            V2_OF % "/d",
             "0::/d/in\n",
             {"in/cpu.max": "7 2", "d/in/cpu.max": "1 2"},
             3.5,
         ),
-        (V2.replace("/ /sys", "/../.. /sys"), "0::/\n", {"cpu.max": "7 2"}, 3.5),
+        (V2_OF % "/../..", "0::/\n", {"cpu.max": "7 2"}, 3.5),
         # version 1: -1 is no limit
         (
             V1,
@@ -153,6 +154,7 @@ def test_a_quota_counts_in_whole_cpus(monkeypatch, quota, cores):
             inside("a", memory(3 * GIB, 2 * GIB)) | inside("a/b", memory(2 * GIB)),
             GIB,
         ),
+        (V2, "0::/a/b\n", inside("a", memory(GIB, GIB)) | inside("a/b", memory(2 * GIB)), 0),
         (V2, "0::/a/b\n", inside("a/c", memory(GIB)), None),
         (V2, "0::/host/0123\n", memory(GIB), GIB),
         (
