@@ -120,16 +120,12 @@ def in_own_mounts(mounts, *command, **environment):
     if not shutil.which("unshare"):
         pytest.skip("needs unshare")
     shell = ["unshare", "--mount", "sh", "-c"]
-    # The test itself must be able to fail: only the mounts may be refused, not the command.
-    tried = subprocess.run([*shell, mounts], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    environment = {name: str(value) for name, value in environment.items() if value is not None}
+    options = {"env": environment, "capture_output": True, "text": True, "timeout": 300}
+    # A system may refuse the mounts, but not the command after them.
+    tried = subprocess.run([*shell, mounts], check=False, **options)
     if tried.returncode:
         pytest.skip(f"may not mount: {tried.stderr.strip()}")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(
-        [*shell, f'{mounts} && exec "$@"', "sh", *map(str, command)],
-        env={name: value for name, value in environment.items() if value is not None},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    command = [*shell, f'{mounts} && exec "$@"', "sh", *map(str, command)]
+    return subprocess.run(command, check=False, **options)
