@@ -39,9 +39,13 @@ def use_cores(count):
 
 
 def use_threads(count):
-    """Limit each process to `count` threads from now on; None: to those of $OMP_NUM_THREADS."""
+    """Limit each process to `count` threads from now on; None: to those of $OMP_NUM_THREADS.
+
+    Warns if that variable is needed and is not valid.
+    """
     global _most_threads  # noqa: PLW0603  a setting of the process
     _most_threads = count
+    threads()
 
 
 def asked_threads():
@@ -55,25 +59,28 @@ def threads(processes=1):
     use_threads and, without it, the variable OMP_NUM_THREADS limit the number.
     """
     share = max(1, cores() // processes)
-    asked = _most_threads or openmp_threads(os.environ.get("OMP_NUM_THREADS", ""))
+    asked = _most_threads or _openmp_limit(os.environ.get("OMP_NUM_THREADS", ""))
     return min(share, asked or share)
 
 
-@lru_cache
 def openmp_threads(text):
-    """The number of threads in a value of OMP_NUM_THREADS; None, with a warning, if it is none.
+    """The number of threads in a value of OMP_NUM_THREADS, None if it is not valid.
 
     "4,2" is for nested loops. There are none here, so the first number counts.
     """
     numbers = [number.strip() for number in text.split(",")]
     if all(number.isascii() and number.isdecimal() and int(number) for number in numbers):
         return int(numbers[0])
-    if text:
-        warnings.warn(
-            f"OMP_NUM_THREADS: got {text!r}, expected a positive integer; it is ignored",
-            stacklevel=2,
-        )
     return None
+
+
+@lru_cache  # warns once
+def _openmp_limit(text):
+    found = openmp_threads(text)
+    if text and found is None:
+        message = f"OMP_NUM_THREADS: got {text!r}, expected a positive integer; it is ignored"
+        warnings.warn(message, stacklevel=2)
+    return found
 
 
 def aligned_empty(shape, dtype, alignment):

@@ -295,7 +295,7 @@ def test_the_variable_of_openmp_limits_threads_of_a_process(
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "4,", "4,x", "1.5", "²", "0x2"])
 def test_a_bad_variable_of_openmp_is_reported_and_ignored(eight_cores, monkeypatch, value):
-    machine.openmp_threads.cache_clear()
+    machine._openmp_limit.cache_clear()
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     with pytest.warns(UserWarning) as told:
         assert machine.threads() == machine.threads() == 8

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cases import with_kernels
-from runs import TINY, in_own_mounts, python, start_slowly, state
+from runs import TINY, command, in_own_mounts, python, start_slowly, state
 
 from minicnn import machine, predict, study, train
 from minicnn.backends import native
@@ -40,6 +40,7 @@ def read_only_shared_memory(folder):
     return "mount -t tmpfs -o ro x /dev/shm"
 
 
+@pytest.mark.full(but="without_shared_memory")
 @pytest.mark.parametrize("mounts", [without_shared_memory, read_only_shared_memory])
 def test_training_needs_no_shared_memory(run, tmp_path, mounts):
     folder = tmp_path / "out"
@@ -55,6 +56,7 @@ def test_training_needs_no_shared_memory(run, tmp_path, mounts):
         assert state(Path(more[1])) == state(run[0])
 
 
+@pytest.mark.full(beside="test_training_needs_no_shared_memory")
 def test_a_study_needs_no_shared_memory(tmp_path):
     small = "--quick --quiet --no-figures --trials=1 --nets=2 --epochs=1 --limit=64 --device=numpy"
     arguments = *small.split(), "--workers=2", "--out", tmp_path / "study"
@@ -66,6 +68,7 @@ def test_a_study_needs_no_shared_memory(tmp_path):
 # ---- limits --------------------------------------------------------------------------------------
 
 
+@pytest.mark.full(but="version 2")
 @pytest.mark.parametrize(
     "files",
     [
@@ -85,6 +88,7 @@ def test_a_training_under_a_quota_of_one_cpu_is_one_process(run, tmp_path, files
     assert state(tmp_path / "out") == state(run[0])
 
 
+@pytest.mark.full(beside="test_a_training_under_a_quota_of_one_cpu_is_one_process")
 def test_a_training_fits_into_the_memory_of_its_group(tmp_path):
     limit = 300 << 20  # more than one process needs, less than two need
     (tmp_path / "groups").mkdir()
@@ -132,6 +136,7 @@ def test_training_with_a_noexec_cache_folder_compiles_once(tmp_path):
     assert count("activation.c") == 1
 
 
+@pytest.mark.full(beside="test_training_with_a_noexec_cache_folder_compiles_once")
 @with_kernels
 def test_training_where_nothing_may_be_executed_is_numpys(tmp_path):
     disk = tmp_path / "disk"
@@ -153,6 +158,7 @@ def test_training_where_nothing_may_be_executed_is_numpys(tmp_path):
     assert count("activation.c") == 0
 
 
+@pytest.mark.full(beside="test_without_openmp_one_line_says_so")
 @several_cores
 @with_kernels
 def test_training_without_openmp_uses_a_process_for_each_core(tmp_path):
@@ -205,51 +211,61 @@ def count_threads(folder, *arguments, **environment):
     return done, sorted(int(file.read_text()) for file in folder.glob("threads-*"))
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
-@with_kernels
-def test_threads_are_as_many_as_asked_for_and_change_no_bit(cpu_ops, tmp_path):
-    if not cpu_ops.threaded or machine.cores() < 2:
-        pytest.skip("needs OpenMP and two cores")
-    arguments = [*COMPILED, "--epochs=1"]
-    states, cores = [], machine.cores()
-    for number, (more, variable, expected) in enumerate(
-        [
-            ([], None, [1, 1]),
-            (["--nets=1"], None, [cores]),
-            (["--nets=1"], "1", [1]),
-            (["--nets=1", "--threads=1"], None, [1]),
-            (["--nets=1", "--threads=2"], "1", [2]),
-            (["--nets=1"], "2,1", [2]),
-            ([f"--threads={cores}"], None, [cores]),
-            (["--workers=2", f"--threads={cores}"], "1", [cores // 2] * 2),
-        ]
-    ):
-        out = tmp_path / str(number)
-        done, found = count_threads(
-            tmp_path, "minicnn.train", *arguments, "--out", out, *more, OMP_NUM_THREADS=variable
-        )
-        assert found == expected, (more, variable)
-        assert f"Processes: {len(expected)}." in done.stderr
-        assert "warning" not in done.stderr.lower()
-        if "--nets=1" not in more:
-            states.append(state(out))
-    assert len(states) == 3 and states[0] == states[1] == states[2]
-    # predict
-    about = "--checkpoint", tmp_path / "0" / "checkpoint.npz", "--data=digits", "--device=cpu"
-    submissions = set()
-    for more, variable, expected in [
-        (["--workers=1"], None, [cores]),
-        (["--workers=1"], "1", [1]),
-        (["--workers=1", "--threads=1"], None, [1]),
-        (["--threads=2"], "1", [2] * min(2, cores // 2)),
-    ]:
-        command_line = *about, "--out", tmp_path / "submission.csv", *more
-        _, found = count_threads(
-            tmp_path, "minicnn.predict", *command_line, OMP_NUM_THREADS=variable
-        )
-        assert found == expected, (more, variable)
-        submissions.add((tmp_path / "submission.csv").read_text())
-    assert len(submissions) == 1
+CORES = machine.cores()
+counts_threads = pytest.mark.skipif(
+    not Path("/proc/self/task").exists() or CORES < 2, reason="needs Linux and two cores"
+)
+IN_ONE = "--workers=1"  # process
+CASES = {
+    "all cores": ([IN_ONE], None, [CORES]),
+    "the variable": ([IN_ONE], "1", [1]),
+    "the variable's first number": ([IN_ONE], "2,1", [2]),
+    "the option": ([IN_ONE, "--threads=1"], None, [1]),
+    "the option wins": ([IN_ONE, "--threads=2"], "1", [2]),
+    "one process is enough": ([f"--threads={CORES}"], None, [CORES]),
+    "two processes": (["--workers=2"], None, [CORES // 2] * 2),
+    "all fit the cores": (["--workers=2", f"--threads={CORES}"], "1", [CORES // 2] * 2),
+}
+
+
+@pytest.fixture(scope="module")
+def compiled_run(tmp_path_factory):
+    """The folder of an undisturbed run of the kernels in C."""
+    folder = tmp_path_factory.mktemp("compiled") / "out"
+    done = command("minicnn.train", *COMPILED, "--epochs=1", "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.full(but="the variable$|the option wins")
+@pytest.mark.parametrize(("more", "variable", "expected"), CASES.values(), ids=CASES)
+@counts_threads
+def test_training_has_the_threads_that_are_asked_for_and_the_same_bits(
+    cpu_ops, compiled_run, tmp_path, more, variable, expected
+):
+    if not cpu_ops.threaded:
+        pytest.skip("the compiler has no OpenMP")
+    arguments = [*COMPILED, "--epochs=1", "--out", tmp_path / "out", *more]
+    done, found = count_threads(tmp_path, "minicnn.train", *arguments, OMP_NUM_THREADS=variable)
+    assert found == expected
+    assert f"Processes: {len(expected)}." in done.stderr and "warning" not in done.stderr.lower()
+    assert state(tmp_path / "out") == state(compiled_run)
+
+
+@pytest.mark.full(but="the variable$")
+@pytest.mark.parametrize(("more", "variable", "expected"), CASES.values(), ids=CASES)
+@counts_threads
+def test_predicting_has_the_threads_that_are_asked_for(
+    cpu_ops, compiled_run, tmp_path, more, variable, expected
+):
+    if not cpu_ops.threaded:
+        pytest.skip("the compiler has no OpenMP")
+    arguments = "--checkpoint", compiled_run / "checkpoint.npz", "--data=digits", "--device=cpu"
+    arguments = *arguments, "--quiet", "--out", tmp_path / "submission.csv", *more
+    _, found = count_threads(tmp_path, "minicnn.predict", *arguments, OMP_NUM_THREADS=variable)
+    assert found == expected
+    submission = (tmp_path / "submission.csv").read_text().splitlines()
+    assert submission[:41] == (compiled_run / "submission.csv").read_text().splitlines()
 
 
 @with_kernels
