@@ -146,6 +146,14 @@ def test_a_file_of_another_user_that_cannot_be_read_is_replaced():
         assert_replaced(as_another_user(folder), "holds files that cannot be loaded")
 
 
+def test_a_cpu_whose_name_is_not_utf8(tmp_path):
+    (tmp_path / "cpuinfo").write_bytes(b"model name : Prozess\xf6r\nflags : avx \xe9\n")
+    mounts = f"mount --bind {shlex.quote(str(tmp_path / 'cpuinfo'))} /proc/cpuinfo"
+    done = load(mounts, MINICNN_CACHE=tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(tmp_path / "cache" / "native")] * 2
+
+
 @pytest.mark.parametrize("name", ["two  spaces", "Küche", "日本", "a'b\"c", "-O9", b"Stra\xdfe"])
 def test_names_of_cache_folders(tmp_path, name):
     folder = tmp_path / os.fsdecode(name)
