@@ -119,9 +119,9 @@ def build(name, sources, compile_flags, link_flags=(), language="c++"):
         _run([*command, "-shared", *objects, *link_flags, "-o", library.name], folder)
 
     made_from = command, version, _cpu(), sources, compile_flags, link_flags
-    if not _executes(_folder()):
-        _replace_cache("is mounted noexec")
     try:
+        if not _executes(_folder()):
+            _replace_cache("is mounted noexec")
         return keep(name, ".so", made_from, make)
     except OSError as error:
         raise CompileError(f"{name} cannot be compiled: {error}") from None

@@ -154,21 +154,16 @@ def test_a_cpu_whose_name_is_not_utf8(tmp_path):
     assert done.stdout.splitlines() == [str(tmp_path / "cache" / "native")] * 2
 
 
+@pytest.mark.parametrize("utf8", ["0", "1"])
 @pytest.mark.parametrize("name", ["two  spaces", "Küche", "日本", "a'b\"c", "-O9", b"Stra\xdfe"])
-def test_names_of_cache_folders(tmp_path, name):
+def test_names_of_cache_folders(tmp_path, name, utf8):
     folder = tmp_path / os.fsdecode(name)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MINICNN_CACHE": str(folder)}
+    environment |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": utf8}
     environment.pop(native._INHERITED, None)
+    code = LOAD.replace("print(path.parent)", "import os; print(os.fsencode(path.parent))")
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            LOAD.replace("print(path.parent)", "print(ascii(str(path.parent)))"),
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [ascii(str(folder / "native"))] * 2
+    assert done.stdout.splitlines() == [repr(os.fsencode(folder / "native"))] * 2

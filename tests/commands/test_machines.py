@@ -177,6 +177,19 @@ def test_training_without_openmp_uses_a_process_for_each_core(tmp_path):
     assert "Device: cpu (as asked). Processes: 2." in about
 
 
+@pytest.mark.full(beside="test_names_of_cache_folders")
+@with_kernels
+def test_training_in_the_c_locale_with_umlauts_in_paths(compiled_run, tmp_path):
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TERM": None}
+    cache = {"MINICNN_CACHE": str(tmp_path / "Küche 1"), native._INHERITED: None}
+    arguments = [*COMPILED, "--epochs=1", "--workers=2", "--out", tmp_path / "Übung 1"]
+    done = python("-m", "minicnn.train", *arguments, **locale, **cache)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "Device: cpu (as asked)" in done.stderr
+    assert list((tmp_path / "Küche 1" / "native").glob("cpu-*.so"))
+    assert state(tmp_path / "Übung 1") == state(compiled_run)
+
+
 # ---- threads -------------------------------------------------------------------------------------
 
 # A command that leaves a file for each process that trains or predicts: its threads that compute.
