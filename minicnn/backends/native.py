@@ -87,13 +87,15 @@ def load(name, sources, compile_flags, link_flags=(), language="c++", mode=ctype
     left = path.exists()  # it is new, or another user's
     if left:
         _leave_cache("holds files that cannot be loaded")
+        reasons, _reasons[:] = list(_reasons), []  # to be reported if that helps
     path = make()
     try:
         library = ctypes.CDLL(str(path), mode=mode)
     except OSError as error:
         raise CompileError(f"the kernels cannot be loaded: {error}") from None
     if left:
-        _report("holds files that cannot be loaded")
+        _reasons[:] = reasons
+        _report()
     return library, path
 
 
@@ -120,8 +122,7 @@ def build(name, sources, compile_flags, link_flags=(), language="c++"):
 
     made_from = command, version, _cpu(), sources, compile_flags, link_flags
     try:
-        if not _executes(_folder()):
-            _replace_cache("is mounted noexec")
+        _require_execution()
         return keep(name, ".so", made_from, make)
     except OSError as error:
         raise CompileError(f"{name} cannot be compiled: {error}") from None
@@ -137,13 +138,14 @@ def keep(name, suffix, made_from, make):
     if (_folder() / file).exists():
         return _folder() / file
     if not _has_room(_folder()) and not os.environ.get(_INHERITED):
-        _replace_cache("is full")
+        _leave_cache("is full")
     kept = _folder() / file
     with tempfile.TemporaryDirectory(dir=kept.parent) as temporary:
         made = Path(temporary) / f"made{suffix}"
         make(made)
         os.replace(made, kept)
     _made.add(kept)
+    _report()
     return kept
 
 
@@ -171,43 +173,45 @@ def _folder():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    return _replace_cache("cannot be written")
-
-
-def _replace_cache(reason):
-    """Keep libraries in a temporary folder, and say so. Returns the folder."""
-    folder = _leave_cache(reason)
-    _report(reason)
-    return folder
+    return _leave_cache("cannot be written")
 
 
 def _leave_cache(reason):
-    """Keep libraries in a temporary folder from now on, also in child processes. Returns it.
+    """Keep files in a temporary folder from now on, also in child processes. Returns it.
 
-    reason: why the cache folder cannot be used. Raises CompileError if there is no other folder.
+    reason: why the cache folder cannot be used; `keep` reports it.
     """
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="minicnn-")
-    except OSError as error:
-        raise CompileError(f"the cache folder {reason}; {error}") from None
-    if not _executes(folder.name):
-        folder.cleanup()
-        raise CompileError(
-            f"the cache folder {reason}, and {tempfile.gettempdir()} is mounted noexec; set "
-            "MINICNN_CACHE to a folder that allows execution"
-        )
+    folder = tempfile.TemporaryDirectory(prefix="minicnn-")
     _kept.append(folder)
+    _reasons[:] = [reason]
     os.environ[_INHERITED] = folder.name
     _folder.cache_clear()
     return Path(folder.name)
 
 
 _kept = []  # temporary folders, which exist until the process ends
+_reasons = []  # why the cache folder was left, until that is reported
 
 
-def _report(reason):
-    message = f"the cache folder {reason}: each run compiles its kernels anew"
-    warnings.warn(message, stacklevel=2)
+def _report():
+    """Warn that the cache folder was left, once."""
+    while _reasons:
+        message = f"the cache folder {_reasons.pop()}: each run compiles its kernels anew"
+        warnings.warn(message, stacklevel=2)
+
+
+def _require_execution():
+    """Leave a cache folder that is mounted noexec. Raises CompileError if the other one is, too."""
+    if _executes(_folder()):
+        return
+    if not os.environ.get(_INHERITED):
+        _leave_cache("is mounted noexec")
+    if not _executes(_folder()):
+        reason = _reasons[0] if _reasons else "cannot be used"
+        raise CompileError(
+            f"the cache folder {reason}, and {_folder().parent} is mounted noexec; set "
+            "MINICNN_CACHE to a folder that allows execution"
+        )
 
 
 def _executes(folder):

@@ -62,21 +62,43 @@ def test_a_noexec_cache_folder_is_replaced(tmp_path):
     assert_replaced(done, "is mounted noexec")
 
 
-def test_where_the_temporary_folder_is_noexec_too_nothing_is_compiled(tmp_path):
+@pytest.mark.parametrize(
+    ("cache", "reason"), [("disk", "is mounted noexec"), ("file", "cannot be written")]
+)
+def test_where_the_temporary_folder_is_noexec_too_nothing_is_compiled(tmp_path, cache, reason):
+    (tmp_path / "file").touch()
     (tmp_path / "no compiler").write_text('#!/bin/sh\n[ "$1" = --version ] || touch "$0 ran"\n')
     (tmp_path / "no compiler").chmod(0o755)
     done = load(
         tmpfs(tmp_path / "disk", "noexec"),
-        MINICNN_CACHE=tmp_path / "disk",
+        MINICNN_CACHE=tmp_path / cache,
         TMPDIR=tmp_path / "disk",
         CXX=shlex.quote(str(tmp_path / "no compiler")),
     )
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr == (
-        f"error: the cache folder is mounted noexec, and {tmp_path / 'disk'} is mounted noexec; "
+        f"error: the cache folder {reason}, and {tmp_path / 'disk'} is mounted noexec; "
         "set MINICNN_CACHE to a folder that allows execution\n"
     )
     assert not (tmp_path / "no compiler ran").exists()
+
+
+def test_files_that_are_not_executed_may_lie_on_a_noexec_disk(tmp_path):
+    """As `docker run --read-only --tmpfs /tmp` has it. A GPU's kernels are such files."""
+    (tmp_path / "file").touch()
+    code = "from minicnn.backends import native\n"
+    code += "for n in 1, 2: print(native.keep('a', '.b', n, lambda path: path.write_text('c')))"
+    done = in_own_mounts(
+        tmpfs(tmp_path / "disk", "noexec"),
+        *(sys.executable, "-W", "ignore", "-c", code),
+        **{
+            "MINICNN_CACHE": tmp_path / "file",
+            "TMPDIR": tmp_path / "disk",
+            native._INHERITED: None,
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith(f"{tmp_path / 'disk'}/minicnn-") for line in done.stdout.split())
 
 
 @pytest.mark.parametrize("size", ["64k", "4m"])
