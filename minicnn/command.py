@@ -28,6 +28,10 @@ DEVICE_HELP = (
     "where to compute: 'auto' is 'cuda' if there is a usable GPU, else 'cpu'; 'numpy' is the "
     "reference; 'emulated' runs the CUDA kernels without a GPU (default: auto)"
 )
+THREADS_HELP = (
+    "most threads of a process; the result does not depend on it. All processes together have at "
+    "most as many as there are cores (default: $OMP_NUM_THREADS, else as many as there are cores)"
+)
 
 DATA_HELP = """\
 What --data reads:

@@ -1,9 +1,10 @@
 """Which backend computes: the one place where the name of a device becomes a Backend."""
 
+import multiprocessing
 import warnings
 from functools import lru_cache
 
-from . import checks
+from . import checks, machine
 from .backends import cuda, native, ops_cpu, ops_cuda, ops_numpy
 from .backends.backend import Backend
 from .emulator import Emulator
@@ -73,7 +74,11 @@ def _operations(device, precision="float32"):
     if device == "numpy":
         return ops_numpy
     if device == "cpu":
-        return ops_cpu.Operations()
+        backend = ops_cpu.Operations()
+        if not backend.threaded and machine.threads() > 1 and not multiprocessing.parent_process():
+            message = "the C compiler has no OpenMP: one core works in each process"
+            warnings.warn(message, stacklevel=4)
+        return backend
     if device == "cuda":
         missing = cuda.problem()
         if missing:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from . import devices
+from . import devices, machine
 from .command import (
     DATA_HELP,
     DEVICE_HELP,
     EXIT_STATUS,
     REFUSALS,
+    THREADS_HELP,
     Parser,
     StopOnSignal,
     images_bar,
@@ -48,6 +49,7 @@ def _main(argv):
 
 def predict(arguments, should_stop=lambda: False):
     """Predict the test images, and write the submission, as the parsed arguments say."""
+    machine.use_threads(arguments.threads)
     device, ops, _ = devices.choose(arguments.device)
     if not arguments.out.resolve().parent.is_dir():  # fail before the work, not after it
         raise ValueError(
@@ -106,6 +108,7 @@ def _parser():
     parser.add_argument(
         "--workers", type=positive, metavar="N", help="number of processes (default: one per core)"
     )
+    parser.add_argument("--threads", type=positive, metavar="N", help=THREADS_HELP)
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     return parser
 

@@ -14,11 +14,12 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from . import __version__, checks, devices, drawing
+from . import __version__, checks, devices, drawing, machine
 from .command import (
     DEVICE_HELP,
     EXIT_STATUS,
     REFUSALS,
+    THREADS_HELP,
     Parser,
     StopOnSignal,
     image_shape,
@@ -31,7 +32,6 @@ from .command import (
     warnings_in_one_line,
 )
 from .files import DataError, atomic_write, in_use
-from .machine import cores
 from .recipe import Recipe
 from .reports import webpage
 from .studies import STUDIES, executors, findings, hardest, variance
@@ -39,7 +39,7 @@ from .studies.store import FILE, Store
 from .studies.tasks import Source
 from .studies.work import Work, in_words
 from .training import learnable
-from .training.resources import share
+from .training.resources import processes, share
 from .training.workers import Interrupted
 
 _MOST_NETS = 1_000_000  # in one study; the notebook's largest study has 1,500
@@ -77,10 +77,8 @@ def study(arguments, folder, should_stop=lambda: False):
     module = STUDIES[arguments.study]
     _fill_in(arguments, module)
     seed = checks.word("argument --seed", arguments.seed)
-    if module is not variance and arguments.dask is not None and arguments.workers is not None:
-        raise ValueError(
-            "argument --workers: not allowed with --dask: it sets this machine's processes"
-        )
+    if module is not variance:
+        _set_threads(arguments)
     name = arguments.data
     if name not in ("digits", "mnist"):
         name = str(Path(name).absolute())  # workers have other working folders
@@ -119,6 +117,16 @@ def study(arguments, folder, should_stop=lambda: False):
     for line in found.lines:
         print(line)
     print(f"Study folder: {folder}{os.sep}; for a report: python -m minicnn.report {folder}")
+
+
+def _set_threads(arguments):
+    if arguments.dask is not None:
+        for name in ("workers", "threads"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(
+                    f"argument --{name}: not allowed with --dask: it sets this machine's processes"
+                )
+    machine.use_threads(arguments.threads)
 
 
 def _write(arguments, module, results, data, folder):
@@ -233,8 +241,8 @@ def _place(arguments, client, cells, data, tell):
     if client is not None:
         return executors.cluster(client, arguments.dask, tell)
     _, ops, _ = devices.choose(arguments.device, arguments.precision)
-    nets = min(sum(cell.recipe.nets * cell.trials for cell in cells), arguments.workers or cores())
-    recipe = replace(cells[-1].recipe, nets=nets)
+    nets = sum(cell.recipe.nets * cell.trials for cell in cells)
+    recipe = replace(cells[-1].recipe, nets=min(nets, processes(ops, arguments.workers)))
     _, count = share(recipe, data, ops, arguments.memory, arguments.workers)
     message = "minicnn.study: warning: a worker process died; another one repeats its task"
     return executors.local(count, lambda: tell(message))
@@ -366,6 +374,7 @@ def _add_machine(group):
         help="number of processes on this machine; the result does not depend on it (default: as "
         "many as cores and memory allow; 1 with a GPU)",
     )
+    group.add_argument("--threads", type=positive, metavar="N", help=THREADS_HELP)
     group.add_argument(
         "--group",
         type=positive,

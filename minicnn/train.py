@@ -19,13 +19,14 @@ from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 
-from . import __version__, devices
+from . import __version__, devices, machine
 from .backends import trace
 from .command import (
     DATA_HELP,
     DEVICE_HELP,
     EXIT_STATUS,
     REFUSALS,
+    THREADS_HELP,
     Parser,
     StopOnSignal,
     image_shape,
@@ -89,6 +90,7 @@ def train(arguments, folder, should_stop=lambda: False):
     """
     started = time.monotonic()
     recipe = _recipe(arguments)
+    machine.use_threads(arguments.threads)
     device, ops, reason = devices.choose(arguments.device, arguments.precision)
     if arguments.resume and not arguments.out:
         raise ValueError("argument --resume: expected --out, the folder of the run to continue")
@@ -263,6 +265,7 @@ def _parser():
         help="number of processes; the result does not depend on it (default: as many as cores, "
         "networks and memory allow)",
     )
+    group.add_argument("--threads", type=positive, metavar="N", help=THREADS_HELP)
     group.add_argument(
         "--memory",
         type=positive,

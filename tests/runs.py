@@ -2,10 +2,13 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from minicnn import BatchNormalization, Conv2D, Dense, Dropout, Flatten
 from minicnn.training import checkpoint
@@ -107,3 +110,22 @@ def start_slowly(folder, *arguments, seconds=0.4):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     return process
+
+
+def in_own_mounts(mounts, *command, **environment):
+    """Run a command where a line of shell has mounted something that no other process sees.
+
+    Skips the test where the system does not allow that.
+    """
+    if not shutil.which("unshare"):
+        pytest.skip("needs unshare")
+    shell = ["unshare", "--mount", "sh", "-c"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    environment = {name: str(value) for name, value in environment.items() if value is not None}
+    options = {"env": environment, "capture_output": True, "text": True, "timeout": 300}
+    # A system may refuse the mounts, but not the command after them.
+    tried = subprocess.run([*shell, mounts], check=False, **options)
+    if tried.returncode:
+        pytest.skip(f"may not mount: {tried.stderr.strip()}")
+    command = [*shell, f'{mounts} && exec "$@"', "sh", *map(str, command)]
+    return subprocess.run(command, check=False, **options)

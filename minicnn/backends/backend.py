@@ -30,6 +30,7 @@ class Backend(Protocol):
     precisions = ("float32",)  # of products that the device offers, ...
     precision = "float32"  # ... and the one that this backend uses
     lockstep = False  # whether nets train faster together than one after the other
+    threaded = False  # if not lockstep: whether the threads of a process share the work for a net
     capture = None  # or capture(function): a function that repeats all that function() would do
 
     def session(self):

@@ -24,7 +24,19 @@ from .kernel import SOURCES, Program, bind_arguments, in_order, pointers
 
 _FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math"]
 _OWN_CPU = ("-march=native",), ("-mcpu=native",), ()  # the first that the compiler accepts
-_THREADS = ("-fopenmp",), ()
+# Apple's clang has no library for OpenMP; Homebrew keeps one in a folder of its own.
+_HOMEBREW = [p for p in ("/opt/homebrew/opt/libomp", "/usr/local/opt/libomp") if os.path.isdir(p)]
+_LIBOMP = "-Xpreprocessor", "-fopenmp", "-lomp"
+_LIBOMP += *(f"-I{p}/include" for p in _HOMEBREW), *(f"-L{p}/lib" for p in _HOMEBREW)
+_THREADS = ("-fopenmp",), _LIBOMP, ()
+# A program for the compiler to try flags on. Some have OpenMP, but not its header or its library.
+_PROBE = """\
+#ifdef _OPENMP
+#include <omp.h>
+int most_threads(void) { return omp_get_max_threads(); }
+#endif
+int not_empty;
+"""
 # Iterations that a waiting thread spins before it sleeps, in GCC's OpenMP. The default takes
 # milliseconds: if another process shares the cores, spinning threads then block working ones.
 _SPIN = {"GOMP_SPINCOUNT": "1000"}
@@ -66,9 +78,9 @@ class Cpu:
         """A constant of the kernels: the result of the C function of that name."""
         return getattr(self._library, name)()
 
-    def use_cores(self):
-        """Use one thread for each core of this process."""
-        self._library.use_threads(machine.cores())
+    def use_threads(self):
+        """Use as many threads as this process may have."""
+        self._library.use_threads(machine.threads())
 
     def call(self, name, /, *arguments, **by_name):
         """Call a kernel for each net of its arrays, or record these calls.
@@ -175,23 +187,24 @@ def _entries(program):
 
 
 def _load(sources, compile_flags, link_flags):
-    """The library built from the sources. If the cached file is damaged, it is built once more.
+    """The library built from the sources.
 
-    OpenMP's library, which is loaded with it, reads _SPIN from the environment at that moment.
+    OpenMP's library, which is loaded with it, reads the environment at that moment: _SPIN, and the
+    number of threads. Of a number that is none, it would complain in words of its own.
     """
     added = {name: value for name, value in _SPIN.items() if name not in os.environ}
+    number = os.environ.get("OMP_NUM_THREADS")
+    wrong = number is not None and machine.openmp_threads(number) is None
     os.environ.update(added)
+    if wrong:
+        del os.environ["OMP_NUM_THREADS"]
     try:
-        path = native.build("cpu", sources, compile_flags, link_flags, "c")
-        with contextlib.suppress(OSError):
-            return ctypes.CDLL(str(path))
-        path.unlink()
-        return ctypes.CDLL(str(native.build("cpu", sources, compile_flags, link_flags, "c")))
-    except OSError as error:
-        raise native.CompileError(f"the kernels cannot be loaded: {error}") from None
+        return native.load("cpu", sources, compile_flags, link_flags, "c")[0]
     finally:
         for name in added:
             del os.environ[name]
+        if wrong:
+            os.environ["OMP_NUM_THREADS"] = number
 
 
 def _address(library, name):
@@ -203,6 +216,6 @@ def _known(choices):
     """The first of some flags that the compiler accepts."""
     for flags in choices[:-1]:
         with contextlib.suppress(native.CompileError):
-            native.build("flags", {"empty.c": "int empty;\n"}, flags, flags, "c")
+            native.build("flags", {"probe.c": _PROBE}, flags, flags, "c")
             return flags
     return choices[-1]

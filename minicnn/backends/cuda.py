@@ -79,7 +79,7 @@ def _problem():
 def gpu_name():
     """The GPU's name."""
     runtime = _import_cupy().cuda.runtime
-    return runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+    return runtime.getDeviceProperties(runtime.getDevice())["name"].decode(errors="replace")
 
 
 def nvrtc_version():
@@ -221,11 +221,19 @@ def compile_program(program, architecture, *options):
     try:
         nvrtc.compileProgram(handle, (*_OPTIONS, f"-arch={architecture}", *options))
         # CuPy treats the code as a string and removes its last byte.
-        return nvrtc.getCUBIN(handle) + b"\0", nvrtc.getProgramLog(handle)
+        return nvrtc.getCUBIN(handle) + b"\0", _log(nvrtc, handle)
     except nvrtc.NVRTCError:
-        raise CompileError(f"{program.path}: {nvrtc.getProgramLog(handle)}") from None
+        raise CompileError(f"{program.path}: {_log(nvrtc, handle)}") from None
     finally:
         nvrtc.destroyProgram(handle)
+
+
+def _log(nvrtc, handle):
+    """What NVRTC says about a program. CuPy decodes UTF-8 only."""
+    try:
+        return nvrtc.getProgramLog(handle)
+    except UnicodeDecodeError as error:
+        return error.object.decode("utf-8", "backslashreplace")
 
 
 def resources(log):

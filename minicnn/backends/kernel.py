@@ -116,7 +116,7 @@ def _assemble(path, seen):
     """The text of a file; each #include "..." is replaced by the text of that file, once."""
     seen.add(path.resolve())
     lines = [f'#line 1 "{path.name}"\n']
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         include = re.match(r'\s*#include "(.+)"', line)
         if include is None:
             if line.strip() != "#pragma once":

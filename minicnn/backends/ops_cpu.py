@@ -36,6 +36,7 @@ class Operations(Backend):
     def __init__(self, cpu=None, convolution="winograd"):
         version = VERSIONS[checks.choice("convolution", convolution, VERSIONS)]
         self.cpu = cpu or Cpu()
+        self.threaded = bool(self.cpu.constant("has_threads"))
         self._convolution = version(self.cpu)
         self._call, self._python, self.capture = self.cpu.call, self.cpu.python, self.cpu.record
         self.to_device, self.to_host = ops_numpy.to_device, ops_numpy.to_host
@@ -56,7 +57,7 @@ class Operations(Backend):
 
     @contextlib.contextmanager
     def session(self):
-        self.cpu.use_cores()
+        self.cpu.use_threads()
         with ops_numpy.session():
             yield
 

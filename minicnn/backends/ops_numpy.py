@@ -31,6 +31,7 @@ dtypes = "float32", "float64"
 precisions = ("float32",)
 precision = "float32"
 lockstep = False
+threaded = False  # BLAS runs on one thread, see session()
 capture = None  # a repeated step would not be faster
 
 _blas = threadpoolctl.ThreadpoolController().select(user_api="blas")

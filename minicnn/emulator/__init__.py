@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import re
 import shutil
-import subprocess
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -131,7 +130,7 @@ class _Code(NamedTuple):
 
 
 class Emulator(Driver):
-    """A driver that runs kernels on `cores` of the CPU (default: all).
+    """A driver that runs kernels on `cores` of the CPU (default: as many as threads are allowed).
 
     order: in which thread blocks, and the threads of each, run: "forward", "backward" or
     "shuffled". copies: whether asynchronous copies happen at once ("early") or when they are waited
@@ -146,11 +145,10 @@ class Emulator(Driver):
         super().__init__()
         self.checked = checked
         self.counted = []
-        cores = machine.cores() if cores is None else checks.integer("cores", cores, 1)
+        self._cores = cores if cores is None else checks.integer("cores", cores, 1)
         self._options = _Options(
             order=_ORDERS.index(checks.choice("order", order, _ORDERS)),
             late_copies=_COPIES.index(checks.choice("copies", copies, _COPIES)),
-            cores=1 if checked else cores,
             buffers=-1,
         )
         self._run = _runtime().emulator_launch
@@ -211,8 +209,7 @@ class Emulator(Driver):
         sources[f"{program.name}.cpp"] = unit
         flags = [*_KERNEL_FLAGS, *(_checked_flags() if self.checked else _FAST)]
         kind = "-checked" if self.checked else ""
-        path = native.build(f"{program.name}{kind}", sources, flags, ["-pthread"])
-        library = ctypes.CDLL(str(path))
+        library, path = native.load(f"{program.name}{kind}", sources, flags, ["-pthread"])
         image = (ctypes.c_size_t * 2)()
         if self.checked:
             library.emulator_image(image)
@@ -244,6 +241,7 @@ class Emulator(Driver):
 
     def _execute(self, launch):
         options = _Options.from_buffer_copy(self._options)
+        options.cores = 1 if self.checked else self._cores or machine.threads()
         counters = (ctypes.c_longlong * len(Counts._fields))()
         if self.checked:
             buffers = [_buffer(p, array) for p, array in launch.arrays if array is not None]
@@ -306,7 +304,7 @@ def _as_cpp(program):
 
     def whole_path(match):
         near = program.path.parent / match[2]
-        return f'#line {match[1]} "{near if near.is_file() else SOURCES / match[2]}"'
+        return f"#line {match[1]} {_quoted(near if near.is_file() else SOURCES / match[2])}"
 
     return re.sub(r'^#line (\d+) "(.+)"$', whole_path, text, flags=re.MULTILINE)
 
@@ -326,7 +324,7 @@ def _source_line(library, address):
     # `address` is the return address, one past the call. addr2line lists inlined functions first;
     # those of the shim are skipped.
     command = ["addr2line", "-i", "-e", str(library), hex(address - 1)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    found = native.call(command).stdout
     names = (Path(line.split(" (")[0]).name for line in found.splitlines())
     return next((f" ({n})" for n in names if not n.startswith(("shim.h:", "?"))), "")
 
@@ -334,13 +332,20 @@ def _source_line(library, address):
 @lru_cache
 def _source(name):
     """One of the emulator's own sources, with its path for compilers and debuggers."""
-    return f'#line 1 "{_HERE / name}"\n{(_HERE / name).read_text()}'
+    return f"#line 1 {_quoted(_HERE / name)}\n{(_HERE / name).read_text('utf-8')}"
+
+
+def _quoted(path):
+    """A path as a string in C++."""
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 @lru_cache
 def _runtime():
     names = sorted(path.name for path in _HERE.iterdir() if path.suffix in (".h", ".cpp"))
     sources = {name: _source(name) for name in names if name != "shim.h"}
-    path = native.build("emulator", sources, [*_FLAGS, "-O2"], ["-pthread"])
     # Global, because the kernels' libraries call its functions.
-    return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    return native.load(
+        "emulator", sources, [*_FLAGS, "-O2"], ["-pthread"], mode=ctypes.RTLD_GLOBAL
+    )[0]

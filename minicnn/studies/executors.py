@@ -47,8 +47,8 @@ class Processes(Executor):
 
     def __init__(self, count, on_death=lambda: None):
         job = pickle.dumps((_call, None), pickle.HIGHEST_PROTOCOL)
-        cores = max(1, machine.cores() // count)
-        self._workers = [Worker(job, cores) for _ in range(count)]
+        threads = machine.threads(count)
+        self._workers = [Worker(job, threads) for _ in range(count)]
         self._idle = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)

@@ -8,10 +8,9 @@ import numpy as np
 
 from ..data.load import load_test
 from ..files import DataError, brief
-from ..machine import cores
 from ..recipe import Recipe
 from . import checkpoint
-from .resources import arrays_bytes, group_size, split_nets
+from .resources import arrays_bytes, group_size, processes, split_nets
 from .trainer import predict
 from .workers import run_jobs
 
@@ -91,7 +90,7 @@ def _share(recipe, ops, nets, images, workers):
         )
         workers = 1
     groups = split_nets(nets, size)
-    return groups, min(workers or cores(), len(groups))
+    return groups, min(processes(ops, workers), len(groups))
 
 
 def predict_group(shared, nets, report, should_stop):

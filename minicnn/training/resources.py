@@ -5,7 +5,7 @@ from bisect import bisect_right
 
 import numpy as np
 
-from ..machine import cores, free_memory
+from ..machine import asked_threads, cores, free_memory
 from ..model import PREDICT_BATCH
 from ..network.plan import plan_layout
 from ..network.stack import layout_bytes, weights_layout
@@ -78,6 +78,15 @@ def split_nets(nets, size):
     return parts
 
 
+def processes(ops, workers=None):
+    """How many processes work at a time on a CPU: `workers`, or as many as there are cores for.
+
+    A process takes one core, or as many as machine.use_threads says if its threads share the work.
+    """
+    of_a_process = (asked_threads() or 1) if ops.threaded else 1
+    return workers or max(1, cores() // of_a_process)
+
+
 def share(recipe, data, ops, memory=None, workers=None):
     """(number of nets that train together, number of processes) for a device.
 
@@ -104,7 +113,7 @@ def share(recipe, data, ops, memory=None, workers=None):
         return group_size(recipe.nets, memory or ops.free_memory(), needed), 1
     needed = process_bytes(recipe, data, ops)
     limit = memory if memory is not None else ops.free_memory()
-    most = min(workers or cores(), recipe.nets)
+    most = min(processes(ops, workers), recipe.nets)
     affordable = most if limit is None else min(most, limit // needed)
     least = most if workers else 1
     if affordable < least:

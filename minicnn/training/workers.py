@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 from .. import machine
+from .shared_integers import shared_integers
 
 _POLL_SECONDS = 0.1
 _CONTINUE, _STOP, _STOP_AT_ONCE = range(3)  # requests to a worker
@@ -50,7 +51,8 @@ def run_jobs(
     """[function(shared, task, report, should_stop) for task in tasks], in `workers` processes.
 
     function must be importable; its arguments and results must be picklable. Each process gets an
-    equal share of the cores, at least one. With one worker or one task, all runs in this process.
+    equal share of the cores (machine.threads). With one worker or one task, all runs in this
+    process.
 
     Callbacks, called in this process:
     - report(n): all tasks together advanced by n since the last call.
@@ -72,9 +74,9 @@ def run_jobs(
             on_result(results[-1])
         return results
     workers = min(workers, len(tasks))
-    cores = max(1, machine.cores() // workers)
+    threads = machine.threads(workers)
     job = pickle.dumps((function, shared), pickle.HIGHEST_PROTOCOL)
-    pool = _Pool(tasks, [Worker(job, cores) for _ in range(workers)], on_death)
+    pool = _Pool(tasks, [Worker(job, threads) for _ in range(workers)], on_death)
     delivered = 0  # results passed to on_result
     try:
         while pool.start_tasks():
@@ -177,10 +179,10 @@ class Worker:
     The process starts with its first task. After its death the next task starts a new one.
     """
 
-    def __init__(self, job, cores):
+    def __init__(self, job, threads):
         self.connection = None
-        self._job, self._cores = job, cores
-        self._channel = _CONTEXT.RawArray("q", 2)
+        self._job, self._threads = job, threads
+        self._channel = shared_integers(2, _CONTEXT)
         self._reported = 0
         self._process = self._sender = None
         # A thread may clean up after the process at the moment when another one closes it.
@@ -198,7 +200,7 @@ class Worker:
     def _start_process(self, task):
         self.connection, theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(
-            target=_worker_main, args=(theirs, self._channel, self._cores)
+            target=_worker_main, args=(theirs, self._channel, self._threads)
         )
         # In a thread: a pipe buffers little, so sending a large job blocks until the process reads.
         self._sender = threading.Thread(target=self._send_job, args=(task,), daemon=True)
@@ -271,7 +273,7 @@ def _signals_blocked():
 _state = SimpleNamespace(busy=threading.Lock(), orphaned=threading.Event(), channel=None)
 
 
-def _worker_main(connection, channel, cores):
+def _worker_main(connection, channel, threads):
     """The main function of a worker process: run the tasks from its pipe until None arrives."""
     # Ctrl-C, `timeout` and batch systems signal the whole process group. The worker ignores Ctrl-C
     # and leaves the group. The parent passes the request on through `channel`.
@@ -281,7 +283,8 @@ def _worker_main(connection, channel, cores):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # discard one that arrived during the start
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-    machine.use_cores(cores)
+    machine.use_cores(threads)
+    machine.use_threads(threads)  # decided by the parent, whatever the environment says
     _state.channel = channel
     threading.Thread(target=_watch_parent, daemon=True).start()
     with suppress(EOFError, OSError):  # the parent died

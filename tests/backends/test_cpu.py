@@ -187,6 +187,7 @@ def test_as_many_threads_share_the_work_as_there_are_cores(shared_ops, monkeypat
     if not shared_ops.cpu.constant("has_threads"):
         pytest.skip("the compiler has no OpenMP")
     monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def count():
         before = set(os.listdir(TASKS))

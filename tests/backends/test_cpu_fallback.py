@@ -1,6 +1,8 @@
 """The device that replaces cpu without a compiler, or in float64."""
 
+import contextlib
 import re
+import shlex
 import warnings
 
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 from cases import with_kernels
 from runs import TINY, python
 
-from minicnn import devices, mnist_cnn
+from minicnn import devices, machine, mnist_cnn
 from minicnn.backends import cpu, native, ops_numpy
+from minicnn.training import resources
 
 pytestmark = pytest.mark.usefixtures("kernels_in_c")
 
@@ -35,6 +38,24 @@ def nothing_known():
     yield
     for function in caches:
         function.cache_clear()
+
+
+@pytest.fixture
+def compiler(nothing_known, monkeypatch, tmp_path):
+    """compiler(script): from here on $CC is this script in sh, in which $cc is the real one."""
+
+    def write(script):
+        path = tmp_path / "compiler"
+        path.write_bytes(f"#!/bin/sh\ncc={real}\n".encode() + script)
+        path.chmod(0o755)
+        monkeypatch.setenv("CC", str(path))
+        native._compiler.cache_clear()
+        return path
+
+    real = shlex.join(native._compiler("c")[0]) if not native.problem("c") else "false"
+    monkeypatch.setenv("MINICNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(native._INHERITED, "")
+    return write
 
 
 @pytest.fixture(params=["there is none", "does not run", "cannot compile"])
@@ -111,6 +132,128 @@ def test_numpy_replaces_cpu_where_the_library_cannot_be_loaded(
     model = mnist_cnn(nets=1)
     assert model.device == "numpy"
     assert "no C, the kernels cannot be loaded: " in model.device_reason
+
+
+# ---- compilers as they are elsewhere -------------------------------------------------------------
+
+LATIN_1 = b"printf 'd\\351conseill\\351\\n' >&2; "
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """(loss, gradients) of a training step on the device cpu, compiled with this machine's cc."""
+    return step(mnist_cnn(nets=1, device="cpu"))
+
+
+def step(model):
+    random = np.random.default_rng(0)
+    x = random.random((1, 4, 28, 28, 1), np.float32)
+    return model.loss_and_gradients(x, np.array([[3, 1, 4, 1]]))
+
+
+def assert_cpu(expected, warnings=()):
+    """The device cpu computes the same bits, with these warnings, in a message each."""
+    with pytest.warns(UserWarning) if warnings else contextlib.nullcontext([]) as told:
+        model = mnist_cnn(nets=1, device="cpu")
+        assert mnist_cnn(nets=2, device="auto").device in ("cpu", "cuda")
+    assert model.device == "cpu" and model.device_reason == "as asked"
+    assert [str(warning.message) for warning in told] == list(warnings)
+    loss, gradients = step(model)
+    assert loss.tobytes() == expected[0].tobytes()
+    assert [g.tobytes() for g in gradients] == [g.tobytes() for g in expected[1]]
+    return model.ops
+
+
+@with_kernels
+def test_a_warning_in_another_encoding_is_no_failure(cpu_ops, expected, compiler, recwarn):
+    compiler(LATIN_1 + b'exec $cc "$@"')
+    assert assert_cpu(expected).threaded == cpu_ops.threaded
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (LATIN_1 + b"exit 1", r".* failed: d\\xe9conseill\\xe9"),
+        (b'exec $cc -nostdinc "$@"', r".* failed: .*string\.h.*"),  # no headers
+    ],
+    ids=["another encoding", "no headers"],
+)
+@with_kernels
+def test_a_compiler_that_fails_gives_numpy_and_one_line(compiler, script, reason):
+    compiler(b'[ "$1" = --version ] && exit\n' + script)
+    with pytest.warns(UserWarning) as told:
+        assert mnist_cnn(nets=1, device="cpu").device == "numpy"
+    [message] = [str(warning.message) for warning in told]
+    assert "\n" not in message
+    assert re.fullmatch(f"device 'cpu' cannot be used, 'numpy' replaces it: {reason}", message)
+
+
+# A compiler that knows -fopenmp only after -Xpreprocessor, as Apple's clang, and libomp.
+AS_APPLES = b"""
+previous=
+for a; do
+    if [ "$a" = -fopenmp ] && [ "$previous" != -Xpreprocessor ]; then
+        echo "clang: error: unsupported option '-fopenmp'" >&2
+        exit 1
+    fi
+    previous=$a
+done
+for a; do
+    shift
+    case $a in
+        -Xpreprocessor) ;;
+        -lomp) touch "$0 used libomp" ;;
+        *) set -- "$@" "$a" ;;
+    esac
+done
+exec $cc "$@"
+"""
+NO_OPENMP = b"""
+for a; do
+    case $a in -fopenmp) echo "error: unknown option '-fopenmp'" >&2; exit 1 ;; esac
+done
+exec $cc "$@"
+"""
+# It knows the option, but includes another omp.h: clang without libomp-dev.
+NO_HEADER = b"""
+echo '#error there is none' > "$0.omp.h"
+mkdir -p "$0 includes" && mv "$0.omp.h" "$0 includes/omp.h"
+exec $cc "-I$0 includes" "$@"
+"""
+ONE_CORE = "the C compiler has no OpenMP: one core works in each process"
+
+
+@with_kernels
+def test_apples_clang_uses_libomp(cpu_ops, expected, compiler, recwarn):
+    if not cpu_ops.threaded:
+        pytest.skip("the compiler has no OpenMP")
+    path = compiler(AS_APPLES)
+    assert assert_cpu(expected).threaded
+    assert not recwarn.list
+    assert path.with_name("compiler used libomp").exists()
+
+
+@pytest.mark.parametrize("script", [NO_OPENMP, NO_HEADER], ids=["no option", "no header"])
+@with_kernels
+def test_without_openmp_one_line_says_so(expected, compiler, monkeypatch, script):
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    monkeypatch.setattr(resources, "cores", lambda: 4)
+    compiler(script)
+    ops = assert_cpu(expected, [ONE_CORE])
+    assert not ops.threaded
+    monkeypatch.setattr(machine, "_most_threads", 4)
+    assert resources.processes(ops) == 4
+
+
+@with_kernels
+def test_without_openmp_and_with_one_core_there_is_nothing_to_say(
+    expected, compiler, monkeypatch, recwarn
+):
+    monkeypatch.setattr(machine, "cores", lambda: 1)
+    compiler(NO_OPENMP)
+    assert not assert_cpu(expected).threaded
+    assert not recwarn.list
 
 
 @with_kernels

@@ -418,6 +418,16 @@ def test_a_capture_that_fails_is_ended(stand_in, calls):
     assert calls == ["enter", "begin", "end", "exit"]
 
 
+def test_the_compilers_log_may_have_another_encoding(stand_in, tmp_path, monkeypatch):
+    nvrtc = cuda._nvrtc()
+    monkeypatch.setattr(nvrtc, "getProgramLog", lambda code: b"d\xe9conseill\xe9".decode())
+    assert cuda.compile_program(Program(TOY), "sm_89")[1] == r"d\xe9conseill\xe9"
+    path = tmp_path / "mistaken.cu"
+    path.write_text("// broken\n" + TOY.read_text())
+    with pytest.raises(cuda.CompileError, match=r"mistaken\.cu: d\\xe9conseill\\xe9$"):
+        cuda.compile_program(Program(path), "sm_89")
+
+
 def test_the_compilers_message_comes_through(stand_in, tmp_path):
     path = tmp_path / "mistaken.cu"
     path.write_text("// broken\n" + TOY.read_text())

@@ -24,6 +24,7 @@ from planted import (
     line,
     matrices,
 )
+from runs import python
 
 from minicnn.backends import native
 from minicnn.emulator import Emulator, KernelFault
@@ -296,6 +297,30 @@ def test_a_mistake_in_a_kernel_is_shown_with_its_line(emulator):
     with pytest.raises(native.CompileError) as caught:
         emulator.launch(MISTAKEN, "wrong", (1,), (1,), floats(emulator, 1, 1))
     assert f"{MISTAKEN}:5:" in str(caught.value) and "nowhere" in str(caught.value)
+
+
+THREADS = """
+import os, sys
+import numpy as np
+from minicnn import machine
+from minicnn.backends.ops_cuda import Operations
+from minicnn.emulator import Emulator
+machine.cores = lambda: 3
+before = len(os.listdir("/proc/self/task"))
+ops = Operations(Emulator())
+for threads in map(int, sys.argv[1:]):
+    machine.use_threads(threads)
+    ops.activate("relu", np.ones((1, 10_000), np.float32))
+    print(1 + len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
+def test_the_emulator_has_as_many_threads_as_are_allowed_now(cuda_device):
+    if cuda_device != "emulated":
+        pytest.skip("needs the emulator")
+    done = python("-c", THREADS, 1, 2, 3, 4, OMP_NUM_THREADS=None)
+    assert done.stdout.split() == ["1", "2", "3", "3"], done.stderr
 
 
 @pytest.mark.parametrize("options", [{}, {"cores": 2}, {"checked": True}], ids=str)

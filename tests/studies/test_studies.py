@@ -401,6 +401,10 @@ def test_the_hardest_by_entropy():
             "trials --quick --dask tcp://x:1 --workers 2",
             "argument --workers: not allowed with --dask",
         ),
+        (
+            "trials --quick --dask tcp://x:1 --threads 2",
+            "argument --threads: not allowed with --dask",
+        ),
         ("trials --quick --device cuda", "device: 'cuda' cannot be used"),
         ("trials --quick --workers 3 --device emulated", "workers: got 3, expected 1"),
         ("grid --quick --rotation 500", "argument --rotation: got 500"),
