@@ -19,7 +19,6 @@ from .command import (
     one_line,
     positive,
     run,
-    warnings_in_one_line,
 )
 from .data.formats import write_submission
 from .data.load import load_test
@@ -36,7 +35,7 @@ def _main(argv):
     arguments = _parser().parse_args(argv)
     stop = StopOnSignal("stopping")
     try:
-        with stop, warnings_in_one_line("minicnn.predict"):
+        with stop:
             predict(arguments, stop)
     except (Interrupted, KeyboardInterrupt):
         return stop.status

@@ -5,6 +5,9 @@ A worker process may die at any moment. Only its task is lost, and the pool runs
 - Tasks and results go through one pipe per worker. A closed pipe means that the process died.
 - Progress (worker to parent) and the stop request (parent to worker) are two integers in shared
   memory. Queues and events use locks, and a process that is killed never releases its lock.
+- A new process imports the main script, as Python's multiprocessing does. A script that calls this
+  program outside `if __name__ == "__main__":` would then start the same work in each process.
+  `check_guard` ends such a process, and the parent raises UnguardedScriptError.
 
 `run_jobs` is the entry point; ensemble.py and prediction.py call it. studies/executors.py uses
 `Worker` directly.
@@ -16,9 +19,13 @@ import multiprocessing.connection
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.process import ORIGINAL_DIR
+from pathlib import Path
 from types import SimpleNamespace
 
 from .. import machine
@@ -27,6 +34,9 @@ _POLL_SECONDS = 0.1
 _CONTINUE, _STOP, _STOP_AT_ONCE = range(3)  # requests to a worker
 _REQUEST, _PROGRESS = range(2)  # indices into a worker's channel, two integers of shared memory
 _CONTEXT = multiprocessing.get_context("spawn")  # fork would copy threads and GPU contexts
+_NAME = "minicnn worker"  # of a worker process
+_UNGUARDED = 77  # exit status of a worker process that check_guard ended
+_NOT_IMPORTED = "__main__", "ipython"  # main scripts that new processes never import
 
 
 class Interrupted(Exception):  # noqa: N818  it is not an error
@@ -35,6 +45,60 @@ class Interrupted(Exception):  # noqa: N818  it is not an error
 
 class WorkerDiedError(Exception):
     """A worker process ended without a result, for example killed by the system for its memory."""
+
+
+class UnguardedScriptError(SystemExit):
+    """The main script calls this program outside `if __name__ == "__main__":`.
+
+    It is a mistake in the script, so it ends the script: one line on stderr, without a traceback.
+    """
+
+    def __init__(self):
+        super().__init__(
+            f"{_main_script() or 'the main script'}: each worker process imports this script and "
+            'would start the work again; expected the call under if __name__ == "__main__":, '
+            "or one worker"
+        )
+
+
+def check_guard():
+    """End the process if it is a new one that is still importing the main script.
+
+    Everything that a script without the guard must not start a second time calls this first. A
+    worker process ends without a word, for its parent to report; another one, which was started by
+    the script itself, raises UnguardedScriptError.
+    """
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):  # as in multiprocessing's own check
+        if process.name == _NAME:
+            os._exit(_UNGUARDED)  # SystemExit could be caught by the script
+        raise UnguardedScriptError
+
+
+def expect_guard():
+    """As check_guard, and raise UnguardedScriptError if the main script clearly has no guard.
+
+    That is before a worker process exists: the top level of the script called this function, and
+    the script mentions nothing that can tell a new process from the first one.
+    """
+    check_guard()
+    path, frame = _main_script(), sys._getframe()
+    if path is None or path.stem in _NOT_IMPORTED:
+        return
+    names = vars(sys.modules["__main__"])
+    while frame and (frame.f_globals is not names or frame.f_code.co_name != "<module>"):
+        frame = frame.f_back
+    if frame:
+        text = path.read_text(errors="replace")
+        if "__name__" not in text and "multiprocessing" not in text:
+            raise UnguardedScriptError
+
+
+def _main_script():
+    """The path of the main script; None if it is no file, as in a notebook."""
+    name = getattr(sys.modules["__main__"], "__file__", None)
+    path = Path(ORIGINAL_DIR or "", name or "")
+    return path if name and path.is_file() else None
 
 
 def run_jobs(
@@ -53,7 +117,8 @@ def run_jobs(
     equal share of the cores, at least one. With one worker or one task, all runs in this process.
 
     Callbacks, called in this process:
-    - report(n): all tasks together advanced by n since the last call.
+    - report(n): all tasks together advanced by n since the last call. report(0, note): a task
+      called report(0, note); only for tasks that do.
     - on_result(result): called for each result, in the order of the tasks.
     - should_stop(): when it returns True, all tasks are asked to stop.
     - on_death(task): a process died while it ran this task. A new process runs the task again,
@@ -64,13 +129,16 @@ def run_jobs(
     - WorkerDiedError if the process of the same task dies twice, or dies after a stop request.
     - Interrupted if the tasks stopped on request and nothing else failed.
     - KeyboardInterrupt, after killing all processes.
+    - UnguardedScriptError if the main script starts the same work again in each process.
     """
+    check_guard()
     if workers <= 1 or len(tasks) <= 1:
         results = []
         for task in tasks:
             results.append(function(shared, task, report, should_stop))
             on_result(results[-1])
         return results
+    expect_guard()
     workers = min(workers, len(tasks))
     cores = max(1, machine.cores() // workers)
     job = pickle.dumps((function, shared), pickle.HIGHEST_PROTOCOL)
@@ -79,6 +147,8 @@ def run_jobs(
     try:
         while pool.start_tasks():
             pool.wait()
+            for note in pool.notes():
+                report(0, note)
             report(pool.progress())
             if should_stop():
                 pool.stop()
@@ -109,6 +179,7 @@ class _Pool:
         self._died = set()  # indices of tasks whose process died once
         self._stopping = self._at_once = False
         self._progress = 0  # since the last call of progress()
+        self._notes = []  # since the last call of notes()
 
     def start_tasks(self):
         """Give waiting tasks to idle workers. Returns whether any task is running."""
@@ -125,13 +196,17 @@ class _Pool:
         for worker in self._running:
             self._progress += worker.progress()
         for connection in ready:
-            worker = connections[connection]
-            self._finish_task(worker, self._running.pop(worker))
+            self._receive(connections[connection])
 
     def progress(self):
         """Progress since the last call; negative if a process died and its work is lost."""
         progress, self._progress = self._progress, 0
         return progress
+
+    def notes(self):
+        """The notes of the tasks since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def stop(self, at_once=False):
         """Ask all workers to stop after their current step; with `at_once`, kill them."""
@@ -147,28 +222,55 @@ class _Pool:
         for worker in self._workers:
             worker.close()
 
-    def _finish_task(self, worker, index):
-        self._idle.append(worker)
+    def _receive(self, worker):
+        """Take a worker's message: a note of its task, or the task's end; or see that it died."""
         try:
-            result, error = worker.connection.recv()
-        except (EOFError, OSError):  # the process died
-            self._progress -= worker.reap()
-            if self._at_once:
-                return
-            self._on_death(self._tasks[index])
-            if index not in self._died and not self._stopping:
-                self._died.add(index)
-                self._waiting.appendleft(index)
-                return
-            again = ", and so did its replacement" if index in self._died else ""
-            error = WorkerDiedError(
-                f"a worker process died{again}; if memory ran out, try fewer --workers"
-            )
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            message = None
+        if isinstance(message, _Note):
+            self._notes.append(message.content)
+            return
+        index = self._running.pop(worker)
+        self._idle.append(worker)
+        if message is None:
+            self._clean_up(worker, index)
+            return
+        result, error = message
         if error is None:
             self.results[index] = result
         else:
-            self.errors.append(error)
-            self.stop()
+            self._fail(error)
+
+    def _clean_up(self, worker, index):
+        """After a process died in a task: let it run again, unless that happened before."""
+        try:
+            self._progress -= worker.reap()
+        except UnguardedScriptError as error:
+            self._fail(error)
+            return
+        if self._at_once:
+            return
+        self._on_death(self._tasks[index])
+        if index not in self._died and not self._stopping:
+            self._died.add(index)
+            self._waiting.appendleft(index)
+            return
+        again = ", and so did its replacement" if index in self._died else ""
+        self._fail(
+            WorkerDiedError(f"a worker process died{again}; if memory ran out, try fewer --workers")
+        )
+
+    def _fail(self, error):
+        self.errors.append(error)
+        self.stop()
+
+
+@dataclass(frozen=True)
+class _Note:
+    """A message of a running task."""
+
+    content: object
 
 
 class Worker:
@@ -178,6 +280,7 @@ class Worker:
     """
 
     def __init__(self, job, cores):
+        expect_guard()
         self.connection = None
         self._job, self._cores = job, cores
         self._channel = _CONTEXT.RawArray("q", 2)
@@ -198,12 +301,12 @@ class Worker:
     def _start_process(self, task):
         self.connection, theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(
-            target=_worker_main, args=(theirs, self._channel, self._cores)
+            target=_worker_main, name=_NAME, args=(theirs, self._channel, self._cores)
         )
         # In a thread: a pipe buffers little, so sending a large job blocks until the process reads.
         self._sender = threading.Thread(target=self._send_job, args=(task,), daemon=True)
         try:
-            with _signals_blocked():
+            with _signals_blocked(), _main_script_as_file():
                 self._process.start()
         finally:
             theirs.close()
@@ -230,11 +333,17 @@ class Worker:
         self._channel[_REQUEST] = max(self._channel[_REQUEST], _STOP_AT_ONCE if at_once else _STOP)
 
     def reap(self):
-        """Clean up after a process that died. Returns the progress that its task had reported."""
+        """Clean up after a process that died. Returns the progress that its task had reported.
+
+        Raises UnguardedScriptError if check_guard ended it.
+        """
         with self._closing:
-            if self._process is not None:
-                self._process.kill()  # its pipe is closed, but it may not have ended yet
+            process = self._process
+            if process is not None:
+                process.kill()  # its pipe is closed, but it may not have ended yet
             self.close()
+        if process is not None and process.exitcode == _UNGUARDED:
+            raise UnguardedScriptError
         return self._reported
 
     def close(self):
@@ -264,11 +373,35 @@ def _signals_blocked():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+_starting = threading.Lock()
+
+
+@contextmanager
+def _main_script_as_file():
+    """Hide a main script that new processes cannot read: one that came through a pipe.
+
+    Python gives it a file name such as "<stdin>", and multiprocessing would look for that file.
+    """
+    with _starting:
+        main = sys.modules["__main__"]
+        name = getattr(main, "__file__", None)
+        hidden = name is not None and main.__spec__ is None and _main_script() is None
+        if hidden:
+            main.__file__ = None
+        try:
+            yield
+        finally:
+            if hidden:
+                main.__file__ = name
+
+
 # ---- in a worker process -------------------------------------------------------------------------
 
 
 # Of this process, if it is a worker.
-_state = SimpleNamespace(busy=threading.Lock(), orphaned=threading.Event(), channel=None)
+_state = SimpleNamespace(
+    busy=threading.Lock(), orphaned=threading.Event(), channel=None, connection=None
+)
 
 
 def _worker_main(connection, channel, cores):
@@ -282,7 +415,7 @@ def _worker_main(connection, channel, cores):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     machine.use_cores(cores)
-    _state.channel = channel
+    _state.channel, _state.connection = channel, connection
     threading.Thread(target=_watch_parent, daemon=True).start()
     with suppress(EOFError, OSError):  # the parent died
         try:
@@ -329,7 +462,14 @@ def should_stop():
     )
 
 
-def report(count):
-    """Report to the parent that the task advanced by `count`. No effect outside a worker."""
-    if _state.channel is not None:
-        _state.channel[_PROGRESS] += count
+def report(count, note=None):
+    """Report to the parent that the task advanced by `count`, with a note that can be pickled.
+
+    Only tasks of run_jobs may send notes. No effect outside a worker.
+    """
+    if _state.channel is None:
+        return
+    _state.channel[_PROGRESS] += count
+    if note is not None:
+        with suppress(OSError):  # the parent died; should_stop() soon becomes true
+            _state.connection.send(_Note(note))
