@@ -90,36 +90,31 @@ def out_folder(given, parent):
     """A context with the folder of --out, made if it is missing.
 
     Where none is given, it is a new one in `parent`, named after the time: DATE-TIME, or
-    DATE-TIME-2 if another process has just made that one. A folder made here is removed again if it
-    is empty at the end, or after UnguardedScriptError: nothing was trained then. Raises ValueError
-    if `given` is a file, and OSError.
+    DATE-TIME-2 if another process has just made that one. After UnguardedScriptError a folder that
+    was made here is removed again, because nothing was trained. Raises ValueError if `given` is a
+    file, and OSError.
     """
-    folder = Path(given or Path(parent) / datetime.now().strftime("%Y%m%d-%H%M%S"))
-    if folder.exists() and given and not folder.is_dir():
+    folder, new = Path(given or ""), True
+    if not given:
+        folder = _new_folder(Path(parent))
+    elif folder.exists() and not folder.is_dir():
         raise ValueError(f"argument --out: {folder} is a file, expected a folder")
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    if given:
-        folder.mkdir(parents=True, exist_ok=True)
     else:
-        folder = _new_folder(folder)
-        made[:1] = [folder]
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
     except UnguardedScriptError:
-        if folder in made:
+        if new:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    finally:
-        with contextlib.suppress(OSError):  # not empty
-            for path in made:
-                if path.exists():
-                    path.rmdir()
 
 
-def _new_folder(first):
-    first.parent.mkdir(parents=True, exist_ok=True)
+def _new_folder(parent):
+    parent.mkdir(parents=True, exist_ok=True)
+    name = datetime.now().strftime("%Y%m%d-%H%M%S")
     for number in itertools.count(1):
-        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        folder = parent / (name if number == 1 else f"{name}-{number}")
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             return folder
