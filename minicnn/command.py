@@ -94,14 +94,14 @@ def out_folder(given, parent):
     was made here is removed again, because nothing was trained. Raises ValueError if `given` is a
     file, and OSError.
     """
-    folder, new = Path(given or ""), True
-    if not given:
-        folder = _new_folder(Path(parent))
-    elif folder.exists() and not folder.is_dir():
-        raise ValueError(f"argument --out: {folder} is a file, expected a folder")
-    else:
+    if given:
+        folder = Path(given)
         new = not folder.exists()
+        if not new and not folder.is_dir():
+            raise ValueError(f"argument --out: {folder} is a file, expected a folder")
         folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder, new = _new_folder(Path(parent)), True
     try:
         yield folder
     except UnguardedScriptError:
