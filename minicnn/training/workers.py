@@ -62,16 +62,16 @@ class UnguardedScriptError(SystemExit):
 
 
 def check_guard():
-    """End the process if it is a new one that is still importing the main script.
+    """End the process if it is a new one that starts the work of the main script again.
 
     Everything that a script without the guard must not start a second time calls this first. A
-    worker process ends without a word, for its parent to report; another one, which was started by
-    the script itself, raises UnguardedScriptError.
+    worker process ends without a word, for its parent to report. One that the script itself has
+    started raises UnguardedScriptError while it imports the script.
     """
     process = multiprocessing.current_process()
+    if process.name == _NAME:
+        os._exit(_UNGUARDED)  # SystemExit could be caught by the script
     if getattr(process, "_inheriting", False):  # as in multiprocessing's own check
-        if process.name == _NAME:
-            os._exit(_UNGUARDED)  # SystemExit could be caught by the script
         raise UnguardedScriptError
 
 
