@@ -103,7 +103,7 @@ def _parser():
     parser.add_argument(
         "--workers", type=positive, metavar="N", help="number of processes (default: one per core)"
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     return parser
 
 

@@ -15,7 +15,7 @@ def counter(total, unit, quiet, initial=0, about=lambda: "", name=None):
 
     Its methods: update(n) adds n; write(line, file) prints a line without breaking the bar. `n` and
     `total` can be read, and `total` may be set later, or stay None. quiet: show nothing. about():
-    more text for a line. name: what is counted, before the numbers.
+    more text for a line. name: what is counted; its last line is printed, however early that is.
     """
     stream = sys.stderr
     if quiet or not getattr(stream, "isatty", lambda: False)():
@@ -71,8 +71,8 @@ class _Lines:
             line += f" ({100 * self.n // self.total} %)"
         line += f", {_duration(seconds)} so far"
         if self.total and self.n > self._initial:
-            rate = (self.n - self._initial) / seconds
-            line += f", {_duration((self.total - self.n) / rate)} left"
+            left = seconds * (self.total - self.n) / (self.n - self._initial)
+            line += f", {_duration(left)} left"
         print("; ".join(filter(None, [line, self._about()])), file=self._stream, flush=True)
 
 

@@ -119,7 +119,7 @@ def _parser():
         "the run)",
     )
     parser.add_argument("--device", choices=devices.NAMES, default="auto", help=DEVICE_HELP)
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     return parser
 
 

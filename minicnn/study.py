@@ -315,7 +315,7 @@ def _add_study(studies, name, module):
         _add_size(parser.add_argument_group("size"), module)
         _add_machine(parser.add_argument_group("machine"))
     parser.add_argument("--no-figures", action="store_true", help="draw no figures")
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def _add_size(group, module):

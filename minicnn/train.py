@@ -121,7 +121,7 @@ def train(arguments, out=None, should_stop=lambda: False):
 
 
 def _train(job, arguments, workers, should_stop):
-    """Train all nets, with a progress bar and one line per net.
+    """Train all nets, with progress and one line per net.
 
     Returns the ensemble's Trained, and the number of images trained on.
     """
@@ -258,7 +258,7 @@ def _parser():
         "step (with a GPU: a CUDA graph)",
     )
     group.add_argument("--no-figures", action="store_true", help="draw no figures")
-    group.add_argument("--quiet", action="store_true", help="show no progress bar")
+    group.add_argument("--quiet", action="store_true", help="show no progress")
     parser.add_argument("--version", action="version", version=f"minicnn {__version__}")
     return parser
 
