@@ -67,7 +67,8 @@ THREAD = "import threading\nthread = threading.Thread(target=lambda: {call})\nth
 HIDDEN = {
     "a comment": "# no __name__ here\n{call}",
     "a thread": f"{THREAD}thread.join()",
-    "a thread that goes on": THREAD,
+    "a thread that goes on": f"{THREAD}from multiprocessing import current_process as process\n"
+    "if process().name == 'MainProcess':\n    thread.join()",
     "an exception caught": "# not __name__\ntry:\n    {call}\nexcept BaseException:\n    raise",
 }
 
@@ -94,14 +95,14 @@ def test_processes_that_the_script_starts_itself_are_refused(tmp_path):
     text = (
         "import multiprocessing\n"
         "process = multiprocessing.get_context('spawn').Process()\n"
-        "if multiprocessing.parent_process() is None:\n"
+        "if multiprocessing.current_process().name == 'MainProcess':\n"
         "    process.start()\n"
         "    process.join()\n"
         "else:\n"
         f"    {CALLS['train']}\n"
         "sys.exit(process.exitcode)\n"
     )
-    assert_refused(run_script(tmp_path, text), tmp_path)
+    assert_refused(run_script(tmp_path, text), tmp_path, "the main script")
 
 
 def training(folder):

@@ -97,7 +97,7 @@ if __name__ == "__main__":
 
 
 @posix
-@pytest.mark.full(but="closed0|closed3")
+@pytest.mark.full(but="closed0-2|closed3-1")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("closed", [[0, 1, 2], [1], [2], [1, 2]])
 def test_a_run_without_streams_is_complete(run, tmp_path, closed, workers):
