@@ -12,13 +12,13 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import warnings
 from datetime import datetime
 from pathlib import Path
 
 from .files import printable
 from .progress import counter
+from .shared_context import SharedContext
 from .training.workers import UnguardedScriptError, WorkerDiedError, check_guard
 
 # Errors that end a command with one line and exit status 2: bad arguments, bad input, an input or
@@ -165,42 +165,23 @@ class _Nowhere(io.TextIOBase):
         return len(text)
 
 
-class _SafeStreams:
-    """A context in which stdout and stderr are _Outputs and a warning is one line on stderr.
+@contextlib.contextmanager
+def _safe_output(prog):
+    """A context in which stdout and stderr are _Outputs, and a warning is one line on stderr."""
 
-    Commands in several threads share it: it ends with the last of them.
-    """
+    def show(message, *_, **__):
+        print(f"{prog}: warning: {printable(message)}", file=sys.stderr)
 
-    def __init__(self):
-        self._lock, self._users, self._before = threading.Lock(), 0, None
-
-    @contextlib.contextmanager
-    def __call__(self, prog):
-        with self._lock:
-            if not self._users:
-                self._enter(prog)
-            self._users += 1
-            streams = sys.stdout, sys.stderr
-        try:
-            yield streams
-        finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    self._before.close()
-
-    def _enter(self, prog):
-        def show(message, *_, **__):
-            print(f"{prog}: warning: {printable(message)}", file=sys.stderr)
-
-        self._before = contextlib.ExitStack()
-        self._before.enter_context(warnings.catch_warnings())
-        self._before.enter_context(contextlib.redirect_stdout(_Output(sys.stdout)))
-        self._before.enter_context(contextlib.redirect_stderr(_Output(sys.stderr)))
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(_Output(sys.stdout)) as stdout,
+        contextlib.redirect_stderr(_Output(sys.stderr)) as stderr,
+    ):
         warnings.showwarning = show
+        yield stdout, stderr
 
 
-_safe_streams = _SafeStreams()
+_shared_output = SharedContext(_safe_output)  # commands may run in several threads
 
 
 def _open_closed_streams():
@@ -225,7 +206,7 @@ def run(prog, main):
     """
     check_guard()
     _open_closed_streams()
-    with _safe_streams(prog) as (stdout, stderr):
+    with _shared_output(prog) as (stdout, stderr):
         try:
             status = main()
         except UnguardedScriptError as error:

@@ -385,7 +385,8 @@ def _main_script_as_file():
     with _starting:
         main = sys.modules["__main__"]
         name = getattr(main, "__file__", None)
-        hidden = name is not None and main.__spec__ is None and _main_script() is None
+        hidden = name is not None and getattr(main, "__spec__", None) is None
+        hidden = hidden and _main_script() is None
         if hidden:
             main.__file__ = None
         try:

@@ -470,6 +470,16 @@ def test_a_run_in_a_thread(run, tmp_path, workers):
     assert (sys.stdout, sys.stderr) == streams
 
 
+def test_runs_in_two_threads_at_once(run, tmp_path):
+    """NumPy's matrix products are rounded differently on several threads; each run uses one."""
+    calls = [
+        lambda name=name: train.main([*TINY, "--workers=1", "--out", str(tmp_path / name)])
+        for name in ("first", "second")
+    ]
+    assert in_threads(*calls) == [0, 0]
+    assert state(tmp_path / "first") == state(tmp_path / "second") == state(run[0])
+
+
 def test_predict_and_report_in_a_thread(run, few, tmp_path):
     given = [*predicting(run, few), "--workers=2", "--out", str(tmp_path / "p.csv")]
     page = [str(run[0]), "--device=numpy", "--out", str(tmp_path / "r.html")]
