@@ -19,7 +19,8 @@ from pathlib import Path
 from .files import printable
 from .progress import counter
 from .shared_context import SharedContext
-from .training.workers import UnguardedScriptError, WorkerDiedError, check_guard
+from .training.guard import UnguardedScriptError, check_guard
+from .training.workers import WorkerDiedError
 
 # Errors that end a command with one line and exit status 2: bad arguments, bad input, an input or
 # output error, too little memory, a worker process that died.

@@ -37,8 +37,9 @@ from .studies import STUDIES, executors, findings, hardest, variance
 from .studies.store import FILE, Store
 from .studies.tasks import Source
 from .studies.work import Work, in_words
+from .training.guard import expect_guard
 from .training.resources import share
-from .training.workers import Interrupted, expect_guard
+from .training.workers import Interrupted
 
 _MOST_NETS = 1_000_000  # in one study; the notebook's largest study has 1,500
 

@@ -37,9 +37,10 @@ from .data.load import fingerprint, load_data
 from .files import in_use, remove_unfinished
 from .recipe import RECIPES, Recipe
 from .training import ensemble, run_folder
+from .training.guard import expect_guard
 from .training.resources import share
 from .training.trainer import Data, Job, steps_per_epoch
-from .training.workers import Interrupted, WorkerDiedError, expect_guard
+from .training.workers import Interrupted, WorkerDiedError
 
 
 class RunStoppedError(Exception):

@@ -5,9 +5,7 @@ A worker process may die at any moment. Only its task is lost, and the pool runs
 - Tasks and results go through one pipe per worker. A closed pipe means that the process died.
 - Progress (worker to parent) and the stop request (parent to worker) are two integers in shared
   memory. Queues and events use locks, and a process that is killed never releases its lock.
-- A new process imports the main script, as Python's multiprocessing does. A script that calls this
-  program outside `if __name__ == "__main__":` would then start the same work in each process.
-  `check_guard` ends such a process, and the parent raises UnguardedScriptError.
+- A new process imports the main script, as Python's multiprocessing does: see guard.py.
 
 `run_jobs` is the entry point; ensemble.py and prediction.py call it. studies/executors.py uses
 `Worker` directly.
@@ -19,24 +17,26 @@ import multiprocessing.connection
 import os
 import pickle
 import signal
-import sys
 import threading
 import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.process import ORIGINAL_DIR
-from pathlib import Path
 from types import SimpleNamespace
 
 from .. import machine
+from .guard import (
+    UNGUARDED,
+    WORKER,
+    UnguardedScriptError,
+    check_guard,
+    expect_guard,
+    main_script_as_file,
+)
 
 _POLL_SECONDS = 0.1
 _CONTINUE, _STOP, _STOP_AT_ONCE = range(3)  # requests to a worker
 _REQUEST, _PROGRESS = range(2)  # indices into a worker's channel, two integers of shared memory
 _CONTEXT = multiprocessing.get_context("spawn")  # fork would copy threads and GPU contexts
-_NAME = "minicnn worker"  # of a worker process
-_UNGUARDED = 77  # exit status of a worker process that check_guard ended
-_NOT_IMPORTED = "__main__", "ipython"  # main scripts that new processes never import
 
 
 class Interrupted(Exception):  # noqa: N818  it is not an error
@@ -45,60 +45,6 @@ class Interrupted(Exception):  # noqa: N818  it is not an error
 
 class WorkerDiedError(Exception):
     """A worker process ended without a result, for example killed by the system for its memory."""
-
-
-class UnguardedScriptError(SystemExit):
-    """The main script calls this program outside `if __name__ == "__main__":`.
-
-    It is a mistake in the script, so it ends the script: one line on stderr, without a traceback.
-    """
-
-    def __init__(self):
-        super().__init__(
-            f"{_main_script() or 'the main script'}: each worker process imports this script and "
-            'would start the work again; expected the call under if __name__ == "__main__":, '
-            "or one worker"
-        )
-
-
-def check_guard():
-    """End the process if it is a new one that starts the work of the main script again.
-
-    Everything that a script without the guard must not start a second time calls this first. A
-    worker process ends without a word, for its parent to report. One that the script itself has
-    started raises UnguardedScriptError while it imports the script.
-    """
-    process = multiprocessing.current_process()
-    if process.name == _NAME:
-        os._exit(_UNGUARDED)  # SystemExit could be caught by the script
-    if getattr(process, "_inheriting", False):  # as in multiprocessing's own check
-        raise UnguardedScriptError
-
-
-def expect_guard():
-    """As check_guard, and raise UnguardedScriptError if the main script clearly has no guard.
-
-    That is before a worker process exists: the top level of the script called this function, and
-    the script mentions nothing that can tell a new process from the first one.
-    """
-    check_guard()
-    path, frame = _main_script(), sys._getframe()
-    if path is None or path.stem in _NOT_IMPORTED:
-        return
-    names = vars(sys.modules["__main__"])
-    while frame and (frame.f_globals is not names or frame.f_code.co_name != "<module>"):
-        frame = frame.f_back
-    if frame:
-        text = path.read_text(errors="replace")
-        if "__name__" not in text and "multiprocessing" not in text:
-            raise UnguardedScriptError
-
-
-def _main_script():
-    """The path of the main script; None if it is no file, as in a notebook."""
-    name = getattr(sys.modules["__main__"], "__file__", None)
-    path = Path(ORIGINAL_DIR or "", name or "")
-    return path if name and path.is_file() else None
 
 
 def run_jobs(
@@ -301,12 +247,12 @@ class Worker:
     def _start_process(self, task):
         self.connection, theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(
-            target=_worker_main, name=_NAME, args=(theirs, self._channel, self._cores)
+            target=_worker_main, name=WORKER, args=(theirs, self._channel, self._cores)
         )
         # In a thread: a pipe buffers little, so sending a large job blocks until the process reads.
         self._sender = threading.Thread(target=self._send_job, args=(task,), daemon=True)
         try:
-            with _signals_blocked(), _main_script_as_file():
+            with _signals_blocked(), main_script_as_file():
                 self._process.start()
         finally:
             theirs.close()
@@ -342,7 +288,7 @@ class Worker:
             if process is not None:
                 process.kill()  # its pipe is closed, but it may not have ended yet
             self.close()
-        if process is not None and process.exitcode == _UNGUARDED:
+        if process is not None and process.exitcode == UNGUARDED:
             raise UnguardedScriptError
         return self._reported
 
@@ -371,29 +317,6 @@ def _signals_blocked():
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-_starting = threading.Lock()
-
-
-@contextmanager
-def _main_script_as_file():
-    """Hide a main script that new processes cannot read: one that came through a pipe.
-
-    Python gives it a file name such as "<stdin>", and multiprocessing would look for that file.
-    """
-    with _starting:
-        main = sys.modules["__main__"]
-        name = getattr(main, "__file__", None)
-        hidden = name is not None and getattr(main, "__spec__", None) is None
-        hidden = hidden and _main_script() is None
-        if hidden:
-            main.__file__ = None
-        try:
-            yield
-        finally:
-            if hidden:
-                main.__file__ = name
 
 
 # ---- in a worker process -------------------------------------------------------------------------
