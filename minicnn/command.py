@@ -1,19 +1,25 @@
-"""Shared by the commands: types of arguments, one-line errors, progress bar, stop on a signal.
+"""Shared by the commands: arguments, one-line errors, output, progress, stop on a signal.
 
 The commands are train.py, predict.py, study.py and report.py.
 """
 
 import argparse
 import contextlib
+import io
+import itertools
 import math
 import os
+import shutil
 import signal
 import sys
 import warnings
-
-import tqdm
+from datetime import datetime
+from pathlib import Path
 
 from .files import printable
+from .progress import counter
+from .shared_context import SharedContext
+from .training.guard import UnguardedScriptError, check_guard
 from .training.workers import WorkerDiedError
 
 # Errors that end a command with one line and exit status 2: bad arguments, bad input, an input or
@@ -123,14 +129,51 @@ def one_line(error):
     return printable(" ".join(str(error).split())) or type(error).__name__
 
 
+@contextlib.contextmanager
+def out_folder(given, parent):
+    """A context with the folder of --out, made if it is missing.
+
+    Where none is given, it is a new one in `parent`, named after the time: DATE-TIME, or
+    DATE-TIME-2 if another process has just made that one. After UnguardedScriptError a folder that
+    was made here is removed again, because nothing was trained. Raises ValueError if `given` is a
+    file, and OSError.
+    """
+    if given:
+        folder = Path(given)
+        new = not folder.exists()
+        if not new and not folder.is_dir():
+            raise ValueError(f"argument --out: {folder} is a file, expected a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder, new = _new_folder(Path(parent)), True
+    try:
+        yield folder
+    except UnguardedScriptError:
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _new_folder(parent):
+    parent.mkdir(parents=True, exist_ok=True)
+    name = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+
+
 class _Output:
     """A text stream whose write errors do not raise.
 
     After the first error, kept in `error`, all further output is dropped. Characters that the
-    stream's encoding lacks are escaped.
+    stream's encoding lacks are escaped. A stream that is None or closed is like the null device.
     """
 
     def __init__(self, stream):
+        if stream is None or getattr(stream, "closed", False):
+            stream = _Nowhere()
         self._stream, self.error = stream, None
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -143,72 +186,95 @@ class _Output:
         return len(text)
 
     def flush(self):
-        self._try(self._stream.flush)
+        self._try(getattr(self._stream, "flush", lambda: None))
 
     def _try(self, function, *arguments):
         if self.error is not None:
             return
         try:
             function(*arguments)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: it was closed
             self.error = error
             # Python flushes the stream at exit: without this, its buffer would fail again there.
-            with contextlib.suppress(OSError, ValueError):
-                nothing = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nothing, self._stream.fileno())
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                number, nothing = self._stream.fileno(), os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, number)
                 os.close(nothing)
+
+
+class _Nowhere(io.TextIOBase):
+    """A text stream that keeps nothing."""
+
+    def write(self, text):
+        return len(text)
+
+
+@contextlib.contextmanager
+def _safe_output(prog):
+    """A context in which stdout and stderr are _Outputs, and a warning is one line on stderr."""
+
+    def show(message, *_, **__):
+        print(f"{prog}: warning: {printable(message)}", file=sys.stderr)
+
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(_Output(sys.stdout)) as stdout,
+        contextlib.redirect_stderr(_Output(sys.stderr)) as stderr,
+    ):
+        warnings.showwarning = show
+        yield stdout, stderr
+
+
+_shared_output = SharedContext(_safe_output)  # commands may run in several threads
+
+
+def _open_closed_streams():
+    """Open the null device as each of the descriptors 0, 1 and 2 that is closed.
+
+    Otherwise a file that is opened later gets such a number, and receives what a library or a child
+    process prints.
+    """
+    with contextlib.suppress(OSError):
+        # The system gives the lowest free number.
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+            os.set_inheritable(number, True)
+        os.close(number)
 
 
 def run(prog, main):
     """Run main() and return the exit status: that of main(), or 2 if output could not be written.
 
     A write error does not stop the command: a long run continues when its terminal is closed.
+    Without stdout or stderr, their output is dropped. A script without the guard that worker
+    processes need is ended: one line, and SystemExit(2).
     """
-    streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_Output, streams)
-    try:
+    check_guard()
+    _open_closed_streams()
+    with _shared_output(prog) as (stdout, stderr):
         try:
             status = main()
+        except UnguardedScriptError as error:
+            print(f"{prog}: error: {error}", file=stderr)
+            raise SystemExit(2) from None
         finally:  # also on SystemExit, as after --help
-            sys.stdout.flush()
-        if sys.stdout.error is not None and status == 0:
-            error = sys.stdout.error.strerror
-            print(f"{prog}: error: output cannot be written: {error}", file=sys.stderr)
+            stdout.flush()
+        if stdout.error is not None and status == 0:
+            error = one_line(stdout.error)
+            print(f"{prog}: error: output cannot be written: {error}", file=stderr)
             return 2
         return status
-    finally:
-        sys.stdout, sys.stderr = streams
 
 
-@contextlib.contextmanager
-def warnings_in_one_line(prog):
-    """A context in which each warning is one line on stderr, without its place in the code."""
-
-    def show(message, *_, **__):
-        print(f"{prog}: warning: {printable(message)}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
-
-
-def images_bar(total, quiet, initial=0):
-    """A progress bar on stderr for `total` images, starting at `initial`; hidden if `quiet`."""
-    return tqdm.tqdm(
-        total=total,
-        initial=initial,
-        unit=" images",
-        unit_scale=True,
-        dynamic_ncols=True,
-        disable=quiet,
-        smoothing=0.05,
-    )
+def images_bar(total, quiet, initial=0, about=lambda: ""):
+    """The progress of `total` images, starting at `initial`, on stderr; see progress.counter."""
+    return counter(total, "images", quiet, initial, about)
 
 
 class StopOnSignal:
     """A context that catches SIGINT and SIGTERM. Calling it says whether one has arrived.
 
-    The first signal prints `message` on stderr. A second one raises KeyboardInterrupt.
+    The first signal prints `message` on stderr. A second one raises KeyboardInterrupt. Outside the
+    main thread it catches nothing: Python has signal handlers only there.
     """
 
     def __init__(self, message):
@@ -223,18 +289,20 @@ class StopOnSignal:
         return 128 + (self.signal or signal.SIGINT)
 
     def __enter__(self):
-        self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self._before = {}
+        with contextlib.suppress(ValueError):  # not the main thread
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error):
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # None: it was not set from Python, and cannot be set again
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number, frame):
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        with contextlib.suppress(OSError):
-            os.write(2, f"\n{self.message}\n".encode())  # print() is not reentrant
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # there is no stderr
+            os.write(sys.stderr.fileno(), f"\n{self.message}\n".encode())  # print() cannot nest

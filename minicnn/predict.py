@@ -21,7 +21,6 @@ from .command import (
     one_line,
     positive,
     run,
-    warnings_in_one_line,
 )
 from .data.submission import write_submission
 from .training import ensemble, prediction
@@ -37,7 +36,7 @@ def _main(argv):
     arguments = _parser().parse_args(argv)
     stop = StopOnSignal("stopping")
     try:
-        with stop, warnings_in_one_line("minicnn.predict"):
+        with stop:
             predict(arguments, stop)
     except (Interrupted, KeyboardInterrupt):
         return stop.status
@@ -109,7 +108,7 @@ def _parser():
         "--workers", type=positive, metavar="N", help="number of processes (default: one per core)"
     )
     parser.add_argument("--threads", type=positive, metavar="N", help=THREADS_HELP)
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     return parser
 
 

@@ -17,7 +17,6 @@ from .command import (
     StopOnSignal,
     one_line,
     run,
-    warnings_in_one_line,
 )
 from .files import DataError, atomic_write
 from .reports import run as run_page
@@ -37,7 +36,7 @@ def _main(argv):
     arguments = _parser().parse_args(argv)
     stop = StopOnSignal("stopping")
     try:
-        with stop, warnings_in_one_line("minicnn.report"):
+        with stop:
             report(arguments, stop)
     except (Interrupted, KeyboardInterrupt):
         return stop.status
@@ -120,7 +119,7 @@ def _parser():
         "the run)",
     )
     parser.add_argument("--device", choices=devices.NAMES, default="auto", help=DEVICE_HELP)
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     return parser
 
 

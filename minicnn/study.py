@@ -11,8 +11,8 @@ import os
 import shlex
 import sys
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 
 from . import __version__, checks, devices, drawing, machine
 from .command import (
@@ -27,9 +27,9 @@ from .command import (
     integer,
     number,
     one_line,
+    out_folder,
     positive,
     run,
-    warnings_in_one_line,
 )
 from .files import DataError, atomic_write, in_use
 from .recipe import Recipe
@@ -39,6 +39,7 @@ from .studies.store import FILE, Store
 from .studies.tasks import Source
 from .studies.work import Work, in_words
 from .training import learnable
+from .training.guard import expect_guard
 from .training.resources import processes, share
 from .training.workers import Interrupted
 
@@ -53,13 +54,15 @@ def main(argv=None):
 
 def _main(argv):
     arguments = _parser().parse_args(argv)
-    folder = Path(arguments.out or Path("studies") / datetime.now().strftime("%Y%m%d-%H%M%S"))
+    arguments.folder = arguments.out
     stop = StopOnSignal("stopping after this step; press Ctrl-C again to stop at once")
     try:
-        with stop, warnings_in_one_line("minicnn.study"):
-            study(arguments, folder, stop)
+        with stop:
+            study(arguments, arguments.out, stop)
     except (Interrupted, KeyboardInterrupt):
-        again = list(argv) if arguments.out else [*argv, "--out", str(folder)]
+        again = list(argv)
+        if arguments.folder and not arguments.out:
+            again += ["--out", str(arguments.folder)]
         print(
             "stopped; the results of finished tasks are saved; continue with: python -m "
             f"minicnn.study {shlex.join(again)}",
@@ -72,8 +75,11 @@ def _main(argv):
     return 0
 
 
-def study(arguments, folder, should_stop=lambda: False):
-    """Train the nets that are missing, and write the findings, as the parsed arguments say."""
+def study(arguments, out=None, should_stop=lambda: False):
+    """Train the nets that are missing, and write the findings, as the parsed arguments say.
+
+    out: the study folder (default: a new one in studies/); it becomes `arguments.folder`.
+    """
     module = STUDIES[arguments.study]
     _fill_in(arguments, module)
     seed = checks.word("argument --seed", arguments.seed)
@@ -94,8 +100,6 @@ def study(arguments, folder, should_stop=lambda: False):
     if getattr(arguments, "distorted", False):
         settings["distorted"] = True
     settings |= Recipe(input_shape=data.input_shape, classes=data.classes).about_data
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"argument --out: {folder} is a file, expected a folder")
     cells = [] if module is variance else _cells(arguments, module, data)
     with contextlib.ExitStack() as stack:
         client = None
@@ -103,6 +107,8 @@ def study(arguments, folder, should_stop=lambda: False):
             client = stack.enter_context(executors.connect(arguments.dask))
         elif module is not variance:
             devices.choose(arguments.device, arguments.precision)  # raises if it is not available
+            expect_guard()
+        folder = arguments.folder = stack.enter_context(out_folder(out, "studies"))
         own = folder / (module.NAME if seed == 0 else f"{module.NAME}-seed-{seed}")
         own.mkdir(parents=True, exist_ok=True)
         stack.enter_context(in_use(own, alone=True))
@@ -219,13 +225,25 @@ def _train(arguments, client, store, cells, data, source, should_stop):
     if not work.nets:
         return
     before = work.total_images - work.images
-    with images_bar(work.total_images, arguments.quiet, before) as bar:
+    trained, accuracies = work.trained_nets, []
+
+    def standing():
+        line = f"{trained} of {work.trained_nets + work.nets} nets trained"
+        return f"{line}, test accuracy {fmean(accuracies):.5f} (mean)" if accuracies else line
+
+    with images_bar(work.total_images, arguments.quiet, before, standing) as bar:
 
         def report(images):
             bar.update(max(min(before + images, bar.total) - bar.n, 0))
 
         def keep(cell, nets):
+            nonlocal trained
             store.add(*key, cell, nets, data.test_labels)
+            trained += len(nets)
+            for net in nets:
+                if net.probabilities is not None and data.test_labels is not None:
+                    right = net.probabilities.argmax(axis=1) == data.test_labels
+                    accuracies.append(right.mean())
 
         def tell(message):
             bar.write(message, file=sys.stderr)
@@ -320,7 +338,7 @@ def _add_study(studies, name, module):
         _add_size(parser.add_argument_group("size"), module)
         _add_machine(parser.add_argument_group("machine"))
     parser.add_argument("--no-figures", action="store_true", help="draw no figures")
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def _add_size(group, module):

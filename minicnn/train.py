@@ -16,8 +16,7 @@ import shlex
 import sys
 import time
 from dataclasses import fields, replace
-from datetime import datetime
-from pathlib import Path
+from statistics import fmean
 
 from . import __version__, devices, machine
 from .backends import trace
@@ -34,14 +33,15 @@ from .command import (
     integer,
     number,
     one_line,
+    out_folder,
     positive,
     run,
-    warnings_in_one_line,
 )
 from .data.load import load
 from .files import in_use, remove_unfinished
 from .recipe import RECIPES, Recipe
 from .training import ensemble, learnable, run_folder
+from .training.guard import expect_guard
 from .training.resources import share
 from .training.trainer import Data, Job, steps_per_epoch
 from .training.workers import Interrupted, WorkerDiedError
@@ -59,15 +59,14 @@ def main(argv=None):
 
 def _main(argv):
     arguments = _parser().parse_args(argv)
-    folder = Path(arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))
     stop = StopOnSignal("stopping after this step; press Ctrl-C again to stop at once")
     try:
-        with stop, warnings_in_one_line("minicnn.train"):
-            train(arguments, folder, stop)
+        with stop:
+            train(arguments, arguments.out, stop)
     except Interrupted:
         again = [a for a in argv if a != "--resume"]
         if not arguments.out:
-            again += ["--out", str(folder)]
+            again += ["--out", str(arguments.folder)]
         print(
             "stopped and saved; continue with: python -m minicnn.train "
             f"{shlex.join(again)} --resume",
@@ -83,10 +82,11 @@ def _main(argv):
     return 0
 
 
-def train(arguments, folder, should_stop=lambda: False):
+def train(arguments, out=None, should_stop=lambda: False):
     """Train an ensemble and fill the run folder, as the parsed arguments say.
 
-    Raises RunStoppedError if training or writing fails after the run has claimed its folder.
+    out: the run folder (default: a new one in runs/); it becomes `arguments.folder`. Raises
+    RunStoppedError if training or writing fails after the run has claimed its folder.
     """
     started = time.monotonic()
     recipe = _recipe(arguments)
@@ -100,11 +100,11 @@ def train(arguments, folder, should_stop=lambda: False):
     with _naming_options():
         learnable.check(recipe, data)
     together, workers = share(recipe, data, ops, arguments.memory, arguments.workers)
-    job = Job(recipe, data, device, ops.precision, folder, together, not arguments.no_graph)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"argument --out: {folder} is a file, expected a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with in_use(folder, alone=True):
+    if workers > 1:
+        expect_guard()
+    with out_folder(out, "runs") as folder, in_use(folder, alone=True):
+        arguments.folder = folder
+        job = Job(recipe, data, device, ops.precision, folder, together, not arguments.no_graph)
         run_folder.claim(job, arguments.data, arguments.resume)
         try:
             grouping = _grouping(job, ops, workers)
@@ -135,7 +135,7 @@ def train(arguments, folder, should_stop=lambda: False):
 
 
 def _train(job, arguments, workers, should_stop):
-    """Train all nets, with a progress bar and one line per net.
+    """Train all nets, with progress and one line per net.
 
     Returns the ensemble's Trained, and the number of images trained on.
     """
@@ -144,11 +144,13 @@ def _train(job, arguments, workers, should_stop):
     total = recipe.nets * recipe.epochs * steps * recipe.batch_size
     done, images = ensemble.images_done(job), 0
     quiet = arguments.quiet or trace.is_wanted()  # a bar would break the lines of a trace
-    with images_bar(total, quiet, done) as bar:
+    last_rows = {}  # {net: its last row of the history, None if it diverged}
+    with images_bar(total, quiet, done, lambda: _standing(last_rows, recipe)) as bar:
 
-        def report(count):
+        def report(count, rows=()):
             nonlocal images
             images += count
+            last_rows.update(rows)
             bar.update(count)
 
         def on_group(group):
@@ -280,7 +282,7 @@ def _parser():
         "step (with a GPU: a CUDA graph)",
     )
     group.add_argument("--no-figures", action="store_true", help="draw no figures")
-    group.add_argument("--quiet", action="store_true", help="show no progress bar")
+    group.add_argument("--quiet", action="store_true", help="show no progress")
     parser.add_argument("--version", action="version", version=f"minicnn {__version__}")
     return parser
 
@@ -342,6 +344,27 @@ def _net_lines(trained, epochs):
         if validation is not None:
             line += f", Validation accuracy={validation:.5f}"
         yield line
+
+
+def _standing(last_rows, recipe):
+    """Where training is: epochs and mean accuracies of the nets in training, and nets trained."""
+    rows = [row for row in last_rows.values() if row is not None]
+    running = [row for row in rows if row["epoch"] < recipe.epochs]
+    parts = []
+    if running:
+        first, last = (pick(row["epoch"] for row in running) for pick in (min, max))
+        part = f"epoch {first}" if first == last else f"epochs {first} to {last}"
+        accuracy = fmean(row["train_accuracy"] for row in running)
+        part += f" of {recipe.epochs}: train accuracy {accuracy:.5f}"
+        validation = [row["validation_accuracy"] for row in running]
+        if None not in validation:
+            part += f", validation accuracy {fmean(validation):.5f}"
+        if len(running) > 1:
+            part += f" (mean of {len(running)} nets)"
+        parts.append(part)
+    if trained := len(rows) - len(running):
+        parts.append(f"{trained} of {recipe.nets} nets trained")
+    return "; ".join(parts)
 
 
 def _print_summary(summary, folder):

@@ -95,7 +95,7 @@ if __name__ == "__main__":
 """
 
 
-def start_slowly(folder, *arguments, seconds=0.4):
+def start_slowly(folder, *arguments, seconds=0.4, **options):
     """Start a training with slow steps; returns its process after the first step."""
     (folder / "slow.py").write_text(SLOW.format(seconds=seconds))
     process = subprocess.Popen(
@@ -105,6 +105,7 @@ def start_slowly(folder, *arguments, seconds=0.4):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        **options,
     )
     while not (folder / "stepped").exists():
         assert process.poll() is None, process.stderr.read()

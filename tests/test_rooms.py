@@ -11,7 +11,7 @@ import minicnn
 PACKAGE = Path(minicnn.__file__).parent
 # Each may import those in earlier lines, and modules of its own line.
 FLOORS = """
-checks control_groups files machine rng
+checks control_groups files machine progress rng shared_context
 drawing data network
 backends
 emulator augment

@@ -22,6 +22,7 @@ import threadpoolctl
 
 from .. import rng
 from ..machine import free_memory  # noqa: F401  one of the functions of a backend
+from ..shared_context import SharedContext
 from . import im2col
 from .affine import affine, affine_parameters
 from .scratch import chunks, scratch
@@ -35,6 +36,7 @@ threaded = False  # BLAS runs on one thread, see session()
 capture = None  # a repeated step would not be faster
 
 _blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
+_one_thread = SharedContext(lambda: _blas.limit(limits=1))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -73,7 +75,7 @@ def session():
     BLAS uses one thread, because its rounding depends on the number of threads. Floating-point
     warnings are off: a net that diverges shows it in its loss.
     """
-    with _blas.limit(limits=1), np.errstate(all="ignore"):
+    with _one_thread(), np.errstate(all="ignore"):
         yield
 
 

@@ -15,9 +15,8 @@ import urllib.request
 import zlib
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..files import DataError, atomic_write, cache_folder
+from ..progress import counter
 
 MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -127,7 +126,7 @@ def _download(url, name, timeout, progress):
     start, content = time.monotonic(), bytearray()
     with (
         urllib.request.urlopen(request, timeout=timeout) as response,
-        tqdm(desc=name, unit="B", unit_scale=True, disable=not progress) as bar,
+        counter(None, "B", quiet=not progress, name=name) as bar,
     ):
         if (response.length or limit) < limit:  # for display only: it may be wrong
             bar.total = response.length

@@ -38,7 +38,8 @@ class Trained:
 def train_group(job, nets, report, should_stop):
     """Train a group of nets to the end, from its checkpoint if there is one. Returns a Trained.
 
-    report(n): n more images were trained on. Saves a checkpoint after each epoch. When
+    report(n): n more images were trained on. report(0, rows): an epoch has ended; rows = {net: its
+    last row of the history, None if it diverged}. Saves a checkpoint after each epoch. When
     should_stop() returns True, saves the state and raises Interrupted.
     """
     with in_use(job.folder):  # locked by each worker, too: it may end later than its parent
@@ -54,6 +55,7 @@ def train_group(job, nets, report, should_stop):
                 trainer.save(path)
                 raise
             trainer.save(path)
+            report(0, _last_rows(trainer))
         probabilities = None
         if job.data.test_images is not None:
             known = len(trainer.diverged)
@@ -61,6 +63,11 @@ def train_group(job, nets, report, should_stop):
             if len(trainer.diverged) > known:
                 trainer.save(path)
         return Trained(trainer.history, trainer.diverged, probabilities)
+
+
+def _last_rows(trainer):
+    rows = {row["net"]: row for row in trainer.history}
+    return {net: None if net in trainer.diverged else rows[net] for net in trainer.nets}
 
 
 def group_checkpoint(folder, nets):
@@ -111,7 +118,7 @@ def groups(job):
     return [part for _, nets in together for part in split_nets(nets, job.group_size)]
 
 
-def _ignore(_):
+def _ignore(*_):
     pass
 
 
@@ -126,7 +133,7 @@ def train_ensemble(
     """Train every net of the job's recipe in `workers` processes. Returns a Trained.
 
     Callbacks:
-    - report(n): n more images were trained on.
+    - report(n), report(0, rows): as in train_group.
     - on_group(trained): the next group is trained; called in the order of the groups.
     - on_death(nets): the process of a group died; a new process resumes from its checkpoint.
     - should_stop(): when it returns True, all states are saved, then Interrupted is raised.

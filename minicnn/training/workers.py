@@ -5,6 +5,7 @@ A worker process may die at any moment. Only its task is lost, and the pool runs
 - Tasks and results go through one pipe per worker. A closed pipe means that the process died.
 - Progress (worker to parent) and the stop request (parent to worker) are two integers in shared
   memory. Queues and events use locks, and a process that is killed never releases its lock.
+- A new process imports the main script, as Python's multiprocessing does: see guard.py.
 
 `run_jobs` is the entry point; ensemble.py and prediction.py call it. studies/executors.py uses
 `Worker` directly.
@@ -19,9 +20,18 @@ import signal
 import threading
 import traceback
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 from .. import machine
+from .guard import (
+    UNGUARDED,
+    WORKER,
+    UnguardedScriptError,
+    check_guard,
+    expect_guard,
+    main_script_as_file,
+)
 from .shared_integers import shared_integers
 
 _POLL_SECONDS = 0.1
@@ -55,7 +65,8 @@ def run_jobs(
     process.
 
     Callbacks, called in this process:
-    - report(n): all tasks together advanced by n since the last call.
+    - report(n): all tasks together advanced by n since the last call. report(0, note): a task
+      called report(0, note); only for tasks that do.
     - on_result(result): called for each result, in the order of the tasks.
     - should_stop(): when it returns True, all tasks are asked to stop.
     - on_death(task): a process died while it ran this task. A new process runs the task again,
@@ -66,13 +77,16 @@ def run_jobs(
     - WorkerDiedError if the process of the same task dies twice, or dies after a stop request.
     - Interrupted if the tasks stopped on request and nothing else failed.
     - KeyboardInterrupt, after killing all processes.
+    - UnguardedScriptError if the main script starts the same work again in each process.
     """
+    check_guard()
     if workers <= 1 or len(tasks) <= 1:
         results = []
         for task in tasks:
             results.append(function(shared, task, report, should_stop))
             on_result(results[-1])
         return results
+    expect_guard()
     workers = min(workers, len(tasks))
     threads = machine.threads(workers)
     job = pickle.dumps((function, shared), pickle.HIGHEST_PROTOCOL)
@@ -81,6 +95,8 @@ def run_jobs(
     try:
         while pool.start_tasks():
             pool.wait()
+            for note in pool.notes():
+                report(0, note)
             report(pool.progress())
             if should_stop():
                 pool.stop()
@@ -111,6 +127,7 @@ class _Pool:
         self._died = set()  # indices of tasks whose process died once
         self._stopping = self._at_once = False
         self._progress = 0  # since the last call of progress()
+        self._notes = []  # since the last call of notes()
 
     def start_tasks(self):
         """Give waiting tasks to idle workers. Returns whether any task is running."""
@@ -127,13 +144,17 @@ class _Pool:
         for worker in self._running:
             self._progress += worker.progress()
         for connection in ready:
-            worker = connections[connection]
-            self._finish_task(worker, self._running.pop(worker))
+            self._receive(connections[connection])
 
     def progress(self):
         """Progress since the last call; negative if a process died and its work is lost."""
         progress, self._progress = self._progress, 0
         return progress
+
+    def notes(self):
+        """The notes of the tasks since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def stop(self, at_once=False):
         """Ask all workers to stop after their current step; with `at_once`, kill them."""
@@ -149,28 +170,55 @@ class _Pool:
         for worker in self._workers:
             worker.close()
 
-    def _finish_task(self, worker, index):
-        self._idle.append(worker)
+    def _receive(self, worker):
+        """Take a worker's message: a note of its task, or the task's end; or see that it died."""
         try:
-            result, error = worker.connection.recv()
-        except (EOFError, OSError):  # the process died
-            self._progress -= worker.reap()
-            if self._at_once:
-                return
-            self._on_death(self._tasks[index])
-            if index not in self._died and not self._stopping:
-                self._died.add(index)
-                self._waiting.appendleft(index)
-                return
-            again = ", and so did its replacement" if index in self._died else ""
-            error = WorkerDiedError(
-                f"a worker process died{again}; if memory ran out, try fewer --workers"
-            )
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            message = None
+        if isinstance(message, _Note):
+            self._notes.append(message.content)
+            return
+        index = self._running.pop(worker)
+        self._idle.append(worker)
+        if message is None:
+            self._clean_up(worker, index)
+            return
+        result, error = message
         if error is None:
             self.results[index] = result
         else:
-            self.errors.append(error)
-            self.stop()
+            self._fail(error)
+
+    def _clean_up(self, worker, index):
+        """After a process died in a task: let it run again, unless that happened before."""
+        try:
+            self._progress -= worker.reap()
+        except UnguardedScriptError as error:
+            self._fail(error)
+            return
+        if self._at_once:
+            return
+        self._on_death(self._tasks[index])
+        if index not in self._died and not self._stopping:
+            self._died.add(index)
+            self._waiting.appendleft(index)
+            return
+        again = ", and so did its replacement" if index in self._died else ""
+        self._fail(
+            WorkerDiedError(f"a worker process died{again}; if memory ran out, try fewer --workers")
+        )
+
+    def _fail(self, error):
+        self.errors.append(error)
+        self.stop()
+
+
+@dataclass(frozen=True)
+class _Note:
+    """A message of a running task."""
+
+    content: object
 
 
 class Worker:
@@ -180,6 +228,7 @@ class Worker:
     """
 
     def __init__(self, job, threads):
+        expect_guard()
         self.connection = None
         self._job, self._threads = job, threads
         self._channel = shared_integers(2, _CONTEXT)
@@ -200,12 +249,12 @@ class Worker:
     def _start_process(self, task):
         self.connection, theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(
-            target=_worker_main, args=(theirs, self._channel, self._threads)
+            target=_worker_main, name=WORKER, args=(theirs, self._channel, self._threads)
         )
         # In a thread: a pipe buffers little, so sending a large job blocks until the process reads.
         self._sender = threading.Thread(target=self._send_job, args=(task,), daemon=True)
         try:
-            with _signals_blocked():
+            with _signals_blocked(), main_script_as_file():
                 self._process.start()
         finally:
             theirs.close()
@@ -232,11 +281,17 @@ class Worker:
         self._channel[_REQUEST] = max(self._channel[_REQUEST], _STOP_AT_ONCE if at_once else _STOP)
 
     def reap(self):
-        """Clean up after a process that died. Returns the progress that its task had reported."""
+        """Clean up after a process that died. Returns the progress that its task had reported.
+
+        Raises UnguardedScriptError if check_guard ended it.
+        """
         with self._closing:
-            if self._process is not None:
-                self._process.kill()  # its pipe is closed, but it may not have ended yet
+            process = self._process
+            if process is not None:
+                process.kill()  # its pipe is closed, but it may not have ended yet
             self.close()
+        if process is not None and process.exitcode == UNGUARDED:
+            raise UnguardedScriptError
         return self._reported
 
     def close(self):
@@ -270,7 +325,9 @@ def _signals_blocked():
 
 
 # Of this process, if it is a worker.
-_state = SimpleNamespace(busy=threading.Lock(), orphaned=threading.Event(), channel=None)
+_state = SimpleNamespace(
+    busy=threading.Lock(), orphaned=threading.Event(), channel=None, connection=None
+)
 
 
 def _worker_main(connection, channel, threads):
@@ -285,7 +342,7 @@ def _worker_main(connection, channel, threads):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     machine.use_cores(threads)
     machine.use_threads(threads)  # decided by the parent, whatever the environment says
-    _state.channel = channel
+    _state.channel, _state.connection = channel, connection
     threading.Thread(target=_watch_parent, daemon=True).start()
     with suppress(EOFError, OSError):  # the parent died
         try:
@@ -332,7 +389,14 @@ def should_stop():
     )
 
 
-def report(count):
-    """Report to the parent that the task advanced by `count`. No effect outside a worker."""
-    if _state.channel is not None:
-        _state.channel[_PROGRESS] += count
+def report(count, note=None):
+    """Report to the parent that the task advanced by `count`, with a note that can be pickled.
+
+    Only tasks of run_jobs may send notes. No effect outside a worker.
+    """
+    if _state.channel is None:
+        return
+    _state.channel[_PROGRESS] += count
+    if note is not None:
+        with suppress(OSError):  # the parent died; should_stop() soon becomes true
+            _state.connection.send(_Note(note))
