@@ -177,6 +177,7 @@ SORTS = {
     b"\n<!DOCTYPE html><title>Sign in": "a web page",
     b"<HTML>": "a web page",
     b'{"code": 403}': "JSON",
+    b"@RELATION mnist_784": "an ARFF file",
     b"version https://git-lfs.github.com/spec/v1": "a pointer of Git LFS, not the file itself",
     b"\xff\xfel\0a\0": "text in UTF-16",
     b"\1\2\0\3": "binary data",
