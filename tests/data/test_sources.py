@@ -40,6 +40,7 @@ KAGGLE = {"train.csv": TRAIN, "test.csv": TEST, "sample_submission.csv": b"Image
         pytest.param(
             KAGGLE | {"__MACOSX/train.csv": b"\0", "._test.csv": b"\0", "in/": b""}, id="of a Mac"
         ),
+        pytest.param(KAGGLE | {"": b"", "a\nb": b""}, id="strange names"),
         pytest.param({"a_train.csv": TRAIN, "a_test.csv": gzip.compress(TEST)}, id="named"),
         pytest.param(
             {
