@@ -297,8 +297,12 @@ class _Layout:
 
 
 def _is_data(fields):
-    """Whether a line has pixels. A header may have numbers, too: those that count the columns."""
-    numbers = [field for field in fields if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", field)]
+    """Whether a line has pixels.
+
+    A header may have numbers, too: those that count the columns, or those that pandas makes of a
+    first row, such as 0, 0.1, 0.2 for three zeros.
+    """
+    numbers = [field for field in fields if re.fullmatch(r"[0-9]{1,9}(\.0*)?", field)]
     counts = _rises(fields[len(fields) // 2 :]) and int(fields[-1]) > len(fields) - 4
     return 2 * len(numbers) > len(fields) and not counts
 

@@ -104,7 +104,8 @@ def _checked_shape(shape):
     """The shape as Part.images have it, without a single channel; None if there is none."""
     if shape is None:
         return None
-    if len(shape) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in shape):
+    whole = all(isinstance(length, (int, np.integer)) and length > 0 for length in shape)
+    if len(shape) not in (2, 3) or not whole:
         raise DataError(f"shape: got {shape!r}, expected (H, W) or (H, W, C)")
     return tuple(shape[:2] if shape[2:] == (1,) else shape)
 

@@ -141,6 +141,8 @@ def sort_of(start):
         return "a tar archive"
     if re.match(rb"\s*<(!doctype|html|head|\?xml|svg)", start, re.IGNORECASE):
         return "a web page"
+    if re.match(rb"\s*@relation", start, re.IGNORECASE):
+        return "an ARFF file"
     if re.match(rb"\s*[{\[]", start):
         return "JSON"
     return "binary data" if b"\0" in start else None

@@ -121,6 +121,16 @@ def test_numbers_as_names_of_columns(tmp_path):
     np.testing.assert_array_equal(data.y_train, LABELS)
 
 
+def test_a_first_row_that_pandas_made_a_header_of(tmp_path):
+    """A_Z Handwritten Data.csv has these names."""
+    rows = table(images(), LABELS)
+    rows[0] = ["0", *(f"0.{i}" for i in range(1, 785))]
+    data = read(tmp_path, train=rows)
+    np.testing.assert_array_equal(data.x_train, images())
+    np.testing.assert_array_equal(data.y_train, LABELS)
+    assert data.description == "60 images 28x28, 10 classes 0..9, label in the first column"
+
+
 def test_a_first_row_that_rises_is_no_header(tmp_path):
     pixels = images()
     pixels[0] = np.arange(784).reshape(28, 28) % 256

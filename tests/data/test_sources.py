@@ -63,6 +63,15 @@ def test_zip(tmp_path, files):
         np.testing.assert_array_equal(load_test(source).x_test, IMAGES[:3])
 
 
+def test_a_member_without_a_name(tmp_path):
+    """ZipInfo.is_dir fails on it."""
+    path = tmp_path / "any.zip"
+    path.write_bytes(zip_bytes(KAGGLE))
+    with zipfile.ZipFile(path, "a") as archive, archive.open(zipfile.ZipInfo(""), "w") as member:
+        member.write(b"content")
+    assert load(path).x_train.shape == IMAGES.shape
+
+
 def test_one_archive_for_each_file(tmp_path):
     """The API of Kaggle gives train.csv.zip and test.csv.zip."""
     for name in "train.csv", "test.csv":
@@ -177,6 +186,7 @@ SORTS = {
     b"\n<!DOCTYPE html><title>Sign in": "a web page",
     b"<HTML>": "a web page",
     b'{"code": 403}': "JSON",
+    b"@RELATION mnist_784": "an ARFF file",
     b"version https://git-lfs.github.com/spec/v1": "a pointer of Git LFS, not the file itself",
     b"\xff\xfel\0a\0": "text in UTF-16",
     b"\1\2\0\3": "binary data",
