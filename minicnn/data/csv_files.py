@@ -104,10 +104,10 @@ def _blocks(file, stream, first, piece, longest):
         yield first, rest
 
 
-def _line_number(first, block, row):
-    """The number of the line of a row, in a block that starts with line `first`."""
+def _line_numbers(first, block):
+    """The number of the line of each row, in a block that starts with line `first`."""
     lines = enumerate(block.split(b"\n"), first)
-    return [number for number, line in lines if not is_empty(line)][row]
+    return [number for number, line in lines if not is_empty(line)]
 
 
 # --- Texts ----------------------------------------------------------------------------------------
@@ -122,9 +122,11 @@ class _LabelReader:
 
     def add(self, first, block, texts):
         """Add the labels of a block that starts with line number `first`. Raises DataError."""
-        for row, text in enumerate(texts):
-            if text not in self._code_of_text:
-                place = f"{self._file}, line {_line_number(first, block, row)}, label"
+        new = [row for row, text in enumerate(texts) if text not in self._code_of_text]
+        lines = _line_numbers(first, block) if new else []
+        for row in new:
+            if (text := texts[row]) not in self._code_of_text:
+                place = f"{self._file}, line {lines[row]}, label"
                 self._code_of_text[text] = self._new(text, place)
         self._codes.append(np.array([self._code_of_text[text] for text in texts], np.uint16))
 
@@ -153,7 +155,7 @@ def _checked_ids(file, first, block, texts):
         if not (0 < len(name) <= _LONGEST_TEXT and name.isprintable()) or set(name) & set(
             '",;\ufffd'
         ):
-            place = f"{file}, line {_line_number(first, block, row)}"
+            place = f"{file}, line {_line_numbers(first, block)[row]}"
             raise DataError(f"{place}, id: got {brief_field(name)}, expected a number or a name")
     return ids
 
