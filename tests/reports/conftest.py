@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 
-from minicnn.training import prediction
+from minicnn.training import resources
 
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
     """Starting more processes takes longer than these predictions."""
-    monkeypatch.setattr(prediction, "cores", lambda: 1)
+    monkeypatch.setattr(resources, "cores", lambda: 1)
 
 
 @pytest.fixture
