@@ -6,9 +6,13 @@ the other driver: it runs the same launches on a CPU.
 
 import contextlib
 import ctypes
-import importlib
+import importlib.util
+import os
 import re
+import sys
+import tempfile
 from functools import lru_cache
+from pathlib import Path
 
 from . import native
 from .kernel import Driver, pointers
@@ -34,7 +38,7 @@ def problem():
 def _problem():
     try:
         cupy = _import_cupy()
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         if getattr(error, "name", None) == "cupy":
             return "CuPy is not installed: pip install -e '.[cuda13]' (cuda12 for old drivers)"
         return f"CuPy cannot be imported: {error}"
@@ -259,7 +263,25 @@ def _capability():
 
 
 def _import_cupy():
+    _replace_cupy_cache()
     return importlib.import_module("cupy")
+
+
+@lru_cache
+def _replace_cupy_cache():
+    """Give CuPy another folder for its own kernels, if it cannot write into its usual one.
+
+    It makes that folder while it is imported; without a home folder, in the working folder.
+    """
+    if "cupy" in sys.modules or not importlib.util.find_spec("cupy"):
+        return
+    folder = Path(os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache"))
+    with contextlib.suppress(OSError):
+        if folder.parts[0] != "~":  # it stays where there is no home folder
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return
+    os.environ["CUPY_CACHE_DIR"] = str(native.usable_folder())
 
 
 def _nvrtc():

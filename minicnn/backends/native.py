@@ -162,6 +162,14 @@ def _run(command, folder):
 # ---- the folder ----------------------------------------------------------------------------------
 
 
+def usable_folder():
+    """A folder that can be written, a Path: the cache's or, if that cannot be used, one of this run.
+
+    Raises OSError if there is neither.
+    """
+    return _folder()
+
+
 @lru_cache
 def _folder():
     """The folder for libraries: the user's cache or, if that is not writable, one of this run."""

@@ -189,3 +189,53 @@ def test_names_of_cache_folders(tmp_path, name, utf8):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [repr(os.fsencode(folder / "native"))] * 2
+
+
+# ---- CuPy's own folder ---------------------------------------------------------------------------
+
+# A package in CuPy's place, which makes the folder that CuPy makes while it is imported.
+CUPY = """
+import os
+folder = os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))
+os.makedirs(folder, exist_ok=True)
+raise ImportError(f"made {folder}")
+"""
+PROBLEM = "from minicnn.backends import cuda; print(cuda.problem())"
+
+
+def cupy_folder(tmp_path, code=PROBLEM, **environment):
+    """The folder that CuPy makes, in a process that runs `code`."""
+    (tmp_path / "packages" / "cupy").mkdir(parents=True)
+    (tmp_path / "packages" / "cupy" / "__init__.py").write_text(CUPY)
+    environment |= {"PYTHONPATH": f"{tmp_path / 'packages'}{os.pathsep}{ROOT}"}
+    environment |= {"MINICNN_CACHE": str(tmp_path / "cache"), native._INHERITED: ""}
+    before = {name: value for name, value in os.environ.items() if name != "CUPY_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=before | environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    said, folder = done.stdout.strip().split(": made ")
+    assert said == "CuPy cannot be imported"
+    return Path(folder)
+
+
+def test_cupy_keeps_its_own_folder(tmp_path):
+    assert cupy_folder(tmp_path, HOME=str(tmp_path)) == tmp_path / ".cupy" / "kernel_cache"
+
+
+@pytest.mark.parametrize("variable", ["HOME", "CUPY_CACHE_DIR"])
+def test_cupy_has_another_folder_where_its_own_cannot_be_written(tmp_path, variable):
+    (tmp_path / "file").touch()
+    environment = {variable: str(tmp_path / "file" / "folder")}
+    assert cupy_folder(tmp_path, **environment) == tmp_path / "cache" / "native"
+
+
+def test_without_a_home_cupy_leaves_nothing_in_the_working_folder(tmp_path):
+    no_home = "import os.path; os.path.expanduser = lambda path: path; " + PROBLEM
+    assert cupy_folder(tmp_path, no_home) == tmp_path / "cache" / "native"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "packages"]
