@@ -46,6 +46,15 @@ def choose(device, precision="float32", dtype="float32"):
     return device, _operations(device, precision), reason
 
 
+def choose_openly(device, precision="float32"):
+    """As `choose`, for a command that does not show the reason: warns if "auto" is only "numpy"."""
+    name, backend, reason = choose(device, precision)
+    if device == "auto" and name == "numpy":
+        message = f"device 'auto' is 'numpy', which is slow: {cpu_problem()}"
+        warnings.warn(message, stacklevel=2)
+    return name, backend, reason
+
+
 def _fastest(dtype):
     """The (device, reason) of "auto"."""
     if dtype != "float32":

@@ -11,6 +11,7 @@ batch) next, then backends/ops_numpy.py.
 """
 
 import contextlib
+import warnings
 from math import prod
 
 import numpy as np
@@ -19,7 +20,7 @@ from . import checks, devices, rng
 from .network.layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten
 from .network.optim import Adam
 from .network.plan import make_plan
-from .network.stack import connect, views, weights_layout
+from .network.stack import batch_problem, connect, views, weights_layout
 
 MNIST_SHAPE = 28, 28, 1
 PREDICT_BATCH = 64
@@ -209,13 +210,16 @@ class Sequential:
         """One Adam step on images x (E, B, H, W, C) in [0, 1] with integer labels y (E, B).
 
         learning_rate: the optimizer's unless given. Returns loss (E,) and accuracy (E,) of this
-        batch before the step.
+        batch before the step. Warns if a batch normalisation has a single value per channel,
+        because what is before it then learns nothing.
         """
         if learning_rate is None:
             learning_rate = self.optimizer.learning_rate
         rate = checks.number("learning_rate", learning_rate, 0)
         with self.ops.session():
             plan = self._load(x, y)
+            if problem := batch_problem(self.nodes, plan.batch):
+                warnings.warn(problem, stacklevel=2)
             self.learning_rate[...] = rate
             self.train_step(plan)
             return self.ops.to_host(plan.loss), self.ops.to_host(plan.correct) / plan.batch

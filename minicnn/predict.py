@@ -49,7 +49,7 @@ def _main(argv):
 def predict(arguments, should_stop=lambda: False):
     """Predict the test images, and write the submission, as the parsed arguments say."""
     machine.use_threads(arguments.threads)
-    device, ops, _ = devices.choose(arguments.device)
+    device, ops, _ = devices.choose_openly(arguments.device)
     if not arguments.out.resolve().parent.is_dir():  # fail before the work, not after it
         raise ValueError(
             f"argument --out: got {arguments.out}, expected a file in an existing folder"

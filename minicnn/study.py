@@ -106,7 +106,8 @@ def study(arguments, out=None, should_stop=lambda: False):
         if module is not variance and arguments.dask is not None:
             client = stack.enter_context(executors.connect(arguments.dask))
         elif module is not variance:
-            devices.choose(arguments.device, arguments.precision)  # raises if it is not available
+            # raises if it is not available
+            devices.choose_openly(arguments.device, arguments.precision)
             expect_guard()
         folder = arguments.folder = stack.enter_context(out_folder(out, "studies"))
         own = folder / (module.NAME if seed == 0 else f"{module.NAME}-seed-{seed}")
@@ -284,7 +285,7 @@ def _parser():
     )
     parser.add_argument("--version", action="version", version=f"minicnn {__version__}")
     studies = parser.add_subparsers(
-        dest="study", metavar="NAME", required=True, parser_class=Parser
+        dest="study", metavar="NAME", required=True, parser_class=Parser, prog="minicnn.study"
     )
     for name, module in STUDIES.items():
         _add_study(studies, name, module)

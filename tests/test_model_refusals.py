@@ -4,6 +4,7 @@ Each message names the argument, the value found and the value expected.
 """
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -238,3 +239,13 @@ def test_stacks_that_cannot_be_trained_are_refused(device, layers):
     for method in (model.loss_and_gradients, model.train_on_batch):
         with pytest.raises(ValueError, match=r"^layers:"):
             method(x, GOOD_Y)
+
+
+def test_a_step_on_a_single_value_per_channel_warns():
+    model = Sequential([Flatten(), BatchNormalization(), Dense(3, activation="softmax")], (5, 4, 2))
+    told = "batch_size: got 1, expected at least 2: batch_normalization would normalise a single"
+    with pytest.warns(UserWarning, match=told):
+        model.train_on_batch(GOOD_X[:1, :1], GOOD_Y[:1, :1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.train_on_batch(GOOD_X[:1], GOOD_Y[:1])

@@ -163,7 +163,7 @@ def _run(command, folder):
 
 
 def usable_folder():
-    """A folder that can be written, a Path: the cache's or, if that cannot be used, one of this run.
+    """A folder that can be written, a Path: the cache, or one of this run if that cannot be used.
 
     Raises OSError if there is neither.
     """

@@ -68,15 +68,22 @@ def connect(layers, input_shape):
     return nodes
 
 
-def check_batch(nodes, batch):
-    """Raise ValueError if a network cannot learn from batches of so many images."""
+def batch_problem(nodes, batch):
+    """Why a network cannot learn from batches of so many images, in one line; None if it can."""
     for node in nodes:
         least = node.layer.least_batch(node.input_shape)
         if batch < least:
-            raise ValueError(
+            return (
                 f"batch_size: got {batch}, expected at least {least}: {node.name} would normalise "
                 "a single value per channel, which gives gradients of zero"
             )
+    return None
+
+
+def check_batch(nodes, batch):
+    """Raise ValueError if a network cannot learn from batches of so many images."""
+    if problem := batch_problem(nodes, batch):
+        raise ValueError(problem)
 
 
 def weights_layout(nodes, nets, dtype):

@@ -93,7 +93,7 @@ def _predict_again(config, recipe, arguments, should_stop):
     if trained.about["data"] != config["data"] or trained.about["recipe"] != config["recipe"]:
         raise DataError(f"{path}: belongs to another run than {CONFIG}, expected the same")
     images, labels = test_images(config, (recipe.input_shape, recipe.classes), arguments)
-    device, ops, _ = devices.choose(arguments.device)
+    device, ops, _ = devices.choose_openly(arguments.device)
     with images_bar(len(trained.nets) * len(images), arguments.quiet) as bar:
         probabilities = prediction.probabilities_of(
             trained, images, device, ops, None, bar.update, should_stop

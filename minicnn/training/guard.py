@@ -28,8 +28,8 @@ class UnguardedScriptError(SystemExit):
     def __init__(self):
         super().__init__(
             f"{_main_script() or 'the main script'}: each worker process imports this script and "
-            'would start the work again; expected the call under if __name__ == "__main__":, '
-            "or one worker"
+            'would start the work again; call it under `if __name__ == "__main__":`, or with one '
+            "worker"
         )
 
 

@@ -96,6 +96,17 @@ def test_auto_says_why_it_is_numpy(without_kernels, monkeypatch):
     assert re.fullmatch(reason, model.device_reason)
 
 
+def test_commands_that_show_no_reason_warn_that_auto_is_numpy(without_kernels, monkeypatch):
+    monkeypatch.setattr("minicnn.backends.cuda.problem", lambda: "there is no GPU")
+    with pytest.warns(UserWarning) as told:
+        assert devices.choose_openly("auto")[:2] == ("numpy", ops_numpy)
+    [message] = [str(warning.message) for warning in told]
+    assert re.fullmatch(f"device 'auto' is 'numpy', which is slow: {without_kernels}", message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert devices.choose_openly("numpy")[:2] == ("numpy", ops_numpy)
+
+
 @with_kernels
 def test_auto_is_cpu_without_a_gpu(monkeypatch):
     monkeypatch.setattr("minicnn.backends.cuda.problem", lambda: "there is no GPU")
@@ -291,3 +302,23 @@ def test_a_training_without_a_cache_folder_says_so_in_one_line(tmp_path):
         "kernels anew"
     )
     assert "Device: cpu (as asked). Processes: 2." in about
+
+
+@pytest.mark.parametrize("module", ["predict", "report", "study"])
+def test_a_command_on_numpy_says_so_in_one_line(run, tmp_path, module):
+    arguments = {
+        "predict": ["--checkpoint", run[0] / "checkpoint.npz", "--data=digits"],
+        "report": [run[0]],
+        "study": "trials --quick --trials=1 --nets=1 --epochs=1 --limit=64 --test-limit=9".split(),
+    }
+    out = tmp_path / ("out" if module == "study" else "file")
+    done = python(
+        *("-m", f"minicnn.{module}", *arguments[module], "--quiet", "--out", out),
+        **{"CC": "false", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    [warning] = [line for line in done.stderr.splitlines() if "warning" in line]
+    assert warning == (
+        f"minicnn.{module}: warning: device 'auto' is 'numpy', which is slow: "
+        "$CC names no compiler that runs: 'false'"
+    )

@@ -51,7 +51,7 @@ def assert_refused(done, folder, script="script.py"):
     assert done.returncode in (1, 2) and done.stdout == ""
     [line] = done.stderr.splitlines()
     assert f"{script}: each worker process imports this script" in line
-    assert 'expected the call under if __name__ == "__main__":, or one worker' in line
+    assert 'call it under `if __name__ == "__main__":`, or with one worker' in line
     assert not [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".py"]
 
 

@@ -258,3 +258,10 @@ def measured_by_hand(image, label):
     slant = np.degrees(np.arctan(xy / yy))
     center = (min(columns) + max(columns)) / 2, (min(rows) + max(rows)) / 2
     return label, *center, angle, slant, np.sqrt(xx + yy)
+
+
+def test_a_bad_argument_is_named_in_a_short_line(tmp_path):
+    done = command("minicnn.study", "trials", "--epochs=0", "--out", tmp_path / "study")
+    assert done.returncode == 2 and done.stdout == ""
+    told = "argument --epochs: got 0, expected a positive integer"
+    assert done.stderr == f"minicnn.study trials: error: {told}\n"
