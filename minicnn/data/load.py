@@ -181,7 +181,8 @@ def _read_file(path, need_train, shape):
             return _read_set(found, need_train, shape)
         raise DataError(f"{path}: found {contents(path)}; expected {READABLE}")
     found = find_files(path.parent, need_train, wanted=path.name, deep=False)
-    if found and (need_train or any(part == "test" for part, _ in found.files)):
+    alone = not need_train and found and found.files.get(("train", "csv")) == File(path)
+    if found and not alone and (need_train or any(part == "test" for part, _ in found.files)):
         return _read_set(found, need_train, shape)
     if is_idx(start):
         raise DataError(
