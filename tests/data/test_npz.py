@@ -183,3 +183,12 @@ def test_no_test_images(tmp_path):
     path = write(tmp_path, npz_bytes(np.savez, x_train=IMAGES, y_train=LABELS))
     with pytest.raises(DataError, match=r"found x_train, y_train; expected arrays x_test \(opt"):
         load_test(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<unknown>"])
+def test_no_archive(tmp_path, content):
+    path = write(tmp_path, content)
+    for source in path, tmp_path:
+        assert fault(source).startswith(
+            f"{path}: bad zip archive: File is not a zip file, expected"
+        )
