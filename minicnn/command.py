@@ -51,8 +51,9 @@ What --data reads:
   an .npz file   of Keras: x_train, y_train, x_test, y_test
   image folders  a folder of PNG or JPEG files for each class, or train/ and test/
                  with such folders (needs Pillow)
-Give a folder, a file or a .zip; files may be compressed with gzip. Images are grey
-or in colour, of at least 25x25 pixels; there may be 2 to 1,000 classes."""
+Give a folder, a file or a .zip (of images a folder); files may be compressed with
+gzip. Images are grey or in colour, of at least 25x25 pixels; there may be 2 to 1,000
+classes."""
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -115,6 +115,8 @@ def study(arguments, out=None, should_stop=lambda: False):
         stack.enter_context(in_use(own, alone=True))
         store = stack.enter_context(Store(folder / FILE))
         store.claim(module.NAME, seed, settings, data.test_labels, cells)
+        if source.name != "digits":  # the embedded digits need no explanation
+            print(f"Data: {data.description}", file=sys.stderr, flush=True)
         if module is variance:
             measures = variance.measure(data.train_images, data.train_labels)
             store.add_images(module.NAME, seed, measures)

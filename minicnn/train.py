@@ -109,7 +109,7 @@ def train(arguments, out=None, should_stop=lambda: False):
         try:
             grouping = _grouping(job, ops, workers)
             if arguments.data != "digits":  # the embedded digits need no explanation
-                print(f"Data: {source.description}", file=sys.stderr)
+                print(f"Data: {data.description}", file=sys.stderr)
             print(
                 f"Training images: {len(data.train_images):,}. Nets: {recipe.nets}. "
                 f"Epochs: {recipe.epochs}. Device: {device} ({reason}){_precision(ops)}. "

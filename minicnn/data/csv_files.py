@@ -200,9 +200,10 @@ class _Layout:
             raise self._wrong_count(self.columns.pixels)
         check_size(self._where, 1, self.shape)
         if training and self.label is None:
+            pixels = f"{self.columns.pixels} column{'s' * (self.columns.pixels > 1)} of pixels"
             raise DataError(
-                f"{self._where}: got {self.columns.pixels} columns of pixels"
-                f" ({size_text(self.shape)}) and no labels, expected a column named label"
+                f"{self._where}: got {pixels} ({size_text(self.shape)}) and no labels, expected a"
+                " column named label"
             )
 
     def _check_sort(self, line, rest):

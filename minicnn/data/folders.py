@@ -76,9 +76,13 @@ def contents(folder):
     files, folders = _listed(folder)
     names = {file.name: file.name for file in files}
     for path in folders:
-        looks_like_a_file = re.search(r"\.(csv|gz|npz|zip)$|ubyte$", path.name, re.IGNORECASE)
-        names[path.name] = path.name + (" (a folder)" if looks_like_a_file else "")
-    return _few([names.get(name, f"{name} (no file)") for name in sorted(os.listdir(folder))])
+        names[path.name] = path.name + (" (a folder)" if _is_name_of_file(path.name) else "")
+    found = _few([names.get(name, f"{name} (no file)") for name in sorted(os.listdir(folder))])
+    return f"a folder with {found}" if _is_name_of_file(Path(folder).name) else found
+
+
+def _is_name_of_file(name):
+    return re.search(r"\.(csv|gz|npz|zip)$|ubyte$", name, re.IGNORECASE)
 
 
 def _few(names):

@@ -135,8 +135,25 @@ def class_numbers(labels, classes):
     return table.astype(np.uint8 if len(classes) <= 256 else np.uint16)[labels.codes]
 
 
+def short_names(names, most):
+    """The names, those of more than `most` characters shortened so that all still differ."""
+    half = most // 2
+    ways = (
+        lambda number, name: brief(name, most),
+        lambda number, name: f"{name[:half]}...{name[half - most :]}",
+        lambda number, name: f"{name[:half]}...{number}",
+    )
+    for way in ways:
+        short = tuple(n if len(n) <= most else way(i, n) for i, n in enumerate(names, 1))
+        if len(set(short)) == len(set(names)):
+            break
+    return short
+
+
 def classes_text(classes):
     """The classes in a few words, such as "26 classes A..Z"."""
-    few = len(classes) <= 3
-    names = ", ".join(classes) if few else f"{brief(classes[0], 20)}..{brief(classes[-1], 20)}"
+    first, last = brief(classes[0], 20), brief(classes[-1], 20)
+    names = f"{first}..{last}" if ".." not in first + last else f"{first} to {last}"
+    if len(classes) <= 3:
+        names = ", ".join(classes)
     return f"{len(classes):,} classes {names}"

@@ -19,6 +19,7 @@ from .csv_files import read_csv
 from .download import FILES, fetch_mnist
 from .folders import contents, find_files, npz_files
 from .idx_files import is_idx, read_idx_pair
+from .image_files import ENDINGS
 from .image_folder import read_image_folder
 from .labels import DIGITS, Labels, class_numbers, classes_of, classes_text
 from .npz_files import read_npz
@@ -174,14 +175,18 @@ def _read_folder(folder, need_train, shape):
 
 def _read_file(path, need_train, shape):
     start = File(path).start()
-    if sort_of(start) == _ZIP:
-        if any(file.member.endswith(".npy") for file in members(path)):
+    if sort_of(start) == _ZIP or (sort_of(start) is None and path.suffix.lower() == ".npz"):
+        inside = members(path)
+        if any(file.member.endswith(".npy") for file in inside):
             return read_npz(path, need_train)
         if found := find_files(path, need_train):
             return _read_set(found, need_train, shape)
+        if any(file.name.lower().endswith(ENDINGS) for file in inside):
+            raise DataError(f"{path}: got a zip archive of images, expected a folder of them")
         raise DataError(f"{path}: found {contents(path)}; expected {READABLE}")
     found = find_files(path.parent, need_train, wanted=path.name, deep=False)
-    if found and (need_train or any(part == "test" for part, _ in found.files)):
+    alone = not need_train and found and found.files.get(("train", "csv")) == File(path)
+    if found and not alone and (need_train or any(part == "test" for part, _ in found.files)):
         return _read_set(found, need_train, shape)
     if is_idx(start):
         raise DataError(

@@ -38,10 +38,10 @@ def read_npz(path, need_train=True):
     if train is None and (need_train or test is None):
         names = ", ".join(sorted(files)[:5]) or "nothing"
         more = f" and {len(files) - 5} more" if len(files) > 5 else ""
-        raise DataError(
-            f"{path}: found {names}{more}; expected arrays x_train and y_train (optional: x_test"
-            " and y_test)"
-        )
+        expected = "x_train and y_train (optional: x_test and y_test)"
+        if not need_train:
+            expected = "x_test (optional: y_test)"
+        raise DataError(f"{path}: found {names}{more}; expected arrays {expected}")
     return train, test
 
 
@@ -109,7 +109,9 @@ def _header(file, stream):
     versions = [b"\x93NUMPY%b\0" % version for version in (b"\1", b"\2", b"\3")]
     found = _HEADER.fullmatch(text) if start in versions and len(text) == length else None
     if found is None:
-        got = "Python objects (pickled)" if "'descr': '|O'" in text else "something else"
+        other = re.match(r"\{'descr': '[<>|](O|S\d+|U\d+)'", text)
+        objects, letters = "Python objects (pickled)", "text"
+        got = (objects if other[1] == "O" else letters) if other else "something else"
         raise DataError(f"{file}: got {got}, expected an array of numbers as NumPy writes it")
     shape = tuple(int(length) for length in re.findall(r"\d+", found[3]))
     return np.dtype(found[1]), shape, found[2] == "True"

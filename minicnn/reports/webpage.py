@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 
-from ..data.labels import DIGITS
+from ..data.labels import DIGITS, short_names
 from ..drawing import PANEL, visible
 from ..files import brief, printable
 
@@ -287,7 +287,7 @@ def confusion(caption, counts, classes):
         f'<th scope="colgroup" colspan="{len(counts)}">predicted as</th>'
         '<th scope="col" rowspan="2">correct, %</th></tr>'
     )
-    columns = "".join(f'<th scope="col">{text(brief(name, 12))}</th>' for name in classes)
+    columns = "".join(f'<th scope="col">{text(name)}</th>' for name in short_names(classes, 12))
     most = max((counts[i, j] for i in places for j in places if i != j), default=0)
     rows = []
     for i, name in enumerate(classes):

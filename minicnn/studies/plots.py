@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from ..data.labels import short_names
 from ..drawing import FAINT, PANEL, QUIET, TEXT, TRAINING, VALIDATION, gallery, page, tens
-from ..files import brief
 
 _HEIGHT = 560  # pixels
 _BOX = 0.13, 0.15, 0.83, 0.72  # of the only axes of a page: left, bottom, width, height
@@ -190,13 +190,15 @@ def hardest(images, table):
     known = "label" in table
     notes = "Above each image: its number in the test set. Below: the "
     notes += "label and the prediction" if known else "prediction"
+    names = sorted({*table["predicted"], *(table["label"] if known else ())})
+    short = dict(zip(names, short_names([str(name) for name in names], 14), strict=True))
     figure = gallery("The hardest images", notes + ".", tens(shown), down=88)
     for axes, row in zip(figure.axes, table.itertuples(), strict=True):
         axes.set_title(f"{row.image:,}", size=8, color=QUIET)
-        guess = brief(row.predicted, 14)
+        guess = short[row.predicted]
         if known and row.label != row.predicted:
             break_ = "\n" if len(f"{row.label}{row.predicted}") > 4 else " "
-            guess = f"{brief(row.label, 14)},{break_}predicted {guess}"
+            guess = f"{short[row.label]},{break_}predicted {guess}"
         axes.set_xlabel(guess, size=8, color=TEXT, parse_math=False)
     return figure
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.labels import DIGITS
+from ..data.labels import DIGITS, short_names
 from ..drawing import (
     GAP,
     LABEL,
@@ -24,7 +24,6 @@ from ..drawing import (
     save,
     tens,
 )
-from ..files import brief
 from ..recipe import image_shape
 
 _MOST_NAME = 11  # characters of a class's name above an image
@@ -61,8 +60,8 @@ def write_all(
 
 
 def names_of(labels, classes):
-    """The names (N,) of labels (N,), shortened to fit above an image."""
-    names = np.array([brief(name, _MOST_NAME) for name in classes], object)
+    """The names (N,) of labels (N,), shortened to fit above an image; other labels, other names."""
+    names = np.array(short_names(classes, _MOST_NAME), object)
     return names[np.asarray(labels, int)]
 
 

@@ -34,7 +34,7 @@ class Data:
     """A data set: images uint8 (N, H, W) or (N, H, W, C), and labels (N,) that count its classes.
 
     The test set, or only its labels, may be None. `fingerprint` identifies the training set.
-    classes and test_ids: as in data/load.py's DataSet.
+    classes, test_ids and description: as in data/load.py's DataSet.
     """
 
     train_images: np.ndarray
@@ -44,6 +44,7 @@ class Data:
     fingerprint: str = ""
     classes: tuple = DIGITS
     test_ids: tuple | None = None
+    description: str = ""
 
     @classmethod
     def of(cls, source, limit=None, test_limit=None):
@@ -60,7 +61,8 @@ class Data:
         ids = source.test_ids
         if ids is not None:
             ids = *ids[:2], ids[2][:test_limit]
-        return cls(x, y, x_test, y_test, fingerprint(x, y), source.classes, ids)
+        about = source.classes, ids, source.description
+        return cls(x, y, x_test, y_test, fingerprint(x, y), *about)
 
     @property
     def input_shape(self):

@@ -271,6 +271,17 @@ def test_names(tmp_path, names):
             np.testing.assert_array_equal(data.x_test, images(3))
 
 
+def test_the_training_file_as_test_images(tmp_path):
+    """A CSV file that is named is the one that is predicted, whatever lies beside it."""
+    for name, rows in ("train.csv", table(images(), LABELS)), ("test.csv", table(images(3))):
+        (tmp_path / name).write_bytes(csv_bytes(rows))
+    data = load_test(tmp_path / "train.csv")
+    np.testing.assert_array_equal(data.x_test, images())
+    assert data.y_test is not None and data.x_train is None
+    for source in tmp_path, tmp_path / "test.csv":
+        np.testing.assert_array_equal(load_test(source).x_test, images(3))
+
+
 def test_a_file_of_any_name(tmp_path):
     path = tmp_path / "A_Z Handwritten Data.csv"
     path.write_bytes(gzip.compress(csv_bytes(table(images(), LABELS))))

@@ -11,6 +11,7 @@ from minicnn.data.labels import (
     classes_text,
     integer_labels,
     label_name,
+    short_names,
 )
 from minicnn.files import DataError
 
@@ -76,4 +77,17 @@ def test_names(text, name):
 def test_text_of_classes():
     assert classes_text(DIGITS) == "10 classes 0..9"
     assert classes_text(("cat", "dog")) == "2 classes cat, dog"
-    assert classes_text(("x" * 40, *"abc")) == f"4 classes {'x' * 20}.....c"
+    assert classes_text(("x" * 40, *"abc")) == f"4 classes {'x' * 20}... to c"
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (("cat", "a dog in the rain"), ("cat", "a dog in...")),
+        (("light, red", "light, green"), ("light, r...", "light, g...")),
+        (("the light, red", "the light, green"), ("the ... red", "the ...reen")),
+        (("the light 1 is on", "the light 2 is on"), ("the ...1", "the ...2")),
+    ],
+)
+def test_short_names_differ_as_the_names_do(names, short):
+    assert short_names(names, 8) == short

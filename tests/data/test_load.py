@@ -89,6 +89,8 @@ def test_only_regular_files_count(tmp_path):
     os.mkfifo(tmp_path / "train.csv")
     (tmp_path / "test.csv").mkdir()
     assert "found test.csv (a folder), train.csv (no file); expected" in fault(tmp_path)
+    folder = tmp_path / "test.csv"
+    assert fault(folder).startswith(f"{folder}: found a folder with nothing; expected Kaggle's")
     pipe = tmp_path / "train.csv"
     assert fault(pipe).startswith(
         f"{pipe}: neither a folder nor a file; expected Kaggle's train.csv"

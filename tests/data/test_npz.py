@@ -74,7 +74,7 @@ def test_names_of_medmnist(tmp_path):
     [
         (IMAGES, None, "mnist.npz: found x_train; expected arrays x_train and y_train"),
         (IMAGES, np.array([{}] * 40), "y_train.npy: got Python objects (pickled), expected an arr"),
-        (IMAGES, np.array(["a"] * 40), "y_train.npy: got something else, expected an array of num"),
+        (IMAGES, np.array(["a"] * 40), "y_train.npy: got text, expected an array of numbers as"),
         (IMAGES, LABELS[:39], "y_train.npy: got uint8 of shape (39,), expected a whole number for"),
         (
             IMAGES,
@@ -181,5 +181,14 @@ def test_two_files_in_a_folder(tmp_path):
 
 def test_no_test_images(tmp_path):
     path = write(tmp_path, npz_bytes(np.savez, x_train=IMAGES, y_train=LABELS))
-    with pytest.raises(DataError, match=r"found x_train, y_train; expected arrays"):
+    with pytest.raises(DataError, match=r"found x_train, y_train; expected arrays x_test \(opt"):
         load_test(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<unknown>"])
+def test_no_archive(tmp_path, content):
+    path = write(tmp_path, content)
+    for source in path, tmp_path:
+        assert fault(source).startswith(
+            f"{path}: bad zip archive: File is not a zip file, expected"
+        )

@@ -127,6 +127,7 @@ BAD = "bad zip archive: "
         (zip_bytes({}), ": got an empty zip archive; expected Kaggle's train.csv"),
         (zip_bytes({"a.txt": b"", "b": b""}), ": found a.txt, b; expected Kaggle's train.csv"),
         (zip_bytes({"test.csv": TEST}), ": found test.csv; expected Kaggle's train.csv"),
+        (zip_bytes({"a/1.JPG": b""}), ": got a zip archive of images, expected a folder of them"),
         (zip_bytes({"train.csv": GOOD}), "/train.csv, line 1: got a zip archive, expected a head"),
     ],
 )

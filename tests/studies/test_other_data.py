@@ -58,6 +58,7 @@ def test_the_command_trains_on_colours(colours, tmp_path, capsys):
     assert study.main(arguments) == 0
     told = capsys.readouterr()
     assert "The 50 hardest test images for 1 nets together" in told.out
+    assert re.search(r"^Data: \d+ images 32x32x3, 12 classes 0\.\.11$", told.err, re.MULTILINE)
     names = {str(i) for i in range(12)}
     rows = list(csv.DictReader((folder / "hardest" / "hardest.csv").open()))
     assert {row["label"] for row in rows} | {row["predicted"] for row in rows} <= names

@@ -406,6 +406,21 @@ def test_names_stand_for_labels_and_fit(tmp_path, monkeypatch):
         assert (across == across[0, 0]).all()  # nothing is cut off at the sides
 
 
+def test_names_that_begin_alike_are_other_names(tmp_path, monkeypatch):
+    """What is shortened to fit still tells right from wrong."""
+    drawn = {}
+    monkeypatch.setattr(
+        figures, "save", lambda path, function, *given: drawn.update({path.name: function(*given)})
+    )
+    names = [f"traffic light, {colour}" for colour in ("red", "green", "yellow")]
+    images, labels = patterns.draw(3, 20, (28, 28))
+    rows, wrong = history(1, 1), (labels + 1) % 3
+    figures.write_all(tmp_path, images, labels, AUGMENT, rows, images, wrong, labels, names)
+    assert "Wrong (red): 20" in " ".join(t.get_text() for t in drawn["predictions.png"].texts)
+    assert titles(drawn["predictions.png"])[0] == "traff... green,\nnot traff...t, red"
+    assert len(drawn["augmented_images.png"].axes) == 3 * 11
+
+
 @pytest.mark.parametrize("channels", [2, 3])
 def test_images_are_shown_in_their_colours(build, channels):
     images, labels = patterns.draw(5, 6, (30, 40, channels))
