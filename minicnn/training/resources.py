@@ -119,8 +119,8 @@ def share(recipe, data, ops, memory=None, workers=None):
     if affordable < least:
         have = "of --memory" if memory is not None else "that are free"
         raise ValueError(
-            f"memory: got {least * needed:,} bytes for "
-            f"{least} process{'es' * (least > 1)}, expected at most the "
+            f"memory: {least} {'processes take' if least > 1 else 'process takes'} "
+            f"{least * needed:,} bytes, expected at most the "
             f"{limit:,} {have}"
         )
     return 1, affordable

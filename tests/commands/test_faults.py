@@ -361,9 +361,9 @@ ARGUMENTS = {
     "--batch-size=1000000000": "batch size: got 36 training images .*, expected .* of 1000000000",
     "--limit=17 --batch-size=16": "batch size: got 15 training images .*, expected .* of 16",
     "--data=digits --limit=6000 --batch-size=5000 --memory=200000000": (
-        r"memory: 1 process\(es\) take [\d,]+ bytes, expected at most the 200,000,000 of"
+        r"memory: 1 process takes [\d,]+ bytes, expected at most the 200,000,000 of"
     ),
-    "--memory=1": r"memory: 1 process\(es\) take [\d,]+ bytes, expected at most the 1 of",
+    "--memory=1": r"memory: 1 process takes [\d,]+ bytes, expected at most the 1 of",
     "--resume": "argument --resume: expected --out, the folder of the run to continue",
     "--precision=tf32": "precision: got 'tf32', expected 'float32': the device 'numpy' has",
     "--precision=half": ".*precision: invalid choice: 'half' .*choose from .*float32",
