@@ -113,6 +113,7 @@ GUARDED = "if __name__ == '__main__':\n    sys.exit({call})\n"
 BY_A_FUNCTION = "def go():\n    if __name__ == '__main__':\n        sys.exit({call})\ngo()\n"
 
 
+@pytest.mark.full(but="script|-c|stdin")
 @pytest.mark.parametrize(
     "how", ["script", "function", "-m", "package", "-c", "stdin", "pipe", "-i"]
 )
@@ -286,6 +287,7 @@ def nobody(monkeypatch):
     return start
 
 
+@pytest.mark.full(beside="test_spaces_and_umlauts_in_paths_in_the_c_locale")
 def test_a_user_without_home_and_passwd_entry(tmp_path, nobody):
     small = "--nets=2 --epochs=1 --limit=150 --test-limit=40 --batch-size=32 --workers=2".split()
     commands = [

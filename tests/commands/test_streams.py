@@ -58,7 +58,7 @@ if __name__ == "__main__":
 
 
 @posix
-@pytest.mark.full(but="closed0-2|closed3-1")
+@pytest.mark.full(but="closed0-2")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("closed", [[0, 1, 2], [1], [2], [1, 2]])
 def test_a_run_without_streams_is_complete(run, tmp_path, closed, workers):
@@ -106,6 +106,7 @@ def test_predict_and_report_without_streams(run, few, tmp_path):
 
 
 @posix
+@pytest.mark.full(beside="test_predict_and_report_without_streams")
 def test_a_study_without_streams_and_one_in_a_thread(tmp_path):
     folders = [tmp_path / "without", tmp_path / "thread"]
     arguments = "-m", "minicnn.study", *STUDY, "--out", folders[0]
@@ -123,6 +124,7 @@ def test_help_and_a_refusal_without_streams(tmp_path, arguments, status):
 
 
 @posix
+@pytest.mark.full(beside="test_a_run_without_streams_is_complete")
 def test_a_signal_without_streams_saves(run, tmp_path):
     process = start_slowly(
         tmp_path,
