@@ -258,6 +258,7 @@ def test_without_openmp_one_line_says_so(expected, compiler, monkeypatch, script
 
 
 @with_kernels
+@pytest.mark.full(beside="test_without_openmp_one_line_says_so")
 def test_without_openmp_and_with_one_core_there_is_nothing_to_say(
     expected, compiler, monkeypatch, recwarn
 ):
@@ -304,6 +305,7 @@ def test_a_training_without_a_cache_folder_says_so_in_one_line(tmp_path):
     assert "Device: cpu (as asked). Processes: 2." in about
 
 
+@pytest.mark.full(but="predict")
 @pytest.mark.parametrize("module", ["predict", "report", "study"])
 def test_a_command_on_numpy_says_so_in_one_line(run, tmp_path, module):
     arguments = {

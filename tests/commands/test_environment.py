@@ -73,6 +73,7 @@ HIDDEN = {
 }
 
 
+@pytest.mark.full(but="caught|comment")
 @pytest.mark.parametrize("text", HIDDEN.values(), ids=HIDDEN)
 def test_worker_processes_notice_that_the_guard_is_missing(tmp_path, text):
     done = run_script(tmp_path, text.format(call=CALLS["train in a folder"]))
@@ -113,7 +114,7 @@ GUARDED = "if __name__ == '__main__':\n    sys.exit({call})\n"
 BY_A_FUNCTION = "def go():\n    if __name__ == '__main__':\n        sys.exit({call})\ngo()\n"
 
 
-@pytest.mark.full(but="script|-c|stdin")
+@pytest.mark.full(but="script|stdin")
 @pytest.mark.parametrize(
     "how", ["script", "function", "-m", "package", "-c", "stdin", "pipe", "-i"]
 )
@@ -224,6 +225,7 @@ def one_second(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.full(beside="test_runs_that_start_in_one_second_have_folders_of_their_own")
 def test_the_names_of_folders_of_one_second(tmp_path, one_second, capsys):
     small = "--quick", "--limit=70", "--no-figures"
     for _ in range(3):
@@ -261,6 +263,7 @@ def test_a_file_in_place_of_the_folder_of_runs(tmp_path, one_second, capsys):
 WIDTHS = {"unset": None, "0": "0", "1": "1", "no number": "wide"}
 
 
+@pytest.mark.full(but="^(0|unset)$")
 @pytest.mark.parametrize("columns", WIDTHS.values(), ids=WIDTHS)
 def test_any_width_of_the_terminal(tmp_path, columns):
     done = python("-m", "minicnn.train", "--help", COLUMNS=columns, LINES=columns)

@@ -75,6 +75,7 @@ def test_a_run_without_streams_is_complete(run, tmp_path, closed, workers):
 
 
 @posix
+@pytest.mark.full(beside="test_a_run_without_streams_is_complete")
 def test_the_other_stream_has_its_own_lines_only(tmp_path):
     """print() to a stderr that is None would write to stdout."""
     for closed, kept in ((2, "stdout"), (1, "stderr")):
