@@ -120,7 +120,6 @@ def counting_compiler(folder):
 
 
 @with_kernels
-@pytest.mark.full(beside="test_a_noexec_cache_folder_is_replaced")
 def test_training_with_a_noexec_cache_folder_compiles_once(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
