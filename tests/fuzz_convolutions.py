@@ -12,6 +12,7 @@ tries a few shapes.
 """
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -113,7 +114,7 @@ class Memory:
             lambda: ops.conv2d_input_gradient(dz, kernel, window, dx, workspace),
             lambda: ops.conv2d_weight_gradient(x, dz, window, dkernel, dbias, workspace),
         )
-        with _forbidden(self._all.values() if sanitized else ()):
+        with forbidden(self._all.values()) if sanitized else contextlib.nullcontext():
             for run in passes:
                 self._workspace.clear()
                 run()
@@ -132,21 +133,18 @@ class Memory:
         return {**self.given, **self.results, "the workspace": self._workspace}
 
 
-class _forbidden:  # noqa: N801  a context
-    """AddressSanitizer reports an access to the guards of these arrays within."""
-
-    def __init__(self, arrays):
-        self._arrays = list(arrays)
-
-    def __enter__(self):
-        self._call("__asan_poison_memory_region")
-
-    def __exit__(self, *_):
-        self._call("__asan_unpoison_memory_region")
-
-    def _call(self, name):
-        for array in self._arrays:
-            array.forbid(getattr(ctypes.CDLL(None), name))
+@contextlib.contextmanager
+def forbidden(arrays):
+    """AddressSanitizer reports an access to the guards of these arrays within the context."""
+    names = "__asan_poison_memory_region", "__asan_unpoison_memory_region"
+    poison, unpoison = (getattr(ctypes.CDLL(None), name) for name in names)
+    for array in arrays:
+        array.forbid(poison)
+    try:
+        yield
+    finally:
+        for array in arrays:
+            array.forbid(unpoison)
 
 
 # --- Running --------------------------------------------------------------------------------------
@@ -315,10 +313,10 @@ def _finish(options, process, at):
     if process.wait() == 0:
         return json.loads(last)
     print(last, end="")
-    number = int(at.read_text()) if at.exists() else None
-    if number is None:
-        raise RuntimeError(f"a process ended with status {process.returncode}")
-    _print_failure(options, number, f"the process ended with status {process.returncode}")
+    why = f"the process ended with status {process.returncode}"
+    if not at.exists():
+        raise RuntimeError(why)
+    _print_failure(options, int(at.read_text()), why)
     return {"shapes": 0, "failures": 1, "own_kernels": {}, "worst": {}}
 
 

@@ -178,9 +178,9 @@ def test_a_workspace_that_is_too_small_is_found(compiled):
 
 FORBIDDEN = """
 import ctypes, sys
-from fuzz_convolutions import SANITIZED, Cpu, Guarded, _forbidden
+from fuzz_convolutions import SANITIZED, Cpu, Guarded, forbidden
 kernels, y = Cpu(SANITIZED), Guarded((1, 500))
-with _forbidden([y]):
+with forbidden([y]):
     for count in (500, 501):
         kernels.call("relu_forward", count, y.array)
         print(count, flush=True)
