@@ -15,8 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 from runs import python
 
 from minicnn import machine
-from minicnn.backends.cpu_convolution import VERSIONS
-from minicnn.backends.ops_cpu import Operations
+from minicnn.backends.ops_cpu import VERSIONS, Operations
 
 SCRIPT = fuzz_convolutions.__file__
 SMALL = Shape(2, 3, 6, 7, 32, 32, (3, 3), (1, 1), "same", "relu", "normal", False, 1)
