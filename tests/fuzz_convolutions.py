@@ -263,7 +263,7 @@ def main(arguments=None):
 
 def _share(options, environment):
     """The result of all processes together."""
-    builds(options.widths, sanitize=False)  # compiled once, not by each process
+    _compile(options, environment)
     started, running = time.perf_counter(), []
     count = 1 if options.shape is not None else options.processes
     words = [f"--seed={options.seed}", f"--shapes={options.shapes}", f"--processes={count}"]
@@ -301,6 +301,21 @@ def _share(options, environment):
         },
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _compile(options, environment):
+    """Compile the kernels, those of each width in a process, for the processes that come next."""
+    words = ["--shapes=0", f"--at={os.devnull}", *["--sanitize"] * options.sanitize]
+    running = [
+        subprocess.Popen(
+            [sys.executable, __file__, *words, "--widths", width],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
+        for width in options.widths
+    ]
+    for process in running:
+        process.wait()
 
 
 def _finish(options, process, at):
