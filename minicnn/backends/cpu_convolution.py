@@ -11,6 +11,7 @@ Read kernels/tile.h next, then conv_direct.c, then conv_winograd.c.
 
 from itertools import product
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,11 +19,49 @@ from ..network.geometry import Window
 from .scratch import slice_workspace
 
 
+class Fuses(NamedTuple):
+    """What the passes of a convolution can do beside their own work: see cpu_blocks.py."""
+
+    source: bool = False  # forward and weight_gradient read their input through a Source
+    moments: bool = False  # forward writes the moments of its results
+    sums: bool = False  # input_gradient writes the sums that Below asks for
+
+
+class Source(NamedTuple):
+    """How a convolution's input is computed from x, the activation of the block below.
+
+    (x - mean) * scale + shift, then, unless mask is None: times keep where mask, else 0
+    """
+
+    mean: np.ndarray  # (E, Cin)
+    scale: np.ndarray  # (E, Cin), gamma / sqrt(variance + epsilon)
+    shift: np.ndarray  # (E, Cin)
+    mask: np.ndarray | None = None  # (E, B, H, W, Cin) bool, of a dropout
+    keep: float = 1.0  # 1 / (1 - rate)
+
+
+class Below(NamedTuple):
+    """The block below, whose gradient sums input_gradient computes.
+
+    dx is first taken through the dropout: times keep where mask, else 0; it is stored like that.
+    """
+
+    y: np.ndarray  # (E, B, H, W, Cin), the activation before its normalisation
+    mean: np.ndarray  # (E, Cin)
+    mask: np.ndarray | None  # (E, B, H, W, Cin) bool
+    keep: float
+    sums: np.ndarray  # (E, groups, 2, Cin) float64: of dx and of dx * (y - mean) in each group
+
+
 class Direct:
     """Reads the images themselves and keeps its sums in registers."""
 
     def __init__(self, cpu):
         self._call, self._panel = cpu.call, cpu.constant("panel_channels")
+
+    def fuses(self, window, channels, filters):
+        """What the passes do beside their own work: nothing."""
+        return Fuses()
 
     def workspace(self, nets, batch, window, channels, filters):
         """Bytes of working memory for any of the three passes."""
@@ -113,6 +152,10 @@ class Winograd:
         self._parts = cpu.constant("winograd_gradient_parts")
         self._squares = cpu.constant("winograd_gradient_squares")
         self._direct = Direct(cpu)
+
+    def fuses(self, window, channels, filters):
+        """What the passes do beside their own work: nothing."""
+        return Fuses()
 
     def _fits(self, window, channels, filters):
         """Whether this algorithm computes a layer, in all of its passes."""
