@@ -209,7 +209,7 @@ KERNEL batch_norm_apply(
 // Gradients
 
 // Sums over the rows of a chunk: of dy, of dy * (x - mean), and, unless deviations is null, of
-// x - mean. Unless mask is null, dy first becomes dy * keep where mask, else 0, and is stored.
+// x - mean. Unless mask is null, dy is first dropped, and stored so: times keep where mask, else 0.
 INLINE void chunk_sums(
     const float* x, const float* dy, int rows, int C, const int width, const float* mean,
     const bool* mask, float keep, float* dropped, double* gradients, double* products,
@@ -232,20 +232,22 @@ INLINE void chunk_sums(
     if (deviations) store_doubles(deviations, total(deviation), zero, width);
 }
 
-// The sums of each chunk, (.., 2, C): of dx and of dx * (y - mean); y is a block's activation.
-// Unless mask is null, dx first goes back through the dropout: times keep where mask, else 0.
+// The sums of each chunk, (.., 2, C): of dy and of dy * (x - mean). Unless mask is null, dy first
+// goes back through the dropout: times keep where mask, else 0. The result is stored in `dropped`,
+// which may be dy itself.
 // Twin: ops_numpy.batch_norm_backward
 KERNEL batch_norm_dropped_sums(
-    const float PER_NET y, int rows, int C, int chunk_rows, const float PER_NET mean,
-    MAY_BE_NULL const bool PER_NET mask, float keep, float PER_NET dx, double PER_NET sums) {
+    const float PER_NET x, const float PER_NET dy, int rows, int C, int chunk_rows,
+    const float PER_NET mean, MAY_BE_NULL const bool PER_NET mask, float keep,
+    MAY_BE_NULL float PER_NET dropped, double PER_NET sums) {
 #pragma omp parallel for if (rows * C >= WORTH_SHARING)
     for (int first = 0; first < rows; first += chunk_rows) {
         int here = smaller(chunk_rows, rows - first), c = 0;
         size_t at = (size_t)first * C;
         double* to = sums + (size_t)first / chunk_rows * 2 * C;
 #define DROPPED_SUMS(width) \
-    chunk_sums(y + at + c, dx + at + c, here, C, width, mean + c, mask ? mask + at + c : NULL, \
-               keep, dx + at + c, to + c, to + C + c, NULL)
+    chunk_sums(x + at + c, dy + at + c, here, C, width, mean + c, mask ? mask + at + c : NULL, \
+               keep, mask ? dropped + at + c : NULL, to + c, to + C + c, NULL)
         for (; c + LANES <= C; c += LANES) DROPPED_SUMS(LANES);
         if (c < C) DROPPED_SUMS(C - c);
     }

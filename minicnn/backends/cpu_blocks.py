@@ -307,8 +307,8 @@ class BlockPlan:
         if not block.above.sums:
             self._call(
                 "batch_norm_dropped_sums",
-                y=a.y, **rows, mean=a.mean, mask=a.mask, keep=block.drop.scale, dx=a.dx,
-                sums=a.sums,
+                x=a.y, dy=a.dx, **rows, mean=a.mean, mask=a.mask, keep=block.drop.scale,
+                dropped=None if a.mask is None else a.dx, sums=a.sums,
             )  # fmt: skip
         self._call(
             "batch_norm_terms",

@@ -245,7 +245,9 @@ def rows_of(result, device):
 
 def check(result, device, nets):
     rows, found = rows_of(result, device), result["limits"][device]
-    assert len(rows) == 7 + 7 + 3 + 1 + (13 + 7 + 3 + 2) + 5
+    # On a CPU the kernels of the network of blocks do dropout's backward pass in other operations.
+    drops = 0 if device == "cpu" else 3
+    assert len(rows) == 7 + 7 + 3 + 1 + (13 + 7 + drops + 2) + 5
     assert result["nets"][device] == nets
     for row in rows:
         assert 0 < row["lowest"] <= row["seconds"] <= row["highest"]
