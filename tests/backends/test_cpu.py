@@ -6,7 +6,6 @@ test_kernel_ops.py and test_kernel_convolution.py test the results of its operat
 import copy
 import os
 import platform
-import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,6 @@ from minicnn import machine
 from minicnn.backends import cpu, native
 from minicnn.backends.cpu import Cpu
 from minicnn.backends.kernel import SOURCES, Program
-from minicnn.backends.ops_cpu import Operations
 from minicnn.training import workers
 
 pytestmark = pytest.mark.usefixtures("kernels_in_c")
@@ -41,7 +39,8 @@ on_x86 = pytest.mark.skipif(
 
 def suite(flags, *options, **environment):
     """Run the tests of kernels in C, compiled with more flags."""
-    files = (Path(__file__).with_name(f"test_kernel_{name}.py") for name in ("ops", "convolution"))
+    names = "kernel_ops", "kernel_convolution", "cpu_blocks"
+    files = (Path(__file__).with_name(f"test_{name}.py") for name in names)
     about = "-q", "-p", "no:cacheprovider", "--device=cpu", f"--cpu-flags= {flags}"
     return python("-m", "pytest", *about, *options, *files, **environment)
 
@@ -125,18 +124,6 @@ def test_there_are_threads_where_the_compiler_has_openmp():
 
 # ---------------------------------------------------------------------------------------------
 # Threads
-
-
-@pytest.fixture(scope="module")
-def shared_ops(cpu_ops, tmp_path_factory):
-    """The operations in C, compiled to split even the smallest work among threads."""
-    folder = tmp_path_factory.mktemp("kernels")
-    for path in SOURCES.glob("*.[ch]"):
-        text = re.sub(r"\bWORTH_SHARING = [^}]+", "WORTH_SHARING = 0 ", path.read_text())
-        (folder / path.name).write_text(text)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "SOURCES", folder)
-        return Operations(Cpu())
 
 
 def assert_threads_change_no_bit(ops, case, monkeypatch):

@@ -1,0 +1,488 @@
+"""Networks of blocks in C: kernels and passes against NumPy in float64, and to the bit."""
+
+import gc
+import weakref
+from copy import copy
+from itertools import product
+
+import numpy as np
+import pytest
+from cases import as_float32, poison, relative
+from fusing_convolution import FusingConvolution
+from hypothesis import given
+from hypothesis import strategies as st
+from levels import examples
+from stacks import batch, state
+from test_fusion import FUSED, LAYERED, SHAPE
+
+from minicnn import BatchNormalization, Conv2D, Dense, Dropout, Flatten, Sequential, machine, model
+from minicnn.backends import ops_numpy
+from minicnn.backends.cpu_blocks import BlockPlan, rows_of
+from minicnn.backends.ops_cpu import Operations
+from minicnn.network.blocks import find_network
+from minicnn.network.plan import Plan, plan_layout
+from minicnn.network.stack import connect, layout_bytes
+
+pytestmark = pytest.mark.usefixtures("kernels_in_c")
+
+KEEP = 1 / 0.6
+
+
+# ---------------------------------------------------------------------------------------------
+# Kernels of the parts of batch normalisation, against ops_numpy in float64
+
+
+class Parts:
+    """Random arrays of a block's normalisation: y (E, B, H, W, C) and what belongs to it."""
+
+    def __init__(self, ops, shape, seed, drops):
+        self.call, self.shape = ops.cpu.call, shape
+        random = np.random.default_rng(seed)
+        E, C = shape[0], shape[-1]
+        self.y, self.dy = as_float32(random, shape, 3, 2), as_float32(random, shape)
+        self.gamma, self.beta = as_float32(random, (E, C), center=1), as_float32(random, (E, C))
+        self.mask = random.random(shape) < 0.6 if drops else None
+        self.rows = rows_of(shape)
+        self.groups = -(-self.rows["rows"] // self.rows["chunk_rows"])
+
+    def of_channels(self, *names, axes=()):
+        """{name: a poisoned float32 array (E, ..., C)}."""
+        shape = (self.shape[0], *axes, self.shape[-1])
+        return {name: poison(shape, np.float32) for name in names}
+
+    def merge(self, moments):
+        """{name: array} of batch_norm_merge."""
+        found = self.of_channels("mean", "variance", "mean_error", "scale", "shift")
+        gamma, beta = (a.astype(np.float32) for a in (self.gamma, self.beta))
+        groups, C = moments.shape[1], self.shape[-1]
+        self.call("batch_norm_merge", moments, groups, C, gamma, beta, 1e-3, *found.values())
+        return found
+
+    def moments(self):
+        """Those of each chunk, by batch_norm_moments."""
+        found = poison((self.shape[0], self.groups, 3, self.shape[-1]), np.float64)
+        self.call("batch_norm_moments", x=self.y.astype(np.float32), **self.rows, moments=found)
+        return found
+
+    def apply(self, merged):
+        """The output of the block, by batch_norm_apply."""
+        y = poison(self.shape, np.float32)
+        scales = {name: merged[name] for name in ("mean", "scale", "shift")}
+        given = {"x": self.y.astype(np.float32), **self.rows, **scales}
+        self.call("batch_norm_apply", **given, mask=self.mask, keep=KEEP, y=y)
+        return y
+
+    def backward(self, merged, relu):
+        """{name: array}: dx, dgamma and dbeta, by the kernels of the backward pass."""
+        y, dx = self.y.astype(np.float32), self.dy.astype(np.float32)
+        sums = poison((self.shape[0], self.groups, 2, self.shape[-1]), np.float64)
+        about = {"x": y, "dy": dx, **self.rows, "mean": merged["mean"]}
+        dropped = None if self.mask is None else dx
+        self.call(
+            "batch_norm_dropped_sums",
+            **about, mask=self.mask, keep=KEEP, dropped=dropped, sums=sums,
+        )  # fmt: skip
+        found = self.of_channels("dgamma", "dbeta")
+        terms = self.of_channels("terms", axes=(4,))["terms"]
+        self.call(
+            "batch_norm_terms",
+            sums=sums, groups=self.groups, rows=self.rows["rows"], C=self.shape[-1],
+            gamma=self.gamma.astype(np.float32), epsilon=1e-3, variance=merged["variance"],
+            mean_error=merged["mean_error"], **found, terms=terms,
+        )  # fmt: skip
+        self.call("batch_norm_input_gradient", **about, terms=terms, relu=relu, dx=dx)
+        return {**found, "dx": dx}
+
+    def expected(self, relu):
+        """{name: array}: the same results of ops_numpy, in float64."""
+        found = {n: poison(self.gamma.shape, float) for n in "mean variance dgamma dbeta".split()}
+        found |= {name: poison(self.shape, float) for name in ("y", "dx")}
+        of_batch = found["mean"], found["variance"]
+        ops_numpy.batch_norm(self.y, self.gamma, self.beta, 1e-3, *of_batch, found["y"])
+        dy = self.dy
+        if self.mask is not None:
+            found["y"] = np.where(self.mask, found["y"] * KEEP, 0)
+            dy = np.where(self.mask, dy * KEEP, 0)
+        gradients = found["dx"], found["dgamma"], found["dbeta"]
+        activation = "relu" if relu else "linear"
+        ops_numpy.batch_norm_backward(
+            self.y, dy, self.gamma, 1e-3, *of_batch, *gradients, activation=activation
+        )
+        return found
+
+
+shapes = st.tuples(
+    st.integers(1, 3), st.integers(1, 5), *[st.integers(2, 12)] * 2, st.integers(1, 70)
+)
+
+
+@examples(80)
+@given(shape=shapes, seed=st.integers(0, 2**32 - 1), drops=st.booleans(), relu=st.booleans())
+def test_the_parts_of_batch_norm_are_numpys(cpu_ops, shape, seed, drops, relu):
+    parts = Parts(cpu_ops, shape, seed, drops)
+    merged, expected = parts.merge(parts.moments()), parts.expected(relu)
+    found = {**merged, "y": parts.apply(merged), **parts.backward(merged, relu)}
+    for name in ("mean", "variance", "y"):
+        assert relative(found[name], expected[name]) < 1e-5, name
+    for name in ("dgamma", "dbeta", "dx"):  # whose sums can cancel
+        size = max(np.linalg.norm(parts.dy), np.linalg.norm(expected[name]))
+        assert np.linalg.norm(found[name] - expected[name]) <= 1e-5 * size, name
+
+
+@examples(40)
+@given(shape=shapes, seed=st.integers(0, 2**32 - 1))
+def test_a_normalisation_by_parts_is_the_layers_to_the_bit(cpu_ops, shape, seed):
+    parts = Parts(cpu_ops, shape, seed, drops=False)
+    merged = parts.merge(parts.moments())
+    mean, variance = parts.of_channels("mean", "variance").values()
+    weights = parts.gamma.astype(np.float32), parts.beta.astype(np.float32)
+    x, y = parts.y.astype(np.float32), poison(shape, np.float32)
+    workspace = np.empty(cpu_ops.batch_norm_workspace(shape[0], shape[1], shape[2:]), np.uint8)
+    cpu_ops.batch_norm(x, *weights, 1e-3, mean, variance, y, workspace)
+    np.testing.assert_array_equal(mean, merged["mean"])
+    np.testing.assert_array_equal(variance, merged["variance"])
+    np.testing.assert_array_equal(parts.apply(merged), y)
+    # At inference
+    scales = parts.of_channels("scale", "shift")
+    given = {"gamma": weights[0], "beta": weights[1], "epsilon": 1e-3, "variance": variance}
+    cpu_ops.cpu.call("batch_norm_scale", C=shape[-1], **given, mean_error=None, **scales)
+    cpu_ops.batch_norm_inference(x, *weights, 1e-3, mean, variance, y)
+    np.testing.assert_array_equal(parts.apply({"mean": mean, **scales}), y)
+
+
+@examples(40)
+@given(
+    shape=shapes,
+    seed=st.integers(0, 2**32 - 1),
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+)
+def test_moments_of_groups_of_any_size_are_merged(cpu_ops, shape, seed, lengths):
+    parts = Parts(cpu_ops, (shape[0], 1, 1, sum(lengths), shape[-1]), seed, drops=False)
+    rows = parts.y.reshape(shape[0], -1, shape[-1])
+    groups = np.split(rows, np.cumsum(lengths)[:-1], axis=1)
+    moments = np.stack(
+        [
+            np.stack([np.full(g[:, 0].shape, g.shape[1]), g.mean(1), g.var(1) * g.shape[1]], 1)
+            for g in groups
+        ],
+        axis=1,
+    )
+    found = parts.merge(moments)
+    exact = found["mean"] + found["mean_error"].astype(np.float64)
+    np.testing.assert_allclose(exact, rows.mean(1), rtol=1e-12, atol=1e-12)
+    assert relative(found["variance"], rows.var(1)) < 1e-6 or sum(lengths) == 1
+
+
+@examples(40)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 6000)),
+    words=st.tuples(*[st.integers(0, 2**32 - 1)] * 4),
+    threshold=st.integers(0, 2**32 - 1),
+)
+def test_a_mask_by_itself_is_dropouts(cpu_ops, shape, words, threshold):
+    seed, stream, step, net = words
+    drawn = {"seed": seed, "net": (net + np.arange(shape[0])) % 2**32, "stream": stream}
+    drawn |= {"threshold": threshold, "step": np.array([step]), "count": shape[1] * shape[2]}
+    found, mask = poison(shape, bool), poison(shape, bool)
+    x = np.ones(shape, np.float32)
+    cpu_ops.cpu.call("dropout_mask", **drawn, mask=found)
+    cpu_ops.cpu.call("dropout_forward", x=x, scale=2.0, **drawn, mask=mask, y=x.copy())
+    np.testing.assert_array_equal(found, mask)
+
+
+# ---------------------------------------------------------------------------------------------
+# Whole networks, against NumPy in float64
+
+
+class Stack:
+    """A random network of one to three blocks."""
+
+    def __init__(self, seed):
+        random = np.random.default_rng(seed)
+
+        def choose(*values):
+            return values[random.integers(len(values))]
+
+        self.shape = (*map(int, random.integers(4, 13, 2)), choose(1, 2, 3, 32))
+        self.layers, self.E, self.B = [], choose(1, 2, 3), choose(5, 6, 8)
+        last = choose("before", "after", "none")
+        count = choose(1, 2, 3)
+        for i in range(count):
+            filters = choose(3, 5, 8, 20, 32, 33, 64)
+            size, strides = choose((3, 2), (3, 1), ((2, 3), 1), (1, 1), (5, 2), (3, (2, 1)))
+            activation = choose("relu", "relu", "linear")
+            self.layers += [
+                Conv2D(filters, size, strides, "same", activation),
+                BatchNormalization(choose(0.0, 0.1), choose(1e-3, 1e-2)),
+            ]
+            if last == "before" if i == count - 1 else choose(True, False):
+                self.layers += [Dropout(choose(0.2, 0.4))]
+        self.layers += [Flatten(), *[Dropout(0.5)] * (last == "after"), Dense(4, "softmax")]
+
+    def __repr__(self):
+        kinds = [(type(layer).__name__, *vars(layer).values()) for layer in self.layers]
+        return f"Stack of {self.E} nets, batch {self.B}, on {self.shape}: {kinds}"
+
+    def model(self, device, dtype="float32"):
+        found = Sequential(self.layers, self.shape, self.E, 3, 7, device, dtype)
+        weights = found.get_weights()
+        random = np.random.default_rng(5)
+        found.set_weights([w + random.normal(0, 0.1, w.shape) ** 2 for w in weights])
+        return found
+
+
+def with_convolution(ops, fuses):
+    """The operations with a FusingConvolution."""
+    found = copy(ops)
+    found.convolution = FusingConvolution(ops, fuses)
+    return found
+
+
+def layer_by_layer(ops):
+    """The operations without networks of blocks."""
+    found = copy(ops)
+    found.fusion = lambda nodes, batch: None
+    return found
+
+
+def activations(plan):
+    """The output of each convolution, of either kind of plan."""
+    if isinstance(plan, BlockPlan):
+        return [of_block.y for of_block in plan.arrays]
+    return [frame.y for layer, frame in plan.passes if isinstance(layer, Conv2D)]
+
+
+def gradients_of_blocks(gradients):
+    """The gradients of each block, and of the dense layer, as one vector each."""
+    per_block = [gradients[at : at + 4] for at in range(0, len(gradients), 4)]
+    return [np.concatenate([g.ravel() for g in of_block]) for of_block in per_block]
+
+
+def assert_passes_are_numpys(ops, stack):
+    """Assert that loss, gradients, moving statistics and predictions are NumPy's in float64."""
+    ours, reference = stack.model(ops), stack.model("numpy", "float64")
+    reference.set_weights(ours.get_weights())
+    x, labels = batch(ours, stack.B)
+    (loss, found), (expected_loss, expected) = (
+        m.loss_and_gradients(x.astype(m.dtype), labels) for m in (ours, reference)
+    )
+    plan = ours.plan(stack.B, training=True)
+    assert isinstance(plan, BlockPlan)
+    # An activation that rounding moves across 0 changes the gradients before it.
+    flipped = False
+    for y, exact in zip(
+        *(activations(m.plan(stack.B, True)) for m in (ours, reference)), strict=True
+    ):
+        differ = (y > 0) != (exact > 0)
+        assert np.abs(exact[differ]).max(initial=0) < 1e-5
+        flipped = flipped or differ.any()
+    bound = 1e-2 if flipped else 1e-5
+    assert relative(loss, expected_loss) < 1e-5
+    for pair in zip(*(gradients_of_blocks(g) for g in (found, expected)), strict=True):
+        assert relative(*pair) < bound
+    for m in (ours, reference):
+        with m.ops.session():
+            m.plan(stack.B, training=True).update_moving()
+    assert relative(ours.moving, reference.moving) < 1e-5
+    predicted, exact = (m.predict(x[0].astype(m.dtype)) for m in (ours, reference))
+    assert relative(predicted, exact) < 1e-5
+
+
+stacks = st.builds(Stack, st.integers(0, 2**32 - 1))
+EVERY_FUSES = [*product([False, True], repeat=3)]
+
+
+@pytest.mark.parametrize("version", ["direct", "winograd"])
+@examples(60)
+@given(stack=stacks)
+def test_passes_are_numpys_in_float64(cpu_ops, version, stack):
+    assert_passes_are_numpys(Operations(cpu_ops.cpu, version), stack)
+
+
+@pytest.mark.parametrize("fuses", EVERY_FUSES)
+@examples(20)
+@given(stack=stacks)
+def test_passes_are_numpys_whatever_the_convolution_fuses(cpu_ops, fuses, stack):
+    assert_passes_are_numpys(with_convolution(cpu_ops, fuses), stack)
+
+
+# ---------------------------------------------------------------------------------------------
+# Equality to the bit
+
+# Channels that are whole panels, and others; with and without dropout, ReLU and strides.
+BLOCKS = [
+    Conv2D(32, 3, activation="relu"),
+    BatchNormalization(0.9),
+    Dropout(0.3),
+    Conv2D(32, 3, padding="same", activation="relu"),
+    BatchNormalization(0.8),
+    Conv2D(32, 5, 2, "same", "relu"),
+    BatchNormalization(0.9),
+    Dropout(0.2),
+    Conv2D(7, (2, 3)),
+    BatchNormalization(0.9),
+    Flatten(),
+    Dropout(0.4),
+    Dense(4, activation="softmax"),
+]
+IMAGES = 15, 14, 3
+
+
+def blocks_on(ops, nets=3, first_net=0):
+    return Sequential(BLOCKS, IMAGES, nets, first_net, seed=3, device=ops)
+
+
+def steps_of(model, B=6, nets=slice(None)):
+    """(state, loss, probabilities) after two steps of some of the nets of `batch`."""
+    x, labels = batch(blocks_on(model.ops), B)
+    for _ in range(2):
+        loss, _ = model.train_on_batch(x[nets], labels[nets])
+    assert isinstance(model.plan(B, training=True), BlockPlan)
+    return [*state(model), loss.tobytes(), model.predict(x[0]).tobytes()]
+
+
+def test_threads_change_no_bit_of_a_step(shared_ops, monkeypatch):
+    results = []
+    for count in (1, 2, 3, 5):
+        monkeypatch.setattr(machine, "cores", lambda count=count: count)
+        results.append(steps_of(blocks_on(shared_ops)))
+    assert all(found == results[0] for found in results)
+
+
+def test_a_net_alone_is_the_net_among_three_to_the_bit(cpu_ops):
+    together = blocks_on(cpu_ops)
+    steps_of(together)
+    for e in range(3):
+        alone = blocks_on(cpu_ops, nets=1, first_net=e)
+        steps_of(alone, nets=slice(e, e + 1))
+        for name in ("params", "moving", "moment_1", "moment_2"):
+            row = getattr(together, name)[e : e + 1]
+            np.testing.assert_array_equal(getattr(alone, name), row, err_msg=name)
+
+
+def test_captured_passes_are_the_eager_ones_to_the_bit(cpu_ops):
+    results = []
+    for captured in (False, True):
+        m = blocks_on(cpu_ops)
+        x, labels = batch(m, 5)
+        plan = m.plan(5, training=True)
+        inference = m.plan(5, training=False)
+        plan.x[...] = inference.x[...] = x
+        plan.labels[...] = labels
+        m.learning_rate[...] = 0.01
+        step, infer = (lambda m=m, p=plan: m.train_step(p)), inference.forward
+        with cpu_ops.session():
+            if captured:
+                step, infer = cpu_ops.capture(step), cpu_ops.capture(infer)
+            for _ in range(3):
+                step()
+                infer()
+        results.append([*state(m), inference.output.tobytes()])
+    assert results[0] == results[1]
+
+
+# ---------------------------------------------------------------------------------------------
+# Against the layers one by one
+
+
+def both_plans(ops, B, training):
+    """(its plan of blocks, the plan of layers of an equal model) for a batch."""
+    plans = []
+    for device in (ops, layer_by_layer(ops)):
+        m = blocks_on(device)
+        x, labels = batch(m, B)
+        plan = m.plan(B, training)
+        plan.x[...], plan.labels[...] = x, labels
+        with ops.session():
+            (plan.forward_backward if training else plan.forward)()
+        plans.append(plan)
+    assert [type(plan) for plan in plans] == [BlockPlan, Plan]
+    return plans
+
+
+def test_masks_are_those_of_the_layers_one_by_one(cpu_ops):
+    blocks, layers = both_plans(cpu_ops, 5, training=True)
+    found = [a.mask for a in blocks.arrays if a.mask is not None]
+    masks = (getattr(frame.saved, "mask", None) for _, frame in layers.passes)
+    expected = [mask for mask in masks if mask is not None]
+    assert len(found) == 3
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.ravel(), other.ravel())
+        assert 0 < one.mean() < 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_results_are_those_of_the_layers_one_by_one(cpu_ops, training):
+    blocks, layers = both_plans(cpu_ops, 5, training)
+    assert relative(blocks.output, layers.output) < 1e-5
+    assert blocks.nbytes < layers.nbytes or not training
+
+
+# ---------------------------------------------------------------------------------------------
+# Plans
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_networks_of_blocks_are_planned_as_such(cpu_ops, name):
+    shape = model.MNIST_SHAPE if name == "the seed network" else SHAPE
+    assert cpu_ops.fusion(connect(FUSED[name], shape), 3)
+
+
+# Blocks that do not fit the kernels in CUDA are blocks in C.
+ALL_SIZES = {"filters", "wide strides", "wide along one axis", "a large dense layer"}
+ALL_SIZES |= {"more classes than threads"}
+
+
+@pytest.mark.parametrize("name", sorted({*LAYERED} - {"no Flatten"}))
+def test_other_stacks_run_layer_by_layer(cpu_ops, name):
+    layers = LAYERED[name]
+    m = Sequential(layers, SHAPE, nets=2, device=cpu_ops)
+    x, labels = batch(m, 3)
+    loss, gradients = m.loss_and_gradients(x, labels)
+    expected = BlockPlan if name in ALL_SIZES else Plan
+    assert type(m.plan(3, training=True)) is expected
+    reference = Sequential(layers, SHAPE, nets=2, device="numpy")
+    expected_loss, _ = reference.loss_and_gradients(x, labels)
+    assert relative(loss, expected_loss) < 1e-5
+
+
+def test_a_block_has_its_layers(cpu_ops):
+    nodes = connect(BLOCKS, IMAGES)
+    network = find_network(nodes)
+    assert [block.convolution.name for block in network.blocks] == [
+        "conv2d", "conv2d_1", "conv2d_2", "conv2d_3"
+    ]  # fmt: skip
+    assert [block.normalization.layer.momentum for block in network.blocks] == [0.9, 0.8, 0.9, 0.9]
+    drops = [(block.drop.rate, block.drop.name) for block in network.blocks]
+    assert drops == [(0.3, "dropout"), (0, ""), (0.2, "dropout_1"), (0.4, "dropout_2")]
+    streams = [block.drop.stream for block in network.blocks if block.drop.rate]
+    assert streams == [node.stream for node in nodes if isinstance(node.layer, Dropout)]
+    assert [block.relu for block in network.blocks] == [True, True, True, False]
+    assert [block.channels for block in network.blocks] == [3, 32, 32, 32]
+    assert [block.filters for block in network.blocks] == [32, 32, 32, 7]
+    assert network.dense is nodes[-1]
+
+
+@pytest.mark.parametrize("fuses", EVERY_FUSES)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_plan_takes_what_its_layout_says(cpu_ops, fuses, training):
+    m = blocks_on(with_convolution(cpu_ops, fuses))
+    layout = plan_layout(m.nodes, 3, 5, training, m.dtype, m.ops)
+    assert m.plan(5, training).nbytes == layout_bytes(layout)
+    # What the next convolution normalises is not stored; the dense layer's input is.
+    stored = [key for key in layout if key[0] == "normalized"]
+    assert stored == (
+        [("normalized", i) for i in range(3 if fuses[0] else 0, 4)] if training else []
+    )
+
+
+def test_a_plan_is_freed_with_its_model(cpu_ops):
+    m = blocks_on(cpu_ops)
+    plans = [weakref.ref(m.plan(5, training)) for training in (True, False)]
+    steps_of(m)
+    gc.disable()
+    try:
+        del m
+        assert all(plan() is None for plan in plans)
+    finally:
+        gc.enable()
