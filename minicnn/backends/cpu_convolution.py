@@ -11,6 +11,7 @@ Read kernels/tile.h next, then conv_direct.c, then conv_winograd.c.
 
 from itertools import product
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -104,71 +105,138 @@ class Direct:
         return -(-channels // self._panel) * self._panel
 
 
+class Source(NamedTuple):
+    """How an input is read: normalised, then dropped."""
+
+    mean: object
+    scale: object
+    shift: object
+    mask: object = None
+    keep: float = 1.0
+
+
+class Below(NamedTuple):
+    y: object
+    mean: object
+    mask: object
+    keep: float
+    sums: object
+
+
 class Winograd:
-    """16 multiplications instead of 36 for 2 x 2 outputs of a 3 x 3 kernel with stride 1."""
+    """Fewer multiplications for kernels of 3 x 3 with stride 1, and of up to 5 x 5 with stride 2.
+
+    It computes squares of m x m outputs. `_size` chooses m for a pass, or leaves it to `Direct`.
+    """
+
+    sizes = {}
 
     def __init__(self, cpu):
         self._call, self._panel = cpu.call, cpu.constant("panel_channels")
-        self._most_channels = cpu.constant("winograd_most_channels")
-        self._parts = cpu.constant("winograd_gradient_parts")
-        self._squares = cpu.constant("winograd_gradient_squares")
+        self._tile = cpu.constant("winograd_tile")
         self._direct = Direct(cpu)
 
-    def _fits(self, window, channels, filters):
-        """Whether this algorithm computes a layer, in all of its passes."""
-        return (
-            (window.size, window.strides) == ((3, 3), (1, 1))
-            and min(window.output) >= _LEAST_OUTPUTS
-            and all(c % self._panel == 0 and c <= self._most_channels for c in (channels, filters))
-        )
+    def _size(self, what, window, channels, filters):
+        if channels % self._panel or filters % self._panel:
+            return None
+        if (window.size, window.strides) not in (((3, 3), (1, 1)), ((5, 5), (2, 2))):
+            return None
+        return self.sizes.get(what, 4)
 
     def workspace(self, nets, batch, window, channels, filters):
         """Bytes of working memory for any of the three passes."""
-        if not self._fits(window, channels, filters):
-            return self._direct.workspace(nets, batch, window, channels, filters)
-        return 4 * nets * max(_PLACES * channels * filters, self._scratch(channels, filters))
+        direct = self._direct.workspace(nets, batch, window, channels, filters)
+        return max(direct, 4 * nets * 8*(196 * channels * filters + filters))
 
-    def _scratch(self, channels, filters):
-        """Elements of winograd_weight_gradient's `scratch` for one net."""
-        sums = _PLACES * channels * filters + filters
-        return self._parts * (sums + _PLACES * self._squares * (channels + filters))
-
-    def forward(self, x, kernel, bias, window, relu, y, workspace):
+    def forward(self, x, kernel, bias, window, relu, y, workspace, source=None, moments=None):
         """y = x * kernel + bias, then ReLU if `relu`."""
-        if not self._fits(window, x.shape[-1], y.shape[-1]):
+        Cin, Cout = x.shape[-1], y.shape[-1]
+        m = self._size("forward", window, Cin, Cout)
+        if m is None:
             self._direct.forward(x, kernel, bias, window, relu, y, workspace)
             return
-        self._correlate(x, kernel, False, bias, window.before, relu, y, workspace)
+        (kh, kw), (step, _), (top, left) = window.size, window.strides, window.before
+        places, phases = (m + 2) ** 2, _phases(step)
+        [w] = slice_workspace(
+            workspace, [((len(x), places * len(phases) * Cin * Cout), np.float32)]
+        )
+        for k, (p, q) in enumerate(phases):
+            place = len(phases) * Cin * self._panel
+            taps = {
+                "columns": kw, "Cin": Cin, "Cout": Cout,
+                "first_row": p, "row_step": step, "rows": -(-(kh - p) // step),
+                "first_column": q, "column_step": step, "taps": -(-(kw - q) // step),
+                "first": k * Cin * self._panel, "panel": places * place, "place": place,
+            }
+            self._call("winograd_kernel", kernel, m, False, taps, w)
+        s = _squares(x, y, window.output, step, (top, left), 1, (0, 0), (0, 0))
+        self._correlate(m, x, s, w, source, bias, relu, moments, None, y)
 
-    def input_gradient(self, dz, kernel, window, dx, workspace):
+    def input_gradient(self, dz, kernel, window, dx, workspace, below=None):
         """dx (E, B, H, W, Cin) from dz, the gradient before the activation."""
-        if not self._fits(window, dx.shape[-1], dz.shape[-1]):
+        Cin, Cout = dx.shape[-1], dz.shape[-1]
+        m = self._size("input_gradient", window, Cin, Cout)
+        if m is None:
             self._direct.input_gradient(dz, kernel, window, dx, workspace)
             return
-        (row,), (column,) = window.phases
-        before = -row.start, -column.start
-        self._correlate(dz, kernel, True, None, before, False, dx, workspace)
+        (kh, kw), (step, _) = window.size, window.strides
+        starts = [min(phase.start for phase in axis) for axis in window.phases]
+        firsts = [[p.first - step * (p.start - start) for p in axis] for axis, start in zip(window.phases, starts)]
+        counts = [max(p.count + p.start - start for p in axis) for axis, start in zip(window.phases, starts)]
+        places, phases = (m + 2) ** 2, _phases(step)
+        [w] = slice_workspace(
+            workspace, [((len(dz), places * len(phases) * Cin * Cout), np.float32)]
+        )
+        rows, columns = window.phases
+        for k, (p, q) in enumerate(phases):
+            r, c = rows[p], columns[q]
+            place = Cout * self._panel
+            taps = {
+                "columns": kw, "Cin": Cout, "Cout": Cin,
+                "first_row": r.tap + (r.taps - 1) * step, "row_step": -step, "rows": r.taps,
+                "first_column": c.tap + (c.taps - 1) * step, "column_step": -step, "taps": c.taps,
+                "first": k * places * Cin * Cout, "panel": places * place, "place": place,
+            }
+            self._call("winograd_kernel", kernel, m, True, taps, w)
+        s = _squares(dz, dx, counts, 1, [-start for start in starts], step, *firsts)
+        self._correlate(m, dz, s, w, None, None, False, None, below, dx)
 
-    def _correlate(self, x, kernel, rotated, bias, before, relu, y, workspace):
-        """y = x * kernel + bias, with `before` rows and columns of zeros before x."""
-        E, Cin, Cout = len(x), x.shape[-1], y.shape[-1]
-        [transformed] = slice_workspace(workspace, [((E, _PLACES * Cin * Cout), np.float32)])
-        self._call("winograd_kernel", kernel, rotated, Cin, Cout, transformed)
-        s = _squares(x, y, before)
-        self._call("winograd_correlate", x=x, s=s, w=transformed, bias=bias, relu=relu, y=y)
+    def _correlate(self, m, x, s, w, source, bias, relu, moments, below, y):
+        source = source or Source(None, None, None)
+        below = below or Below(None, None, None, 1.0, None)
+        self._call(
+            "winograd_correlate", x=x, m=m, s=s, w=w, source_mean=source.mean,
+            source_scale=source.scale, source_shift=source.shift, source_mask=source.mask,
+            source_keep=source.keep, bias=bias, relu=relu, moments=moments, below=below.y,
+            below_mean=below.mean, below_mask=below.mask, below_keep=below.keep, sums=below.sums,
+            y=y,
+        )
 
-    def weight_gradient(self, x, dz, window, dkernel, dbias, workspace):
+    def weight_gradient(self, x, dz, window, dkernel, dbias, workspace, source=None):
         """dkernel and dbias from dz, the gradient before the activation."""
         Cin, Cout = x.shape[-1], dz.shape[-1]
-        if not self._fits(window, Cin, Cout):
+        m = self._size("weight_gradient", window, Cin, Cout)
+        if m is None:
             self._direct.weight_gradient(x, dz, window, dkernel, dbias, workspace)
             return
-        [scratch] = slice_workspace(workspace, [((len(x), self._scratch(Cin, Cout)), np.float32)])
-        s = _squares(x, dz, window.before)
+        source = source or Source(None, None, None)
+        step, _ = window.strides
+        parts, group = self.parts, self.group
+        size = parts * ((m + 2) ** 2 * step**2 * Cin * Cout + Cout)
+        [sums] = slice_workspace(workspace, [((len(x), size), np.float32)])
+        s = _squares(x, dz, window.output, step, window.before, 1, (0, 0), (0, 0))
         self._call(
-            "winograd_weight_gradient",
-            x=x, dz=dz, s=s, scratch=scratch, dkernel=dkernel, dbias=dbias,
-        )  # fmt: skip
+            "winograd_weight_gradient", x=x, dz=dz, m=m, s=s, kh=window.size[0], kw=window.size[1],
+            parts=parts, group=group, source_mean=source.mean, source_scale=source.scale,
+            source_shift=source.shift, source_mask=source.mask, source_keep=source.keep,
+            sums=sums, dkernel=dkernel, dbias=dbias,
+        )
+
+    parts, group = 2, 24
+
+
+def _phases(step):
+    return [(0, 0)] if step == 1 else [(1, 0), (0, 0), (0, 1), (1, 1)]
 
 
 VERSIONS = {"direct": Direct, "winograd": Winograd}
@@ -200,10 +268,12 @@ def _correlation(images, window, channels, filters, y_first=0, y_image=0, y_row=
     }  # fmt: skip
 
 
-def _squares(x, y, before):
-    """The struct Squares of conv_winograd.c for x (E, B, H, W, Cin), y (E, B, Ho, Wo, Cout)."""
-    (_, B, H, W, Cin), (_, _, Ho, Wo, Cout), (top, left) = x.shape, y.shape, before
+def _squares(x, y, outputs, x_step, before, y_step, rows, columns):
+    """The struct Squares of winograd.h."""
+    (_, B, H, W, Cin), (_, _, Ho, Wo, Cout) = x.shape, y.shape
     return {
         "B": B, "H": H, "W": W, "Cin": Cin, "Ho": Ho, "Wo": Wo, "Cout": Cout,
-        "top": top, "left": left,
+        "rows": outputs[0], "columns": outputs[1], "x_step": x_step, "top": before[0],
+        "left": before[1], "y_step": y_step, "row_0": rows[0], "row_1": rows[-1],
+        "column_0": columns[0], "column_1": columns[-1],
     }  # fmt: skip
