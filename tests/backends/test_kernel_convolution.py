@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from levels import examples
 
-from minicnn.backends import cpu_convolution, ops_cpu, ops_numpy
+from minicnn.backends import ops_cpu, ops_numpy
 from minicnn.backends.cuda_convolution import VERSIONS
 from minicnn.backends.ops_cuda import Operations
 from minicnn.network.geometry import Window
@@ -103,7 +103,7 @@ def versioned_ops(driver, version):
     return Operations(driver, version)
 
 
-@pytest.fixture(scope="session", params=[*VERSIONS, *cpu_convolution.VERSIONS])
+@pytest.fixture(scope="session", params=[*VERSIONS, *ops_cpu.VERSIONS])
 def any_ops(request):
     """The operations with each version of the convolution, in CUDA and in C."""
     if request.param in VERSIONS:
