@@ -244,59 +244,110 @@ typedef struct {
     double* sums;
 } Finish;
 
-// Sums of a vector of channels over a group.
+// Sums of a vector of channels over a group of squares. Rows of outputs are added to them in turns:
+// an addition has a latency of about 4 cycles.
+enum { TURNS = 2 };
 typedef struct {
-    Vector center, first, second;
+    Vector center, first[TURNS], second[TURNS];
     int count;
 } GroupSums;
+
+// Stores rows x columns outputs: LANES channels from n on. `at`: the first one's place in y.
+INLINE void put_outputs(
+    const int m, const Finish* f, const bool relu_follows, const bool moments, const bool drops,
+    const bool pairs, int n, const Vector* outputs, const int rows, const int columns, size_t at,
+    size_t row_step, size_t step, float* y, GroupSums* sums) {
+    Vector start = f->bias ? load(f->bias + n) : (Vector){0};
+    Vector mean = pairs ? load(f->mean + n) : (Vector){0};
+    if (moments && sums->count == 0) {
+        sums->center = outputs[0] + start;
+        if (relu_follows) sums->center = relu(sums->center);
+    }
+    sums->count += rows * columns;
+    Vector first[TURNS] = {sums->first[0], sums->first[1]};
+    Vector second[TURNS] = {sums->second[0], sums->second[1]};
+    for (int i = 0; i < rows; ++i, outputs += m, at += row_step) {
+        for (int j = 0; j < columns; ++j) {
+            size_t to = at + j * step;
+            Vector v = outputs[j] + start;
+            if (relu_follows) v = relu(v);
+            if (drops) v = masked(v, f->mask + to, f->keep);
+            store(y + to, v);
+            if (moments) {
+                Vector from_center = v - sums->center;
+                first[j % TURNS] += from_center;
+                second[j % TURNS] += from_center * from_center;
+            }
+            if (pairs) {
+                first[j % TURNS] += v;
+                second[j % TURNS] += v * (load(f->below + to) - mean);
+            }
+        }
+    }
+    for (int k = 0; k < TURNS; ++k) sums->first[k] = first[k], sums->second[k] = second[k];
+}
+
+// The rows or columns first <= i < end of a square that are inside y.
+typedef struct {
+    int first, end;
+} Inside;
+
+INLINE Inside inside_y(int from, int step, int count, int length) {
+    int first = from >= 0 ? 0 : divide_up(-from, step);
+    return (Inside){first, from >= length ? 0 : smaller(count, divide_up(length - from, step))};
+}
 
 // Stores the outputs of a square that are inside y: LANES channels from n on.
 INLINE void put_square(
     const int m, const Squares* s, const Finish* f, Place at, Phase q, int n, const Vector outputs[],
     float* y, GroupSums* sums) {
-    int first_row = (q.row ? s->row_1 : s->row_0) + at.row * s->y_step;
-    int first_column = (q.column ? s->column_1 : s->column_0) + at.column * s->y_step;
-    int rows = smaller(m, s->rows - at.row), columns = smaller(m, s->columns - at.column);
-    Vector start = f->bias ? load(f->bias + n) : (Vector){0};
-    Vector mean = f->sums ? load(f->mean + n) : (Vector){0};
-    for (int i = 0; i < rows; ++i) {
-        int row = first_row + i * s->y_step;
-        if (row < 0 || row >= s->Ho) continue;
-        size_t row_of_y = ((size_t)at.image * s->Ho + row) * s->Wo;
-        for (int j = 0; j < columns; ++j) {
-            int column = first_column + j * s->y_step;
-            if (column < 0 || column >= s->Wo) continue;
-            size_t to = (row_of_y + column) * s->Cout + n;
-            Vector v = outputs[i * m + j] + start;
-            if (f->relu) v = relu(v);
-            if (f->mask) v = masked(v, f->mask + to, f->keep);
-            store(y + to, v);
-            if (f->moments) {
-                if (sums->count == 0) sums->center = v;
-                Vector from_center = v - sums->center;
-                sums->first += from_center;
-                sums->second += from_center * from_center;
-            }
-            if (f->sums) {
-                sums->first += v;
-                sums->second += v * (load(f->below + to) - mean);
-            }
-            ++sums->count;
-        }
+    int row = (q.row ? s->row_1 : s->row_0) + at.row * s->y_step;
+    int column = (q.column ? s->column_1 : s->column_0) + at.column * s->y_step;
+    Inside rows = inside_y(row, s->y_step, smaller(m, s->rows - at.row), s->Ho);
+    Inside columns = inside_y(column, s->y_step, smaller(m, s->columns - at.column), s->Wo);
+    int height = rows.end - rows.first, width = columns.end - columns.first;
+    if (height <= 0 || width <= 0) return;
+    row += rows.first * s->y_step, column += columns.first * s->y_step;
+    size_t to = (((size_t)at.image * s->Ho + row) * s->Wo + column) * s->Cout + n;
+    size_t step = (size_t)s->y_step * s->Cout, row_step = step * s->Wo;
+    outputs += rows.first * m + columns.first;
+#define PUT(relu_follows, moments, drops, pairs) \
+    if (height == m && width == m) { \
+        put_outputs( \
+            m, f, relu_follows, moments, drops, pairs, n, outputs, m, m, to, row_step, step, y, \
+            sums); \
+    } else { \
+        put_outputs( \
+            m, f, relu_follows, moments, drops, pairs, n, outputs, height, width, to, row_step, \
+            step, y, sums); \
+    }
+    if (f->sums && f->mask) {
+        PUT(false, false, true, true)
+    } else if (f->sums) {
+        PUT(false, false, false, true)
+    } else if (f->moments && f->relu) {
+        PUT(true, true, false, false)
+    } else if (f->moments) {
+        PUT(false, true, false, false)
+    } else if (f->relu) {
+        PUT(true, false, false, false)
+    } else {
+        PUT(false, false, false, false)
     }
 }
 
 // -------------------------------------------------------------------------------------------------
 
-static void finish_group(
+INLINE void finish_group(
     const int m, const Squares* s, const Finish* f, int group, Phase q, int n, float* y,
     const float* products, GroupSums sums[PANEL / LANES]) {
     int first = group * TILE, here = smaller(TILE, s->B * squares_in_image(m, s) - first);
-    for (int k = 0; k < PANEL / LANES; ++k) {
-        for (int i = 0; i < here; ++i) {
+    for (int i = 0; i < here; ++i) {
+        Place at = place_of(m, s, first + i);
+        for (int k = 0; k < PANEL / LANES; ++k) {
             Vector outputs[MOST_OUTPUTS * MOST_OUTPUTS];
             GATHER_SQUARE[m][q.row][q.column](products + i * PANEL + k * LANES, outputs);
-            put_square(m, s, f, place_of(m, s, first + i), q, n + k * LANES, outputs, y, sums + k);
+            put_square(m, s, f, at, q, n + k * LANES, outputs, y, sums + k);
         }
     }
 }
@@ -306,13 +357,15 @@ static void store_sums(const Squares* s, const Finish* f, int group, int n, cons
     double* moments = f->moments ? f->moments + (size_t)group * 3 * s->Cout + n : NULL;
     double* pair = f->sums ? f->sums + (size_t)group * 2 * s->Cout + n : NULL;
     for (int v = 0; v < LANES; ++v) {
+        double first = (double)sums->first[0][v] + sums->first[1][v];
+        double second = (double)sums->second[0][v] + sums->second[1][v];
         if (moments) {
-            double from_center = (double)sums->first[v] / sums->count;
+            double from_center = first / sums->count;
             moments[v] = sums->count;
             moments[s->Cout + v] = sums->center[v] + from_center;
-            moments[2 * s->Cout + v] = sums->second[v] - from_center * sums->first[v];
+            moments[2 * s->Cout + v] = second - from_center * first;
         }
-        if (pair) pair[v] = sums->first[v], pair[s->Cout + v] = sums->second[v];
+        if (pair) pair[v] = first, pair[s->Cout + v] = second;
     }
 }
 

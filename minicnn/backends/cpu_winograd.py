@@ -23,6 +23,7 @@ _TAPS = {1: (2, 3), 2: (3, 5)}  # {stride: (fewest, most) rows and columns of a 
 # Costs in multiplications, fitted to 300 timed passes (AVX-512): of a value of an image that is
 # transformed, of an element of a transformed kernel, and of an element of a packed one.
 _TRANSFORM, _TRANSFORM_KERNEL, _PACK = 12, 20, 30
+_ROUNDING = {2: 1, 4: 1, 5: 1.1}  # squares of 5 round more, so they have to save a tenth
 _GROUP = 48  # squares at a time in the weight gradient, about
 # The weight gradient sums parts of the batch apart, so that threads can share them. Parts whose
 # sums fit the L2 cache together cost nothing; two are for two threads.
@@ -156,10 +157,7 @@ class Winograd:
     # ---- choices -----------------------------------------------------------------------------
 
     def _choose(self, window, batch, channels, filters):
-        """m for forward, input gradient and weight gradient; 0 where `Direct` is as fast or must be.
-
-        A choice depends on these sizes only, so results do not depend on the machine's load.
-        """
+        """m for forward, input gradient and weight gradient; 0: `Direct` is as fast, or must be."""
         if not _is_supported(window):
             return 0, 0, 0
         sizes = batch, channels, filters
@@ -171,7 +169,7 @@ class Winograd:
         chosen = []
         for grid, Cin, Cout, fits in passes:
             costs = {
-                _cost(m, grid, window, *sizes): m
+                _ROUNDING[m] * _cost(m, grid, window, *sizes): m
                 for m in _SIZES
                 if Cin % self._lanes == 0 and Cout % self._panel == 0 and fits(m, grid, Cin, Cout)
             }
@@ -187,7 +185,7 @@ class Winograd:
         return self._group(m, Cout) > 0
 
     def _group(self, m, Cout):
-        """Squares at a time in the weight gradient: whole tiles, as many as fit; 0: not even one."""
+        """Squares at a time in the weight gradient: whole tiles; 0 if not even one fits."""
         most = self._scratch // (_places(m) * (self._lanes + Cout))
         return min(_GROUP, most) // self._tile * self._tile
 
