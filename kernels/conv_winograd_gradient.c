@@ -87,11 +87,11 @@ static void spread_squares(
             float* square = to + done / CHUNK * chunk + n / PANEL * panel + n % PANEL;
             SPREAD_RUN[m](run, patch, square + done % CHUNK * PANEL);
             if (!bias) continue;
-            Vector sum = {0};
-            for (int i = 0; i < m; ++i) {
-                for (int j = 0; j < m * run; ++j) sum += patch[i][j];
+            Vector sum[2] = {{0}};  // in turns: an addition has a latency
+            for (int j = 0; j < m * run; ++j) {
+                for (int i = 0; i < m; ++i) sum[i % 2] += patch[i][j];
             }
-            bias[n / LANES] += sum;
+            bias[n / LANES] += sum[0] + sum[1];
         }
     }
 }
@@ -121,6 +121,9 @@ static void sum_part(
     int first_block, int end_block, float* sums, float* bias) {
     const int n = m + 2, places = n * n;
     int panels = s->Cout / PANEL, blocks = s->Cin / LANES, phases = s->x_step * s->x_step;
+    int count = s->B * squares_in_image(m, s);
+    size_t x_size = (size_t)s->B * s->H * s->W * s->Cin;
+    size_t dz_size = (size_t)s->B * s->Ho * s->Wo * s->Cout;
     size_t chunk = (size_t)places * PLACE, dz_panel = (size_t)places * CHUNK * PANEL;
     float *x_squares = winograd_scratch();
     float *dz_squares = x_squares + divide_up(group, CHUNK) * chunk;
@@ -133,6 +136,9 @@ static void sum_part(
         for (int k = 0; bias && k < s->Cout; k += LANES) {
             store(bias + k, load(bias + k) + group_bias[k / LANES]);
         }
+        int left = end - at - here, pieces = (end_block - first_block) * places;
+        Ahead next_x = ahead(x->x, x_size, at + here, smaller(group, left), count, 0, pieces);
+        Ahead next_dz = ahead(dz->x, dz_size, at + here, smaller(group, left), count, 0, pieces);
         for (int block = first_block; block < end_block; ++block) {
             Phase q = phase_of(phases, block / blocks);
             transform_block(m, s, x, q, block % blocks * LANES, at, here, x_squares);
@@ -140,6 +146,7 @@ static void sum_part(
             for (int i = 0; i < n - q.row; ++i) {
                 for (int j = 0; j < n - q.column; ++j) {
                     int place = i * n + j;
+                    fetch_next(&next_x, 0), fetch_next(&next_dz, 0);
                     for (int panel = 0; panel < panels; ++panel) {
                         for (int v = 0; v < LANES; v += VALUES) {
                             const float* x_at = x_squares + place * PLACE + v;

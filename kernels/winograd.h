@@ -180,3 +180,28 @@ static const TransformRun TRANSFORM_RUN[][2][2] = {
     [4] = {{run_400, run_401}, {run_410, run_411}},
     [5] = {{run_500, run_501}, {run_510, run_511}},
 };
+
+// -------------------------------------------------------------------------------------------------
+// Memory that is fetched into the cache piece by piece, while something else is computed
+
+typedef struct {
+    const char *at, *end;
+    int piece;  // bytes
+} Ahead;
+
+// `pieces` pieces of the part [first, first + here) / count of an array, `later` floats on.
+INLINE Ahead ahead(
+    const float* array, size_t size, int first, int here, int count, size_t later, int pieces) {
+    if (!array) return (Ahead){0};
+    size_t from = size * first / count + later, end = size * (first + here) / count + later;
+    if (end > size) end = size;
+    if (from > end) from = end;
+    int bytes = (end - from) * sizeof(float);
+    return (Ahead){(const char*)(array + from), (const char*)(array + end),
+                   divide_up(divide_up(bytes, 64), pieces) * 64};
+}
+
+INLINE void fetch_next(Ahead* a, const int to_write) {
+    const char* end = a->end - a->at < a->piece ? a->end : a->at + a->piece;
+    for (; a->at < end; a->at += 64) __builtin_prefetch(a->at, to_write, 2);
+}
