@@ -106,20 +106,16 @@ float* winograd_scratch(void) {
 static void transform_squares(
     const int m, const Squares* s, const Source* source, int first, int here, float* to) {
     int phases = s->x_step * s->x_step, blocks = s->Cin / LANES, in_row = squares_in_row(m, s);
-    Vector patch[MOST_PIXELS][MOST_COLUMNS];
-    for (int done = 0, run; done < here; done += run) {
+    for (int done = 0, length; done < here; done += length) {
         Place at = place_of(m, s, first + done);
-        run = smaller(smaller(here - done, in_row - at.column / m), MOST_RUN);
+        length = smaller(smaller(here - done, in_row - at.column / m), MOST_RUN);
         for (int k = 0; k < phases; ++k) {
             Phase q = phase_of(phases, k);
-            int row = at.row * s->x_step + q.row - s->top;
-            int column = at.column * s->x_step + q.column - s->left;
+            Run run = run_of(s, at, q, length);
             for (int block = 0; block < blocks; ++block) {
-                load_patch(
-                    source, at.image, row, column, s->x_step, m + 2 - q.row,
-                    m * run + 2 - q.column, block * LANES, patch);
-                float* square = to + (size_t)(k * blocks + block) * (m + 2) * (m + 2) * PLACE;
-                TRANSFORM_RUN[m][q.row][q.column](run, patch, square + done * LANES);
+                float* squares = to + (size_t)(k * blocks + block) * (m + 2) * (m + 2) * PLACE;
+                TRANSFORM_RUN[m][q.row][q.column](
+                    source, &run, block * LANES, squares + done * LANES);
             }
         }
     }
@@ -262,24 +258,14 @@ INLINE void put_outputs(
     for (int k = 0; k < TURNS; ++k) sums->first[k] = first[k], sums->second[k] = second[k];
 }
 
-// The rows or columns first <= i < end of a square that are inside y.
-typedef struct {
-    int first, end;
-} Inside;
-
-INLINE Inside inside_y(int from, int step, int count, int length) {
-    int first = from >= 0 ? 0 : divide_up(-from, step);
-    return (Inside){first, from >= length ? 0 : smaller(count, divide_up(length - from, step))};
-}
-
 // Stores the outputs of a square that are inside y: LANES channels from n on.
 INLINE void put_square(
     const int m, const Squares* s, const Finish* f, Place at, Phase q, int n, const Vector outputs[],
     float* y, GroupSums* sums) {
     int row = (q.row ? s->row_1 : s->row_0) + at.row * s->y_step;
     int column = (q.column ? s->column_1 : s->column_0) + at.column * s->y_step;
-    Inside rows = inside_y(row, s->y_step, smaller(m, s->rows - at.row), s->Ho);
-    Inside columns = inside_y(column, s->y_step, smaller(m, s->columns - at.column), s->Wo);
+    Line rows = line_in(row, s->y_step, smaller(m, s->rows - at.row), s->Ho);
+    Line columns = line_in(column, s->y_step, smaller(m, s->columns - at.column), s->Wo);
     int height = rows.end - rows.first, width = columns.end - columns.first;
     if (height <= 0 || width <= 0) return;
     row += rows.first * s->y_step, column += columns.first * s->y_step;

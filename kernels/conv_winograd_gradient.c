@@ -54,44 +54,45 @@ INLINE void add_products(
 }
 
 // A dz A' of a run of squares.
-INLINE void spread_run(const int m, int squares, Vector patch[][MOST_COLUMNS], float* to) {
-    const int n = m + 2;
-    transform_patch(
-        output_matrix(m), false, m, n, n, squares, patch, to, CHUNK * PANEL, PANEL);
-}
-typedef void (*SpreadRun)(int squares, Vector patch[][MOST_COLUMNS], float* to);
+typedef void (*SpreadRun)(const Source* dz, const Run* run, int n, float* to);
 #define SPREAD_RUN(m) \
-    static void spread_##m(int squares, Vector patch[][MOST_COLUMNS], float* to) { \
-        spread_run(m, squares, patch, to); \
+    static void spread_##m(const Source* dz, const Run* run, int n, float* to) { \
+        transform_run( \
+            output_matrix(m), false, m, 0, 0, dz, run, n, to, CHUNK * PANEL, PANEL); \
     }
 SPREAD_RUN(2) SPREAD_RUN(4) SPREAD_RUN(5)
 static const SpreadRun SPREAD_RUN[] = {[2] = spread_2, [4] = spread_4, [5] = spread_5};
 
-// The squares of a run: neighbours in a row of an image, and in one chunk.
+// The number of squares in a run from `at` on: neighbours in a row of an image, and in one chunk.
 INLINE int run_length(const int m, const Squares* s, Place at, int done, int here) {
     int most = smaller(smaller(here - done, CHUNK - done % CHUNK), MOST_RUN);
     return smaller(most, squares_in_row(m, s) - at.column / m);
 }
 
+// The sum of dz under a run of squares, LANES channels from n on.
+static Vector sum_run(const int m, const Source* dz, const Run* run, int n) {
+    int rows = smaller(m, dz->H - run->row), columns = smaller(m * run->squares, dz->W - run->column);
+    Vector sum[4] = {{0}};  // in turns: an addition has a latency
+    for (int i = 0; i < rows; ++i) {
+        size_t row = ((size_t)run->image * dz->H + run->row + i) * dz->W + run->column;
+        for (int j = 0; j < columns; ++j) sum[j % 4] += load(dz->x + (row + j) * dz->C + n);
+    }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
 // to[chunk][panel][place][square][channel] = A dz A' of `here` squares. The sums of dz, a vector for
-// each of its channels, are added to `bias`, unless that is null.
+// each LANES of its channels, are added to `bias`, unless that is null.
 static void spread_squares(
     const int m, const Squares* s, const Source* dz, int first, int here, float* to, Vector* bias) {
     size_t panel = (size_t)(m + 2) * (m + 2) * CHUNK * PANEL, chunk = s->Cout / PANEL * panel;
-    Vector patch[MOST_PIXELS][MOST_COLUMNS];
-    for (int done = 0, run; done < here; done += run) {
+    for (int done = 0, length; done < here; done += length) {
         Place at = place_of(m, s, first + done);
-        run = run_length(m, s, at, done, here);
+        length = run_length(m, s, at, done, here);
+        Run run = {at.image, at.row, at.column, 1, length};
         for (int n = 0; n < s->Cout; n += LANES) {
-            load_patch(dz, at.image, at.row, at.column, 1, m, m * run, n, patch);
             float* square = to + done / CHUNK * chunk + n / PANEL * panel + n % PANEL;
-            SPREAD_RUN[m](run, patch, square + done % CHUNK * PANEL);
-            if (!bias) continue;
-            Vector sum[2] = {{0}};  // in turns: an addition has a latency
-            for (int j = 0; j < m * run; ++j) {
-                for (int i = 0; i < m; ++i) sum[i % 2] += patch[i][j];
-            }
-            bias[n / LANES] += sum[0] + sum[1];
+            SPREAD_RUN[m](dz, &run, n, square + done % CHUNK * PANEL);
+            if (bias) bias[n / LANES] += sum_run(m, dz, &run, n);
         }
     }
 }
@@ -101,16 +102,12 @@ static void spread_squares(
 static void transform_block(
     const int m, const Squares* s, const Source* x, Phase q, int c, int first, int here, float* to) {
     size_t chunk = (size_t)(m + 2) * (m + 2) * PLACE;
-    Vector patch[MOST_PIXELS][MOST_COLUMNS];
-    for (int done = 0, run; done < here; done += run) {
+    for (int done = 0, length; done < here; done += length) {
         Place at = place_of(m, s, first + done);
-        run = run_length(m, s, at, done, here);
-        int row = at.row * s->x_step + q.row - s->top;
-        int column = at.column * s->x_step + q.column - s->left;
-        load_patch(
-            x, at.image, row, column, s->x_step, m + 2 - q.row, m * run + 2 - q.column, c, patch);
+        length = run_length(m, s, at, done, here);
+        Run run = run_of(s, at, q, length);
         TRANSFORM_RUN[m][q.row][q.column](
-            run, patch, to + done / CHUNK * chunk + done % CHUNK * LANES);
+            x, &run, c, to + done / CHUNK * chunk + done % CHUNK * LANES);
     }
 }
 

@@ -94,83 +94,98 @@ INLINE Vector masked(Vector v, const bool* mask, float keep) {
     return (Vector)((Mask)(v * keep) & kept);
 }
 
-INLINE void load_pixels(
-    const Source* s, const bool normalized, const bool drops, size_t at, size_t step, int c, int count,
-    Vector to[]) {
+// A line of an image: where reading starts, and the positions first <= i < end that are inside.
+typedef struct {
+    int from, first, end;
+} Line;
+
+INLINE Line line_in(int from, int step, int count, int length) {
+    int first = from >= 0 ? 0 : divide_up(-from, step);
+    int end = from >= length ? 0 : smaller(count, divide_up(length - from, step));
+    return (Line){from, smaller(first, count), larger(end, 0)};
+}
+
+// Neighbouring squares in a row of an image: their pixels are rows row, row + step, ... and columns
+// column, column + step, ... of it.
+typedef struct {
+    int image, row, column, step, squares;
+} Run;
+
+// lines[j] = M x for the columns of pixels first <= j < end, LANES channels from c on: the first
+// `places` places. all: every row of pixels is inside the image; the others are 0.
+INLINE void transform_columns(
+    const Matrix* M, const bool of_last, const int pixels, const int places, const Source* s,
+    const bool all, const bool normalized, const bool drops, const Run* run, Line rows, Line columns,
+    int c, Vector lines[][MOST_PIXELS]) {
     Vector mean = {0}, scale = {0}, shift = {0};
     if (normalized) mean = load(s->mean + c), scale = load(s->scale + c), shift = load(s->shift + c);
-    for (int j = 0; j < count; ++j, at += step) {
-        Vector v = load(s->x + at);
-        if (normalized) v = (v - mean) * scale + shift;
-        if (drops) v = masked(v, s->mask + at, s->keep);
-        to[j] = v;
-    }
-}
-
-// `rows` x `columns` pixels, LANES channels from c on, of an image: those of rows row, row + step, ...
-// and columns column, column + step, ... Pixels outside the image are 0.
-static void load_patch(
-    const Source* s, int image, int row, int column, int step, int rows, int columns, int c,
-    Vector to[][MOST_COLUMNS]) {
-    int first = column >= 0 ? 0 : divide_up(-column, step);
-    int end = column >= s->W ? 0 : smaller(columns, divide_up(s->W - column, step));
-    for (int i = 0; i < rows; ++i, row += step) {
-        if (row < 0 || row >= s->H || first >= end) {
-            memset(to[i], 0, columns * sizeof(Vector));
-            continue;
-        }
-        memset(to[i], 0, first * sizeof(Vector));
-        size_t pixel = ((size_t)image * s->H + row) * s->W + column + first * step;
-        size_t at = pixel * s->C + c, pixel_step = (size_t)step * s->C;
-#define LOAD(normalized, drops) \
-    load_pixels(s, normalized, drops, at, pixel_step, c, end - first, to[i] + first)
-        if (s->mask) LOAD(true, true);
-        else if (s->mean) LOAD(true, false);
-        else LOAD(false, false);
-        memset(to[i] + end, 0, (columns - end) * sizeof(Vector));
-    }
-}
-
-// M patch M' for each of `squares` squares beside each other, the first `rows` rows and `columns`
-// columns of places only. A square has as many pixels as M has columns, and starts `m` columns after
-// the one before. Place p of square i is written to to[p * place + i * step].
-INLINE void transform_patch(
-    const Matrix* M, const bool of_last, const int m, const int rows, const int columns, int squares,
-    Vector patch[][MOST_COLUMNS], float* to, const size_t place, const size_t step) {
-    const int size = M->columns;
-    Vector lines[MOST_COLUMNS][MOST_PIXELS];  // by column, then place
-    for (int j = 0; j < m * (squares - 1) + size; ++j) {
+    ptrdiff_t row_step = (ptrdiff_t)run->step * s->W * s->C, step = (ptrdiff_t)run->step * s->C;
+    ptrdiff_t at = (((ptrdiff_t)run->image * s->H + run->row) * s->W + run->column) * s->C + c;
+    at += columns.first * step;
+    for (int j = columns.first; j < columns.end; ++j, at += step) {
         Vector column[MOST_PIXELS];
         UNROLL
-        for (int i = 0; i < size; ++i) column[i] = patch[i][j];
-        multiply(M, of_last, rows, column, lines[j]);
+        for (int i = 0; i < pixels; ++i) {
+            column[i] = (Vector){0};
+            if (!all && (i < rows.first || i >= rows.end)) continue;
+            column[i] = load(s->x + at + i * row_step);
+            if (normalized) column[i] = (column[i] - mean) * scale + shift;
+            if (drops) column[i] = masked(column[i], s->mask + at + i * row_step, s->keep);
+        }
+        multiply(M, of_last, places, column, lines[j]);
     }
-    for (int square = 0; square < squares; ++square, to += step) {
+}
+
+// M x M' for each square of a run, LANES channels from c on. A square has as many pixels as M has
+// columns, and starts m columns after the one before. Where `short_rows` (`short_columns`) is 1, the
+// last row (column) of pixels and places is left out. Place p of square i is written to
+// to[p * place + i * square].
+INLINE void transform_run(
+    const Matrix* M, const bool of_last, const int m, const int short_rows, const int short_columns,
+    const Source* s, const Run* run, int c, float* to, const size_t place, const size_t square) {
+    const int size = M->columns, places = M->rows;
+    Vector lines[MOST_COLUMNS][MOST_PIXELS];  // by column, then place
+    int count = m * (run->squares - 1) + size - short_columns;
+    Line rows = line_in(run->row, run->step, size - short_rows, s->H);
+    Line columns = line_in(run->column, run->step, count, s->W);
+    for (int j = 0; j < count; ++j) {
+        if (j < columns.first || j >= columns.end) memset(lines[j], 0, sizeof lines[j]);
+    }
+#define COLUMNS(all, normalized, drops) \
+    transform_columns( \
+        M, of_last, size - short_rows, places - short_rows, s, all, normalized, drops, run, rows, \
+        columns, c, lines)
+    if (rows.first == 0 && rows.end == size - short_rows) {
+        if (s->mask) COLUMNS(true, true, true);
+        else if (s->mean) COLUMNS(true, true, false);
+        else COLUMNS(true, false, false);
+    } else {
+        if (s->mask) COLUMNS(false, true, true);
+        else if (s->mean) COLUMNS(false, true, false);
+        else COLUMNS(false, false, false);
+    }
+    for (int k = 0; k < run->squares; ++k, to += square) {
         UNROLL
-        for (int i = 0; i < rows; ++i) {
+        for (int i = 0; i < places - short_rows; ++i) {
             Vector row[MOST_PIXELS], done[MOST_PIXELS];
             UNROLL
-            for (int j = 0; j < size; ++j) row[j] = lines[m * square + j][i];
-            multiply(M, of_last, columns, row, done);
+            for (int j = 0; j < size - short_columns; ++j) row[j] = lines[m * k + j][i];
+            multiply(M, of_last, places - short_columns, row, done);
             UNROLL
-            for (int j = 0; j < columns; ++j) store(to + (i * M->rows + j) * place, done[j]);
+            for (int j = 0; j < places - short_columns; ++j) {
+                store(to + (i * places + j) * place, done[j]);
+            }
         }
     }
 }
 
-// B x B' of a run of squares. A phase of odd rows or columns has a short row or column of places.
-INLINE void transform_run(
-    const int m, const int short_rows, const int short_columns, int squares,
-    Vector patch[][MOST_COLUMNS], float* to) {
-    transform_patch(
-        input_matrix(m), true, m, m + 2 - short_rows, m + 2 - short_columns, squares, patch, to,
-        PLACE, LANES);
-}
-typedef void (*TransformRun)(int squares, Vector patch[][MOST_COLUMNS], float* to);
+// B x B' of a run of squares of a phase; places and squares lie as in PLACE.
+typedef void (*TransformRun)(const Source* s, const Run* run, int c, float* to);
 #define TRANSFORM_RUN(m, short_rows, short_columns) \
     static void run_##m##short_rows##short_columns( \
-        int squares, Vector patch[][MOST_COLUMNS], float* to) { \
-        transform_run(m, short_rows, short_columns, squares, patch, to); \
+        const Source* s, const Run* run, int c, float* to) { \
+        transform_run( \
+            input_matrix(m), true, m, short_rows, short_columns, s, run, c, to, PLACE, LANES); \
     }
 #define TRANSFORM_RUNS(m) \
     TRANSFORM_RUN(m, 0, 0) TRANSFORM_RUN(m, 0, 1) TRANSFORM_RUN(m, 1, 0) TRANSFORM_RUN(m, 1, 1)
@@ -180,6 +195,13 @@ static const TransformRun TRANSFORM_RUN[][2][2] = {
     [4] = {{run_400, run_401}, {run_410, run_411}},
     [5] = {{run_500, run_501}, {run_510, run_511}},
 };
+
+// The pixels of a phase of x under the squares from `at` on.
+INLINE Run run_of(const Squares* s, Place at, Phase q, int squares) {
+    int row = at.row * s->x_step + q.row - s->top;
+    int column = at.column * s->x_step + q.column - s->left;
+    return (Run){at.image, row, column, s->x_step, squares};
+}
 
 // -------------------------------------------------------------------------------------------------
 // Memory that is fetched into the cache piece by piece, while something else is computed

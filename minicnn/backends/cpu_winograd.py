@@ -25,9 +25,9 @@ _TAPS = {1: (2, 3), 2: (3, 5)}  # {stride: (fewest, most) rows and columns of a 
 _TRANSFORM, _TRANSFORM_KERNEL, _PACK = 12, 20, 30
 _ROUNDING = {2: 1, 4: 1, 5: 1.1}  # squares of 5 round more, so they have to save a tenth
 _GROUP = 48  # squares at a time in the weight gradient, about
-# The weight gradient sums parts of the batch apart, so that threads can share them. Parts whose
-# sums fit the L2 cache together cost nothing; two are for two threads.
-_PARTS_BYTES, _MOST_PARTS = 1 << 20, 4
+# The weight gradient sums parts of the batch apart, for threads to share. It takes as many parts as
+# have sums of so many bytes together, because the sums should stay in the L2 cache.
+_PARTS_BYTES, _MOST_PARTS = 5 << 18, 4
 
 _PLAIN = Source(None, None, None)
 _NO_SUMS = Below(None, None, None, 1.0, None)
@@ -192,7 +192,7 @@ class Winograd:
     def _parts(self, m, window, batch, channels, filters):
         """Parts of the batch in the weight gradient."""
         part = 4 * _places(m) * window.strides[0] ** 2 * channels * filters
-        return min(max(_PARTS_BYTES // part, 2), _MOST_PARTS, batch)
+        return min(max(_PARTS_BYTES // part, 1), _MOST_PARTS, batch)
 
     # ---- calls -------------------------------------------------------------------------------
 
