@@ -1,7 +1,7 @@
 """Fuzz the convolutions in C: `python tests/fuzz_convolutions.py --shapes 200000 --widths all`.
 
 Draws layers at random, with most of them where the fast kernels are: 3 x 3 with stride 1, 5 x 5
-with stride 2. All three passes run in every version of cpu_convolution.py and every width of
+with stride 2. All three passes run in every version of ops_cpu.py and every width of
 vectors, and are compared with NumPy in float64. Nothing may be read or written outside an array;
 the workspace has the size that the backend asks for. With --sanitize each shape runs in builds with
 AddressSanitizer and UndefinedBehaviorSanitizer, too (GCC only).
@@ -29,8 +29,7 @@ from drawn_convolutions import Expected, Shape, operands
 from minicnn import machine
 from minicnn.backends import native
 from minicnn.backends.cpu import Cpu
-from minicnn.backends.cpu_convolution import VERSIONS
-from minicnn.backends.ops_cpu import Operations
+from minicnn.backends.ops_cpu import VERSIONS, Operations
 
 BOUNDS = {"rms": 2e-6, "largest": 1e-5}  # of the errors, relative to `Expected.scales`
 WIDTHS = {"native": []}  # {width of vectors: the flags of the compiler}

@@ -49,13 +49,16 @@ class _Grid(NamedTuple):
 
 
 class Winograd:
-    """The three passes. One that Winograd's algorithm does not fit, or not pay for, is direct."""
+    """The three passes. One that Winograd's algorithm does not fit, or not pay for, is direct.
 
-    def __init__(self, cpu):
+    m: compute squares of m x m outputs, and by Winograd's algorithm wherever it fits.
+    """
+
+    def __init__(self, cpu, m=None):
         self._call, self._panel = cpu.call, cpu.constant("panel_channels")
         self._lanes, self._tile = self._panel // 2, cpu.constant("winograd_tile")
         self._scratch = cpu.constant("winograd_scratch_floats")
-        self._direct = Direct(cpu)
+        self._direct, self._m = Direct(cpu), m
         self._choose = cache(self._choose)
 
     def fuses(self, window, batch, channels, filters):
@@ -170,11 +173,12 @@ class Winograd:
         for grid, Cin, Cout, fits in passes:
             costs = {
                 _ROUNDING[m] * _cost(m, grid, window, *sizes): m
-                for m in _SIZES
+                for m in ([self._m] if self._m else _SIZES)
                 if Cin % self._lanes == 0 and Cout % self._panel == 0 and fits(m, grid, Cin, Cout)
             }
             direct = (batch * prod(window.output) + _PACK) * prod(window.size) * channels * filters
-            chosen.append(costs[min(costs)] if costs and min(costs) < direct else 0)
+            pays = costs and (self._m or min(costs) < direct)
+            chosen.append(costs[min(costs)] if pays else 0)
         return tuple(chosen)
 
     def _fits(self, m, grid, Cin, Cout):

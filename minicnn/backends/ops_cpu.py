@@ -8,6 +8,7 @@ record the calls of a step and repeat them. Read cpu_convolution.py next, then c
 """
 
 import contextlib
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -22,7 +23,9 @@ from .cpu_convolution import Direct
 from .cpu_winograd import Winograd
 from .scratch import slice_workspace
 
-VERSIONS = {"direct": Direct, "winograd": Winograd}  # of convolution
+# Of convolution. "winograd-4" computes squares of 4 x 4 outputs only.
+VERSIONS = {"direct": Direct, "winograd": Winograd}
+VERSIONS |= {f"winograd-{m}": partial(Winograd, m=m) for m in (2, 4, 5)}
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
