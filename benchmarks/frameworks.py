@@ -9,6 +9,9 @@ One process on all cores trains one net, and predicts. An ensemble is trained in
 cores into processes and threads, or by one process that trains many nets together; each contender's
 best split counts. On a GPU one process trains one net, or many together.
 
+With --commit the kernels in C of an earlier commit (commit.py) take turns with the others, so that
+the gain since then is a ratio within one run.
+
 Exit status: 0; 1 if a contender was refused; 2 for bad arguments.
 """
 
@@ -17,12 +20,13 @@ import time
 
 from tqdm import tqdm
 
-from benchmarks import contenders, equality, timing
+from benchmarks import commit, contenders, equality, timing
 from benchmarks.crew import JOBS, Crew, NotRunningError
 from minicnn import machine
 from minicnn.backends import cuda
 from minicnn.command import positive, positive_number
 
+COMMIT = "06ed209"  # what --commit measures by default: convolution in Winograd tiles of 2 x 2 only
 PROCESS_BYTES = 700 << 20  # about what a process of a framework takes
 WHAT = "the seed network's training steps, augmentation included, and predictions; batch 64"
 
@@ -100,6 +104,7 @@ class Comparison:
                 "job": job,
                 "nets": contender.nets,
                 "precision": contender.precision,
+                **({"commit": contender.commit} if contender.commit else {}),
                 "processes": self.processes,
                 "threads": self.threads,
                 **timing.spread("images_per_second", rates),
@@ -129,15 +134,18 @@ def plan_of(device, nets, cores):
     return plan
 
 
-def measure(plan, device, rounds, seconds, seconds_to_start=None):
-    """A generator of the result so far, after each round; the last one is complete."""
+def measure(plan, device, rounds, seconds, seconds_to_start=None, left_out=()):
+    """A generator of the result so far, after each round; the last one is complete.
+
+    left_out: {contender: why} of those that are not in the plan.
+    """
     result = {
         "what": WHAT,
         "rates": [],
         "differences": {},
         "tolerance": equality.TOLERANCE,
         "refused": {},
-        "left_out": {},
+        "left_out": dict(left_out),
         "machine": timing.machine(device),
         "versions": timing.versions(*_PACKAGES),
     }
@@ -191,8 +199,13 @@ def compared(rates):
 
 
 def is_ours(row):
-    """Whether a row is one of minicnn's contenders."""
-    return row["contender"].startswith("minicnn")
+    """Whether a row is one of minicnn's contenders, as it is now."""
+    return row["contender"].startswith("minicnn") and not is_earlier(row)
+
+
+def is_earlier(row):
+    """Whether a row is minicnn at an earlier commit."""
+    return "commit" in row
 
 
 def ratio(rows):
@@ -203,13 +216,17 @@ def ratio(rows):
 
 def fastest(rows):
     """(minicnn's fastest row, the frameworks' fastest); None where there is none."""
-    rows = sorted(rows, key=lambda row: row["images_per_second"])
+    rows = [row for row in rows if not is_earlier(row)]
+    rows.sort(key=lambda row: row["images_per_second"])
     found = {is_ours(row): row for row in rows}  # the last one of each counts
     return found.get(True), found.get(False)
 
 
 def ratios_in_words(rates):
-    """How many times as fast as the fastest framework minicnn is; "" without both."""
+    """How many times as fast as the fastest framework, and as an earlier commit, minicnn is.
+
+    "" where it is not measured beside either.
+    """
     words = []
     for precision, of_what in (
         ("float32", "the fastest framework in float32"),
@@ -221,7 +238,21 @@ def ratios_in_words(rates):
             each += [f"{times:.2f} in {name}"] if times else []
         words += [f"{of_what}: {', '.join(each)}"] if each else []
     rate = "The fastest minicnn's rate divided by that of"
-    return f"{rate} {'; of '.join(words)}." if words else ""
+    sentences = [f"{rate} {'; of '.join(words)}."] if words else []
+    return " ".join([*sentences, *_gains_in_words(rates)])
+
+
+def _gains_in_words(rates):
+    """A sentence for each earlier commit."""
+    for name, revision in {r["contender"]: r["commit"] for r in rates if is_earlier(r)}.items():
+        each = []
+        for what, rows in compared(rates).items():
+            ours, _ = fastest(rows.values())
+            if ours and name in rows:
+                times = ours["images_per_second"] / rows[name]["images_per_second"]
+                each.append(f"{times:.2f} in {what}")
+        if each:
+            yield f"Times as fast as commit {revision}: {', '.join(each)}."
 
 
 def ranking(rates):
@@ -299,7 +330,16 @@ def main(argv=None, plan=None):
         metavar="S",
         help="end within S seconds: shorter rounds, and what is not ready in time is left out",
     )
+    parser.add_argument(
+        "--commit",
+        nargs="?",
+        const=COMMIT,
+        metavar="REV",
+        help=f"measure the kernels in C of an earlier commit, too (REV: {COMMIT})",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.commit and arguments.device != "cpu":
+        parser.error(f"argument --commit: got --device {arguments.device}, expected cpu")
     if arguments.device == "cuda" and cuda.problem():
         parser.error(f"argument --device: {cuda.problem()}")
     plan = plan or plan_of(arguments.device, arguments.nets, machine.cores())
@@ -309,20 +349,26 @@ def main(argv=None, plan=None):
     if not any(given for given, *_ in plan):
         names = " or ".join(arguments.only)
         parser.error(f"argument --only: no contender's name contains {names}")
+    with commit.added(arguments.commit, plan) as (plan, left_out):
+        result = _compare(arguments, plan, left_out)
+    show(result)
+    if arguments.out or not arguments.quick:
+        timing.write(f"frameworks-{arguments.device}", result, arguments.out)
+    return int(bool(result["refused"]))
+
+
+def _compare(arguments, plan, left_out):
+    """The result of all rounds."""
     rounds = arguments.rounds or (2 if arguments.quick else 7)
     seconds, to_start = arguments.seconds or (0.3 if arguments.quick else 2), None
     if arguments.within:
         seconds, to_start = fitted(plan, rounds, seconds, arguments.within)
     with tqdm(total=rounds * len(plan), desc="rounds", file=sys.stderr) as progress:
-        for found in measure(plan, arguments.device, rounds, seconds, to_start):
-            result = found
+        for result in measure(plan, arguments.device, rounds, seconds, to_start, left_out):
             if arguments.out:  # what was measured stays, if this is stopped
                 timing.save(arguments.out, result)
             progress.update()
-    show(result)
-    if arguments.out or not arguments.quick:
-        timing.write(f"frameworks-{arguments.device}", result, arguments.out)
-    return int(bool(result["refused"]))
+    return result
 
 
 def _chosen(arguments, given):

@@ -19,6 +19,7 @@ from minicnn import drawing
 from minicnn.studies import plots
 
 COLORS = {"minicnn": "#0077BB", "frameworks": "#9AA5B1", "less precise than float32": "#D5DAE0"}
+EARLIER = {"minicnn at an earlier commit": "#88BBDD"}
 
 
 def digest(result):
@@ -56,13 +57,17 @@ def rates(result):
         axis.set_axisbelow(True)
     axes[0].set_yticks(range(len(order)), order)
     figure.supxlabel("images a second", fontsize=9)
-    handles = [Patch(color=color, label=label) for label, color in COLORS.items()]
+    colors = COLORS | (EARLIER if any(map(frameworks.is_earlier, result["rates"])) else {})
+    handles = [Patch(color=color, label=label) for label, color in colors.items()]
     axes[-1].legend(handles=handles, fontsize=8, loc="lower right")
     return figure
 
 
 def _color(row):
     ours, theirs, reduced = COLORS.values()
+    if frameworks.is_earlier(row):
+        [earlier] = EARLIER.values()
+        return earlier
     if frameworks.is_ours(row):
         return ours
     return theirs if row["precision"] == "float32" else reduced

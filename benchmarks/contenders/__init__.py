@@ -35,13 +35,15 @@ class Contender:
     compiled: bool = False
     graph: bool = False  # a step is captured as one CUDA graph
     scan: bool = False  # one call makes many steps
+    commit: str | None = None  # an earlier one, whose minicnn this is
+    folder: str | None = None  # of that commit's files
 
     @property
     def packages(self):
         """The packages that it needs, beside minicnn's own."""
         if self.framework == "keras_net":
             return "keras", "scipy", self.backend
-        return {"minicnn_net": (), "torch_net": ("torch",), "jax_net": ("jax",)}[self.framework]
+        return {"torch_net": ("torch",), "jax_net": ("jax",)}.get(self.framework, ())
 
     @property
     def missing(self):
@@ -115,6 +117,12 @@ def on_cpu(nets):
         Contender("JAX scan over steps", jax, scan=True),
         Contender(f"JAX {nets} nets by vmap", jax, nets=nets),
     ]
+
+
+def at_commit(commit, folder=None):
+    """The kernels in C of an earlier commit, whose files are in `folder`."""
+    name, folder = f"minicnn at {commit}, float32", folder and str(folder)
+    return Contender(name, "commit_net", "cpu", commit=commit, folder=folder)
 
 
 def on_cuda(nets):

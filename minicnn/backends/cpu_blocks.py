@@ -38,12 +38,12 @@ def rows_of(shape):
     return {"rows": prod(shape[1:-1]), "C": C, "chunk_rows": max(1, _CHUNK_ELEMENTS // C)}
 
 
-def fusion(nodes, ops):
+def fusion(nodes, batch, ops):
     """The FusedNetwork of a stack of layers for these ops_cpu.Operations; None if it is none."""
     found = blocks.find_network(nodes)
     if found is None:
         return None
-    fuses = [ops.convolution.fuses(b.window, b.channels, b.filters) for b in found.blocks]
+    fuses = [ops.convolution.fuses(b.window, batch, b.channels, b.filters) for b in found.blocks]
     fused = [
         Block(block.convolution, block.normalization, block.drop, own, above)
         for block, own, above in zip(found.blocks, fuses, [*fuses[1:], Fuses()], strict=True)

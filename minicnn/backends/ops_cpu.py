@@ -8,6 +8,7 @@ record the calls of a step and repeat them. Read cpu_convolution.py next, then c
 """
 
 import contextlib
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -18,16 +19,20 @@ from . import cpu_blocks, ops_numpy
 from .backend import Backend
 from .cpu import Cpu
 from .cpu_blocks import rows_of
-from .cpu_convolution import VERSIONS
+from .cpu_convolution import Direct
+from .cpu_winograd import Winograd
 from .scratch import slice_workspace
 
+# Of convolution. "winograd-4" computes squares of 4 x 4 outputs only.
+VERSIONS = {"direct": Direct, "winograd": Winograd}
+VERSIONS |= {f"winograd-{m}": partial(Winograd, m=m) for m in (2, 4, 5)}
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
 class Operations(Backend):
     """The operations, with the kernels of `cpu`, a cpu.Cpu (default: compiled for this machine).
 
-    `convolution` is a name in cpu_convolution.VERSIONS. Raises native.CompileError without a
+    `convolution` is a name in VERSIONS. Raises native.CompileError without a
     working C compiler.
     """
 
@@ -63,7 +68,7 @@ class Operations(Backend):
 
     def fusion(self, nodes, batch):
         """The cpu_blocks.FusedNetwork that a stack of layers is, or None."""
-        return cpu_blocks.fusion(nodes, self)
+        return cpu_blocks.fusion(nodes, batch, self)
 
     # ---- the batch ---------------------------------------------------------------------------
 
