@@ -14,7 +14,7 @@ class FusingConvolution:
     def __init__(self, ops, fuses):
         self._plain, self._python, self._fuses = ops.convolution, ops.cpu.python, Fuses(*fuses)
 
-    def fuses(self, window, channels, filters):
+    def fuses(self, window, batch, channels, filters):
         return self._fuses
 
     def groups(self, window, batch, channels, filters):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from stacks import follow_signs
 
 import minicnn.recipe
 from minicnn import (
@@ -59,14 +60,17 @@ def masks(trainer):
 
 
 def test_three_steps_of_the_seed_network_are_numpys(kernel_device, data, tmp_path):
+    # Normalising few values, the last block's, amplifies rounding errors; the emulator is slow.
+    recipe = replace(SEED_NETWORK, batch_size=8) if kernel_device == "cpu" else SEED_NETWORK
     ours, reference = (
-        Trainer(Job(SEED_NETWORK, data, d, "float32", tmp_path), range(1, E + 1))
+        Trainer(Job(recipe, data, d, "float32", tmp_path), range(1, E + 1))
         for d in (kernel_device, "numpy")
     )
     to_host = ours.ops.to_host
     images = (data.test_images[..., None] / 255).astype(np.float32)
     for trainer in (ours, reference):
         trainer.begin_epoch(0)
+    follow_signs(reference.plan, ours.plan, to_host)
     np.testing.assert_array_equal(to_host(ours.order), reference.order)
     for _ in range(3):
         for name in STATE:
