@@ -31,9 +31,11 @@ typedef struct {
     bool relu;           // applied to the sums at the end
     float* y;
     size_t y_image, y_pixel;
+    const int* places;  // (length,) where x's elements are, if gathered: then there is one row
 } Tile;
 
-INLINE void compute_tile(const int images, const int pixels, const Tile* t) {
+INLINE void compute_tile(
+    const int images, const int pixels, const bool gathered, const Tile* t) {
     Vector sum[TILE][2];
     // Of the first of each three pixels; the other two are reached from it, which saves registers.
     const float* base[TILE];
@@ -50,10 +52,11 @@ INLINE void compute_tile(const int images, const int pixels, const Tile* t) {
     for (int i = 0; i < t->rows; ++i, w_row += t->w_row) {
         const float* w = w_row;
         for (size_t k = i * t->x_row, end = k + t->length; k < end; ++k, w += PANEL) {
+            size_t place = gathered ? t->places[k] : k;
             Vector w0 = load(w), w1 = load(w + LANES);
             UNROLL
             for (int m = 0; m < images * pixels; ++m) {
-                float value = base[m][k + m % pixels % 3 * step];
+                float value = base[m][place + m % pixels % 3 * step];
                 sum[m][0] += value * w0;
                 sum[m][1] += value * w1;
             }
@@ -69,7 +72,7 @@ INLINE void compute_tile(const int images, const int pixels, const Tile* t) {
 
 // One function for each shape of tile, so that the compiler knows the number of registers.
 #define TILE_OF(images, pixels) \
-    static void tile_##images##_##pixels(const Tile* t) { compute_tile(images, pixels, t); }
+    static void tile_##images##_##pixels(const Tile* t) { compute_tile(images, pixels, false, t); }
 typedef void (*ComputeTile)(const Tile*);
 TILE_OF(1, 1) TILE_OF(1, 2) TILE_OF(1, 3) TILE_OF(1, 4) TILE_OF(1, 5) TILE_OF(1, 6)
 TILE_OF(2, 1) TILE_OF(2, 2) TILE_OF(2, 3)
@@ -98,11 +101,15 @@ typedef struct {
     const float *x, *dz;
     size_t x_image, x_row, x_pixel, dz_image, dz_row, dz_pixel;
     int images, rows, pixels;
-    float* sums;  // (count, PANEL)
+    float* sums;  // (count, PANEL); of gathered products (count + 1, PANEL), the last those of dz
+    const int* places;  // (count,) where the elements are, if gathered
 } Products;
 
-INLINE void sum_products(const int count, const Products* t) {
+INLINE void sum_products(const int count, const bool gathered, const Products* t) {
     Vector sum[TILE][2] = {0};
+    size_t place[TILE];
+    UNROLL
+    for (int k = 0; k < count; ++k) place[k] = gathered ? t->places[k] : k;
     for (int b = 0; b < t->images; ++b) {
         for (int r = 0; r < t->rows; ++r) {
             const float* x = t->x + b * t->x_image + r * t->x_row;
@@ -111,21 +118,22 @@ INLINE void sum_products(const int count, const Products* t) {
                 Vector dz0 = load(dz), dz1 = load(dz + LANES);
                 UNROLL
                 for (int k = 0; k < count; ++k) {
-                    sum[k][0] += x[k] * dz0;
-                    sum[k][1] += x[k] * dz1;
+                    sum[k][0] += x[place[k]] * dz0;
+                    sum[k][1] += x[place[k]] * dz1;
                 }
+                if (gathered) sum[count][0] += dz0, sum[count][1] += dz1;
             }
         }
     }
     UNROLL
-    for (int k = 0; k < count; ++k) {
+    for (int k = 0; k < count + gathered; ++k) {
         store(t->sums + k * PANEL, sum[k][0]);
         store(t->sums + k * PANEL + LANES, sum[k][1]);
     }
 }
 
 #define PRODUCTS_OF(count) \
-    static void products_##count(const Products* t) { sum_products(count, t); }
+    static void products_##count(const Products* t) { sum_products(count, false, t); }
 typedef void (*SumProducts)(const Products*);
 PRODUCTS_OF(1) PRODUCTS_OF(2) PRODUCTS_OF(3) PRODUCTS_OF(4) PRODUCTS_OF(5) PRODUCTS_OF(6)
 #if VECTOR_REGISTERS == 32
