@@ -73,12 +73,14 @@ static void correlate_pixels(
     const float* w, const float* start, bool relu, float* y) {
     int pixels = end - first;
     float aside[TILE * PANEL], *to = output_at(s, y, r, first, n);
-    Tile t = tile_at(s, n, pixels, to, aside);
-    t.x = x;
-    t.x_image = (size_t)s->H * s->W * s->Cin;
-    t.x_row = (size_t)s->W * s->Cin;
-    t.x_pixel = (size_t)s->sw * s->Cin;
-    t.w_row = (size_t)s->kw * s->Cin * PANEL;
+    Tile t = {
+        .x = x,
+        .x_image = (size_t)s->H * s->W * s->Cin,
+        .x_row = (size_t)s->W * s->Cin,
+        .x_pixel = (size_t)s->sw * s->Cin,
+        .w_row = (size_t)s->kw * s->Cin * PANEL,
+    };
+    set_output(&t, s, n, pixels, to, aside);
 
     int row = r * s->sh - s->top, column = first * s->sw - s->left;  // of x, at tap (0, 0)
     int i = larger(0, -row), rows = smaller(s->kh, s->H - row) - i;  // rows of taps inside x

@@ -9,11 +9,11 @@
 enum {
     LONGEST_ROW = 16,   // of taps, in elements: longer ones have little overhead
     MOST_PLACES = 128,  // under a window
-    BAND_ELEMENTS = 4096,
-    BAND_ROWS = 8,  // of outputs; more than one, since bands overlap
+    BAND_ELEMENTS = 4096,  // so that it stays in the L1 cache
     // The images in the weight gradient, whose sums are added at the end: they are many, for many
     // threads, and the same for any number of threads.
     PARTS = 8,
+    LEAST_UNITS = 16,  // of work in the other passes, for many threads
 };
 
 // Elements in a row of a band.
@@ -24,7 +24,7 @@ static double band_width(const Correlation* s) {
 // Rows of outputs in a band: those for which the band has room.
 static int band_rows(const Correlation* s) {
     int rows = BAND_ELEMENTS / band_width(s);
-    return rows < s->kh ? 0 : smaller((rows - s->kh) / s->sh + 1, smaller(BAND_ROWS, s->Ho));
+    return rows < s->kh ? 0 : smaller((rows - s->kh) / s->sh + 1, s->Ho);
 }
 
 bool has_few_channels(const Correlation* s) {
@@ -93,15 +93,21 @@ static void correlate_band(
     const float* w, const float* start, bool relu, float* y) {
     float aside[TILE * PANEL];
     int tiles = divide_up(s->Wo, TILE);
+    Tile t = {
+        .x_pixel = (size_t)s->sw * s->Cin,
+        .rows = 1,
+        .length = s->kh * s->kw * s->Cin,
+        .w = w,
+        .start = start,
+        .relu = relu,
+        .places = places,
+    };
     for (int i = 0; i < rows; ++i) {
         for (int tile = 0; tile < tiles; ++tile) {  // of equal size, to within 1
             int first = (long)s->Wo * tile / tiles, end = (long)s->Wo * (tile + 1) / tiles;
             float* to = output_at(s, y, r + i, first, n);
-            Tile t = tile_at(s, n, end - first, to, aside);
-            t.x_pixel = (size_t)s->sw * s->Cin;
             t.x = band->x + i * s->sh * band->row + first * t.x_pixel;
-            t.rows = 1, t.length = s->kh * s->kw * s->Cin;
-            t.w = w, t.start = start, t.relu = relu, t.places = places;
+            set_output(&t, s, n, end - first, to, aside);
             COMPUTE_GATHERED[end - first - 1](&t);
             finish_tile(s, n, 1, end - first, to, aside);
         }
@@ -111,7 +117,8 @@ static void correlate_band(
 // As correlate, for layers that have_few_channels.
 void correlate_few(
     const float* x, const Correlation* s, const float* w, const float* bias, bool relu, float* y) {
-    int most = band_rows(s), bands = divide_up(s->Ho, most);
+    int most = smaller(band_rows(s), divide_up(s->B * s->Ho, LEAST_UNITS));
+    int bands = divide_up(s->Ho, most);
 #pragma omp parallel for schedule(static) if (is_worth_sharing(s))
     for (int unit = 0; unit < s->B * bands; ++unit) {
         int b = unit / bands, r = unit % bands * most, rows = smaller(most, s->Ho - r);
@@ -132,31 +139,41 @@ void correlate_few(
 // -------------------------------------------------------------------------------------------------
 // The gradient with respect to the weights
 
-#define GATHERED_PRODUCTS(count) \
-    static void gathered_products_##count(const Products* t) { sum_products(count, true, t); }
+#define GATHERED_PRODUCTS(count)                                                                 \
+    static void gathered_products_##count(const Products* t) {                                   \
+        sum_products(count, true, false, t);                                                     \
+    }                                                                                            \
+    static void last_products_##count(const Products* t) { sum_products(count, true, true, t); }
 GATHERED_PRODUCTS(1) GATHERED_PRODUCTS(2) GATHERED_PRODUCTS(3) GATHERED_PRODUCTS(4)
-GATHERED_PRODUCTS(5)
+GATHERED_PRODUCTS(5) GATHERED_PRODUCTS(6)
 #if VECTOR_REGISTERS == 32
-GATHERED_PRODUCTS(6) GATHERED_PRODUCTS(7) GATHERED_PRODUCTS(8) GATHERED_PRODUCTS(9)
-GATHERED_PRODUCTS(10) GATHERED_PRODUCTS(11)
+GATHERED_PRODUCTS(7) GATHERED_PRODUCTS(8) GATHERED_PRODUCTS(9) GATHERED_PRODUCTS(10)
+GATHERED_PRODUCTS(11) GATHERED_PRODUCTS(12)
 #endif
-enum { ELEMENTS = TILE - 1 };  // of dkernel in a tile: the last sums are those of dbias
-static const SumProducts SUM_GATHERED[ELEMENTS] = {
+static const SumProducts SUM_GATHERED[TILE] = {
     gathered_products_1, gathered_products_2, gathered_products_3, gathered_products_4,
-    gathered_products_5,
+    gathered_products_5, gathered_products_6,
 #if VECTOR_REGISTERS == 32
-    gathered_products_6, gathered_products_7, gathered_products_8, gathered_products_9,
-    gathered_products_10, gathered_products_11,
+    gathered_products_7, gathered_products_8, gathered_products_9, gathered_products_10,
+    gathered_products_11, gathered_products_12,
+#endif
+};
+static const SumProducts SUM_LAST[TILE] = {
+    last_products_1, last_products_2, last_products_3, last_products_4, last_products_5,
+    last_products_6,
+#if VECTOR_REGISTERS == 32
+    last_products_7, last_products_8, last_products_9, last_products_10, last_products_11,
+    last_products_12,
 #endif
 };
 
-// sums (count + 1, PANEL) of images [from, until): the elements of dkernel from `first` on, dbias.
+// sums (panels, K + 1, PANEL) over images [from, until): panels of dkernel, each with its dbias.
 static void sum_images(
     const Correlation* s, const float* x, const float* dz, int dz_channels, int from, int until,
-    int first, int count, float* sums) {
-    int most = band_rows(s);
+    int panels, float* sums) {
+    int K = s->kh * s->kw * s->Cin, tiles = divide_up(K + 1, TILE), most = band_rows(s);
     size_t dz_row = (size_t)s->Wo * dz_channels;
-    memset(sums, 0, (count + 1) * PANEL * sizeof(float));
+    memset(sums, 0, (size_t)panels * (K + 1) * PANEL * sizeof(float));
     for (int b = from; b < until; ++b) {
         for (int r = 0; r < s->Ho; r += most) {
             int rows = smaller(most, s->Ho - r), places[MOST_PLACES];
@@ -167,17 +184,22 @@ static void sum_images(
                 .x = band.x,
                 .x_row = s->sh * band.row,
                 .x_pixel = (size_t)s->sw * s->Cin,
-                .dz = dz + ((size_t)b * s->Ho + r) * dz_row,
                 .dz_row = dz_row,
                 .dz_pixel = dz_channels,
                 .images = 1,
                 .rows = rows,
                 .pixels = s->Wo,
                 .sums = of_band,
-                .places = places + first,
             };
-            SUM_GATHERED[count - 1](&t);
-            for (int i = 0; i < (count + 1) * PANEL; ++i) sums[i] += of_band[i];
+            for (int unit = 0; unit < panels * tiles; ++unit) {
+                int panel = unit / tiles, tile = unit % tiles;
+                int first = (K + 1) * tile / tiles, end = (K + 1) * (tile + 1) / tiles;
+                t.dz = dz + ((size_t)b * s->Ho + r) * dz_row + panel * PANEL;
+                t.places = places + first;
+                (tile == tiles - 1 ? SUM_LAST : SUM_GATHERED)[end - first - 1](&t);
+                float* to = sums + (panel * (K + 1) + first) * PANEL;
+                for (int i = 0; i < (end - first) * PANEL; ++i) to[i] += of_band[i];
+            }
         }
     }
 }
@@ -186,23 +208,23 @@ static void sum_images(
 void few_weight_gradient(
     const float* x, const float* dz, int dz_channels, const Correlation* s, float* dkernel,
     float* dbias) {
-    int length = s->kh * s->kw * s->Cin, tiles = divide_up(length, ELEMENTS);
-    for (int unit = 0; unit < tiles * divide_up(s->Cout, PANEL); ++unit) {
-        int tile = unit % tiles, n = unit / tiles * PANEL;
-        int first = length * tile / tiles, count = length * (tile + 1) / tiles - first;
-        float sums[PARTS][TILE * PANEL];
+    enum { ROOM = (MOST_PLACES + 1) * PANEL };  // for the sums of at least one panel
+    int K = s->kh * s->kw * s->Cin, together = ROOM / ((K + 1) * PANEL);
+    for (int n = 0; n < s->Cout; n += together * PANEL) {
+        int panels = smaller(together, divide_up(s->Cout - n, PANEL));
+        float sums[PARTS][ROOM];
 #pragma omp parallel for schedule(static) if (is_worth_sharing(s))
         for (int part = 0; part < PARTS; ++part) {
             int from = (long)s->B * part / PARTS, until = (long)s->B * (part + 1) / PARTS;
-            sum_images(s, x, dz + n, dz_channels, from, until, first, count, sums[part]);
+            sum_images(s, x, dz + n, dz_channels, from, until, panels, sums[part]);
         }
         for (int part = 1; part < PARTS; ++part) {
-            for (int i = 0; i < (count + 1) * PANEL; ++i) sums[0][i] += sums[part][i];
+            for (int i = 0; i < panels * (K + 1) * PANEL; ++i) sums[0][i] += sums[part][i];
         }
-        size_t bytes = channels_in(s, n) * sizeof(float);
-        for (int k = 0; k < count; ++k) {
-            memcpy(dkernel + (size_t)(first + k) * s->Cout + n, sums[0] + k * PANEL, bytes);
+        for (int row = 0; row < panels * (K + 1); ++row) {
+            int k = row % (K + 1), channel = n + row / (K + 1) * PANEL;
+            float* to = (k < K ? dkernel + (size_t)k * s->Cout : dbias) + channel;
+            memcpy(to, sums[0] + row * PANEL, channels_in(s, channel) * sizeof(float));
         }
-        memcpy(dbias + n, sums[0] + count * PANEL, bytes);  // the same from every tile
     }
 }

@@ -26,12 +26,13 @@ INLINE float* output_at(const Correlation* s, float* y, int r, int q, int n) {
     return y + s->y_first + (size_t)r * s->y_row + (size_t)q * s->y_pixel + n;
 }
 
-// A tile that writes to y at `to`, or to `aside` (.., PANEL), if its panel is not whole.
-INLINE Tile tile_at(const Correlation* s, int n, int pixels, float* to, float* aside) {
-    if (channels_in(s, n) == PANEL) {
-        return (Tile){.y = to, .y_image = s->y_image, .y_pixel = s->y_pixel};
-    }
-    return (Tile){.y = aside, .y_image = (size_t)pixels * PANEL, .y_pixel = PANEL};
+// Lets a tile write to y at `to`, or to `aside` (.., PANEL), if its panel is not whole.
+INLINE void set_output(
+    Tile* t, const Correlation* s, int n, int pixels, float* to, float* aside) {
+    bool whole = channels_in(s, n) == PANEL;
+    t->y = whole ? to : aside;
+    t->y_image = whole ? s->y_image : pixels * PANEL;
+    t->y_pixel = whole ? s->y_pixel : PANEL;
 }
 
 // Copies the channels of a panel that is not whole from `aside` to y.

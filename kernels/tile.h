@@ -62,11 +62,20 @@ INLINE void compute_tile(
             }
         }
     }
+    if (t->relu) {
+        UNROLL
+        for (int m = 0; m < images * pixels; ++m) {
+            sum[m][0] = relu(sum[m][0]);
+            sum[m][1] = relu(sum[m][1]);
+        }
+    }
+    float* y = t->y;
+    size_t y_image = t->y_image, y_pixel = t->y_pixel;
     UNROLL
     for (int m = 0; m < images * pixels; ++m) {
-        float* to = t->y + m / pixels * t->y_image + m % pixels * t->y_pixel;
-        store(to, t->relu ? relu(sum[m][0]) : sum[m][0]);
-        store(to + LANES, t->relu ? relu(sum[m][1]) : sum[m][1]);
+        float* to = y + m / pixels * y_image + m % pixels * y_pixel;
+        store(to, sum[m][0]);
+        store(to + LANES, sum[m][1]);
     }
 }
 
@@ -101,15 +110,17 @@ typedef struct {
     const float *x, *dz;
     size_t x_image, x_row, x_pixel, dz_image, dz_row, dz_pixel;
     int images, rows, pixels;
-    float* sums;  // (count, PANEL); of gathered products (count + 1, PANEL), the last those of dz
+    float* sums;  // (count, PANEL)
     const int* places;  // (count,) where the elements are, if gathered
 } Products;
 
-INLINE void sum_products(const int count, const bool gathered, const Products* t) {
+// With `ones`, the last of the elements is 1 everywhere, so that its sums are those of dz.
+INLINE void sum_products(
+    const int count, const bool gathered, const bool ones, const Products* t) {
     Vector sum[TILE][2] = {0};
     size_t place[TILE];
     UNROLL
-    for (int k = 0; k < count; ++k) place[k] = gathered ? t->places[k] : k;
+    for (int k = 0; k < count - ones; ++k) place[k] = gathered ? t->places[k] : k;
     for (int b = 0; b < t->images; ++b) {
         for (int r = 0; r < t->rows; ++r) {
             const float* x = t->x + b * t->x_image + r * t->x_row;
@@ -117,23 +128,23 @@ INLINE void sum_products(const int count, const bool gathered, const Products* t
             for (int q = 0; q < t->pixels; ++q, x += t->x_pixel, dz += t->dz_pixel) {
                 Vector dz0 = load(dz), dz1 = load(dz + LANES);
                 UNROLL
-                for (int k = 0; k < count; ++k) {
+                for (int k = 0; k < count - ones; ++k) {
                     sum[k][0] += x[place[k]] * dz0;
                     sum[k][1] += x[place[k]] * dz1;
                 }
-                if (gathered) sum[count][0] += dz0, sum[count][1] += dz1;
+                if (ones) sum[count - 1][0] += dz0, sum[count - 1][1] += dz1;
             }
         }
     }
     UNROLL
-    for (int k = 0; k < count + gathered; ++k) {
+    for (int k = 0; k < count; ++k) {
         store(t->sums + k * PANEL, sum[k][0]);
         store(t->sums + k * PANEL + LANES, sum[k][1]);
     }
 }
 
 #define PRODUCTS_OF(count) \
-    static void products_##count(const Products* t) { sum_products(count, false, t); }
+    static void products_##count(const Products* t) { sum_products(count, false, false, t); }
 typedef void (*SumProducts)(const Products*);
 PRODUCTS_OF(1) PRODUCTS_OF(2) PRODUCTS_OF(3) PRODUCTS_OF(4) PRODUCTS_OF(5) PRODUCTS_OF(6)
 #if VECTOR_REGISTERS == 32
