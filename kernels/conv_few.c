@@ -1,34 +1,37 @@
-// Direct convolution of few channels on a CPU, such as of images: conv_direct.c calls it.
+// Direct convolution of few channels on a CPU, such as those of images: conv_direct.c calls it.
 //
-// With few channels a row of taps has few elements, so that a loop over rows with a loop over
-// elements inside is mostly overhead. Here one loop visits all elements under a window, at places
-// that a list holds. Where the window exceeds the image, a band of the image's rows is copied with
-// the zeros around it, so that the places hold everywhere.
+// With few channels, a row of taps has few elements, and most of the time would go into starting
+// loops. So one loop visits all elements under a window; a list tells their places. Windows that
+// exceed the image read a copy of its rows with zeros around them, so that one list holds for all
+// windows.
 #include "correlation.h"
 
 enum {
-    LONGEST_ROW = 16,   // of taps, in elements: longer ones have little overhead
-    MOST_PLACES = 128,  // under a window
-    BAND_ELEMENTS = 4096,  // so that it stays in the L1 cache
-    // The images in the weight gradient, whose sums are added at the end: they are many, for many
-    // threads, and the same for any number of threads.
-    PARTS = 8,
-    LEAST_UNITS = 16,  // of work in the other passes, for many threads
+    MOST_CHANNELS = 4,
+    MOST_PLACES = 160,     // under a window: 7 x 7 of 3 channels fit
+    BAND_ELEMENTS = 4096,  // a copy stays in the L1 cache
+    // Work is split into so many parts at least, for several threads.
+    PARTS = 16,
+    // The weight gradient sums over parts of the batch. Their number is fixed, so that results do
+    // not depend on the number of threads.
+    GRADIENT_PARTS = 8,
 };
 
-// Elements in a row of a band.
+// A band is the rows of an image under some rows of outputs.
+
+// Elements in a row of a copied band.
 static double band_width(const Correlation* s) {
     return ((s->Wo - 1.0) * s->sw + s->kw) * s->Cin;
 }
 
-// Rows of outputs in a band: those for which the band has room.
+// The rows of outputs whose band fits in BAND_ELEMENTS.
 static int band_rows(const Correlation* s) {
-    int rows = BAND_ELEMENTS / band_width(s);
+    int rows = BAND_ELEMENTS / band_width(s);  // of the band
     return rows < s->kh ? 0 : smaller((rows - s->kh) / s->sh + 1, s->Ho);
 }
 
 bool has_few_channels(const Correlation* s) {
-    return s->kh > 1 && s->kw * s->Cin <= LONGEST_ROW && s->kh * s->kw * s->Cin <= MOST_PLACES &&
+    return s->Cin <= MOST_CHANNELS && s->kh > 1 && s->kh * s->kw * s->Cin <= MOST_PLACES &&
            2 * s->Wo > TILE && band_rows(s) > 0;
 }
 
@@ -38,54 +41,52 @@ static bool is_padded(const Correlation* s) {
            (s->Wo - 1) * s->sw - s->left + s->kw > s->W;
 }
 
-// Rows of an image: the windows of outputs (r, q) start at x + r * step + q * sw * Cin.
+// The window of a band's output (i, q) starts at x + i * sh * row + q * sw * Cin.
 typedef struct {
     const float* x;
-    size_t row;  // elements from a row to the next
+    size_t row;  // elements from one row to the next
 } Band;
 
-// The band under `rows` rows of outputs from row r on: the image itself, or a copy with zeros.
+// The band under `rows` rows of outputs, from row r on: part of the image, or a copy with zeros.
 static Band band_of(const Correlation* s, const float* image, int r, int rows, float* copy) {
-    int top = r * s->sh - s->top, row = s->W * s->Cin, width = band_width(s);
-    if (!is_padded(s)) return (Band){image + (size_t)top * row - s->left * s->Cin, row};
-    // Elements [first, end) of a row of the band are inside the image.
-    int first = smaller(larger(s->left, 0) * s->Cin, width);
-    int end = larger(first, smaller(s->left * s->Cin + row, width));
+    int top = r * s->sh - s->top, left = s->left * s->Cin, row = s->W * s->Cin;
+    if (!is_padded(s)) return (Band){image + (size_t)top * row - left, row};
+    int width = band_width(s), first = larger(left, 0), end = smaller(left + row, width);
     float* to = copy;
-    for (int i = 0; i < (rows - 1) * s->sh + s->kh; ++i, to += width) {
-        bool inside = 0 <= top + i && top + i < s->H;
-        int from = inside ? first : width, until = inside ? end : width;
-        memset(to, 0, from * sizeof(float));
-        const float* x = image + (size_t)(top + i) * row - s->left * s->Cin;
-        if (inside) memcpy(to + from, x + from, (until - from) * sizeof(float));
-        memset(to + until, 0, (width - until) * sizeof(float));
+    for (int y = top; y < top + (rows - 1) * s->sh + s->kh; ++y, to += width) {
+        memset(to, 0, width * sizeof(float));
+        if (y < 0 || y >= s->H || first >= end) continue;
+        memcpy(to + first, image + (size_t)y * row + first - left, (end - first) * sizeof(float));
     }
     return (Band){copy, width};
 }
 
-// Where the elements under a window are, counted from the first, in a band with rows of `row`.
-static void list_places(const Correlation* s, size_t row, int places[MOST_PLACES]) {
+// The places of a window's elements, relative to the first, in a band.
+static void list_places(const Correlation* s, const Band* band, int places[MOST_PLACES]) {
     int length = s->kw * s->Cin;
-    for (int k = 0; k < s->kh * length; ++k) places[k] = k / length * row + k % length;
+    for (int k = 0; k < s->kh * length; ++k) places[k] = k / length * band->row + k % length;
 }
+
+// One function for each shape of tile, as in tile.h. Of `last_products`, the last sums are
+// those of dz.
+#if VECTOR_REGISTERS == 32
+#define FOR_EACH(f) f(1) f(2) f(3) f(4) f(5) f(6) f(7) f(8) f(9) f(10) f(11) f(12)
+#else
+#define FOR_EACH(f) f(1) f(2) f(3) f(4) f(5) f(6)
+#endif
+#define GATHERED(n)                                                                       \
+    static void pixels_##n(const Tile* t) { compute_tile(1, n, true, t); }                \
+    static void products_of_##n(const Products* t) { sum_products(n, true, false, t); }   \
+    static void last_products_##n(const Products* t) { sum_products(n, true, true, t); }
+FOR_EACH(GATHERED)
+#define PIXELS(n) pixels_##n,
+#define PRODUCTS(n) products_of_##n,
+#define LAST_PRODUCTS(n) last_products_##n,
+static const ComputeTile COMPUTE_GATHERED[TILE] = {FOR_EACH(PIXELS)};
+static const SumProducts SUM_GATHERED[2][TILE] = {{FOR_EACH(PRODUCTS)}, {FOR_EACH(LAST_PRODUCTS)}};
 
 // -------------------------------------------------------------------------------------------------
 // Forward, and the gradient with respect to the input
-
-#define GATHERED_TILE(pixels) \
-    static void gathered_##pixels(const Tile* t) { compute_tile(1, pixels, true, t); }
-GATHERED_TILE(1) GATHERED_TILE(2) GATHERED_TILE(3) GATHERED_TILE(4) GATHERED_TILE(5)
-GATHERED_TILE(6)
-#if VECTOR_REGISTERS == 32
-GATHERED_TILE(7) GATHERED_TILE(8) GATHERED_TILE(9) GATHERED_TILE(10) GATHERED_TILE(11)
-GATHERED_TILE(12)
-#endif
-static const ComputeTile COMPUTE_GATHERED[TILE] = {
-    gathered_1, gathered_2, gathered_3, gathered_4, gathered_5, gathered_6,
-#if VECTOR_REGISTERS == 32
-    gathered_7, gathered_8, gathered_9, gathered_10, gathered_11, gathered_12,
-#endif
-};
 
 // A panel of the outputs of a band.
 static void correlate_band(
@@ -117,7 +118,7 @@ static void correlate_band(
 // As correlate, for layers that have_few_channels.
 void correlate_few(
     const float* x, const Correlation* s, const float* w, const float* bias, bool relu, float* y) {
-    int most = smaller(band_rows(s), divide_up(s->B * s->Ho, LEAST_UNITS));
+    int most = smaller(band_rows(s), divide_up(s->B * s->Ho, PARTS));
     int bands = divide_up(s->Ho, most);
 #pragma omp parallel for schedule(static) if (is_worth_sharing(s))
     for (int unit = 0; unit < s->B * bands; ++unit) {
@@ -125,7 +126,7 @@ void correlate_few(
         float copy[BAND_ELEMENTS];
         Band band = band_of(s, x + (size_t)b * s->H * s->W * s->Cin, r, rows, copy);
         int places[MOST_PLACES];
-        list_places(s, band.row, places);
+        list_places(s, &band, places);
         for (int n = 0; n < s->Cout; n += PANEL) {
             const float* w_panel = w + (size_t)n * s->kh * s->kw * s->Cin;
             float start[PANEL] = {0};
@@ -139,34 +140,6 @@ void correlate_few(
 // -------------------------------------------------------------------------------------------------
 // The gradient with respect to the weights
 
-#define GATHERED_PRODUCTS(count)                                                                 \
-    static void gathered_products_##count(const Products* t) {                                   \
-        sum_products(count, true, false, t);                                                     \
-    }                                                                                            \
-    static void last_products_##count(const Products* t) { sum_products(count, true, true, t); }
-GATHERED_PRODUCTS(1) GATHERED_PRODUCTS(2) GATHERED_PRODUCTS(3) GATHERED_PRODUCTS(4)
-GATHERED_PRODUCTS(5) GATHERED_PRODUCTS(6)
-#if VECTOR_REGISTERS == 32
-GATHERED_PRODUCTS(7) GATHERED_PRODUCTS(8) GATHERED_PRODUCTS(9) GATHERED_PRODUCTS(10)
-GATHERED_PRODUCTS(11) GATHERED_PRODUCTS(12)
-#endif
-static const SumProducts SUM_GATHERED[TILE] = {
-    gathered_products_1, gathered_products_2, gathered_products_3, gathered_products_4,
-    gathered_products_5, gathered_products_6,
-#if VECTOR_REGISTERS == 32
-    gathered_products_7, gathered_products_8, gathered_products_9, gathered_products_10,
-    gathered_products_11, gathered_products_12,
-#endif
-};
-static const SumProducts SUM_LAST[TILE] = {
-    last_products_1, last_products_2, last_products_3, last_products_4, last_products_5,
-    last_products_6,
-#if VECTOR_REGISTERS == 32
-    last_products_7, last_products_8, last_products_9, last_products_10, last_products_11,
-    last_products_12,
-#endif
-};
-
 // sums (panels, K + 1, PANEL) over images [from, until): panels of dkernel, each with its dbias.
 static void sum_images(
     const Correlation* s, const float* x, const float* dz, int dz_channels, int from, int until,
@@ -179,7 +152,7 @@ static void sum_images(
             int rows = smaller(most, s->Ho - r), places[MOST_PLACES];
             float copy[BAND_ELEMENTS], of_band[TILE * PANEL];
             Band band = band_of(s, x + (size_t)b * s->H * s->W * s->Cin, r, rows, copy);
-            list_places(s, band.row, places);
+            list_places(s, &band, places);
             Products t = {
                 .x = band.x,
                 .x_row = s->sh * band.row,
@@ -196,7 +169,7 @@ static void sum_images(
                 int first = (K + 1) * tile / tiles, end = (K + 1) * (tile + 1) / tiles;
                 t.dz = dz + ((size_t)b * s->Ho + r) * dz_row + panel * PANEL;
                 t.places = places + first;
-                (tile == tiles - 1 ? SUM_LAST : SUM_GATHERED)[end - first - 1](&t);
+                SUM_GATHERED[tile == tiles - 1][end - first - 1](&t);
                 float* to = sums + (panel * (K + 1) + first) * PANEL;
                 for (int i = 0; i < (end - first) * PANEL; ++i) to[i] += of_band[i];
             }
@@ -212,13 +185,14 @@ void few_weight_gradient(
     int K = s->kh * s->kw * s->Cin, together = ROOM / ((K + 1) * PANEL);
     for (int n = 0; n < s->Cout; n += together * PANEL) {
         int panels = smaller(together, divide_up(s->Cout - n, PANEL));
-        float sums[PARTS][ROOM];
+        float sums[GRADIENT_PARTS][ROOM];
 #pragma omp parallel for schedule(static) if (is_worth_sharing(s))
-        for (int part = 0; part < PARTS; ++part) {
-            int from = (long)s->B * part / PARTS, until = (long)s->B * (part + 1) / PARTS;
+        for (int part = 0; part < GRADIENT_PARTS; ++part) {
+            int from = (long)s->B * part / GRADIENT_PARTS;
+            int until = (long)s->B * (part + 1) / GRADIENT_PARTS;
             sum_images(s, x, dz + n, dz_channels, from, until, panels, sums[part]);
         }
-        for (int part = 1; part < PARTS; ++part) {
+        for (int part = 1; part < GRADIENT_PARTS; ++part) {
             for (int i = 0; i < panels * (K + 1) * PANEL; ++i) sums[0][i] += sums[part][i];
         }
         for (int row = 0; row < panels * (K + 1); ++row) {

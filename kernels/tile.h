@@ -10,6 +10,8 @@
 //
 // With 12 pixels that is 14 loads for 24 multiplications of vectors, which keeps the multipliers
 // busy. In sum_products, elements of x take the place of the pixels, and the loop is over pixels.
+//
+// The elements of x lie in rows, or apart ("gathered"): then a list tells their places.
 #pragma once
 
 #include "vector.h"
@@ -31,7 +33,7 @@ typedef struct {
     bool relu;           // applied to the sums at the end
     float* y;
     size_t y_image, y_pixel;
-    const int* places;  // (length,) where x's elements are, if gathered: then there is one row
+    const int* places;  // (length,) of the elements of x, if gathered; then `rows` is 1
 } Tile;
 
 INLINE void compute_tile(
@@ -111,7 +113,7 @@ typedef struct {
     size_t x_image, x_row, x_pixel, dz_image, dz_row, dz_pixel;
     int images, rows, pixels;
     float* sums;  // (count, PANEL)
-    const int* places;  // (count,) where the elements are, if gathered
+    const int* places;  // (count,) of the elements of x, if gathered
 } Products;
 
 // With `ones`, the last of the elements is 1 everywhere, so that its sums are those of dz.
