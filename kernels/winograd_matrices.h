@@ -5,13 +5,13 @@
 //
 //     y = A' [ (G w) (.) (B x) ]        B: INPUT (n, n), G: KERNEL (n, 3), A: OUTPUT (n, m)
 //
-// n multiplications replace 3 m of them. In two dimensions each matrix is applied to the columns and
-// to the rows: n * n multiplications replace 9 m * m.
+// n multiplications replace 3 m of them. In two dimensions each matrix is applied to the columns
+// and to the rows: n * n multiplications replace 9 m * m.
 //
 // Seen as polynomials, y is a product of polynomials that is evaluated at n - 1 points and at
-// infinity, and interpolated. A place is a point. A row of A has the powers of its point, a row of G
-// the same powers divided by N, the product of the distances to the other points. A row of B has the
-// coefficients of the polynomial that is zero at all other points. The last place is infinity.
+// infinity, and interpolated. A place is a point. A row of A has the powers of its point, a row of
+// G the same powers divided by N, the product of the distances to the other points. A row of B has
+// the coefficients of the polynomial that is zero at all other points. The last place is infinity.
 //
 // Points come in pairs p and -p, whose rows differ in the sign of every second element. So a pair
 // costs little more than one point. The point 0, if there is one, comes after the pairs:
@@ -123,8 +123,8 @@ INLINE const Matrix* output_matrix(int m) {
 // coefficients, so a 0 costs nothing, and a 1 no multiplication.
 
 // The even (first = 0) or odd (first = 1) elements of a row, times x. *factor is taken out of the
-// sum: the last coefficient if `of_last`, else the first. It saves a multiplication where the sum of
-// a pair's odd elements is used twice.
+// sum: the last coefficient if `of_last`, else the first. It saves a multiplication where the sum
+// of a pair's odd elements is used twice.
 INLINE Vector half_row(
     const float* row, int first, int columns, const Vector x[], const bool of_last, float* factor) {
     int lead = -1;
