@@ -347,8 +347,8 @@ INLINE void correlate_group(
 }
 
 // y = relu(x * w + bias), with relu and bias if given; w is winograd_kernel's result, for squares
-// of m x m. `source_...`: how x is read, see Source; the other pointers: see Finish. Twin:
-// ops_numpy.conv2d
+// of m x m. `source_...`: how x is read, see Source; the other pointers: see Finish.
+// Twin: ops_numpy.conv2d
 KERNEL winograd_correlate(
     const float PER_NET x, int m, struct Squares s, const float PER_NET w,
     MAY_BE_NULL const float PER_NET source_mean, MAY_BE_NULL const float PER_NET source_scale,

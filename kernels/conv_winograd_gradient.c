@@ -67,7 +67,7 @@ typedef void (*SpreadRun)(const Source* dz, const Run* run, int n, float* to);
 #define SPREAD_RUN(m) \
     static void spread_##m(const Source* dz, const Run* run, int n, float* to) { \
         transform_run( \
-            output_matrix(m), false, m, 0, 0, dz, run, n, to, CHUNK * PANEL, PANEL); \
+            output_matrix(m), m, 0, 0, dz, run, n, to, CHUNK * PANEL, PANEL); \
     }
 SPREAD_RUN(2) SPREAD_RUN(4) SPREAD_RUN(5)
 static const SpreadRun SPREAD_RUN[] = {[2] = spread_2, [4] = spread_4, [5] = spread_5};
@@ -80,7 +80,8 @@ INLINE int run_length(const int m, const Squares* s, Place at, int done, int her
 
 // The sum of dz under a run of squares, LANES channels from n on.
 static Vector sum_run(const int m, const Source* dz, const Run* run, int n) {
-    int rows = smaller(m, dz->H - run->row), columns = smaller(m * run->squares, dz->W - run->column);
+    int rows = smaller(m, dz->H - run->row);
+    int columns = smaller(m * run->squares, dz->W - run->column);
     Vector sum[4] = {{0}};  // in turns: an addition has a latency
     for (int i = 0; i < rows; ++i) {
         size_t row = ((size_t)run->image * dz->H + run->row + i) * dz->W + run->column;
@@ -111,7 +112,8 @@ static void spread_squares(
 // to[chunk][place][square][channel] = B x B' of `here` squares, for LANES channels from c on of one
 // phase.
 static void transform_block(
-    const int m, const Squares* s, const Source* x, Phase q, int c, int first, int here, float* to) {
+    const int m, const Squares* s, const Source* x, Phase q, int c, int first, int here,
+    float* to) {
     size_t chunk = (size_t)(m + 2) * (m + 2) * PLACE;
     for (int done = 0, length; done < here; done += length) {
         Place at = place_of(m, s, first + done);
@@ -233,11 +235,11 @@ static const GatherTaps GATHER_TAPS[] = {
 
 // dkernel (kh, kw, Cin, Cout) and dbias (Cout,) from x and dz, with squares of m x m outputs,
 // `group` of them at a time, in `parts` parts of the images. `sums` is working memory: for each
-// part the sums of all phases and places, and those of dbias. How x is read: see Source. Twin:
-// ops_numpy.conv2d_weight_gradient
+// part the sums of all phases and places, and those of dbias. How x is read: see Source.
+// Twin: ops_numpy.conv2d_weight_gradient
 KERNEL winograd_weight_gradient(
-    const float PER_NET x, const float PER_NET dz, int m, struct Squares s, int kh, int kw, int parts,
-    int group, MAY_BE_NULL const float PER_NET source_mean,
+    const float PER_NET x, const float PER_NET dz, int m, struct Squares s, int kh, int kw,
+    int parts, int group, MAY_BE_NULL const float PER_NET source_mean,
     MAY_BE_NULL const float PER_NET source_scale, MAY_BE_NULL const float PER_NET source_shift,
     MAY_BE_NULL const bool PER_NET source_mask, float source_keep, float PER_NET sums,
     float PER_NET dkernel, float PER_NET dbias) {

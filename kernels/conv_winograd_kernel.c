@@ -41,12 +41,12 @@ INLINE void transform_taps(
         UNROLL
         for (int j = 0; j < 3; ++j) {
             Vector column[3] = {w[j][0][k], w[j][1][k], w[j][2][k]};
-            multiply(G, false, size, column, lines[j]);
+            multiply(G, size, column, lines[j]);
         }
         UNROLL
         for (int i = 0; i < size; ++i) {
             Vector row[3] = {lines[0][i], lines[1][i], lines[2][i]}, done[MOST_PIXELS];
-            multiply(G, false, size, row, done);
+            multiply(G, size, row, done);
             UNROLL
             for (int j = 0; j < size; ++j) store(to[i * size + j][k], done[j]);
         }
