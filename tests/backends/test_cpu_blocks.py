@@ -224,10 +224,15 @@ class Stack:
         return f"Stack of {self.E} nets, batch {self.B}, on {self.shape}: {kinds}"
 
     def model(self, device, dtype="float32"):
+        """Its model, with biases, scales and shifts that are not the initial ones."""
         found = Sequential(self.layers, self.shape, self.E, 3, 7, device, dtype)
-        weights = found.get_weights()
         random = np.random.default_rng(5)
-        found.set_weights([w + random.normal(0, 0.1, w.shape) ** 2 for w in weights])
+        found.set_weights(
+            [
+                w + random.normal(0, 0.3, w.shape) ** 2 if w.ndim == 2 else w
+                for w in found.get_weights()
+            ]
+        )
         return found
 
 
