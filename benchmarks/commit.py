@@ -47,7 +47,9 @@ def checked_out(revision, root=ROOT):
     revision: any name that git knows. The folder is a worktree (git worktree) of the repository at
     `root`. It is removed after an error, Ctrl-C and SIGTERM, too. Raises CommitError.
     """
-    name = _git(root, "rev-parse", "--verify", "--short", f"{revision}^{{commit}}")
+    unknown = f"git knows no commit {revision!r}; a shallow clone has only the newest"
+    question = "rev-parse", "--verify", "--quiet", "--short", f"{revision}^{{commit}}"
+    name = _git(root, *question, silent=unknown)
     with _exit_on_sigterm(), tempfile.TemporaryDirectory(prefix="minicnn-commit-") as temporary:
         folder = Path(temporary).resolve() / name
         try:
@@ -61,8 +63,11 @@ def checked_out(revision, root=ROOT):
                 _git(root, "worktree", "remove", "--force", folder)  # holds compiled Python
 
 
-def _git(root, *words):
-    """What a git command prints. Raises CommitError with its last line if it fails."""
+def _git(root, *words, silent="failed"):
+    """What a git command prints.
+
+    Raises CommitError if it fails: with the last line that it prints on stderr, or `silent`.
+    """
     try:
         done = subprocess.run(
             ["git", "-C", root, *words],
@@ -75,8 +80,9 @@ def _git(root, *words):
     except OSError as error:
         raise CommitError(f"git does not run: {error.strerror}") from None
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise CommitError(printable(f"git {words[0]}: {lines[-1].removeprefix('fatal: ')}"))
+        lines = done.stderr.strip().splitlines()
+        message = f"git {words[0]}: {lines[-1].removeprefix('fatal: ')}" if lines else silent
+        raise CommitError(printable(message))
     return done.stdout.strip()
 
 

@@ -330,11 +330,38 @@ static void store_sums(const Squares* s, const Finish* f, int group, int n, cons
     }
 }
 
+// to (here, PANEL) = the products of `here` squares at a place: sums over `blocks` blocks of LANES
+// channels, which lie `x_block` floats apart. Long sums are made of several, which loses less
+// precision.
+INLINE void multiply_place(
+    const int m, const float* x, size_t x_block, const float* w, int blocks, int here, float* to) {
+    const int most = (m == 5 ? 32 : 64) / LANES;  // squares of 5 round more
+    static const float ZEROS[PANEL] = {0};
+    float more[TILE * PANEL];
+    for (int block = 0; block < blocks; block += most) {
+        Tile t = {
+            .x = x + block * x_block,
+            .x_pixel = LANES,
+            .x_row = x_block,
+            .rows = smaller(most, blocks - block),
+            .length = LANES,
+            .w = w + block * LANES * PANEL,
+            .w_row = LANES * PANEL,
+            .start = ZEROS,
+            .y = block ? more : to,
+            .y_pixel = PANEL,
+        };
+        COMPUTE_TILE[0][here - 1](&t);
+        for (int i = 0; block && i < here * PANEL; i += LANES) {
+            store(to + i, load(to + i) + load(more + i));
+        }
+    }
+}
+
 INLINE void correlate_group(
     const int m, const Squares* s, const Source* source, const float* w, const Finish* f, int group,
     float* y) {
     enum { UNIT = TILE * PANEL };
-    static const float ZEROS[PANEL] = {0};
     const int n = m + 2, places = n * n;
     int count = s->B * squares_in_image(m, s), first = group * TILE;
     int here = smaller(TILE, count - first), panels = s->Cout / PANEL;
@@ -357,19 +384,11 @@ INLINE void correlate_group(
                     int place = i * n + j;
                     Phases used = phases_at(phases, i == n - 1, j == n - 1);
                     fetch_next(&next_x, 0), fetch_next(&this_y, 1), fetch_next(&this_below, 0);
-                    Tile t = {
-                        .x = squares + ((size_t)used.first * blocks * places + place) * PLACE,
-                        .x_pixel = LANES,
-                        .x_row = (size_t)places * PLACE,
-                        .rows = (used.end - used.first) * blocks,
-                        .length = LANES,
-                        .w = w_grid + ((size_t)place * phases + used.first) * s->Cin * PANEL,
-                        .w_row = LANES * PANEL,
-                        .start = ZEROS,
-                        .y = products + place * UNIT,
-                        .y_pixel = PANEL,
-                    };
-                    COMPUTE_TILE[0][here - 1](&t);
+                    const float* x = squares + ((size_t)used.first * blocks * places + place) * PLACE;
+                    const float* w_place = w_grid + ((size_t)place * phases + used.first) * s->Cin * PANEL;
+                    multiply_place(
+                        m, x, (size_t)places * PLACE, w_place, (used.end - used.first) * blocks, here,
+                        products + place * UNIT);
                 }
             }
             finish_group(m, s, f, group, q, panel * PANEL, y, products, sums);

@@ -143,7 +143,7 @@ class Expected:
     def __init__(self, shape, x, kernel, bias, dz):
         given = [array.astype(np.float64) for array in (x, kernel, bias, dz)]
         self.arrays = _convolve(shape, *given)
-        squares = _convolve(shape, *(array**2 for array in given))
+        squares = _convolve(shape, *((array**2).astype(np.float32) for array in given))
         self.scales = {
             name: np.maximum(np.abs(array), np.sqrt(squares[name]))
             for name, array in self.arrays.items()
@@ -176,7 +176,7 @@ def _ratio(errors, scales):
 
 
 def _convolve(shape, x, kernel, bias, dz):
-    """{name: array} before the activation, one tap of the kernel after the other."""
+    """{name: array} before the activation, by products of matrices."""
     E, B, H, W, Cin = x.shape
     (kh, kw), (sh, sw), (Ho, Wo) = shape.size, shape.strides, dz.shape[2:4]
     top = left = 0
@@ -184,21 +184,22 @@ def _convolve(shape, x, kernel, bias, dz):
         top = max((Ho - 1) * sh + kh - H, 0) // 2
         left = max((Wo - 1) * sw + kw - W, 0) // 2
     rows, columns = max((Ho - 1) * sh + kh, top + H), max((Wo - 1) * sw + kw, left + W)
-    wide = np.zeros((E, B, rows, columns, Cin))
+    wide = np.zeros((E, B, rows, columns, Cin), x.dtype)
     wide[:, :, top : top + H, left : left + W] = x
-    d_wide, dkernel = np.zeros_like(wide), np.zeros_like(kernel)
-    flat = dz.reshape(E, -1, dz.shape[-1])
-    y = np.zeros_like(flat)
-    for i in range(kh):
-        for j in range(kw):
-            at = np.s_[:, :, i : i + (Ho - 1) * sh + 1 : sh, j : j + (Wo - 1) * sw + 1 : sw]
-            under = wide[at].reshape(E, -1, Cin)
-            y += under @ kernel[:, i, j]
-            dkernel[:, i, j] = under.transpose(0, 2, 1) @ flat
-            d_wide[at] += (flat @ kernel[:, i, j].transpose(0, 2, 1)).reshape(wide[at].shape)
+    taps = [
+        np.s_[:, :, i : i + (Ho - 1) * sh + 1 : sh, j : j + (Wo - 1) * sw + 1 : sw]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    under = np.stack([wide[at] for at in taps], axis=4).reshape(E, B * Ho * Wo, -1)
+    dz, matrix = dz.reshape(E, B * Ho * Wo, -1), kernel.reshape(E, kh * kw * Cin, -1)
+    d_under = (dz @ matrix.transpose(0, 2, 1)).reshape(E, B, Ho, Wo, kh * kw, Cin)
+    d_wide = np.zeros_like(wide)
+    for tap, at in enumerate(taps):
+        d_wide[at] += d_under[..., tap, :]
     return {
-        "y": y.reshape(dz.shape) + bias[:, None, None, None],
+        "y": (under @ matrix + bias[:, None]).reshape(E, B, Ho, Wo, -1),
         "dx": d_wide[:, :, top : top + H, left : left + W],
-        "dkernel": dkernel,
-        "dbias": flat.sum(axis=1),
+        "dkernel": (under.transpose(0, 2, 1) @ dz).reshape(kernel.shape),
+        "dbias": dz.sum(axis=1),
     }

@@ -1,9 +1,9 @@
 """Fuzz the convolutions in C: `python tests/fuzz_convolutions.py --shapes 200000 --widths all`.
 
 Draws layers at random, with most of them where the fast kernels are: 3 x 3 with stride 1, 5 x 5
-with stride 2. All three passes run in every version of ops_cpu.py and every width of
-vectors, and are compared with NumPy in float64. Nothing may be read or written outside an array;
-the workspace has the size that the backend asks for. With --sanitize each shape runs in builds with
+with stride 2. All three passes run in every version of ops_cpu.py and every width of vectors, and
+are compared with NumPy in float64. Nothing may be read or written outside an array; the workspace
+has the size that the backend asks for. With --sanitize each shape runs in builds with
 AddressSanitizer and UndefinedBehaviorSanitizer, too (GCC only).
 
 A shape depends on --seed and its number only. One that fails is printed with the command that
@@ -12,6 +12,7 @@ tries a few shapes.
 """
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -94,13 +95,14 @@ class Memory:
             "dkernel": Guarded(given["kernel"].shape, **PARAMETERS),
             "dbias": Guarded(given["bias"].shape, **PARAMETERS),
         }
-        self._shape, self._expected = shape, given
+        self._shape, self._expected, self._workspaces = shape, given, {}
 
     def run(self, ops, sanitized):
         """Run the three passes."""
         shape, window, activation = self._shape, self._shape.window, self._shape.activation
         size = ops.conv2d_workspace(shape.E, shape.B, window, shape.Cin, shape.Cout)
-        self._workspace = Guarded((1, size), np.uint8)
+        self._workspace = self._workspaces.get(size) or Guarded((1, size), np.uint8)
+        self._workspaces[size] = self._workspace
         for result in self.results.values():
             result.clear()
         x, kernel, bias, dz = (guarded.array for guarded in self.given.values())
@@ -111,7 +113,7 @@ class Memory:
             lambda: ops.conv2d_input_gradient(dz, kernel, window, dx, workspace),
             lambda: ops.conv2d_weight_gradient(x, dz, window, dkernel, dbias, workspace),
         )
-        with _forbidden(self._all.values() if sanitized else ()):
+        with forbidden(self._all.values()) if sanitized else contextlib.nullcontext():
             for run in passes:
                 self._workspace.clear()
                 run()
@@ -130,21 +132,18 @@ class Memory:
         return {**self.given, **self.results, "the workspace": self._workspace}
 
 
-class _forbidden:  # noqa: N801  a context
-    """AddressSanitizer reports an access to the guards of these arrays within."""
-
-    def __init__(self, arrays):
-        self._arrays = list(arrays)
-
-    def __enter__(self):
-        self._call("__asan_poison_memory_region")
-
-    def __exit__(self, *_):
-        self._call("__asan_unpoison_memory_region")
-
-    def _call(self, name):
-        for array in self._arrays:
-            array.forbid(getattr(ctypes.CDLL(None), name))
+@contextlib.contextmanager
+def forbidden(arrays):
+    """AddressSanitizer reports an access to the guards of these arrays within the context."""
+    names = "__asan_poison_memory_region", "__asan_unpoison_memory_region"
+    poison, unpoison = (getattr(ctypes.CDLL(None), name) for name in names)
+    for array in arrays:
+        array.forbid(poison)
+    try:
+        yield
+    finally:
+        for array in arrays:
+            array.forbid(unpoison)
 
 
 # --- Running --------------------------------------------------------------------------------------
@@ -227,7 +226,7 @@ def sanitizer():
     library = native.call([*command, "-print-file-name=libasan.so"]).stdout.strip()
     if "clang" in version or not Path(library).is_absolute():
         raise ValueError(f"{command[0]} has no libasan.so as GCC has")
-    return {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
+    return {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=16"}
 
 
 def main(arguments=None):
@@ -313,10 +312,10 @@ def _finish(options, process, at):
     if process.wait() == 0:
         return json.loads(last)
     print(last, end="")
-    number = int(at.read_text()) if at.exists() else None
-    if number is None:
-        raise RuntimeError(f"a process ended with status {process.returncode}")
-    _print_failure(options, number, f"the process ended with status {process.returncode}")
+    why = f"the process ended with status {process.returncode}"
+    if not at.exists():
+        raise RuntimeError(why)
+    _print_failure(options, int(at.read_text()), why)
     return {"shapes": 0, "failures": 1, "own_kernels": {}, "worst": {}}
 
 

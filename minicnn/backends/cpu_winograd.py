@@ -183,7 +183,8 @@ class Winograd:
 
     def _fits(self, m, grid, Cin, Cout):
         """Whether a tile of squares and its products fit a thread's working memory."""
-        return _places(m) * self._tile * (grid.x_step**2 * Cin + self._panel) <= self._scratch
+        terms = grid.x_step**2 * Cin
+        return _places(m) * self._tile * (terms + self._panel) <= self._scratch
 
     def _fits_gradient(self, m, grid, Cin, Cout):
         return self._group(m, Cout) > 0

@@ -151,6 +151,7 @@ def of_seven_images(sizes):
 MORE_SIZES = [of_seven_images(SEED_NETWORK[layer]) for layer in (0, 1, 2, 4, 5, 6)]
 # In the weight gradient each image is one group, with little work to split.
 MORE_SIZES.append(Sizes(1, 7, (90, 90), 1, 5, (1, 1), (1, 1)))
+MORE_SIZES.append(Sizes(1, 9, (90, 80), 3, 40, (5, 3), (2, 1), "same"))  # bands of images
 
 
 @pytest.mark.parametrize("what", PASSES)

@@ -15,8 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 from runs import python
 
 from minicnn import machine
-from minicnn.backends.cpu_convolution import VERSIONS
-from minicnn.backends.ops_cpu import Operations
+from minicnn.backends.ops_cpu import VERSIONS, Operations
 
 SCRIPT = fuzz_convolutions.__file__
 SMALL = Shape(2, 3, 6, 7, 32, 32, (3, 3), (1, 1), "same", "relu", "normal", False, 1)
@@ -178,9 +177,9 @@ def test_a_workspace_that_is_too_small_is_found(compiled):
 
 FORBIDDEN = """
 import ctypes, sys
-from fuzz_convolutions import SANITIZED, Cpu, Guarded, _forbidden
+from fuzz_convolutions import SANITIZED, Cpu, Guarded, forbidden
 kernels, y = Cpu(SANITIZED), Guarded((1, 500))
-with _forbidden([y]):
+with forbidden([y]):
     for count in (500, 501):
         kernels.call("relu_forward", count, y.array)
         print(count, flush=True)

@@ -148,6 +148,26 @@ def test_whole_panels_by_winograds_algorithm_are_numpys(
 
 
 @pytest.mark.parametrize("what", PASSES)
+@examples(40)
+@given(
+    axes=st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(2, 40), st.integers(4, 70)),
+    channels=st.tuples(st.integers(1, 4), st.integers(1, 40)),
+    size=st.tuples(st.integers(2, 7), st.integers(1, 7)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.sampled_from(["valid", "same"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example((1, 3, 90, 80), (3, 40), (5, 3), (2, 1), "same", 0)  # bands of images, panels
+@example((1, 1, 3, 1400), (3, 2), (3, 3), (1, 1), "same", 0)  # too wide for a band
+@example((1, 2, 60, 60), (4, 2), (8, 5), (1, 1), "valid", 0)  # a window of 160 elements
+def test_few_channels_are_numpys(cpu_ops, what, axes, channels, size, strides, padding, seed):
+    E, B, *image = axes
+    sizes = Sizes(E, B, tuple(image), *channels, size, strides, padding)
+    case = sizes.case(what, np.random.default_rng(seed))
+    assert_close(case.run(cpu_ops), case.run(ops_numpy, dtype=np.float64))
+
+
+@pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("layer", range(1, 8))
 def test_the_seed_networks_convolutions_are_numpys(any_ops, what, layer):
     case = SEED_NETWORK[layer - 1].case(what, np.random.default_rng(layer))
