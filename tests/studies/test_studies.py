@@ -266,6 +266,25 @@ def test_a_task_shares_the_cores_with_tasks_that_are_not_cancelled(two_cores, tm
         assert futures[1].result() == [1, 2]
 
 
+def test_while_tasks_wait_no_process_gets_more_cores(two_cores, monkeypatch, tmp_path):
+    """Not even for the moment between two tasks of the other process."""
+    counts = []
+
+    def divide(workers, tasks):
+        counts.append(tasks)
+
+    monkeypatch.setattr(executors, "divide_cores", divide)
+    with Processes(2) as executor:
+        futures = [executor.submit(play, tmp_path, ["await go"]) for _ in range(4)]
+        (tmp_path / "go").touch()
+        for future in futures:
+            future.result()
+    from_two = counts[counts.index(2) :]
+    while_two = from_two[: len(from_two) - from_two[::-1].index(2)]
+    assert while_two == [2] * len(while_two)
+    assert counts[0] == 1 and counts[-2:] == [1, 0]  # at first and at last
+
+
 def train_and_count(task):
     """(the trained nets of a task, the number of threads at its end)."""
     return train_nets(task), machine.threads()
