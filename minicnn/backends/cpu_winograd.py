@@ -3,7 +3,7 @@
 It computes squares of m x m outputs, m = 2, 4 or 5, from transformed images and kernels:
 kernels/winograd.h explains how. It takes kernels of 2 x 2 and 3 x 3 taps with stride 1, and of
 3 x 3 to 5 x 5 with stride 2, where the channels are multiples of a vector (input) and of a panel
-(output). `_choose` picks m for each pass of a layer, or leaves the pass to `Direct`.
+(output). `choose` picks m for each pass of a layer, or leaves the pass to `Direct`.
 
 Batch normalisation is fused: the input is normalised while it is loaded, and sums are computed
 while results are stored (cpu_blocks.py).
@@ -59,16 +59,16 @@ class Winograd:
         self._lanes, self._tile = self._panel // 2, cpu.constant("winograd_tile")
         self._scratch = cpu.constant("winograd_scratch_floats")
         self._direct, self._m = Direct(cpu), m
-        self._choose = cache(self._choose)
+        self.choose = cache(self._choose)
 
     def fuses(self, window, batch, channels, filters):
         """What the passes do beside their own work, a Fuses."""
-        forward, gradient, weights = self._choose(window, batch, channels, filters)
+        forward, gradient, weights = self.choose(window, batch, channels, filters)
         return Fuses(source=bool(forward and weights), moments=bool(forward), sums=bool(gradient))
 
     def groups(self, window, batch, channels, filters):
         """(groups of forward, groups of input_gradient): rows of `moments`, and of Below.sums."""
-        forward, gradient, _ = self._choose(window, batch, channels, filters)
+        forward, gradient, _ = self.choose(window, batch, channels, filters)
         squares = (
             grid.squares(m) if m else 0
             for grid, m in ((_forward_grid(window), forward), (_gradient_grid(window), gradient))
@@ -78,7 +78,7 @@ class Winograd:
     def workspace(self, nets, batch, window, channels, filters):
         """Bytes of working memory for any of the three passes."""
         sizes = window, batch, channels, filters
-        chosen = forward, gradient, weights = self._choose(*sizes)
+        chosen = forward, gradient, weights = self.choose(*sizes)
         of_kernel = window.strides[0] ** 2 * channels * filters
         floats = [_places(m) * of_kernel for m in (forward, gradient) if m]
         if weights:
@@ -93,7 +93,7 @@ class Winograd:
         the mean, and the sum of squared deviations from that mean.
         """
         Cin, Cout = x.shape[-1], y.shape[-1]
-        m = self._choose(window, x.shape[1], Cin, Cout)[0]
+        m = self.choose(window, x.shape[1], Cin, Cout)[0]
         if not m:
             self._direct.forward(x, kernel, bias, window, relu, y, workspace)
             return
@@ -119,7 +119,7 @@ class Winograd:
         It is a convolution of dz with the kernel rotated by 180 degrees, for each phase of dx.
         """
         Cin, Cout = dx.shape[-1], dz.shape[-1]
-        m = self._choose(window, dz.shape[1], Cin, Cout)[1]
+        m = self.choose(window, dz.shape[1], Cin, Cout)[1]
         if not m:
             self._direct.input_gradient(dz, kernel, window, dx, workspace)
             return
@@ -142,7 +142,7 @@ class Winograd:
     def weight_gradient(self, x, dz, window, dkernel, dbias, workspace, source=None):
         """dkernel and dbias from dz, the gradient before the activation; x is read as `source`."""
         sizes = window, x.shape[1], x.shape[-1], dz.shape[-1]
-        m = self._choose(*sizes)[2]
+        m = self.choose(*sizes)[2]
         if not m:
             self._direct.weight_gradient(x, dz, window, dkernel, dbias, workspace)
             return
@@ -160,7 +160,7 @@ class Winograd:
     # ---- choices -----------------------------------------------------------------------------
 
     def _choose(self, window, batch, channels, filters):
-        """m for forward, input gradient and weight gradient; 0: `Direct` is as fast, or must be."""
+        """`choose` before its results are kept: m for forward, input gradient and weight gradient; 0: `Direct` is as fast, or must be."""
         if not _is_supported(window):
             return 0, 0, 0
         sizes = batch, channels, filters
@@ -238,11 +238,25 @@ def _phases(window):
     return ((0, 0),) if window.strides == (1, 1) else ((1, 0), (0, 0), (0, 1), (1, 1))
 
 
+def multiplications(window, batch, channels, filters, chosen):
+    """The multiplications of forward, input gradient and weight gradient, with the m of `chosen`."""
+    direct = batch * prod(window.output) * prod(window.size) * channels * filters
+    forward = _forward_grid(window)
+    grids = forward, _gradient_grid(window) if any(chosen) else None, forward
+    return [
+        batch * grid.squares(m) * _slots(m, window) * channels * filters if m else direct
+        for grid, m in zip(grids, chosen, strict=True)
+    ]
+
+
+def _slots(m, window):
+    """Places times phases, less those that a phase of odd rows or columns does not have."""
+    return _places(m) if len(_phases(window)) == 1 else (2 * (m + 2) - 1) ** 2
+
+
 def _cost(m, grid, window, batch, channels, filters):
     """What a pass costs, in multiplications; the three passes of a layer differ in the squares."""
-    phases = len(_phases(window))
-    # Places times phases, less those that a phase of odd rows or columns does not have
-    slots = _places(m) if phases == 1 else (2 * (m + 2) - 1) ** 2
+    slots, phases = _slots(m, window), len(_phases(window))
     square = slots * channels * filters
     square += _TRANSFORM * (slots * channels + _places(m) * filters)
     of_kernel = _TRANSFORM_KERNEL * _places(m) * phases * channels * filters
