@@ -3,7 +3,7 @@
 // All three passes keep a tile of sums in registers (tile.h) and add products to it. Forward and
 // the gradient with respect to the input are the same function, `correlate`, whose tile is a few
 // pixels by a panel of channels. For the gradient with respect to the weights, a tile is a few
-// elements of x by a panel of dz.
+// elements of x by a panel of dz. Layers of few channels have loops of their own: conv_few.c.
 //
 // One thread computes each element of a result, so the order of a sum depends on the layer and the
 // batch only, not on the number of threads.

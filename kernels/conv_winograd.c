@@ -1,96 +1,17 @@
-// Winograd convolution: forward, and the gradient with respect to the input. winograd.h explains it.
+// Winograd convolution: forward, and the gradient with respect to the input. winograd.h explains
+// it.
 //
-// TILE squares are computed together: they are the pixels of a tile (tile.h). Their pixels are
-// transformed, then each panel of outputs is computed place by place, transformed back, and finished:
-// bias, ReLU and sums for batch normalisation, while it is in the cache. Meanwhile the pixels of the
-// next squares are fetched.
+// A group is TILE squares: they are the pixels of a tile (tile.h). Their pixels are transformed,
+// then each panel of outputs is computed place by place, transformed back, and finished: bias, ReLU
+// and sums for batch normalisation, while it is in the cache. Meanwhile the pixels of the next
+// group are fetched.
 //
-// Cin must be a multiple of LANES, Cout of PANEL. One thread computes each square, so results do not
-// depend on the number of threads.
+// Cin must be a multiple of LANES, Cout of PANEL. One thread computes each square, so results do
+// not depend on the number of threads.
 #include "winograd.h"
 
 int winograd_tile(void) { return TILE; }
 int winograd_scratch_floats(void) { return SCRATCH_FLOATS; }
-
-// -------------------------------------------------------------------------------------------------
-// The kernel
-
-// G w G' of one phase of a kernel (.., columns, Cin, Cout), or (.., columns, Cout, Cin) if
-// `transposed`. Tap (i, j), i < rows, j < taps, is the kernel's tap (first_row + i * row_step,
-// first_column + j * column_step); other taps of 3 x 3 are 0. Element (c, n) of place p is written to
-// transformed[first + n / PANEL * panel + p * place + c * PANEL + n % PANEL].
-struct Taps {
-    int columns, Cin, Cout, first_row, row_step, rows, first_column, column_step, taps;
-    int first, panel, place;
-};
-typedef struct Taps Taps;
-
-// `to`: LANES rows of each place. They are made first and copied together: steps between places are
-// multiples of large powers of two, which fall on few lines of the cache.
-INLINE void transform_taps(
-    const int m, const Taps* t, const float* kernel, bool transposed, int c, int n,
-    float to[][LANES][LANES]) {
-    const Matrix* G = kernel_matrix(m);
-    const int size = G->rows;
-    Vector w[3][3][LANES];  // by column, then row
-    memset(w, 0, sizeof w);
-    for (int i = 0; i < t->rows; ++i) {
-        for (int j = 0; j < t->taps; ++j) {
-            size_t row = t->first_row + i * t->row_step;
-            size_t tap = row * t->columns + t->first_column + j * t->column_step;
-            const float* from = kernel + tap * t->Cin * t->Cout;
-            for (int k = 0; k < LANES; ++k) {
-                if (!transposed) {
-                    w[j][i][k] = load(from + (size_t)(c + k) * t->Cout + n);
-                    continue;
-                }
-                Vector row = load(from + (size_t)(n + k) * t->Cin + c);
-                UNROLL
-                for (int v = 0; v < LANES; ++v) w[j][i][v][k] = row[v];
-            }
-        }
-    }
-    for (int k = 0; k < LANES; ++k) {
-        Vector lines[3][MOST_PIXELS];
-        UNROLL
-        for (int j = 0; j < 3; ++j) {
-            Vector column[3] = {w[j][0][k], w[j][1][k], w[j][2][k]};
-            multiply(G, false, size, column, lines[j]);
-        }
-        UNROLL
-        for (int i = 0; i < size; ++i) {
-            Vector row[3] = {lines[0][i], lines[1][i], lines[2][i]}, done[MOST_PIXELS];
-            multiply(G, false, size, row, done);
-            UNROLL
-            for (int j = 0; j < size; ++j) store(to[i * size + j][k], done[j]);
-        }
-    }
-}
-
-#define TRANSFORM_TAPS(m) \
-    static void transform_taps_##m( \
-        const Taps* t, const float* kernel, bool transposed, int c, int n, \
-        float to[][LANES][LANES]) { \
-        transform_taps(m, t, kernel, transposed, c, n, to); \
-    }
-TRANSFORM_TAPS(2) TRANSFORM_TAPS(4) TRANSFORM_TAPS(5)
-
-// Twin: ops_numpy.conv2d
-KERNEL winograd_kernel(
-    const float PER_NET kernel, int m, bool transposed, struct Taps t, float PER_NET transformed) {
-    int places = (m + 2) * (m + 2), blocks = t.Cout / LANES, units = t.Cin / LANES * blocks;
-#pragma omp parallel for if (t.Cin * t.Cout >= WORTH_SHARING / 16)
-    for (int unit = 0; unit < units; ++unit) {
-        float done[MOST_PLACES][LANES][LANES];
-        int c = unit / blocks * LANES, n = unit % blocks * LANES;
-        (m == 2 ? transform_taps_2 : m == 4 ? transform_taps_4 : transform_taps_5)(
-            &t, kernel, transposed, c, n, done);
-        float* to = transformed + t.first + (size_t)n / PANEL * t.panel + c * PANEL + n % PANEL;
-        for (int place = 0; place < places; ++place, to += t.place) {
-            for (int k = 0; k < LANES; ++k) store(to + k * PANEL, load(done[place][k]));
-        }
-    }
-}
 
 // -------------------------------------------------------------------------------------------------
 // The squares of x
@@ -101,7 +22,7 @@ float* winograd_scratch(void) {
     return scratch;
 }
 
-// B' x B of `here` squares from `first` on, for all channels and phases: to[phase][block of LANES
+// B x B' of `here` squares from `first` on, for all channels and phases: to[phase][block of LANES
 // channels][place][square][channel].
 static void transform_squares(
     const int m, const Squares* s, const Source* source, int first, int here, float* to) {
@@ -146,7 +67,7 @@ INLINE void gather_line(
     }
 }
 
-// y = A' products A of one square, the first `rows` rows and `columns` columns of places only. Rows
+// y = A' products A of one square, from the first `rows` rows and `columns` columns of places. Rows
 // of places are taken in pairs, so that few vectors are alive at a time.
 INLINE void gather_square(
     const int m, const int rows, const int columns, const float* products, Vector y[]) {
@@ -260,8 +181,8 @@ INLINE void put_outputs(
 
 // Stores the outputs of a square that are inside y: LANES channels from n on.
 INLINE void put_square(
-    const int m, const Squares* s, const Finish* f, Place at, Phase q, int n, const Vector outputs[],
-    float* y, GroupSums* sums) {
+    const int m, const Squares* s, const Finish* f, Place at, Phase q, int n,
+    const Vector outputs[], float* y, GroupSums* sums) {
     int row = (q.row ? s->row_1 : s->row_0) + at.row * s->y_step;
     int column = (q.column ? s->column_1 : s->column_0) + at.column * s->y_step;
     Line rows = line_in(row, s->y_step, smaller(m, s->rows - at.row), s->Ho);
@@ -358,49 +279,75 @@ INLINE void multiply_place(
     }
 }
 
-INLINE void correlate_group(
-    const int m, const Squares* s, const Source* source, const float* w, const Finish* f, int group,
-    float* y) {
-    enum { UNIT = TILE * PANEL };
+// What is fetched while a group is multiplied: `pieces` pieces of the next group's pixels, and of
+// what this group writes.
+typedef struct {
+    Ahead x, y, below;
+} Fetched;
+
+INLINE Fetched fetched_in(
+    const Squares* s, const Source* source, const Finish* f, const float* y, int first, int here,
+    int count, int pieces) {
+    size_t x_row = (size_t)s->W * s->Cin, x_size = s->B * s->H * x_row;
+    size_t y_size = (size_t)s->B * s->Ho * s->Wo * s->Cout;
+    return (Fetched){
+        ahead(source->x, x_size, first + TILE, here, count, 3 * x_row, pieces),
+        ahead(y, y_size, first, here, count, 0, pieces),
+        ahead(f->below, y_size, first, here, count, 0, pieces),
+    };
+}
+
+// The outputs of a group in a panel of channels, of all phases of y.
+INLINE void correlate_panel(
+    const int m, const Squares* s, const float* squares, const float* w, const Finish* f, int group,
+    int here, int panel, Fetched* fetched, float* products, float* y) {
     const int n = m + 2, places = n * n;
-    int count = s->B * squares_in_image(m, s), first = group * TILE;
-    int here = smaller(TILE, count - first), panels = s->Cout / PANEL;
     int phases = s->x_step * s->x_step, grids = s->y_step * s->y_step, blocks = s->Cin / LANES;
-    float *squares = winograd_scratch(), *products = squares + (size_t)places * phases * s->Cin * TILE;
-    transform_squares(m, s, source, first, here, squares);
-    size_t x_size = (size_t)s->B * s->H * s->W * s->Cin, y_size = (size_t)s->B * s->Ho * s->Wo * s->Cout;
-    int pieces = panels * grids * places;
-    Ahead next_x = ahead(source->x, x_size, first + TILE, here, count, (size_t)3 * s->W * s->Cin, pieces);
-    Ahead this_y = ahead(y, y_size, first, here, count, 0, pieces);
-    Ahead this_below = ahead(f->below, y_size, first, here, count, 0, pieces);
-    for (int panel = 0; panel < panels; ++panel) {
-        GroupSums sums[PANEL / LANES];
-        memset(sums, 0, sizeof sums);
-        for (int k = 0; k < grids; ++k) {
-            Phase q = phase_of(grids, k);
-            const float* w_grid = w + ((size_t)k * panels + panel) * places * phases * s->Cin * PANEL;
-            for (int i = 0; i < n - q.row; ++i) {
-                for (int j = 0; j < n - q.column; ++j) {
-                    int place = i * n + j;
-                    Phases used = phases_at(phases, i == n - 1, j == n - 1);
-                    fetch_next(&next_x, 0), fetch_next(&this_y, 1), fetch_next(&this_below, 0);
-                    const float* x = squares + ((size_t)used.first * blocks * places + place) * PLACE;
-                    const float* w_place = w_grid + ((size_t)place * phases + used.first) * s->Cin * PANEL;
-                    multiply_place(
-                        m, x, (size_t)places * PLACE, w_place, (used.end - used.first) * blocks, here,
-                        products + place * UNIT);
-                }
+    size_t w_phase = (size_t)s->Cin * PANEL, w_panel = places * phases * w_phase;
+    GroupSums sums[PANEL / LANES];
+    memset(sums, 0, sizeof sums);
+    for (int k = 0; k < grids; ++k) {
+        Phase q = phase_of(grids, k);
+        const float* w_grid = w + ((size_t)k * (s->Cout / PANEL) + panel) * w_panel;
+        for (int i = 0; i < n - q.row; ++i) {
+            for (int j = 0; j < n - q.column; ++j) {
+                int place = i * n + j;
+                Phases used = phases_at(phases, i == n - 1, j == n - 1);
+                size_t block = (size_t)used.first * blocks * places + place;
+                const float* w_place = w_grid + ((size_t)place * phases + used.first) * w_phase;
+                fetch_next(&fetched->x, 0);
+                fetch_next(&fetched->y, 1);
+                fetch_next(&fetched->below, 0);
+                multiply_place(
+                    m, squares + block * PLACE, (size_t)places * PLACE, w_place,
+                    (used.end - used.first) * blocks, here, products + place * TILE * PANEL);
             }
-            finish_group(m, s, f, group, q, panel * PANEL, y, products, sums);
         }
-        for (int k = 0; k < PANEL / LANES; ++k) {
-            store_sums(s, f, group, panel * PANEL + k * LANES, sums + k);
-        }
+        finish_group(m, s, f, group, q, panel * PANEL, y, products, sums);
+    }
+    for (int k = 0; k < PANEL / LANES; ++k) {
+        store_sums(s, f, group, panel * PANEL + k * LANES, sums + k);
     }
 }
 
-// y = relu(x * w + bias), with relu and bias if given; w is winograd_kernel's result, for squares of
-// m x m. `source_...`: how x is read, see Source; the other pointers: see Finish.
+INLINE void correlate_group(
+    const int m, const Squares* s, const Source* source, const float* w, const Finish* f, int group,
+    float* y) {
+    const int places = (m + 2) * (m + 2);
+    int count = s->B * squares_in_image(m, s), first = group * TILE;
+    int here = smaller(TILE, count - first), panels = s->Cout / PANEL;
+    int pieces = panels * s->y_step * s->y_step * places;
+    float* squares = winograd_scratch();
+    float* products = squares + (size_t)places * s->x_step * s->x_step * s->Cin * TILE;
+    transform_squares(m, s, source, first, here, squares);
+    Fetched fetched = fetched_in(s, source, f, y, first, here, count, pieces);
+    for (int panel = 0; panel < panels; ++panel) {
+        correlate_panel(m, s, squares, w, f, group, here, panel, &fetched, products, y);
+    }
+}
+
+// y = relu(x * w + bias), with relu and bias if given; w is winograd_kernel's result, for squares
+// of m x m. `source_...`: how x is read, see Source; the other pointers: see Finish.
 // Twin: ops_numpy.conv2d
 KERNEL winograd_correlate(
     const float PER_NET x, int m, struct Squares s, const float PER_NET w,

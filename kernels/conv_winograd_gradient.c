@@ -4,10 +4,10 @@
 //
 //     dw = G' [ sum over squares of (B x B') (.) (A dy A') ] G
 //
-// At each place, transformed squares of x and of dy are multiplied as matrices over squares. A group
-// of squares is summed in registers, then added to the sums of its part: two levels of sums lose less
-// precision than one. Parts of the images have sums of their own, which are added in order at the end.
-// So each element is computed in the same order, whatever the number of threads.
+// At each place, transformed squares of x and of dy are multiplied as matrices over squares. A
+// group of squares is summed in registers, then added to the sums of its part: two levels of sums
+// lose less precision than one. Parts of the images have sums of their own, which are added in
+// order at the end. So each element is computed in the same order, whatever the number of threads.
 //
 // Cin must be a multiple of LANES, Cout of PANEL.
 #include "winograd.h"
@@ -30,13 +30,20 @@ static int most_threads(void) {
 #endif
 }
 
-// sums (VALUES, PANEL) (+)= products of `count` squares of x and dz at one place.
-INLINE void add_products(
-    const float* x, size_t x_chunk, const float* dz, size_t dz_chunk, int count, const bool is_first,
-    float* sums) {
+// Sums of products over `count` squares of x and dz, at one place.
+typedef struct {
+    const float *x, *dz;
+    size_t x_chunk, dz_chunk;  // floats from one chunk to the next
+    int count;
+} Pair;
+
+// sums (VALUES, PANEL) = the sums of products of VALUES channels of x and a panel of dz; they are
+// added to what is there unless is_first.
+INLINE void sum_pair(const Pair* p, const bool is_first, float* sums) {
     Vector sum[VALUES][2] = {{{0}}};
-    for (; count > 0; count -= CHUNK, x += x_chunk, dz += dz_chunk) {
-        for (int q = 0; q < smaller(count, CHUNK); ++q) {
+    const float *x = p->x, *dz = p->dz;
+    for (int left = p->count; left > 0; left -= CHUNK, x += p->x_chunk, dz += p->dz_chunk) {
+        for (int q = 0; q < smaller(left, CHUNK); ++q) {
             Vector dz0 = load(dz + q * PANEL), dz1 = load(dz + q * PANEL + LANES);
             UNROLL
             for (int k = 0; k < VALUES; ++k) {
@@ -52,13 +59,15 @@ INLINE void add_products(
         store(to + LANES, is_first ? sum[k][1] : load(to + LANES) + sum[k][1]);
     }
 }
+static void first_sums(const Pair* p, float* sums) { sum_pair(p, true, sums); }
+static void more_sums(const Pair* p, float* sums) { sum_pair(p, false, sums); }
 
 // A dz A' of a run of squares.
 typedef void (*SpreadRun)(const Source* dz, const Run* run, int n, float* to);
 #define SPREAD_RUN(m) \
     static void spread_##m(const Source* dz, const Run* run, int n, float* to) { \
         transform_run( \
-            output_matrix(m), false, m, 0, 0, dz, run, n, to, CHUNK * PANEL, PANEL); \
+            output_matrix(m), m, 0, 0, dz, run, n, to, CHUNK * PANEL, PANEL); \
     }
 SPREAD_RUN(2) SPREAD_RUN(4) SPREAD_RUN(5)
 static const SpreadRun SPREAD_RUN[] = {[2] = spread_2, [4] = spread_4, [5] = spread_5};
@@ -71,7 +80,8 @@ INLINE int run_length(const int m, const Squares* s, Place at, int done, int her
 
 // The sum of dz under a run of squares, LANES channels from n on.
 static Vector sum_run(const int m, const Source* dz, const Run* run, int n) {
-    int rows = smaller(m, dz->H - run->row), columns = smaller(m * run->squares, dz->W - run->column);
+    int rows = smaller(m, dz->H - run->row);
+    int columns = smaller(m * run->squares, dz->W - run->column);
     Vector sum[4] = {{0}};  // in turns: an addition has a latency
     for (int i = 0; i < rows; ++i) {
         size_t row = ((size_t)run->image * dz->H + run->row + i) * dz->W + run->column;
@@ -80,27 +90,30 @@ static Vector sum_run(const int m, const Source* dz, const Run* run, int n) {
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// to[chunk][panel][place][square][channel] = A dz A' of `here` squares. The sums of dz, a vector for
-// each LANES of its channels, are added to `bias`, unless that is null.
+// to[chunk][panel][place][square][channel] = A dz A' of `here` squares. The sums of dz are added to
+// bias (Cout,), unless that is null.
 static void spread_squares(
-    const int m, const Squares* s, const Source* dz, int first, int here, float* to, Vector* bias) {
+    const int m, const Squares* s, const Source* dz, int first, int here, float* to, float* bias) {
     size_t panel = (size_t)(m + 2) * (m + 2) * CHUNK * PANEL, chunk = s->Cout / PANEL * panel;
-    for (int done = 0, length; done < here; done += length) {
-        Place at = place_of(m, s, first + done);
-        length = run_length(m, s, at, done, here);
-        Run run = {at.image, at.row, at.column, 1, length};
-        for (int n = 0; n < s->Cout; n += LANES) {
+    for (int n = 0; n < s->Cout; n += LANES) {
+        Vector sum = {0};
+        for (int done = 0, length; done < here; done += length) {
+            Place at = place_of(m, s, first + done);
+            length = run_length(m, s, at, done, here);
+            Run run = {at.image, at.row, at.column, 1, length};
             float* square = to + done / CHUNK * chunk + n / PANEL * panel + n % PANEL;
             SPREAD_RUN[m](dz, &run, n, square + done % CHUNK * PANEL);
-            if (bias) bias[n / LANES] += sum_run(m, dz, &run, n);
+            if (bias) sum += sum_run(m, dz, &run, n);
         }
+        if (bias) store(bias + n, load(bias + n) + sum);
     }
 }
 
 // to[chunk][place][square][channel] = B x B' of `here` squares, for LANES channels from c on of one
 // phase.
 static void transform_block(
-    const int m, const Squares* s, const Source* x, Phase q, int c, int first, int here, float* to) {
+    const int m, const Squares* s, const Source* x, Phase q, int c, int first, int here,
+    float* to) {
     size_t chunk = (size_t)(m + 2) * (m + 2) * PLACE;
     for (int done = 0, length; done < here; done += length) {
         Place at = place_of(m, s, first + done);
@@ -111,53 +124,80 @@ static void transform_block(
     }
 }
 
-// A thread's share of a part: the blocks first_block .. end_block of all phases' blocks of LANES
-// channels. sums[block][panel][LANES / VALUES][place][VALUES][PANEL], bias (Cout,) or null.
-static void sum_part(
-    const int m, const Squares* s, const Source* x, const Source* dz, int first, int end, int group,
-    int first_block, int end_block, float* sums, float* bias) {
+// A group of squares: `here` of them from `first` on, transformed. x_squares are those of one phase
+// and LANES channels.
+typedef struct {
+    const float *x_squares, *dz_squares;
+    int here;
+    bool is_first;      // of its part
+    Ahead next_x, next_dz;  // the next group
+} Group;
+
+// sums[panel][LANES / VALUES][place][VALUES][PANEL] (+)= products of a group, of phase q.
+INLINE void multiply_places(const int m, int panels, Phase q, Group* g, float* sums) {
     const int n = m + 2, places = n * n;
-    int panels = s->Cout / PANEL, blocks = s->Cin / LANES, phases = s->x_step * s->x_step;
-    int count = s->B * squares_in_image(m, s);
-    size_t x_size = (size_t)s->B * s->H * s->W * s->Cin;
-    size_t dz_size = (size_t)s->B * s->Ho * s->Wo * s->Cout;
-    size_t chunk = (size_t)places * PLACE, dz_panel = (size_t)places * CHUNK * PANEL;
-    float *x_squares = winograd_scratch();
-    float *dz_squares = x_squares + divide_up(group, CHUNK) * chunk;
-    if (bias) memset(bias, 0, s->Cout * sizeof(float));
-    for (int at = first; at < end; at += group) {
-        int here = smaller(group, end - at);
-        Vector group_bias[MOST_CHANNELS / LANES];
-        memset(group_bias, 0, sizeof group_bias);
-        spread_squares(m, s, dz, at, here, dz_squares, bias ? group_bias : NULL);
-        for (int k = 0; bias && k < s->Cout; k += LANES) {
-            store(bias + k, load(bias + k) + group_bias[k / LANES]);
-        }
-        int left = end - at - here, pieces = (end_block - first_block) * places;
-        Ahead next_x = ahead(x->x, x_size, at + here, smaller(group, left), count, 0, pieces);
-        Ahead next_dz = ahead(dz->x, dz_size, at + here, smaller(group, left), count, 0, pieces);
-        for (int block = first_block; block < end_block; ++block) {
-            Phase q = phase_of(phases, block / blocks);
-            transform_block(m, s, x, q, block % blocks * LANES, at, here, x_squares);
-            float* to = sums + (size_t)block * LANES * s->Cout * places;
-            for (int i = 0; i < n - q.row; ++i) {
-                for (int j = 0; j < n - q.column; ++j) {
-                    int place = i * n + j;
-                    fetch_next(&next_x, 0), fetch_next(&next_dz, 0);
-                    for (int panel = 0; panel < panels; ++panel) {
-                        for (int v = 0; v < LANES; v += VALUES) {
-                            const float* x_at = x_squares + place * PLACE + v;
-                            const float* dz_at = dz_squares + panel * dz_panel + place * CHUNK * PANEL;
-                            float* sum = to + ((size_t)(panel * (LANES / VALUES) + v / VALUES) * places + place) * UNIT;
-                            if (at == first) add_products(x_at, chunk, dz_at, panels * dz_panel, here, true, sum);
-                            else add_products(x_at, chunk, dz_at, panels * dz_panel, here, false, sum);
-                        }
-                    }
-                }
+    for (int i = 0; i < n - q.row; ++i) {
+        for (int j = 0; j < n - q.column; ++j) {
+            int place = i * n + j;
+            fetch_next(&g->next_x, 0);
+            fetch_next(&g->next_dz, 0);
+            for (int unit = 0; unit < panels * (LANES / VALUES); ++unit) {
+                int panel = unit / (LANES / VALUES), v = unit % (LANES / VALUES) * VALUES;
+                Pair pair = {
+                    .x = g->x_squares + place * PLACE + v,
+                    .dz = g->dz_squares + ((size_t)panel * places + place) * CHUNK * PANEL,
+                    .x_chunk = (size_t)places * PLACE,
+                    .dz_chunk = (size_t)panels * places * CHUNK * PANEL,
+                    .count = g->here,
+                };
+                float* to = sums + ((size_t)unit * places + place) * UNIT;
+                (g->is_first ? first_sums : more_sums)(&pair, to);
             }
         }
     }
 }
+
+// A thread's share of a part, the squares first <= i < end: blocks first_block .. end_block of all
+// phases' blocks of LANES channels. `sums` holds multiply_places' sums of every block; bias (Cout,)
+// the sums of dz, or null.
+INLINE void sum_part(
+    const int m, const Squares* s, const Source* x, const Source* dz, int first, int end, int group,
+    int first_block, int end_block, float* sums, float* bias) {
+    const int places = (m + 2) * (m + 2);
+    int blocks = s->Cin / LANES, count = s->B * squares_in_image(m, s);
+    int phases = s->x_step * s->x_step, pieces = (end_block - first_block) * places;
+    size_t x_size = (size_t)s->B * s->H * s->W * s->Cin;
+    size_t dz_size = (size_t)s->B * s->Ho * s->Wo * s->Cout;
+    float* x_squares = winograd_scratch();
+    float* dz_squares = x_squares + divide_up(group, CHUNK) * (size_t)places * PLACE;
+    if (bias) memset(bias, 0, s->Cout * sizeof(float));
+    for (int at = first; at < end; at += group) {
+        int here = smaller(group, end - at), next = smaller(group, end - at - here);
+        spread_squares(m, s, dz, at, here, dz_squares, bias);
+        Group g = {
+            x_squares, dz_squares, here, at == first,
+            ahead(x->x, x_size, at + here, next, count, 0, pieces),
+            ahead(dz->x, dz_size, at + here, next, count, 0, pieces),
+        };
+        for (int block = first_block; block < end_block; ++block) {
+            Phase q = phase_of(phases, block / blocks);
+            transform_block(m, s, x, q, block % blocks * LANES, at, here, x_squares);
+            float* to = sums + (size_t)block * LANES * s->Cout * places;
+            multiply_places(m, s->Cout / PANEL, q, &g, to);
+        }
+    }
+}
+typedef void (*SumPart)(
+    const Squares* s, const Source* x, const Source* dz, int first, int end, int group,
+    int first_block, int end_block, float* sums, float* bias);
+#define SUM_PART(m) \
+    static void sum_part_##m( \
+        const Squares* s, const Source* x, const Source* dz, int first, int end, int group, \
+        int first_block, int end_block, float* sums, float* bias) { \
+        sum_part(m, s, x, dz, first, end, group, first_block, end_block, sums, bias); \
+    }
+SUM_PART(2) SUM_PART(4) SUM_PART(5)
+static const SumPart SUM_PART[] = {[2] = sum_part_2, [4] = sum_part_4, [5] = sum_part_5};
 
 // G' sums G of a phase: the taps of one channel of x and a vector of channels of dz. `part`: floats
 // from one part's sums to the next one's.
@@ -193,13 +233,13 @@ GATHER_TAPS(2) GATHER_TAPS(4) GATHER_TAPS(5)
 static const GatherTaps GATHER_TAPS[] = {
     [2] = gather_taps_2, [4] = gather_taps_4, [5] = gather_taps_5};
 
-// dkernel (kh, kw, Cin, Cout) and dbias (Cout,) from x and dz, with squares of m x m outputs, `group`
-// of them at a time, in `parts` parts of the images. `sums` is working memory: for each part the sums
-// of all phases and places, and those of dbias. How x is read: see Source.
+// dkernel (kh, kw, Cin, Cout) and dbias (Cout,) from x and dz, with squares of m x m outputs,
+// `group` of them at a time, in `parts` parts of the images. `sums` is working memory: for each
+// part the sums of all phases and places, and those of dbias. How x is read: see Source.
 // Twin: ops_numpy.conv2d_weight_gradient
 KERNEL winograd_weight_gradient(
-    const float PER_NET x, const float PER_NET dz, int m, struct Squares s, int kh, int kw, int parts,
-    int group, MAY_BE_NULL const float PER_NET source_mean,
+    const float PER_NET x, const float PER_NET dz, int m, struct Squares s, int kh, int kw,
+    int parts, int group, MAY_BE_NULL const float PER_NET source_mean,
     MAY_BE_NULL const float PER_NET source_scale, MAY_BE_NULL const float PER_NET source_shift,
     MAY_BE_NULL const bool PER_NET source_mask, float source_keep, float PER_NET sums,
     float PER_NET dkernel, float PER_NET dbias) {
@@ -217,8 +257,8 @@ KERNEL winograd_weight_gradient(
         int first = (int)((long)s.B * part / parts) * in_image;
         int end = (int)((long)s.B * (part + 1) / parts) * in_image;
         float* to = sums + part * part_size;
-        sum_part(
-            m, &s, &x_source, &dz_source, first, end, group, all_blocks * split / splits,
+        SUM_PART[m](
+            &s, &x_source, &dz_source, first, end, group, all_blocks * split / splits,
             all_blocks * (split + 1) / splits, to, split ? NULL : to + part_size - s.Cout);
     }
 #pragma omp parallel for

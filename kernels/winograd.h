@@ -1,15 +1,15 @@
 // Winograd convolution: the geometry, and the transforms of images, which all passes share.
 //
-// A square of m x m outputs, m = 2, 4 or 5, depends on n x n pixels, n = m + 2. Pixels and kernel are
-// transformed into n x n places (winograd_matrices.h). At each place they are multiplied, as matrices
-// over channels, and the products are transformed back.
+// A square of m x m outputs, m = 2, 4 or 5, depends on n x n pixels, n = m + 2. Pixels and kernel
+// are transformed into n x n places (winograd_matrices.h). At each place they are multiplied, as
+// matrices over channels, and the products are transformed back.
 //
 // Strides. With stride 2, a kernel of up to 5 x 5 taps is a sum of four kernels of up to 3 x 3 taps
-// with stride 1: the even and odd rows and columns of taps, over the even and odd rows and columns of
-// the image. Each such part is a phase. The sum over phases is made at the places, before the
+// with stride 1: the even and odd rows and columns of taps, over the even and odd rows and columns
+// of the image. Each such part is a phase. The sum over phases is made at the places, before the
 // transform back. A phase of odd taps has two of them, the third is 0, and so are its products at
-// infinity, the last row or column of places: they are left out. For m = 4, 121 multiplications make
-// 16 outputs, in place of 400.
+// infinity, the last row or column of places: they are left out. For m = 4, 121 multiplications
+// make 16 outputs, in place of 400.
 //
 // The gradient with respect to the input has one phase of dz, and four of dx.
 #pragma once
@@ -23,7 +23,6 @@ enum {
     MOST_COLUMNS = MOST_OUTPUTS * MOST_RUN + 2,
     PLACE = TILE * LANES,  // floats of a place, in transformed squares: a block of LANES channels
     SCRATCH_FLOATS = 1 << 18,
-    MOST_CHANNELS = 512,
 };
 
 // SCRATCH_FLOATS floats of working memory of the calling thread.
@@ -31,9 +30,10 @@ float* winograd_scratch(void);
 
 // y (B, Ho, Wo, Cout) from x (B, H, W, Cin). The outputs of a phase of y are rows x columns. Output
 // (r, c) depends on the pixels of a phase of x from (r, c) on. Pixel (u, v) of phase (p, q) of x is
-// row u * x_step + p - top and column v * x_step + q - left. Output (r, c) of phase (p, q) of y is row
-// r * y_step + row_p, column c * y_step + column_q. What is outside x is 0, what is outside y is left
-// out. In the gradient with respect to the input, Cin and Cout are the layer's Cout and Cin.
+// row u * x_step + p - top and column v * x_step + q - left. Output (r, c) of phase (p, q) of y is
+// row r * y_step + row_p, column c * y_step + column_q. What is outside x is 0, what is outside y
+// is left out. In the gradient with respect to the input, Cin and Cout are the layer's Cout and
+// Cin.
 struct Squares {
     int B, H, W, Cin, Ho, Wo, Cout, rows, columns;
     int x_step, top, left, y_step, row_0, row_1, column_0, column_1;
@@ -77,8 +77,8 @@ INLINE Phases phases_at(int phases, bool last_row, bool last_column) {
 // -------------------------------------------------------------------------------------------------
 // Images
 
-// How an image is read: as it is, or normalised: (x - mean) * scale + shift for each channel. With a
-// mask, the result is multiplied by `keep` where the mask is true, else it is 0.
+// How an image is read: as it is, or normalised: (x - mean) * scale + shift for each channel. With
+// a mask, the result is multiplied by `keep` where the mask is true, else it is 0.
 typedef struct {
     const float *x, *mean, *scale, *shift;  // mean .. shift (C,), or null
     const bool* mask;                       // like x, or null
@@ -114,11 +114,13 @@ typedef struct {
 // lines[j] = M x for the columns of pixels first <= j < end, LANES channels from c on: the first
 // `places` places. all: every row of pixels is inside the image; the others are 0.
 INLINE void transform_columns(
-    const Matrix* M, const bool of_last, const int pixels, const int places, const Source* s,
-    const bool all, const bool normalized, const bool drops, const Run* run, Line rows, Line columns,
-    int c, Vector lines[][MOST_PIXELS]) {
+    const Matrix* M, const int pixels, const int places, const Source* s,
+    const bool all, const bool normalized, const bool drops, const Run* run, Line rows,
+    Line columns, int c, Vector lines[][MOST_PIXELS]) {
     Vector mean = {0}, scale = {0}, shift = {0};
-    if (normalized) mean = load(s->mean + c), scale = load(s->scale + c), shift = load(s->shift + c);
+    if (normalized) {
+        mean = load(s->mean + c), scale = load(s->scale + c), shift = load(s->shift + c);
+    }
     ptrdiff_t row_step = (ptrdiff_t)run->step * s->W * s->C, step = (ptrdiff_t)run->step * s->C;
     ptrdiff_t at = (((ptrdiff_t)run->image * s->H + run->row) * s->W + run->column) * s->C + c;
     at += columns.first * step;
@@ -132,16 +134,16 @@ INLINE void transform_columns(
             if (normalized) column[i] = (column[i] - mean) * scale + shift;
             if (drops) column[i] = masked(column[i], s->mask + at + i * row_step, s->keep);
         }
-        multiply(M, of_last, places, column, lines[j]);
+        multiply(M, places, column, lines[j]);
     }
 }
 
 // M x M' for each square of a run, LANES channels from c on. A square has as many pixels as M has
-// columns, and starts m columns after the one before. Where `short_rows` (`short_columns`) is 1, the
-// last row (column) of pixels and places is left out. Place p of square i is written to
+// columns, and starts m columns after the one before. Where `short_rows` (`short_columns`) is 1,
+// the last row (column) of pixels and places is left out. Place p of square i is written to
 // to[p * place + i * square].
 INLINE void transform_run(
-    const Matrix* M, const bool of_last, const int m, const int short_rows, const int short_columns,
+    const Matrix* M, const int m, const int short_rows, const int short_columns,
     const Source* s, const Run* run, int c, float* to, const size_t place, const size_t square) {
     const int size = M->columns, places = M->rows;
     Vector lines[MOST_COLUMNS][MOST_PIXELS];  // by column, then place
@@ -153,7 +155,7 @@ INLINE void transform_run(
     }
 #define COLUMNS(all, normalized, drops) \
     transform_columns( \
-        M, of_last, size - short_rows, places - short_rows, s, all, normalized, drops, run, rows, \
+        M, size - short_rows, places - short_rows, s, all, normalized, drops, run, rows, \
         columns, c, lines)
     if (rows.first == 0 && rows.end == size - short_rows) {
         if (s->mask) COLUMNS(true, true, true);
@@ -170,7 +172,7 @@ INLINE void transform_run(
             Vector row[MOST_PIXELS], done[MOST_PIXELS];
             UNROLL
             for (int j = 0; j < size - short_columns; ++j) row[j] = lines[m * k + j][i];
-            multiply(M, of_last, places - short_columns, row, done);
+            multiply(M, places - short_columns, row, done);
             UNROLL
             for (int j = 0; j < places - short_columns; ++j) {
                 store(to + (i * places + j) * place, done[j]);
@@ -185,7 +187,7 @@ typedef void (*TransformRun)(const Source* s, const Run* run, int c, float* to);
     static void run_##m##short_rows##short_columns( \
         const Source* s, const Run* run, int c, float* to) { \
         transform_run( \
-            input_matrix(m), true, m, short_rows, short_columns, s, run, c, to, PLACE, LANES); \
+            input_matrix(m), m, short_rows, short_columns, s, run, c, to, PLACE, LANES); \
     }
 #define TRANSFORM_RUNS(m) \
     TRANSFORM_RUN(m, 0, 0) TRANSFORM_RUN(m, 0, 1) TRANSFORM_RUN(m, 1, 0) TRANSFORM_RUN(m, 1, 1)

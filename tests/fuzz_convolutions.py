@@ -17,6 +17,7 @@ import ctypes
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -320,4 +321,5 @@ def _finish(options, process, at):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends its processes
     sys.exit(main())

@@ -34,7 +34,8 @@ POINTS = {
 def matrix(name):
     """The rows of a matrix of winograd_matrices.h, in fractions."""
     text = (SOURCES / "winograd_matrices.h").read_text("utf-8")
-    found = re.search(rf"Matrix {name} = {{(\d+), (\d+), (\d+), {{\n(.*?)}}}};", text, re.DOTALL)
+    head = rf"Matrix {name} = {{(\d+), (\d+), (\d+), \w+, {{\n"
+    found = re.search(head + "(.*?)}};", text, re.DOTALL)
     rows = [
         [Fraction(number.replace(". / ", "/")) for number in line.strip(" {},").split(", ")]
         for line in found[4].splitlines()
