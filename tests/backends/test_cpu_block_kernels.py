@@ -112,6 +112,18 @@ def test_the_parts_of_batch_norm_are_numpys(cpu_ops, shape, seed, drops, relu):
         assert np.linalg.norm(found[name] - expected[name]) <= 1e-5 * size, name
 
 
+@pytest.mark.parametrize("mean", [1e3, 1e5])
+@pytest.mark.parametrize("shape", [(2, 4, 9, 8, 3), (1, 64, 14, 12, 2), (1, 3, 3, 1, 40)])
+def test_a_mean_much_larger_than_the_deviation_costs_no_precision(cpu_ops, shape, mean):
+    parts = Parts(cpu_ops, shape, 0, drops=True)
+    centers = mean + 3 * np.arange(shape[1])[:, None, None, None] % 20  # chunks differ
+    parts.y = as_float32(np.random.default_rng(0), shape, center=centers)
+    merged, expected = parts.merge(parts.moments()), parts.expected(relu=False)
+    found = {**merged, "y": parts.apply(merged), **parts.backward(merged, relu=False)}
+    for name in ("mean", "variance", "y", "dgamma", "dbeta", "dx"):
+        assert relative(found[name], expected[name]) < 1e-5, name
+
+
 @examples(40)
 @given(shape=shapes, seed=st.integers(0, 2**32 - 1))
 def test_a_normalisation_by_parts_is_the_layers_to_the_bit(cpu_ops, shape, seed):
