@@ -163,7 +163,7 @@ INLINE void put_outputs(
             size_t to = at + j * step;
             Vector v = outputs[j] + start;
             if (relu_follows) v = relu(v);
-            if (drops) v = masked(v, f->mask + to, f->keep);
+            if (drops) v = drop(v, f->keep, f->mask + to, LANES);
             store(y + to, v);
             if (moments) {
                 Vector from_center = v - sums->center;

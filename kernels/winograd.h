@@ -86,14 +86,6 @@ typedef struct {
     int H, W, C;
 } Source;
 
-INLINE Vector masked(Vector v, const bool* mask, float keep) {
-    typedef signed char Bytes __attribute__((vector_size(LANES)));
-    Bytes bytes;
-    memcpy(&bytes, mask, LANES);
-    Mask kept = -__builtin_convertvector(bytes, Mask);
-    return (Vector)((Mask)(v * keep) & kept);
-}
-
 // A line of an image: where reading starts, and the positions first <= i < end that are inside.
 typedef struct {
     int from, first, end;
@@ -132,7 +124,7 @@ INLINE void transform_columns(
             if (!all && (i < rows.first || i >= rows.end)) continue;
             column[i] = load(s->x + at + i * row_step);
             if (normalized) column[i] = (column[i] - mean) * scale + shift;
-            if (drops) column[i] = masked(column[i], s->mask + at + i * row_step, s->keep);
+            if (drops) column[i] = drop(column[i], s->keep, s->mask + at + i * row_step, LANES);
         }
         multiply(M, places, column, lines[j]);
     }
