@@ -160,7 +160,10 @@ class Winograd:
     # ---- choices -----------------------------------------------------------------------------
 
     def _choose(self, window, batch, channels, filters):
-        """`choose` before its results are kept: m for forward, input gradient and weight gradient; 0: `Direct` is as fast, or must be."""
+        """m for forward, input gradient and weight gradient; 0: `Direct` is as fast, or must be.
+
+        `choose` keeps its results.
+        """
         if not _is_supported(window):
             return 0, 0, 0
         sizes = batch, channels, filters
@@ -239,7 +242,7 @@ def _phases(window):
 
 
 def multiplications(window, batch, channels, filters, chosen):
-    """The multiplications of forward, input gradient and weight gradient, with the m of `chosen`."""
+    """The multiplications of the three passes of a layer, with the m of `chosen`."""
     direct = batch * prod(window.output) * prod(window.size) * channels * filters
     forward = _forward_grid(window)
     grids = forward, _gradient_grid(window) if any(chosen) else None, forward
