@@ -6,7 +6,9 @@ read, and each that it must write, once. Left out are scratch memory and the few
 an operation (the step, the range of a draw). Batch normalisation reads its input twice; it counts
 once, since the second read may hit a cache.
 
-In a fused step one launch computes a convolution with the operations around it
+In a network of blocks on a CPU (minicnn/backends/cpu_blocks.py) a convolution may do parts of the
+operations around it; each operation then counts what it reads and writes itself. In a fused step on
+a GPU one launch computes a convolution with the operations around it
 (minicnn/backends/cuda_blocks.py), so its launches are described instead.
 """
 
@@ -14,8 +16,11 @@ from collections.abc import Callable
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
+
 from benchmarks.counts import run_step
 from minicnn import Conv2D, Dense
+from minicnn.backends.cpu_blocks import BlockPlan
 from minicnn.network.layers import BatchNormalization
 from minicnn.recipe import RECIPES
 
@@ -35,9 +40,47 @@ class Operation(NamedTuple):
 
 def operations_of(trainer):
     """The Operations of trainer.step(), in order. Layers that compute nothing have none."""
+    of_passes = _steps if isinstance(trainer.plan, BlockPlan) else _passes
+    return [_batch(trainer), *of_passes(trainer), *_updates(trainer)]
+
+
+def _steps(trainer):
+    """The Operations of the passes of a network of blocks in C."""
+    plan = trainer.plan
+    nets, batch = plan.labels.shape
+    network, dense = plan.network, plan.network.dense
+    flops = {dense.name: 2 * prod(dense.specs["kernel"].shape)}
+    for block in network.blocks:
+        shape = block.window, block.channels, block.filters
+        flops[block.convolution.name] = convolution_flops(*shape)
+    for step in (*plan.forward_steps(), *plan.backward_steps()):
+        moved = _moved(trainer.ops.cpu.arrays(step.run), plan.scratch)
+        yield Operation(*step, moved, nets * batch * flops.get(step.layer, 0))
+
+
+def _moved(arguments, scratch):
+    """Bytes of the arrays that a step gets from others, and of those that it leaves, each once.
+
+    arguments: [(Parameter, array or None)] of its calls; scratch: arrays to be left out.
+    """
+    read, written = {}, {}
+    for parameter, array in arguments:
+        steers = array is None or parameter.name in ("net", "step")
+        if steers or any(np.may_share_memory(array, other) for other in scratch):
+            continue
+        at = array.ctypes.data
+        if parameter.written:
+            written[at] = array.nbytes
+        elif at not in written:
+            read[at] = array.nbytes
+    return sum(read.values()) + sum(written.values())
+
+
+def _passes(trainer):
+    """The Operations of the passes of a network that runs layer by layer."""
     model, plan, ops = trainer.model, trainer.plan, trainer.ops
     names = {id(node.layer): node.name for node in model.nodes}
-    found = [_batch(trainer)]
+    found = []
     for layer, f in plan.passes:
         forward = lambda layer=layer, f=f: layer.forward(ops, f, True)  # noqa: E731
         moved = f.x, *_all(f.weights), *_all(f.saved), f.y
@@ -49,7 +92,7 @@ def operations_of(trainer):
     for layer, f in plan.backward_passes:
         backward = _backward_product if isinstance(layer, Conv2D | Dense) else _backward
         found += [Operation(names[id(layer)], *rest) for rest in backward(ops, layer, f)]
-    return found + _updates(trainer)
+    return found
 
 
 def _batch(trainer):
@@ -93,8 +136,8 @@ def _backward(ops, layer, f):
 def _updates(trainer):
     """The updates at the end of a step. Each reads and writes what it updates."""
     model, plan, ops = trainer.model, trainer.plan, trainer.ops
-    statistics = [(_all(f.moving), _all(f.saved)) for _, f in plan.passes if _all(f.moving)]
-    moved = sum(2 * _bytes(*moving) + _bytes(*saved) for moving, saved in statistics)
+    # The statistics of the batch, which are as large, are only read.
+    moved = 3 * sum(_bytes(*_all(node.moving)) for node in model.nodes)
     kept = model.params, model.moment_1, model.moment_2
     adam = kept[0], model.gradients, *kept[1:], model.step, model.learning_rate
     metrics = plan.loss, plan.correct, trainer.sums

@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 
 from benchmarks import frameworks, kernels, limits, timing
+from benchmarks import rungs as rungs_of_c
 from minicnn.command import Parser
 from minicnn.files import DataError
 from minicnn.recipe import RECIPES
@@ -139,9 +140,10 @@ the network: a step, nodes, layers; the arrays of a step; Adam | model.py networ
 what a backend offers, and all of it in NumPy; im2col; strides and padding | \
     backends/backend.py backends/ops_numpy.py backends/im2col.py network/geometry.py
 random numbers, and augmentation | rng.py augment.py backends/affine.py
-the operations in C: the calls; sums in registers; convolution | backends/ops_cpu.py \
-    backends/cpu_convolution.py kernels/tile.h kernels/conv_direct.c \
-    kernels/conv_winograd.c
+the operations in C: the calls; sums in registers; convolution, direct and by Winograd; a step of \
+    fused blocks | backends/ops_cpu.py backends/cpu_convolution.py kernels/tile.h \
+    kernels/conv_direct.c backends/cpu_winograd.py kernels/winograd_matrices.h kernels/winograd.h \
+    kernels/conv_winograd.c network/blocks.py backends/cpu_blocks.py
 how kernels are declared, checked, compiled and called | backends/kernel.py backends/cpu.py
 the operations in CUDA; in TF32, a step in 28 launches of fused blocks | backends/ops_cuda.py \
     backends/cuda_fusion.py backends/cuda_blocks.py \
@@ -359,6 +361,17 @@ def _times_of(row, tilings):
     return [f"{1e6 * seconds:.0f}" for seconds in (found[0], min(t["seconds"] for t in of))]
 
 
+def rungs():
+    """What each idea of the convolutions in C gains."""
+    result = timing.newest("rungs-cpu")
+    rounds = _rounds(result["rungs"].values())
+    return _paragraphs(
+        rungs_of_c.table(result),
+        f"Multiplications of all convolutions of a step. {result['what'].capitalize()}; median of "
+        f"{rounds} rounds in turn. {timing.in_words(result)}",
+    )
+
+
 def operations():
     """Each operation of a step, and the sums over all layers of a kind."""
     result = timing.newest("kernels-cpu")
@@ -471,7 +484,7 @@ TABLES = {
     table.__name__: table
     for table in (
         summary, files, speed, gpu, scaling, accuracy, studies, faults, ladder, tile_choices,
-        operations,
+        rungs, operations,
     )
 }  # fmt: skip
 

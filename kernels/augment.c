@@ -48,26 +48,55 @@ INLINE Between between(double position, int length) {
     return (Between){lower, (float)(position - lower)};
 }
 
-// x (H, W, C) = the image at the positions that the map gives, interpolated bilinearly. All channels
-// of a pixel come from the same position.
+// Pixels are computed several at a time, by vectors.
+enum { STRIP = 32 };
+
+// Where consecutive pixels of the output lie in the image.
+typedef struct {
+    int corner[STRIP];                 // the element in the upper row and the left column
+    float below[STRIP], right[STRIP];  // weights of the lower row and of the right column
+} Strip;
+
+// A strip that starts at pixel (*i, *j), which becomes the first pixel of the next one. Pixels
+// beyond the end of the output lie in the image too.
+INLINE Strip locate(const Map* map, int* i, int* j, int H, int W, int C) {
+    double x[STRIP], y[STRIP];
+    for (int k = 0; k < STRIP; ++k) {
+        x[k] = *j - (W - 1) / 2.0, y[k] = *i - (H - 1) / 2.0;
+        if (++*j == W) *j = 0, ++*i;
+    }
+    Strip strip;
+    for (int k = 0; k < STRIP; ++k) {
+        Between row = between(map->row[0] * x[k] + map->row[1] * y[k] + map->row[2], H);
+        Between column = between(map->column[0] * x[k] + map->column[1] * y[k] + map->column[2], W);
+        strip.corner[k] = (row.lower * W + column.lower) * C;
+        strip.below[k] = row.weight, strip.right[k] = column.weight;
+    }
+    return strip;
+}
+
+// x (H, W, C) = the image at the positions that the map gives, interpolated bilinearly. All
+// channels of a pixel come from the same position.
 INLINE void resample(const uint8_t* image, const Map* map, int H, int W, int C, float* x) {
-    int right = C * smaller(W - 1, 1), below = C * W * smaller(H - 1, 1);
-    for (int i = 0; i < H; ++i) {
-        double from_y = i - (H - 1) / 2.0;
-        for (int j = 0; j < W; ++j) {
-            double from_x = j - (W - 1) / 2.0;
-            Between row = between(map->row[0] * from_x + map->row[1] * from_y + map->row[2], H);
-            Between column =
-                between(map->column[0] * from_x + map->column[1] * from_y + map->column[2], W);
-            const uint8_t* corner = image + ((size_t)row.lower * W + column.lower) * C;
-            for (int c = 0; c < C; ++c, ++corner, ++x) {
-                float values[2];  // interpolated in the upper and in the lower row
-                for (int k = 0; k < 2; ++k) {
-                    const uint8_t* pixel = corner + k * below;
-                    float first = pixel[0] * UNIT, second = pixel[right] * UNIT;
-                    values[k] = first * (1 - column.weight) + second * column.weight;
+    int right = C * smaller(W - 1, 1), below = C * W * smaller(H - 1, 1), i = 0, j = 0;
+    for (int done = 0; done < H * W; done += STRIP, x += STRIP * C) {
+        Strip strip = locate(map, &i, &j, H, W, C);
+        for (int c = 0; c < C; ++c) {
+            uint8_t corners[4][STRIP];
+            for (int k = 0; k < STRIP; ++k) {
+                const uint8_t* corner = image + strip.corner[k] + c;
+                corners[0][k] = corner[0], corners[1][k] = corner[right];
+                corners[2][k] = corner[below], corners[3][k] = corner[below + right];
+            }
+            float rows[2][STRIP];  // interpolated in the upper and in the lower row
+            for (int r = 0; r < 2; ++r) {
+                for (int k = 0; k < STRIP; ++k) {
+                    float first = corners[2 * r][k] * UNIT, second = corners[2 * r + 1][k] * UNIT;
+                    rows[r][k] = first * (1 - strip.right[k]) + second * strip.right[k];
                 }
-                *x = values[0] * (1 - row.weight) + values[1] * row.weight;
+            }
+            for (int k = 0, count = smaller(STRIP, H * W - done); k < count; ++k) {
+                x[k * C + c] = rows[0][k] * (1 - strip.below[k]) + rows[1][k] * strip.below[k];
             }
         }
     }

@@ -3,31 +3,16 @@
 // All three passes keep a tile of sums in registers (tile.h) and add products to it. Forward and
 // the gradient with respect to the input are the same function, `correlate`, whose tile is a few
 // pixels by a panel of channels. For the gradient with respect to the weights, a tile is a few
-// elements of x by a panel of dz.
+// elements of x by a panel of dz. Layers of few channels have loops of their own: conv_few.c.
 //
 // One thread computes each element of a result, so the order of a sum depends on the layer and the
 // batch only, not on the number of threads.
-#include "tile.h"
+#include "correlation.h"
 
 enum {
     // Of a group of images in the weight gradient: it should stay in the L2 cache.
     GROUP_BYTES = 512 * 1024,
 };
-
-// y[b, r, q] = sum over taps i, j of x[b, r * sh + i - top, q * sw + j - left] @ w[i, j]: images
-// (H, W, Cin), outputs (Ho, Wo, Cout), kh x kw taps, zeros outside the image. In the gradient with
-// respect to the input, Cin and Cout are the layer's Cout and Cin. y may be one of several
-// interleaved grids, so its strides are given.
-struct Correlation {
-    int B, H, W, Cin, Ho, Wo, Cout, kh, kw, sh, sw, top, left;
-    int y_first, y_image, y_row, y_pixel;  // elements
-};
-typedef struct Correlation Correlation;
-
-// Whether a pass is worth several threads. 16 multiplications count as one element elsewhere.
-static int is_worth_sharing(const Correlation* s) {
-    return (double)s->B * s->Ho * s->Wo * s->Cout * s->kh * s->kw * s->Cin >= 16.0 * WORTH_SHARING;
-}
 
 int panel_channels(void) { return PANEL; }
 
@@ -86,16 +71,16 @@ INLINE Range meets(const Correlation* s, int j, int first, int end) {
 static void correlate_pixels(
     const Correlation* s, const float* x, int images, int r, int first, int end, int n,
     const float* w, const float* start, bool relu, float* y) {
-    float aside[TILE * PANEL];  // instead of y, if fewer channels remain than a panel has
-    int width = smaller(PANEL, s->Cout - n), pixels = end - first;
-    float* to = y + s->y_first + (size_t)r * s->y_row + (size_t)first * s->y_pixel + n;
-    Tile t = {.y = to, .y_image = s->y_image, .y_pixel = s->y_pixel};
-    if (width < PANEL) t = (Tile){.y = aside, .y_image = (size_t)pixels * PANEL, .y_pixel = PANEL};
-    t.x = x;
-    t.x_image = (size_t)s->H * s->W * s->Cin;
-    t.x_row = (size_t)s->W * s->Cin;
-    t.x_pixel = (size_t)s->sw * s->Cin;
-    t.w_row = (size_t)s->kw * s->Cin * PANEL;
+    int pixels = end - first;
+    float aside[TILE * PANEL], *to = output_at(s, y, r, first, n);
+    Tile t = {
+        .x = x,
+        .x_image = (size_t)s->H * s->W * s->Cin,
+        .x_row = (size_t)s->W * s->Cin,
+        .x_pixel = (size_t)s->sw * s->Cin,
+        .w_row = (size_t)s->kw * s->Cin * PANEL,
+    };
+    set_output(&t, s, n, pixels, to, aside);
 
     int row = r * s->sh - s->top, column = first * s->sw - s->left;  // of x, at tap (0, 0)
     int i = larger(0, -row), rows = smaller(s->kh, s->H - row) - i;  // rows of taps inside x
@@ -130,11 +115,7 @@ static void correlate_pixels(
         t.relu = relu;
         if (relu) COMPUTE_TILE[images - 1][pixels - 1](&t);
     }
-    if (width == PANEL) return;
-    for (int m = 0; m < images * pixels; ++m) {
-        float* at = to + m / pixels * (size_t)s->y_image + m % pixels * (size_t)s->y_pixel;
-        memcpy(at, aside + m * PANEL, width * sizeof(float));
-    }
+    finish_tile(s, n, images, pixels, to, aside);
 }
 
 // y = relu(x * w + bias), with relu and bias if given; w is pack_kernel's result.
@@ -142,6 +123,10 @@ static void correlate_pixels(
 KERNEL correlate(
     const float PER_NET x, struct Correlation s, const float PER_NET w,
     MAY_BE_NULL const float PER_NET bias, bool relu, float PER_NET y) {
+    if (has_few_channels(&s)) {
+        correlate_few(x, &s, w, bias, relu, y);
+        return;
+    }
     int panels = divide_up(s.Cout, PANEL), tiles = divide_up(s.Wo, TILE);
     int together = smaller(larger(TILE / s.Wo, 1), MOST_IMAGES);  // narrow ones share a tile
     int groups = divide_up(s.B, together);
@@ -152,7 +137,7 @@ KERNEL correlate(
         const float* w_panel = w + (size_t)n * s.kh * s.kw * s.Cin;
         float* y_group = y + (size_t)b * s.y_image;
         float start[PANEL] = {0};
-        if (bias) memcpy(start, bias + n, smaller(PANEL, s.Cout - n) * sizeof(float));
+        if (bias) memcpy(start, bias + n, channels_in(&s, n) * sizeof(float));
         int images = smaller(together, s.B - b);
         for (int tile = 0; tile < tiles; ++tile) {  // of equal size, to within 1
             int first = (long)s.Wo * tile / tiles, end = (long)s.Wo * (tile + 1) / tiles;
@@ -211,6 +196,10 @@ static void sum_tile(
 KERNEL conv_weight_gradient(
     const float PER_NET x, const float PER_NET dz, int dz_channels, struct Correlation s,
     float PER_NET dkernel, float PER_NET dbias) {
+    if (has_few_channels(&s)) {
+        few_weight_gradient(x, dz, dz_channels, &s, dkernel, dbias);
+        return;
+    }
     // Without padding, the elements under a row of taps are contiguous at every pixel: the row
     // counts as one tap.
     int padded = s.left > 0 || (s.Wo - 1) * s.sw - s.left + s.kw > s.W;

@@ -1,335 +1,370 @@
-// Winograd convolution, 3 x 3 with stride 1: 16 multiplications for 2 x 2 outputs instead of 36.
-// Source: A. Lavin, S. Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.09308,
-// F(2x2, 3x3); the algorithm is S. Winograd's, 1980.
+// Winograd convolution: forward, and the gradient with respect to the input. winograd.h explains
+// it.
 //
-// A square of 2 x 2 outputs depends on 4 x 4 pixels of the image. Kernel and pixels are transformed
-// into 4 x 4 places each. At each place they are multiplied, as matrices over channels. The
-// products are transformed back:
+// A group is TILE squares: they are the pixels of a tile (tile.h). Their pixels are transformed,
+// then each panel of outputs is computed place by place, transformed back, and finished: bias, ReLU
+// and sums for batch normalisation, while it is in the cache. Meanwhile the pixels of the next
+// group are fetched.
 //
-//     y = A' [ (G w G') (.) (B' x B) ] A    A' = 1 1  1  0     B' = 1  0 -1  0     G =  1    0   0
-//                                                0 1 -1 -1          0  1  1  0         1/2  1/2 1/2
-//                                                                   0 -1  1  0         1/2 -1/2 1/2
-//                                                                   0  1  0 -1          0    0   1
-//
-// Transforms only add and halve, and each transformed value is used for all channels of the other
-// operand. The gradient with respect to the input is the same with the kernel rotated by 180
-// degrees. The one with respect to the kernel is the transpose of the whole:
-//
-//     dw = G' [ sum over squares of (B' x B)' (A dy A') ] G
-//
-// Cin and Cout must be whole panels. One thread computes each element, or GRADIENT_PARTS partial
-// sums of it that are then added in order: results depend on the layer and the batch only.
-#include "tile.h"
+// Cin must be a multiple of LANES, Cout of PANEL. One thread computes each square, so results do
+// not depend on the number of threads.
+#include "winograd.h"
 
-enum {
-    PLACES = 16,            // 4 x 4
-    MOST_CHANNELS = 128,    // of an image, so that transformed squares fit a thread's stack
-    GRADIENT_SQUARES = 48,  // at a time in the weight gradient, to stay in the L2 cache
-    GRADIENT_PARTS = 8,     // of the images, each with its own partial sums
+int winograd_tile(void) { return TILE; }
+int winograd_scratch_floats(void) { return SCRATCH_FLOATS; }
+
+// -------------------------------------------------------------------------------------------------
+// The squares of x
+
+float* winograd_scratch(void) {
+    // No local variable of a kernel, because stacks of threads may be small.
+    static _Thread_local float scratch[SCRATCH_FLOATS] __attribute__((aligned(64)));
+    return scratch;
+}
+
+// B x B' of `here` squares from `first` on, for all channels and phases: to[phase][block of LANES
+// channels][place][square][channel].
+static void transform_squares(
+    const int m, const Squares* s, const Source* source, int first, int here, float* to) {
+    int phases = s->x_step * s->x_step, blocks = s->Cin / LANES, in_row = squares_in_row(m, s);
+    for (int done = 0, length; done < here; done += length) {
+        Place at = place_of(m, s, first + done);
+        length = smaller(smaller(here - done, in_row - at.column / m), MOST_RUN);
+        for (int k = 0; k < phases; ++k) {
+            Phase q = phase_of(phases, k);
+            Run run = run_of(s, at, q, length);
+            for (int block = 0; block < blocks; ++block) {
+                float* squares = to + (size_t)(k * blocks + block) * (m + 2) * (m + 2) * PLACE;
+                TRANSFORM_RUN[m][q.row][q.column](
+                    source, &run, block * LANES, squares + done * LANES);
+            }
+        }
+    }
+}
+
+// -------------------------------------------------------------------------------------------------
+// The squares of y
+
+// One line of products through A: to = A' products.
+INLINE void gather_line(
+    const Matrix* A, int places, const float* products, Vector to[MOST_OUTPUTS]) {
+    UNROLL
+    for (int i = 0; i < 2 * A->pairs; i += 2) {
+        Vector p = load(products + i * TILE * PANEL), q = load(products + (i + 1) * TILE * PANEL);
+        Vector sum = p + q, difference = p - q;
+        UNROLL
+        for (int j = 0; j < A->columns; ++j) {
+            Vector term = A->at[i][j] * (j % 2 ? difference : sum);
+            to[j] = i ? to[j] + term : term;
+        }
+    }
+    UNROLL
+    for (int i = 2 * A->pairs; i < places; ++i) {
+        UNROLL
+        for (int j = 0; j < A->columns; ++j) {
+            if (A->at[i][j] != 0) to[j] += A->at[i][j] * load(products + i * TILE * PANEL);
+        }
+    }
+}
+
+// y = A' products A of one square, from the first `rows` rows and `columns` columns of places. Rows
+// of places are taken in pairs, so that few vectors are alive at a time.
+INLINE void gather_square(
+    const int m, const int rows, const int columns, const float* products, Vector y[]) {
+    const Matrix* A = output_matrix(m);
+    const int row_of_places = (m + 2) * TILE * PANEL;
+    UNROLL
+    for (int i = 0; i < 2 * A->pairs; i += 2) {
+        Vector p[MOST_OUTPUTS], q[MOST_OUTPUTS];
+        gather_line(A, columns, products + i * row_of_places, p);
+        gather_line(A, columns, products + (i + 1) * row_of_places, q);
+        UNROLL
+        for (int j = 0; j < m; ++j) {
+            Vector sum = p[j] + q[j], difference = p[j] - q[j];
+            UNROLL
+            for (int k = 0; k < m; ++k) {
+                Vector term = A->at[i][k] * (k % 2 ? difference : sum);
+                y[k * m + j] = i ? y[k * m + j] + term : term;
+            }
+        }
+    }
+    UNROLL
+    for (int i = 2 * A->pairs; i < rows; ++i) {
+        Vector line[MOST_OUTPUTS];
+        gather_line(A, columns, products + i * row_of_places, line);
+        UNROLL
+        for (int k = 0; k < m; ++k) {
+            if (A->at[i][k] == 0) continue;
+            UNROLL
+            for (int j = 0; j < m; ++j) y[k * m + j] += A->at[i][k] * line[j];
+        }
+    }
+}
+
+typedef void (*GatherSquare)(const float* products, Vector y[]);
+#define GATHER_SQUARE(m, short_rows, short_columns) \
+    static void gather_##m##short_rows##short_columns(const float* products, Vector y[]) { \
+        Vector outputs[MOST_OUTPUTS * MOST_OUTPUTS]; \
+        gather_square(m, m + 2 - short_rows, m + 2 - short_columns, products, outputs); \
+        UNROLL \
+        for (int i = 0; i < m * m; ++i) y[i] = outputs[i]; \
+    }
+#define GATHER_SQUARES(m) \
+    GATHER_SQUARE(m, 0, 0) GATHER_SQUARE(m, 0, 1) GATHER_SQUARE(m, 1, 0) GATHER_SQUARE(m, 1, 1)
+GATHER_SQUARES(2) GATHER_SQUARES(4) GATHER_SQUARES(5)
+static const GatherSquare GATHER_SQUARE[][2][2] = {
+    [2] = {{gather_200, gather_201}, {gather_210, gather_211}},
+    [4] = {{gather_400, gather_401}, {gather_410, gather_411}},
+    [5] = {{gather_500, gather_501}, {gather_510, gather_511}},
 };
 
-// y (B, Ho, Wo, Cout) from x (B, H, W, Cin), with `top` rows and `left` columns of zeros before x.
-// In the gradient with respect to the input, Cin and Cout are the layer's Cout and Cin.
-struct Squares {
-    int B, H, W, Cin, Ho, Wo, Cout, top, left;
-};
-typedef struct Squares Squares;
-
-int winograd_most_channels(void) { return MOST_CHANNELS; }
-int winograd_gradient_parts(void) { return GRADIENT_PARTS; }
-int winograd_gradient_squares(void) { return GRADIENT_SQUARES; }
-
-INLINE int squares_in_row(const Squares* s) { return divide_up(s->Wo, 2); }
-INLINE int squares_in_image(const Squares* s) { return divide_up(s->Ho, 2) * squares_in_row(s); }
-
-// A square of 2 x 2 outputs: its image, and its first row and column.
+// What happens to outputs before they are stored, and the sums of them; pointers may be null.
+//
+// moments (groups, 3, Cout): of each group of squares and each channel, the count of outputs, their
+// mean, and the sum of their squared deviations from it.
+//
+// In the gradient with respect to the input, y is dx with respect to the output of a normalisation
+// and a dropout: of (below - mean), normalised, times `keep` where the mask is true, else 0. sums
+// (groups, 2, Cout): of dx, after it has passed through the dropout, and of dx * (below - mean).
 typedef struct {
-    int image, row, column;
-} Place;
+    const float* bias;
+    bool relu;
+    double* moments;
+    const float *below, *mean;  // like y, (Cout,)
+    const bool* mask;           // like y
+    float keep;
+    double* sums;
+} Finish;
 
-INLINE Place place_of(const Squares* s, int square) {
-    int in_image = square % squares_in_image(s), in_row = squares_in_row(s);
-    return (Place){square / squares_in_image(s), in_image / in_row * 2, in_image % in_row * 2};
+// Sums of a vector of channels over a group of squares. Rows of outputs are added to them in turns:
+// an addition has a latency of about 4 cycles.
+enum { TURNS = 2 };
+typedef struct {
+    Vector center, first[TURNS], second[TURNS];
+    int count;
+} GroupSums;
+
+// Stores rows x columns outputs: LANES channels from n on. `at`: the first one's place in y.
+INLINE void put_outputs(
+    const int m, const Finish* f, const bool relu_follows, const bool moments, const bool drops,
+    const bool pairs, int n, const Vector* outputs, const int rows, const int columns, size_t at,
+    size_t row_step, size_t step, float* y, GroupSums* sums) {
+    Vector start = f->bias ? load(f->bias + n) : (Vector){0};
+    Vector mean = pairs ? load(f->mean + n) : (Vector){0};
+    if (moments && sums->count == 0) {
+        sums->center = outputs[0] + start;
+        if (relu_follows) sums->center = relu(sums->center);
+    }
+    sums->count += rows * columns;
+    Vector first[TURNS] = {sums->first[0], sums->first[1]};
+    Vector second[TURNS] = {sums->second[0], sums->second[1]};
+    for (int i = 0; i < rows; ++i, outputs += m, at += row_step) {
+        for (int j = 0; j < columns; ++j) {
+            size_t to = at + j * step;
+            Vector v = outputs[j] + start;
+            if (relu_follows) v = relu(v);
+            if (drops) v = drop(v, f->keep, f->mask + to, LANES);
+            store(y + to, v);
+            if (moments) {
+                Vector from_center = v - sums->center;
+                first[j % TURNS] += from_center;
+                second[j % TURNS] += from_center * from_center;
+            }
+            if (pairs) {
+                first[j % TURNS] += v;
+                second[j % TURNS] += v * (load(f->below + to) - mean);
+            }
+        }
+    }
+    for (int k = 0; k < TURNS; ++k) sums->first[k] = first[k], sums->second[k] = second[k];
+}
+
+// Stores the outputs of a square that are inside y: LANES channels from n on.
+INLINE void put_square(
+    const int m, const Squares* s, const Finish* f, Place at, Phase q, int n,
+    const Vector outputs[], float* y, GroupSums* sums) {
+    int row = (q.row ? s->row_1 : s->row_0) + at.row * s->y_step;
+    int column = (q.column ? s->column_1 : s->column_0) + at.column * s->y_step;
+    Line rows = line_in(row, s->y_step, smaller(m, s->rows - at.row), s->Ho);
+    Line columns = line_in(column, s->y_step, smaller(m, s->columns - at.column), s->Wo);
+    int height = rows.end - rows.first, width = columns.end - columns.first;
+    if (height <= 0 || width <= 0) return;
+    row += rows.first * s->y_step, column += columns.first * s->y_step;
+    size_t to = (((size_t)at.image * s->Ho + row) * s->Wo + column) * s->Cout + n;
+    size_t step = (size_t)s->y_step * s->Cout, row_step = step * s->Wo;
+    outputs += rows.first * m + columns.first;
+#define PUT(relu_follows, moments, drops, pairs) \
+    if (height == m && width == m) { \
+        put_outputs( \
+            m, f, relu_follows, moments, drops, pairs, n, outputs, m, m, to, row_step, step, y, \
+            sums); \
+    } else { \
+        put_outputs( \
+            m, f, relu_follows, moments, drops, pairs, n, outputs, height, width, to, row_step, \
+            step, y, sums); \
+    }
+    if (f->sums && f->mask) {
+        PUT(false, false, true, true)
+    } else if (f->sums) {
+        PUT(false, false, false, true)
+    } else if (f->moments && f->relu) {
+        PUT(true, true, false, false)
+    } else if (f->moments) {
+        PUT(false, true, false, false)
+    } else if (f->relu) {
+        PUT(true, false, false, false)
+    } else {
+        PUT(false, false, false, false)
+    }
 }
 
 // -------------------------------------------------------------------------------------------------
-// Transforms, of a vector of channels
 
-INLINE void transform_input_line(const Vector x[4], Vector to[4]) {  // B' x
-    to[0] = x[0] - x[2];
-    to[1] = x[1] + x[2];
-    to[2] = x[2] - x[1];
-    to[3] = x[1] - x[3];
-}
-
-INLINE void transform_output_line(const Vector products[4], Vector to[2]) {  // A' products
-    to[0] = products[0] + products[1] + products[2];
-    to[1] = products[1] - products[2] - products[3];
-}
-
-INLINE void spread_output_line(const Vector dy[2], Vector to[4]) {  // A dy
-    to[0] = dy[0];
-    to[1] = dy[0] + dy[1];
-    to[2] = dy[0] - dy[1];
-    to[3] = -dy[1];
-}
-
-INLINE void transform_kernel_line(const Vector w[3], Vector to[4]) {  // G w
-    to[0] = w[0];
-    to[1] = 0.5f * (w[0] + w[1] + w[2]);
-    to[2] = 0.5f * (w[0] - w[1] + w[2]);
-    to[3] = w[2];
-}
-
-INLINE void gather_kernel_line(const Vector sums[4], Vector to[3]) {  // G' sums
-    to[0] = sums[0] + 0.5f * (sums[1] + sums[2]);
-    to[1] = 0.5f * (sums[1] - sums[2]);
-    to[2] = sums[3] + 0.5f * (sums[1] + sums[2]);
-}
-
-// B' x B of the 4 x 4 pixels under a square of outputs, for all channels: channel c of place p is
-// written to to[p * step + c].
-static void transform_input(const Squares* s, const float* x, Place at, float* to, size_t step) {
-    const float* pixels[4][4];  // null outside the image
-    for (int i = 0; i < 4; ++i) {
-        for (int j = 0; j < 4; ++j) {
-            int row = at.row - s->top + i, column = at.column - s->left + j;
-            int inside = row >= 0 && row < s->H && column >= 0 && column < s->W;
-            size_t pixel = ((size_t)at.image * s->H + row) * s->W + column;
-            pixels[i][j] = inside ? x + pixel * s->Cin : NULL;
-        }
-    }
-    for (int c = 0; c < s->Cin; c += LANES) {
-        Vector lines[4][4], square[4];  // lines: by column, then row
-        UNROLL
-        for (int j = 0; j < 4; ++j) {
-            UNROLL
-            for (int i = 0; i < 4; ++i) {
-                square[i] = pixels[i][j] ? load(pixels[i][j] + c) : (Vector){0};
-            }
-            transform_input_line(square, lines[j]);
-        }
-        UNROLL
-        for (int i = 0; i < 4; ++i) {
-            Vector row[4] = {lines[0][i], lines[1][i], lines[2][i], lines[3][i]}, done[4];
-            transform_input_line(row, done);
-            UNROLL
-            for (int j = 0; j < 4; ++j) store(to + (4 * i + j) * step + c, done[j]);
+INLINE void finish_group(
+    const int m, const Squares* s, const Finish* f, int group, Phase q, int n, float* y,
+    const float* products, GroupSums sums[PANEL / LANES]) {
+    int first = group * TILE, here = smaller(TILE, s->B * squares_in_image(m, s) - first);
+    for (int i = 0; i < here; ++i) {
+        Place at = place_of(m, s, first + i);
+        for (int k = 0; k < PANEL / LANES; ++k) {
+            Vector outputs[MOST_OUTPUTS * MOST_OUTPUTS];
+            GATHER_SQUARE[m][q.row][q.column](products + i * PANEL + k * LANES, outputs);
+            put_square(m, s, f, at, q, n + k * LANES, outputs, y, sums + k);
         }
     }
 }
 
-// -------------------------------------------------------------------------------------------------
-// Forward, and the gradient with respect to the input
+// Writes a group's sums of a vector of channels.
+static void store_sums(const Squares* s, const Finish* f, int group, int n, const GroupSums* sums) {
+    double* moments = f->moments ? f->moments + (size_t)group * 3 * s->Cout + n : NULL;
+    double* pair = f->sums ? f->sums + (size_t)group * 2 * s->Cout + n : NULL;
+    for (int v = 0; v < LANES; ++v) {
+        double first = (double)sums->first[0][v] + sums->first[1][v];
+        double second = (double)sums->second[0][v] + sums->second[1][v];
+        if (moments) {
+            double from_center = first / sums->count;
+            moments[v] = sums->count;
+            moments[s->Cout + v] = sums->center[v] + from_center;
+            moments[2 * s->Cout + v] = second - from_center * first;
+        }
+        if (pair) pair[v] = first, pair[s->Cout + v] = second;
+    }
+}
 
-// transformed (panels, PLACES, Cin, PANEL) = G w G' of a kernel (3, 3, Cin, Cout); if `rotated`, of
-// a kernel (3, 3, Cout, Cin) rotated by 180 degrees and transposed.
-// Twin: ops_numpy.conv2d
-KERNEL winograd_kernel(
-    const float PER_NET kernel, bool rotated, int Cin, int Cout, float PER_NET transformed) {
-#pragma omp parallel for if (Cin * Cout >= WORTH_SHARING / PLACES)
-    for (int c = 0; c < Cin; ++c) {
-        for (int n = 0; n < Cout; n += LANES) {
-            Vector w[3][3], lines[3][4];
-            for (int i = 0; i < 3; ++i) {
-                for (int j = 0; j < 3; ++j) {
-                    if (!rotated) {
-                        w[j][i] = load(kernel + ((size_t)(3 * i + j) * Cin + c) * Cout + n);
-                        continue;
-                    }
-                    const float* from = kernel + ((size_t)(8 - 3 * i - j) * Cout + n) * Cin + c;
-                    for (int v = 0; v < LANES; ++v) w[j][i][v] = from[(size_t)v * Cin];
-                }
-            }
-            for (int j = 0; j < 3; ++j) transform_kernel_line(w[j], lines[j]);
-            float* to = transformed + ((size_t)n / PANEL * PLACES * Cin + c) * PANEL + n % PANEL;
-            for (int i = 0; i < 4; ++i) {
-                Vector row[3] = {lines[0][i], lines[1][i], lines[2][i]}, done[4];
-                transform_kernel_line(row, done);
-                for (int j = 0; j < 4; ++j) store(to + (size_t)(4 * i + j) * Cin * PANEL, done[j]);
-            }
+// to (here, PANEL) = the products of `here` squares at a place: sums over `blocks` blocks of LANES
+// channels, which lie `x_block` floats apart. Long sums are made of several, which loses less
+// precision.
+INLINE void multiply_place(
+    const int m, const float* x, size_t x_block, const float* w, int blocks, int here, float* to) {
+    const int most = (m == 5 ? 32 : 64) / LANES;  // squares of 5 round more
+    static const float ZEROS[PANEL] = {0};
+    float more[TILE * PANEL];
+    for (int block = 0; block < blocks; block += most) {
+        Tile t = {
+            .x = x + block * x_block,
+            .x_pixel = LANES,
+            .x_row = x_block,
+            .rows = smaller(most, blocks - block),
+            .length = LANES,
+            .w = w + block * LANES * PANEL,
+            .w_row = LANES * PANEL,
+            .start = ZEROS,
+            .y = block ? more : to,
+            .y_pixel = PANEL,
+        };
+        COMPUTE_TILE[0][here - 1](&t);
+        for (int i = 0; block && i < here * PANEL; i += LANES) {
+            store(to + i, load(to + i) + load(more + i));
         }
     }
 }
 
-// The outputs of a square from products (PLACES, TILE, PANEL): the panel of channels that starts at
-// n.
-static void finish_square(
-    const Squares* s, const float* products, Place at, int n, const float* bias, bool apply_relu,
+// What is fetched while a group is multiplied: `pieces` pieces of the next group's pixels, and of
+// what this group writes.
+typedef struct {
+    Ahead x, y, below;
+} Fetched;
+
+INLINE Fetched fetched_in(
+    const Squares* s, const Source* source, const Finish* f, const float* y, int first, int here,
+    int count, int pieces) {
+    size_t x_row = (size_t)s->W * s->Cin, x_size = s->B * s->H * x_row;
+    size_t y_size = (size_t)s->B * s->Ho * s->Wo * s->Cout;
+    return (Fetched){
+        ahead(source->x, x_size, first + TILE, here, count, 3 * x_row, pieces),
+        ahead(y, y_size, first, here, count, 0, pieces),
+        ahead(f->below, y_size, first, here, count, 0, pieces),
+    };
+}
+
+// The outputs of a group in a panel of channels, of all phases of y.
+INLINE void correlate_panel(
+    const int m, const Squares* s, const float* squares, const float* w, const Finish* f, int group,
+    int here, int panel, Fetched* fetched, float* products, float* y) {
+    const int n = m + 2, places = n * n;
+    int phases = s->x_step * s->x_step, grids = s->y_step * s->y_step, blocks = s->Cin / LANES;
+    size_t w_phase = (size_t)s->Cin * PANEL, w_panel = places * phases * w_phase;
+    GroupSums sums[PANEL / LANES];
+    memset(sums, 0, sizeof sums);
+    for (int k = 0; k < grids; ++k) {
+        Phase q = phase_of(grids, k);
+        const float* w_grid = w + ((size_t)k * (s->Cout / PANEL) + panel) * w_panel;
+        for (int i = 0; i < n - q.row; ++i) {
+            for (int j = 0; j < n - q.column; ++j) {
+                int place = i * n + j;
+                Phases used = phases_at(phases, i == n - 1, j == n - 1);
+                size_t block = (size_t)used.first * blocks * places + place;
+                const float* w_place = w_grid + ((size_t)place * phases + used.first) * w_phase;
+                fetch_next(&fetched->x, 0);
+                fetch_next(&fetched->y, 1);
+                fetch_next(&fetched->below, 0);
+                multiply_place(
+                    m, squares + block * PLACE, (size_t)places * PLACE, w_place,
+                    (used.end - used.first) * blocks, here, products + place * TILE * PANEL);
+            }
+        }
+        finish_group(m, s, f, group, q, panel * PANEL, y, products, sums);
+    }
+    for (int k = 0; k < PANEL / LANES; ++k) {
+        store_sums(s, f, group, panel * PANEL + k * LANES, sums + k);
+    }
+}
+
+INLINE void correlate_group(
+    const int m, const Squares* s, const Source* source, const float* w, const Finish* f, int group,
     float* y) {
-    for (int c = 0; c < PANEL; c += LANES) {
-        Vector lines[4][2], start = bias ? load(bias + n + c) : (Vector){0};
-        UNROLL
-        for (int j = 0; j < 4; ++j) {
-            Vector column[4];
-            for (int i = 0; i < 4; ++i) column[i] = load(products + (4 * i + j) * TILE * PANEL + c);
-            transform_output_line(column, lines[j]);
-        }
-        UNROLL
-        for (int i = 0; i < 2; ++i) {
-            Vector row[4] = {lines[0][i], lines[1][i], lines[2][i], lines[3][i]}, done[2];
-            transform_output_line(row, done);
-            for (int j = 0; j < 2; ++j) {
-                if (at.row + i >= s->Ho || at.column + j >= s->Wo) continue;
-                size_t row = (size_t)at.image * s->Ho + at.row + i;
-                Vector result = done[j] + start;
-                float* to = y + (row * s->Wo + at.column + j) * s->Cout + n + c;
-                store(to, apply_relu ? relu(result) : result);
-            }
-        }
+    const int places = (m + 2) * (m + 2);
+    int count = s->B * squares_in_image(m, s), first = group * TILE;
+    int here = smaller(TILE, count - first), panels = s->Cout / PANEL;
+    int pieces = panels * s->y_step * s->y_step * places;
+    float* squares = winograd_scratch();
+    float* products = squares + (size_t)places * s->x_step * s->x_step * s->Cin * TILE;
+    transform_squares(m, s, source, first, here, squares);
+    Fetched fetched = fetched_in(s, source, f, y, first, here, count, pieces);
+    for (int panel = 0; panel < panels; ++panel) {
+        correlate_panel(m, s, squares, w, f, group, here, panel, &fetched, products, y);
     }
 }
 
-// y = relu(x * w + bias), with relu and bias if given; w is winograd_kernel's result. TILE squares
-// are computed together: they are the pixels of a tile.
+// y = relu(x * w + bias), with relu and bias if given; w is winograd_kernel's result, for squares
+// of m x m. `source_...`: how x is read, see Source; the other pointers: see Finish.
 // Twin: ops_numpy.conv2d
 KERNEL winograd_correlate(
-    const float PER_NET x, struct Squares s, const float PER_NET w,
-    MAY_BE_NULL const float PER_NET bias, bool relu, float PER_NET y) {
-    int count = s.B * squares_in_image(&s);
-    static const float ZEROS[PANEL] = {0};
+    const float PER_NET x, int m, struct Squares s, const float PER_NET w,
+    MAY_BE_NULL const float PER_NET source_mean, MAY_BE_NULL const float PER_NET source_scale,
+    MAY_BE_NULL const float PER_NET source_shift, MAY_BE_NULL const bool PER_NET source_mask,
+    float source_keep, MAY_BE_NULL const float PER_NET bias, bool relu,
+    MAY_BE_NULL double PER_NET moments, MAY_BE_NULL const float PER_NET below,
+    MAY_BE_NULL const float PER_NET below_mean, MAY_BE_NULL const bool PER_NET below_mask,
+    float below_keep, MAY_BE_NULL double PER_NET sums, float PER_NET y) {
+    Source source = {x, source_mean, source_scale, source_shift, source_mask, source_keep,
+                     s.H, s.W, s.Cin};
+    Finish f = {bias, relu, moments, below, below_mean, below_mask, below_keep, sums};
+    int groups = divide_up(s.B * squares_in_image(m, &s), TILE);
 #pragma omp parallel for schedule(static)
-    for (int first = 0; first < count; first += TILE) {
-        float transformed[PLACES * TILE * s.Cin], products[PLACES * TILE * PANEL];
-        int here = smaller(TILE, count - first);
-        size_t step = (size_t)TILE * s.Cin;
-        for (int i = 0; i < here; ++i) {
-            transform_input(&s, x, place_of(&s, first + i), transformed + (size_t)i * s.Cin, step);
-        }
-        for (int n = 0; n < s.Cout; n += PANEL) {
-            for (int place = 0; place < PLACES; ++place) {
-                Tile t = {
-                    .x = transformed + place * step,
-                    .x_pixel = s.Cin,
-                    .rows = 1,
-                    .length = s.Cin,
-                    .w = w + ((size_t)n / PANEL * PLACES + place) * s.Cin * PANEL,
-                    .start = ZEROS,
-                    .y = products + place * TILE * PANEL,
-                    .y_pixel = PANEL,
-                };
-                COMPUTE_TILE[0][here - 1](&t);
-            }
-            for (int i = 0; i < here; ++i) {
-                finish_square(&s, products + i * PANEL, place_of(&s, first + i), n, bias, relu, y);
-            }
-        }
-    }
-}
-
-// -------------------------------------------------------------------------------------------------
-// The gradient with respect to the kernel
-
-// A dz A' of a square of dz, for all channels; its elements are also added to `bias` (Cout,).
-static void spread_output(
-    const Squares* s, const float* dz, Place at, float* to, size_t step, float* bias) {
-    for (int c = 0; c < s->Cout; c += LANES) {
-        Vector lines[2][4], sum = load(bias + c);  // lines: by column, then row
-        for (int j = 0; j < 2; ++j) {
-            Vector column[2] = {{0}};
-            for (int i = 0; i < 2; ++i) {
-                if (at.row + i >= s->Ho || at.column + j >= s->Wo) continue;
-                size_t row = (size_t)at.image * s->Ho + at.row + i;
-                column[i] = load(dz + (row * s->Wo + at.column + j) * s->Cout + c);
-                sum += column[i];
-            }
-            spread_output_line(column, lines[j]);
-        }
-        store(bias + c, sum);
-        UNROLL
-        for (int i = 0; i < 4; ++i) {
-            Vector row[2] = {lines[0][i], lines[1][i]}, done[4];
-            spread_output_line(row, done);
-            UNROLL
-            for (int j = 0; j < 4; ++j) store(to + (4 * i + j) * step + c, done[j]);
-        }
-    }
-}
-
-// sums (PLACES, Cin, Cout) += the products of `here` transformed squares of x and dz.
-static void add_products(const Squares* s, const float* x, const float* dz, int here, float* sums) {
-    int tiles = divide_up(s->Cin, TILE);
-    for (int place = 0; place < PLACES; ++place) {
-        for (int tile = 0; tile < tiles; ++tile) {
-            int first = s->Cin * tile / tiles, count = s->Cin * (tile + 1) / tiles - first;
-            for (int n = 0; n < s->Cout; n += PANEL) {
-                float products[TILE * PANEL];
-                Products t = {
-                    .x = x + (size_t)place * GRADIENT_SQUARES * s->Cin + first,
-                    .x_pixel = s->Cin,
-                    .dz = dz + (size_t)place * GRADIENT_SQUARES * s->Cout + n,
-                    .dz_pixel = s->Cout,
-                    .images = 1,
-                    .rows = 1,
-                    .pixels = here,
-                    .sums = products,
-                };
-                SUM_PRODUCTS[count - 1](&t);
-                float* to = sums + ((size_t)place * s->Cin + first) * s->Cout + n;
-                for (int k = 0; k < count; ++k, to += s->Cout) {
-                    for (int v = 0; v < PANEL; ++v) to[v] += products[k * PANEL + v];
-                }
-            }
-        }
-    }
-}
-
-// dkernel (3, 3, Cin, Cout) and dbias (Cout,) from x and dz. `scratch` holds, for each part, the
-// sums of dkernel (PLACES, Cin, Cout) and of dbias (Cout,), then the transformed squares of x
-// (PLACES, GRADIENT_SQUARES, Cin) and of dz (PLACES, GRADIENT_SQUARES, Cout).
-// Twin: ops_numpy.conv2d_weight_gradient
-KERNEL winograd_weight_gradient(
-    const float PER_NET x, const float PER_NET dz, struct Squares s, float PER_NET scratch,
-    float PER_NET dkernel, float PER_NET dbias) {
-    size_t count = (size_t)PLACES * s.Cin * s.Cout + s.Cout;
-    size_t x_size = (size_t)PLACES * GRADIENT_SQUARES * s.Cin;
-    size_t part_size = count + x_size + (size_t)PLACES * GRADIENT_SQUARES * s.Cout;
-#pragma omp parallel for schedule(dynamic)
-    for (int part = 0; part < GRADIENT_PARTS; ++part) {
-        float *sums = scratch + part * part_size, *x_squares = sums + count;
-        float *bias = x_squares - s.Cout, *dz_squares = x_squares + x_size;
-        memset(sums, 0, count * sizeof(float));
-        int first = s.B * part / GRADIENT_PARTS * squares_in_image(&s);
-        int end = s.B * (part + 1) / GRADIENT_PARTS * squares_in_image(&s);
-        for (; first < end; first += GRADIENT_SQUARES) {
-            int here = smaller(GRADIENT_SQUARES, end - first);
-            for (int i = 0; i < here; ++i) {
-                Place at = place_of(&s, first + i);
-                size_t x_step = (size_t)GRADIENT_SQUARES * s.Cin;
-                size_t dz_step = (size_t)GRADIENT_SQUARES * s.Cout;
-                transform_input(&s, x, at, x_squares + (size_t)i * s.Cin, x_step);
-                spread_output(&s, dz, at, dz_squares + (size_t)i * s.Cout, dz_step, bias);
-            }
-            add_products(&s, x_squares, dz_squares, here, sums);
-        }
-    }
-#pragma omp parallel for
-    for (int c = 0; c <= s.Cin; ++c) {  // the last iteration is for dbias
-        for (int n = 0; n < s.Cout; n += LANES) {
-            Vector total[PLACES], lines[4][3];
-            for (int place = 0; place < (c < s.Cin ? PLACES : 1); ++place) {
-                total[place] = (Vector){0};
-                const float* sums = scratch + ((size_t)place * s.Cin + c) * s.Cout + n;
-                if (c == s.Cin) sums = scratch + count - s.Cout + n;
-                for (int part = 0; part < GRADIENT_PARTS; ++part) {
-                    total[place] += load(sums + part * part_size);
-                }
-            }
-            if (c == s.Cin) {
-                store(dbias + n, total[0]);
-                continue;
-            }
-            for (int j = 0; j < 4; ++j) {
-                Vector column[4] = {total[j], total[4 + j], total[8 + j], total[12 + j]};
-                gather_kernel_line(column, lines[j]);
-            }
-            for (int i = 0; i < 3; ++i) {
-                Vector row[4] = {lines[0][i], lines[1][i], lines[2][i], lines[3][i]}, done[3];
-                gather_kernel_line(row, done);
-                for (int j = 0; j < 3; ++j) {
-                    store(dkernel + ((size_t)(3 * i + j) * s.Cin + c) * s.Cout + n, done[j]);
-                }
-            }
-        }
+    for (int group = 0; group < groups; ++group) {
+        if (m == 2) correlate_group(2, &s, &source, w, &f, group, y);
+        else if (m == 4) correlate_group(4, &s, &source, w, &f, group, y);
+        else correlate_group(5, &s, &source, w, &f, group, y);
     }
 }

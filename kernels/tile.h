@@ -10,6 +10,8 @@
 //
 // With 12 pixels that is 14 loads for 24 multiplications of vectors, which keeps the multipliers
 // busy. In sum_products, elements of x take the place of the pixels, and the loop is over pixels.
+//
+// The elements of x lie in rows, or apart ("gathered"): then a list tells their places.
 #pragma once
 
 #include "vector.h"
@@ -31,9 +33,11 @@ typedef struct {
     bool relu;           // applied to the sums at the end
     float* y;
     size_t y_image, y_pixel;
+    const int* places;  // (length,) of the elements of x, if gathered; then `rows` is 1
 } Tile;
 
-INLINE void compute_tile(const int images, const int pixels, const Tile* t) {
+INLINE void compute_tile(
+    const int images, const int pixels, const bool gathered, const Tile* t) {
     Vector sum[TILE][2];
     // Of the first of each three pixels; the other two are reached from it, which saves registers.
     const float* base[TILE];
@@ -50,26 +54,36 @@ INLINE void compute_tile(const int images, const int pixels, const Tile* t) {
     for (int i = 0; i < t->rows; ++i, w_row += t->w_row) {
         const float* w = w_row;
         for (size_t k = i * t->x_row, end = k + t->length; k < end; ++k, w += PANEL) {
+            size_t place = gathered ? t->places[k] : k;
             Vector w0 = load(w), w1 = load(w + LANES);
             UNROLL
             for (int m = 0; m < images * pixels; ++m) {
-                float value = base[m][k + m % pixels % 3 * step];
+                float value = base[m][place + m % pixels % 3 * step];
                 sum[m][0] += value * w0;
                 sum[m][1] += value * w1;
             }
         }
     }
+    if (t->relu) {
+        UNROLL
+        for (int m = 0; m < images * pixels; ++m) {
+            sum[m][0] = relu(sum[m][0]);
+            sum[m][1] = relu(sum[m][1]);
+        }
+    }
+    float* y = t->y;
+    size_t y_image = t->y_image, y_pixel = t->y_pixel;
     UNROLL
     for (int m = 0; m < images * pixels; ++m) {
-        float* to = t->y + m / pixels * t->y_image + m % pixels * t->y_pixel;
-        store(to, t->relu ? relu(sum[m][0]) : sum[m][0]);
-        store(to + LANES, t->relu ? relu(sum[m][1]) : sum[m][1]);
+        float* to = y + m / pixels * y_image + m % pixels * y_pixel;
+        store(to, sum[m][0]);
+        store(to + LANES, sum[m][1]);
     }
 }
 
 // One function for each shape of tile, so that the compiler knows the number of registers.
 #define TILE_OF(images, pixels) \
-    static void tile_##images##_##pixels(const Tile* t) { compute_tile(images, pixels, t); }
+    static void tile_##images##_##pixels(const Tile* t) { compute_tile(images, pixels, false, t); }
 typedef void (*ComputeTile)(const Tile*);
 TILE_OF(1, 1) TILE_OF(1, 2) TILE_OF(1, 3) TILE_OF(1, 4) TILE_OF(1, 5) TILE_OF(1, 6)
 TILE_OF(2, 1) TILE_OF(2, 2) TILE_OF(2, 3)
@@ -99,10 +113,16 @@ typedef struct {
     size_t x_image, x_row, x_pixel, dz_image, dz_row, dz_pixel;
     int images, rows, pixels;
     float* sums;  // (count, PANEL)
+    const int* places;  // (count,) of the elements of x, if gathered
 } Products;
 
-INLINE void sum_products(const int count, const Products* t) {
+// With `ones`, the last of the elements is 1 everywhere, so that its sums are those of dz.
+INLINE void sum_products(
+    const int count, const bool gathered, const bool ones, const Products* t) {
     Vector sum[TILE][2] = {0};
+    size_t place[TILE];
+    UNROLL
+    for (int k = 0; k < count - ones; ++k) place[k] = gathered ? t->places[k] : k;
     for (int b = 0; b < t->images; ++b) {
         for (int r = 0; r < t->rows; ++r) {
             const float* x = t->x + b * t->x_image + r * t->x_row;
@@ -110,10 +130,11 @@ INLINE void sum_products(const int count, const Products* t) {
             for (int q = 0; q < t->pixels; ++q, x += t->x_pixel, dz += t->dz_pixel) {
                 Vector dz0 = load(dz), dz1 = load(dz + LANES);
                 UNROLL
-                for (int k = 0; k < count; ++k) {
-                    sum[k][0] += x[k] * dz0;
-                    sum[k][1] += x[k] * dz1;
+                for (int k = 0; k < count - ones; ++k) {
+                    sum[k][0] += x[place[k]] * dz0;
+                    sum[k][1] += x[place[k]] * dz1;
                 }
+                if (ones) sum[count - 1][0] += dz0, sum[count - 1][1] += dz1;
             }
         }
     }
@@ -125,7 +146,7 @@ INLINE void sum_products(const int count, const Products* t) {
 }
 
 #define PRODUCTS_OF(count) \
-    static void products_##count(const Products* t) { sum_products(count, t); }
+    static void products_##count(const Products* t) { sum_products(count, false, false, t); }
 typedef void (*SumProducts)(const Products*);
 PRODUCTS_OF(1) PRODUCTS_OF(2) PRODUCTS_OF(3) PRODUCTS_OF(4) PRODUCTS_OF(5) PRODUCTS_OF(6)
 #if VECTOR_REGISTERS == 32

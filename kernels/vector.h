@@ -77,6 +77,18 @@ INLINE Vector is_positive(Vector v) {
     return (Vector)((Mask)ones & (Mask)(v > (Vector){0}));
 }
 
+// v * keep where the first `count` elements of mask are true, else 0: dropout.
+typedef unsigned char Bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+INLINE Vector drop(Vector v, float keep, const bool* mask, int count) {
+    Mask kept = {0};  // a lane is 0 or 1
+    if (count >= LANES) {
+        kept = __builtin_convertvector(*(const Bytes*)mask, Mask);
+    } else {
+        for (int i = 0; i < count; ++i) kept[i] = mask[i];
+    }
+    return (Vector)((Mask)(v * keep) & -kept);
+}
+
 // From so many elements on, several threads are faster than one.
 enum { WORTH_SHARING = 1 << 15 };
 

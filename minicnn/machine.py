@@ -58,9 +58,19 @@ def threads(processes=1):
 
     use_threads and, without it, the variable OMP_NUM_THREADS limit the number.
     """
-    share = max(1, cores() // processes)
-    asked = _most_threads or _openmp_limit(os.environ.get("OMP_NUM_THREADS", ""))
-    return min(share, asked or share)
+    return shares(processes)[0]
+
+
+def shares(processes):
+    """As `threads`, but no core is left over: how many threads each process has, in rising order.
+
+    Four cores give three processes 1, 1 and 2 threads.
+    """
+    usable = cores()
+    each, more = divmod(usable, processes)
+    limit = _most_threads or _openmp_limit(os.environ.get("OMP_NUM_THREADS", "")) or usable
+    equal, larger = (max(1, min(share, limit)) for share in (each, each + 1))
+    return [equal] * (processes - more) + [larger] * more
 
 
 def openmp_threads(text):

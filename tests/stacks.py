@@ -13,6 +13,7 @@ from minicnn import (
     MaxPooling2D,
     Sequential,
 )
+from minicnn.backends.cpu_blocks import BlockPlan
 
 DTYPES = "float32", pytest.param("float64", marks=pytest.mark.float64)
 
@@ -55,6 +56,32 @@ def assert_same(found, expected):
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
+
+
+def activations(plan):
+    """The output of each convolution of a training plan, layer by layer or of blocks in C."""
+    if isinstance(plan, BlockPlan):
+        return [of_block.y for of_block in plan.arrays]
+    return [frame.y for layer, frame in plan.passes if isinstance(layer, Conv2D)]
+
+
+def follow_signs(reference, plan, to_host=np.asarray):
+    """Make the passes of a reference in NumPy give each ReLU the sign that it had in `plan`.
+
+    Rounding moves activations close to 0 across 0, which changes the gradients before them by much
+    more than a rounding error. Others may not differ in sign.
+    """
+    forward = reference.forward
+
+    def follow():
+        forward()
+        for y, found in zip(activations(reference), activations(plan), strict=True):
+            ours = to_host(found)
+            flipped = (y > 0) != (ours > 0)
+            assert np.abs(y[flipped] - ours[flipped]).max(initial=0) < 1e-5
+            y[flipped] = ours[flipped]
+
+    reference.forward = follow
 
 
 def lenet(device, nets=2):

@@ -263,6 +263,8 @@ class Threaded:
 
 def test_processes_and_threads_share_the_cores(eight_cores):
     assert [machine.threads(n) for n in (1, 2, 3, 8, 9)] == [8, 4, 2, 1, 1]
+    assert [machine.shares(n) for n in (1, 2, 3)] == [[8], [4, 4], [2, 3, 3]]
+    assert machine.shares(9) == [1] * 9
     assert resources.processes(Threaded) == 8
     for asked in (1, 2, 3, 8, 100):
         machine.use_threads(asked)
@@ -270,6 +272,7 @@ def test_processes_and_threads_share_the_cores(eight_cores):
         assert machine.threads(workers) == min(asked, 8)
         assert workers * machine.threads(workers) <= 8
         assert machine.threads(4) == min(asked, 2)
+        assert machine.shares(3) == [min(asked, 2), min(asked, 3), min(asked, 3)]
         assert resources.processes(Threaded, 5) == 5
 
 

@@ -111,12 +111,7 @@ class Cpu:
 
     def record(self, function):
         """A function that repeats the calls which `function` makes here; none is made now."""
-        self._recording.calls = calls = []
-        try:
-            function()
-        finally:
-            self._recording.calls = None
-        steps = []
+        calls, steps = self._calls_of(function), []
         for are_kernels, group in itertools.groupby(calls, lambda call: isinstance(call, _Call)):
             of_a_kind = list(group)
             steps += [_Calls(self._library, of_a_kind)] if are_kernels else of_a_kind
@@ -126,6 +121,19 @@ class Cpu:
                 step()
 
         return replay
+
+    def arrays(self, function):
+        """[(Parameter, array or None)] of the kernels that `function` calls; none is called now."""
+        calls = (call for call in self._calls_of(function) if isinstance(call, _Call))
+        return [pair for call in calls for pair in call.arrays]
+
+    def _calls_of(self, function):
+        self._recording.calls = calls = []
+        try:
+            function()
+        finally:
+            self._recording.calls = None
+        return calls
 
 
 class _Kernel(NamedTuple):
@@ -148,7 +156,7 @@ class _Call:
 
     def __init__(self, entry, values, arrays):
         self.entry, self.pointers = entry, pointers(values)
-        self._kept = values, arrays  # keeps alive what the pointers refer to
+        self._values, self.arrays = values, arrays  # keeps alive what the pointers refer to
 
 
 class _Calls:

@@ -1,16 +1,16 @@
-"""Two ways to convolve on a CPU: which kernels in C run, and with which arguments.
+"""Convolution on a CPU: which kernels in C run, and with which arguments.
 
-Read `Direct` first; it takes any convolution. `Winograd` is faster for 3 x 3 kernels with stride 1
-and whole panels of channels, and leaves the others to `Direct`. A panel is the channels of two
-vectors of the CPU, for example 16 (kernels/tile.h). Shapes: x (E, B, H, W, Cin), y and
-dz (E, B, Ho, Wo, Cout), kernel (E, kh, kw, Cin, Cout), bias (E, Cout); `window` is a
-geometry.Window.
+`Direct`, below, takes any convolution. cpu_winograd.py is faster where it can be used. Both have
+the same methods. Shapes: x (E, B, H, W, Cin), y and dz (E, B, Ho, Wo, Cout), kernel
+(E, kh, kw, Cin, Cout), bias (E, Cout); `window` is a geometry.Window. A panel is the channels of
+two vectors of the CPU, for example 16 (kernels/tile.h).
 
-Read kernels/tile.h next, then conv_direct.c, then conv_winograd.c.
+Read kernels/tile.h next, then conv_direct.c, then cpu_winograd.py.
 """
 
 from itertools import product
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,11 +18,49 @@ from ..network.geometry import Window
 from .scratch import slice_workspace
 
 
+class Fuses(NamedTuple):
+    """What the passes of a convolution can do beside their own work: see cpu_blocks.py."""
+
+    source: bool = False  # forward and weight_gradient read their input through a Source
+    moments: bool = False  # forward writes the moments of its results
+    sums: bool = False  # input_gradient writes the sums that Below asks for
+
+
+class Source(NamedTuple):
+    """How a convolution's input is computed from x, the activation of the block below.
+
+    (x - mean) * scale + shift, then, unless mask is None: times keep where mask, else 0
+    """
+
+    mean: np.ndarray  # (E, Cin)
+    scale: np.ndarray  # (E, Cin), gamma / sqrt(variance + epsilon)
+    shift: np.ndarray  # (E, Cin)
+    mask: np.ndarray | None = None  # (E, B, H, W, Cin) bool, of a dropout
+    keep: float = 1.0  # 1 / (1 - rate)
+
+
+class Below(NamedTuple):
+    """The block below, whose gradient sums input_gradient computes.
+
+    dx is first taken through the dropout: times keep where mask, else 0; it is stored like that.
+    """
+
+    y: np.ndarray  # (E, B, H, W, Cin), the activation before its normalisation
+    mean: np.ndarray  # (E, Cin)
+    mask: np.ndarray | None  # (E, B, H, W, Cin) bool
+    keep: float
+    sums: np.ndarray  # (E, groups, 2, Cin) float64: of dx and of dx * (y - mean) in each group
+
+
 class Direct:
     """Reads the images themselves and keeps its sums in registers."""
 
     def __init__(self, cpu):
         self._call, self._panel = cpu.call, cpu.constant("panel_channels")
+
+    def fuses(self, window, batch, channels, filters):
+        """What the passes do beside their own work: nothing."""
+        return Fuses()
 
     def workspace(self, nets, batch, window, channels, filters):
         """Bytes of working memory for any of the three passes."""
@@ -104,78 +142,6 @@ class Direct:
         return -(-channels // self._panel) * self._panel
 
 
-class Winograd:
-    """16 multiplications instead of 36 for 2 x 2 outputs of a 3 x 3 kernel with stride 1."""
-
-    def __init__(self, cpu):
-        self._call, self._panel = cpu.call, cpu.constant("panel_channels")
-        self._most_channels = cpu.constant("winograd_most_channels")
-        self._parts = cpu.constant("winograd_gradient_parts")
-        self._squares = cpu.constant("winograd_gradient_squares")
-        self._direct = Direct(cpu)
-
-    def _fits(self, window, channels, filters):
-        """Whether this algorithm computes a layer, in all of its passes."""
-        return (
-            (window.size, window.strides) == ((3, 3), (1, 1))
-            and min(window.output) >= _LEAST_OUTPUTS
-            and all(c % self._panel == 0 and c <= self._most_channels for c in (channels, filters))
-        )
-
-    def workspace(self, nets, batch, window, channels, filters):
-        """Bytes of working memory for any of the three passes."""
-        if not self._fits(window, channels, filters):
-            return self._direct.workspace(nets, batch, window, channels, filters)
-        return 4 * nets * max(_PLACES * channels * filters, self._scratch(channels, filters))
-
-    def _scratch(self, channels, filters):
-        """Elements of winograd_weight_gradient's `scratch` for one net."""
-        sums = _PLACES * channels * filters + filters
-        return self._parts * (sums + _PLACES * self._squares * (channels + filters))
-
-    def forward(self, x, kernel, bias, window, relu, y, workspace):
-        """y = x * kernel + bias, then ReLU if `relu`."""
-        if not self._fits(window, x.shape[-1], y.shape[-1]):
-            self._direct.forward(x, kernel, bias, window, relu, y, workspace)
-            return
-        self._correlate(x, kernel, False, bias, window.before, relu, y, workspace)
-
-    def input_gradient(self, dz, kernel, window, dx, workspace):
-        """dx (E, B, H, W, Cin) from dz, the gradient before the activation."""
-        if not self._fits(window, dx.shape[-1], dz.shape[-1]):
-            self._direct.input_gradient(dz, kernel, window, dx, workspace)
-            return
-        (row,), (column,) = window.phases
-        before = -row.start, -column.start
-        self._correlate(dz, kernel, True, None, before, False, dx, workspace)
-
-    def _correlate(self, x, kernel, rotated, bias, before, relu, y, workspace):
-        """y = x * kernel + bias, with `before` rows and columns of zeros before x."""
-        E, Cin, Cout = len(x), x.shape[-1], y.shape[-1]
-        [transformed] = slice_workspace(workspace, [((E, _PLACES * Cin * Cout), np.float32)])
-        self._call("winograd_kernel", kernel, rotated, Cin, Cout, transformed)
-        s = _squares(x, y, before)
-        self._call("winograd_correlate", x=x, s=s, w=transformed, bias=bias, relu=relu, y=y)
-
-    def weight_gradient(self, x, dz, window, dkernel, dbias, workspace):
-        """dkernel and dbias from dz, the gradient before the activation."""
-        Cin, Cout = x.shape[-1], dz.shape[-1]
-        if not self._fits(window, Cin, Cout):
-            self._direct.weight_gradient(x, dz, window, dkernel, dbias, workspace)
-            return
-        [scratch] = slice_workspace(workspace, [((len(x), self._scratch(Cin, Cout)), np.float32)])
-        s = _squares(x, dz, window.before)
-        self._call(
-            "winograd_weight_gradient",
-            x=x, dz=dz, s=s, scratch=scratch, dkernel=dkernel, dbias=dbias,
-        )  # fmt: skip
-
-
-VERSIONS = {"direct": Direct, "winograd": Winograd}
-_PLACES = 16  # of a transformed square, as in conv_winograd.c
-_LEAST_OUTPUTS = 4  # rows and columns: with fewer, Winograd saves few multiplications
-
-
 def _as_matrices(batch, window, channels):
     """(images, window, channels) of a convolution, or of an equal product of matrices.
 
@@ -197,13 +163,4 @@ def _correlation(images, window, channels, filters, y_first=0, y_image=0, y_row=
         "B": images, "H": H, "W": W, "Cin": channels, "Ho": Ho, "Wo": Wo, "Cout": filters,
         "kh": kh, "kw": kw, "sh": sh, "sw": sw, "top": top, "left": left,
         "y_first": y_first, "y_image": y_image, "y_row": y_row, "y_pixel": y_pixel,
-    }  # fmt: skip
-
-
-def _squares(x, y, before):
-    """The struct Squares of conv_winograd.c for x (E, B, H, W, Cin), y (E, B, Ho, Wo, Cout)."""
-    (_, B, H, W, Cin), (_, _, Ho, Wo, Cout), (top, left) = x.shape, y.shape, before
-    return {
-        "B": B, "H": H, "W": W, "Cin": Cin, "Ho": Ho, "Wo": Wo, "Cout": Cout,
-        "top": top, "left": left,
     }  # fmt: skip

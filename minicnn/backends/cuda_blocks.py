@@ -8,9 +8,9 @@ has 29 launches, for all layers and nets.
 `fusion` decides whether a stack of layers is such a network. Other stacks run layer by layer
 (network/plan.py), as every stack does in float32.
 
-cuda_fusion.py finds the network, cuda_tiles.py chooses how launches split their work, and
-cuda_block_arrays.py has the arrays. Read kernels/block.cuh next, then correlation.cuh and the
-kernels.
+cuda_fusion.py decides which networks fit the kernels, cuda_tiles.py chooses how launches split
+their work, and cuda_block_arrays.py has the arrays. Read kernels/block.cuh next, then
+correlation.cuh and the kernels.
 """
 
 from math import prod
@@ -25,13 +25,11 @@ _THREADS = 256
 def fusion(nodes, batch):
     """The FusedNetwork of a stack of layers at a batch size; None if it cannot be fused."""
     network = find_network(nodes, batch)
-    return network and FusedNetwork(*network)
+    return network and FusedNetwork(**vars(network))
 
 
 class FusedNetwork(Network):
     """A Network that network/plan.py can plan."""
-
-    __slots__ = ()
 
     def layout(self, nodes, nets, batch, training, dtype):
         """{key: (shape, dtype)} of every array of its plan, as plan.plan_layout."""

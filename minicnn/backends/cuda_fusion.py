@@ -1,50 +1,23 @@
-"""Finds the network of blocks in a stack of layers, and chooses how to launch each block.
+"""Decides which networks of blocks run fused on a GPU, and chooses how to launch each block.
 
-A block is a convolution, its activation and batch normalisation, and dropout if there is any.
-Networks of blocks can be trained by few launches: see cuda_blocks.py, which reads what this module
-finds. cuda_tiles.py chooses how the launches split their work.
+network/blocks.py finds the blocks. Their convolutions must fit the kernels of cuda_blocks.py, which
+reads what this module chooses. cuda_tiles.py chooses how the launches split their work.
 """
 
+from dataclasses import dataclass
 from math import inf, prod
-from typing import NamedTuple
 
-from .. import rng
-from ..network.geometry import Window
-from ..network.layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten
-from ..network.stack import Node
+from ..network import blocks
 from . import cuda_tiles
 from .cuda_convolution import sizes
 
-_FLOORS = {"linear": -inf, "relu": 0.0}  # activation(z) = max(z, floor)
 _FEW_CHANNELS = 8  # fewer input channels do not fill tensor cores
 
 
-class Drop(NamedTuple):
-    """A dropout layer; with rate 0 there is none."""
+@dataclass(frozen=True)
+class Block(blocks.Block):
+    """A block, and how it is launched."""
 
-    rate: float = 0.0
-    stream: int = 0
-
-    @property
-    def scale(self):
-        """The factor for the elements that it keeps."""
-        return 1 / (1 - self.rate)
-
-    @property
-    def threshold(self):
-        """An element is dropped if its random word is below this."""
-        return rng.threshold(self.rate)
-
-
-class Block(NamedTuple):
-    """A convolution, its batch normalisation, the dropout after it, and how they are launched."""
-
-    convolution: Node
-    normalization: Node
-    drop: Drop
-    window: Window
-    channels: int
-    filters: int
     forward: cuda_tiles.TiledLaunch
     weight_gradient: cuda_tiles.TiledLaunch
     input_gradient: cuda_tiles.TiledLaunch | None = None  # the first block needs none
@@ -57,7 +30,7 @@ class Block(NamedTuple):
     @property
     def floor(self):
         """Its activation is max(z, floor)."""
-        return _FLOORS[self.convolution.layer.activation]
+        return 0.0 if self.relu else -inf
 
     @property
     def weights(self):
@@ -78,11 +51,10 @@ class Block(NamedTuple):
         return cuda_tiles.gradient_window(self.window)
 
 
-class Network(NamedTuple):
-    """A stack of layers that can be fused: its blocks, and the dense layer after them."""
+@dataclass(frozen=True)
+class Network(blocks.Network):
+    """A network of blocks that can be launched."""
 
-    blocks: list
-    dense: Node
     head_images: int  # that head.cu has in shared memory at a time
     head_bytes: int  # of shared memory
 
@@ -90,55 +62,29 @@ class Network(NamedTuple):
 def find_network(nodes, batch):
     """The Network of a stack of layers at a batch size; None if it cannot be fused.
 
-    It can if it consists of blocks, then Flatten, an optional Dropout, and Dense; the softmax
-    belongs to the loss. Convolutions must be linear or ReLU, with multiples of four channels (the
-    input of the first may have any number), and all launches must fit the shared memory of a GPU.
+    It can if it is a network of blocks with multiples of four channels (the input of the first may
+    have any number), and if all launches fit the shared memory of a GPU.
     """
-    blocks, rest = [], list(nodes)
-    while rest and isinstance(rest[0].layer, Conv2D):
-        if len(rest) < 2 or not isinstance(rest[1].layer, BatchNormalization):
-            return None
-        convolution, normalization, *rest = rest
-        drop, rest = _take_drop(rest)
-        block = _block(convolution, normalization, drop, batch, first=not blocks)
-        if block is None:
-            return None
-        blocks.append(block)
-    if not blocks or not rest or not isinstance(rest[0].layer, Flatten):
+    found = blocks.find_network(nodes)
+    if found is None:
         return None
-    drop, rest = _take_drop(rest[1:])
-    if len(rest) != 1 or not isinstance(rest[0].layer, Dense):
+    launched = [_launched(block, batch, first=not i) for i, block in enumerate(found.blocks)]
+    if not all(launched):
         return None
-    dense, last = rest[0], blocks[-1]
-    if dense.layer.activation != "linear" or (drop.rate and last.drop.rate):
-        return None
-    if drop.rate:
-        blocks[-1] = last = last._replace(drop=drop)
-    head = cuda_tiles.head(
-        prod(last.convolution.output_shape), last.filters, dense.layer.units, batch
-    )
-    return Network(blocks, dense, *head) if head else None
+    values = prod(launched[-1].convolution.output_shape)
+    head = cuda_tiles.head(values, launched[-1].filters, found.dense.layer.units, batch)
+    return Network(launched, found.dense, *head) if head else None
 
 
-def _take_drop(nodes):
-    """(the Drop at the start of the nodes, the nodes after it)."""
-    if nodes and isinstance(nodes[0].layer, Dropout):
-        return Drop(nodes[0].layer.rate, nodes[0].stream), nodes[1:]
-    return Drop(), nodes
-
-
-def _block(convolution, normalization, drop, batch, first):
-    """The Block; None if no kernel can compute it."""
-    layer, channels = convolution.layer, convolution.input_shape[-1]
-    window, filters = layer.window(convolution.input_shape), layer.filters
+def _launched(block, batch, first):
+    """The Block with its launches; None if no kernel can compute it."""
+    window, channels, filters = block.window, block.channels, block.filters
     few = first and channels < _FEW_CHANNELS
     strides_fit = all(
         stride <= min(size, length)
         for stride, size, length in zip(window.strides, window.size, window.input, strict=True)
     )
-    if layer.activation not in _FLOORS or filters % 4 or not strides_fit:
-        return None
-    if not few and channels % 4:
+    if filters % 4 or not strides_fit or (channels % 4 and not few):
         return None
     shape = window, channels, filters, batch
     if few:
@@ -150,4 +96,4 @@ def _block(convolution, normalization, drop, batch, first):
     if not all(ways):
         return None
     launches = map(cuda_tiles.best, ways)
-    return Block(convolution, normalization, drop, window, channels, filters, *launches)
+    return Block(block.convolution, block.normalization, block.drop, *launches)

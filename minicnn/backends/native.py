@@ -16,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
 
+from .. import machine
 from ..files import DataError, cache_folder
 
 _COMPILERS = {"c++": ("CXX", ("c++", "g++", "clang++")), "c": ("CC", ("cc", "gcc", "clang"))}
@@ -113,11 +115,13 @@ def build(name, sources, compile_flags, link_flags=(), language="c++"):
         folder = library.parent
         for file, text in sources.items():  # it may name folders whose names are not UTF-8
             (folder / file).write_bytes(text.encode("utf-8", "surrogateescape"))
-        objects = []
-        for file in sources:
-            if not file.endswith(".h"):
-                objects.append(f"{file}.o")
-                _run([*command, "-fPIC", *compile_flags, "-c", file, "-o", objects[-1]], folder)
+        files = [file for file in sources if not file.endswith(".h")]
+        compile_ = [*command, "-fPIC", *compile_flags, "-c"]
+        with ThreadPoolExecutor(machine.cores()) as pool:
+            calls = [pool.submit(_run, [*compile_, f, "-o", f"{f}.o"], folder) for f in files]
+        for done in calls:
+            done.result()
+        objects = [f"{file}.o" for file in files]
         _run([*command, "-shared", *objects, *link_flags, "-o", library.name], folder)
 
     made_from = command, version, _cpu(), sources, compile_flags, link_flags

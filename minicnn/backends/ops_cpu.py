@@ -4,30 +4,35 @@ Each operation below is one or a few calls of kernels. The kernel's file shows h
 ops_numpy.py defines what is computed. Arrays are NumPy's.
 
 `_call` calls a kernel for all nets, `_python` a NumPy function. Both belong to cpu.py, which can
-record the calls of a step and repeat them. Read cpu_convolution.py next.
+record the calls of a step and repeat them. Read cpu_convolution.py next, then cpu_blocks.py.
 """
 
 import contextlib
+from functools import partial
 from math import prod
 
 import numpy as np
 
 from .. import checks, machine, rng
 from ..network.geometry import Window
-from . import ops_numpy
+from . import cpu_blocks, ops_numpy
 from .backend import Backend
 from .cpu import Cpu
-from .cpu_convolution import VERSIONS
+from .cpu_blocks import rows_of
+from .cpu_convolution import Direct
+from .cpu_winograd import Winograd
 from .scratch import slice_workspace
 
+# Of convolution. "winograd-4" computes squares of 4 x 4 outputs only.
+VERSIONS = {"direct": Direct, "winograd": Winograd}
+VERSIONS |= {f"winograd-{m}": partial(Winograd, m=m) for m in (2, 4, 5)}
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector
-_CHUNK_ELEMENTS = 4096  # of x in batch normalisation: a chunk of x and one of dy fit the L1 cache
 
 
 class Operations(Backend):
     """The operations, with the kernels of `cpu`, a cpu.Cpu (default: compiled for this machine).
 
-    `convolution` is a name in cpu_convolution.VERSIONS. Raises native.CompileError without a
+    `convolution` is a name in VERSIONS. Raises native.CompileError without a
     working C compiler.
     """
 
@@ -37,7 +42,7 @@ class Operations(Backend):
         version = VERSIONS[checks.choice("convolution", convolution, VERSIONS)]
         self.cpu = cpu or Cpu()
         self.threaded = bool(self.cpu.constant("has_threads"))
-        self._convolution = version(self.cpu)
+        self.convolution = version(self.cpu)
         self._call, self._python, self.capture = self.cpu.call, self.cpu.python, self.cpu.record
         self.to_device, self.to_host = ops_numpy.to_device, ops_numpy.to_host
         self.free_memory = machine.free_memory
@@ -60,6 +65,10 @@ class Operations(Backend):
         self.cpu.use_threads()
         with ops_numpy.session():
             yield
+
+    def fusion(self, nodes, batch):
+        """The cpu_blocks.FusedNetwork that a stack of layers is, or None."""
+        return cpu_blocks.fusion(nodes, batch, self)
 
     # ---- the batch ---------------------------------------------------------------------------
 
@@ -89,19 +98,19 @@ class Operations(Backend):
     # ---- convolution and dense: cpu_convolution.py -------------------------------------------
 
     def conv2d_workspace(self, nets, batch, window, channels, filters):
-        return self._convolution.workspace(nets, batch, window, channels, filters)
+        return self.convolution.workspace(nets, batch, window, channels, filters)
 
     def conv2d(self, x, kernel, bias, window, activation, y, workspace):
         relu = activation == "relu"
-        self._convolution.forward(x, kernel, bias, window, relu, y, workspace)
+        self.convolution.forward(x, kernel, bias, window, relu, y, workspace)
         if not relu:
             self.activate(activation, y)
 
     def conv2d_weight_gradient(self, x, dz, window, dkernel, dbias, workspace):
-        self._convolution.weight_gradient(x, dz, window, dkernel, dbias, workspace)
+        self.convolution.weight_gradient(x, dz, window, dkernel, dbias, workspace)
 
     def conv2d_input_gradient(self, dz, kernel, window, dx, workspace):
-        self._convolution.input_gradient(dz, kernel, window, dx, workspace)
+        self.convolution.input_gradient(dz, kernel, window, dx, workspace)
 
     # A dense layer is a convolution of images of one pixel, with a kernel of one tap.
 
@@ -131,7 +140,7 @@ class Operations(Backend):
         mean_error = terms[:, 0]  # (E, C), the rounding error of the mean
         self._call(
             "batch_norm_statistics",
-            x=x, **_rows(x.shape), chunks=chunks,
+            x=x, **rows_of(x.shape), chunks=chunks,
             mean=mean, variance=variance, mean_error=mean_error,
         )  # fmt: skip
         self._normalize(x, gamma, beta, epsilon, mean, variance, mean_error, y)
@@ -142,7 +151,7 @@ class Operations(Backend):
     def _normalize(self, x, gamma, beta, epsilon, mean, variance, mean_error, y):
         self._call(
             "batch_norm_normalize",
-            x=x, **_rows(x.shape), gamma=gamma, beta=beta, epsilon=epsilon,
+            x=x, **rows_of(x.shape), gamma=gamma, beta=beta, epsilon=epsilon,
             mean=mean, variance=variance, mean_error=mean_error, y=y,
         )  # fmt: skip
 
@@ -152,13 +161,13 @@ class Operations(Backend):
         chunks, terms = slice_workspace(workspace, _batch_norm_layout(x.shape))
         self._call(
             "batch_norm_gradient_sums",
-            x=x, dy=dy, **_rows(x.shape), gamma=gamma, epsilon=epsilon, mean=mean,
+            x=x, dy=dy, **rows_of(x.shape), gamma=gamma, epsilon=epsilon, mean=mean,
             variance=variance, chunks=chunks, dgamma=dgamma, dbeta=dbeta, terms=terms,
         )  # fmt: skip
         relu = activation == "relu"
         self._call(
             "batch_norm_input_gradient",
-            x=x, dy=dy, **_rows(x.shape), mean=mean, terms=terms, relu=relu, dx=dx,
+            x=x, dy=dy, **rows_of(x.shape), mean=mean, terms=terms, relu=relu, dx=dx,
         )  # fmt: skip
         if not relu:
             self.activate_backward(activation, x, dx)
@@ -217,15 +226,9 @@ def _pixels(x):
     return x[:, :, None, None]
 
 
-def _rows(shape):
-    """batch_norm.c's sizes for x of a shape (E, ..., C): a row is a pixel of an image."""
-    C = shape[-1]
-    return {"rows": prod(shape[1:-1]), "C": C, "chunk_rows": max(1, _CHUNK_ELEMENTS // C)}
-
-
 def _batch_norm_layout(shape):
     """Working memory for x (E, ..., C): the chunks' sums, and `mean_error` or `terms`."""
-    E, C, sizes = shape[0], shape[-1], _rows(shape)
+    E, C, sizes = shape[0], shape[-1], rows_of(shape)
     chunks = -(-sizes["rows"] // sizes["chunk_rows"])
     return [((E, chunks, 3, C), np.float64), ((E, 4, C), np.float32)]
 

@@ -1,6 +1,7 @@
 """The arrays of the passes over a batch: planned and made once, so that a step allocates none.
 
 A Plan runs the layers one by one. Read backends/backend.py next: it declares the operations `ops`.
+Networks of blocks (blocks.py) have plans of their own on a CPU, and on a GPU in TF32.
 """
 
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Frame:
 def make_plan(model, batch, training):
     """The model's Plan for a batch size, or the backend's own plan if it fuses these layers.
 
-    Only backends/cuda_blocks.py fuses layers, for products in TF32.
+    backends/cpu_blocks.py fuses layers, and backends/cuda_blocks.py does for products in TF32.
     """
     network = model.ops.fusion(model.nodes, batch)
     return network.plan(model, batch, training) if network else Plan(model, batch, training)

@@ -10,6 +10,7 @@ import logging
 import pickle
 import queue
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from .. import __version__, machine
-from ..training.workers import Interrupted, Worker, WorkerDiedError
+from ..training.workers import Interrupted, Worker, WorkerDiedError, divide_cores
 
 _PATIENCE = 10  # seconds to wait for an answer of a cluster
 _CHECK_SECONDS = 3  # between two checks that the cluster has workers
@@ -40,6 +41,8 @@ class Place:
 class Processes(Executor):
     """An executor with `count` local processes, each with an equal share of the cores.
 
+    When fewer tasks are left, these share all cores, from their next epochs on.
+
     If a process dies, only its task is lost: on_death() is called, and a new process runs the task
     again, once. If that process dies, too, the future raises WorkerDiedError. (A
     ProcessPoolExecutor breaks as a whole when one process dies.)
@@ -54,11 +57,17 @@ class Processes(Executor):
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(count)  # each thread waits for one process
         self._busy = set()
+        self._unfinished = 0  # number of tasks, waiting and running ones
+        self._changing = threading.Lock()  # for the two above
         self._on_death, self._stopping = on_death, False
 
     def submit(self, function, /, *arguments, **named):
         """A future of function(*arguments, **named); function and arguments must be picklable."""
-        return self._threads.submit(self._run, functools.partial(function, *arguments, **named))
+        call = functools.partial(function, *arguments, **named)
+        self._count(1)
+        future = self._threads.submit(self._run, call)
+        future.add_done_callback(lambda future: self._count(-1))  # finished, or cancelled
+        return future
 
     def in_hand(self):
         """The progress that the running tasks have reported, added up."""
@@ -83,7 +92,8 @@ class Processes(Executor):
                 if self._stopping:
                     break
                 worker.start(call)
-                self._busy.add(worker)
+                with self._cores_divided():
+                    self._busy.add(worker)
                 try:
                     result, error = worker.connection.recv()
                 except (EOFError, OSError):  # the process died
@@ -92,7 +102,8 @@ class Processes(Executor):
                         self._on_death()
                     continue
                 finally:
-                    self._busy.discard(worker)
+                    with self._changing:
+                        self._busy.remove(worker)
                 if error is not None:
                     raise error
                 return result
@@ -101,6 +112,18 @@ class Processes(Executor):
             raise WorkerDiedError("a worker process died, and so did its replacement")
         finally:
             self._idle.put(worker)
+
+    def _count(self, more):
+        with self._cores_divided():
+            self._unfinished += more
+
+    @contextlib.contextmanager
+    def _cores_divided(self):
+        """A context in which _busy or _unfinished changes. Then the tasks share all cores."""
+        with self._changing:
+            yield
+            busy = [worker for worker in self._workers if worker in self._busy]
+            divide_cores(busy, min(len(self._workers), self._unfinished))
 
 
 def _call(shared, call, report, should_stop):
@@ -171,8 +194,10 @@ def _probe(host, port, silent):
 def cluster(client, address, tell):
     """A context with the Place for a Dask cluster.
 
-    Dask itself reruns the task of a worker that died on another worker. tell(line) prints a warning
-    when no worker is left. Raises ValueError if there is no worker at the start.
+    Dask itself reruns the task of a worker that died on another worker. A task keeps the threads of
+    its process, however many tasks are left: what else a cluster's machines do is not known here.
+    tell(line) prints a warning when no worker is left. Raises ValueError if there is no worker at
+    the start.
     """
     from distributed import KilledWorker  # noqa: PLC0415
 

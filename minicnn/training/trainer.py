@@ -1,6 +1,7 @@
 """Train a group of nets in lockstep: steps, epochs, validation, and its checkpoint.
 
 for each epoch:
+    take the cores that other worker processes have left (workers.py)
     set the learning rate and shuffle the training images
     for each step: load a batch, model.train_step, add loss and correct predictions to sums
     predict the validation images and append a row per net to the history
@@ -26,7 +27,7 @@ from ..files import DataError, brief
 from ..model import PREDICT_BATCH
 from ..recipe import Recipe, image_shape
 from . import checkpoint
-from .workers import Interrupted
+from .workers import Interrupted, take_cores
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ class Trainer:
         """
         epoch = self.epochs_done
         started = time.monotonic() - self.seconds
+        take_cores()
         try:
             with self.ops.session():
                 self.begin_epoch(epoch)
@@ -342,6 +344,7 @@ def predict(
         )
         ops.collect(model.infer(plan), done, outputs)
 
+    take_cores()
     with ops.session():
         run_step = CapturedStep(ops, graph)
         for batch in range(batches):

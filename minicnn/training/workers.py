@@ -3,12 +3,14 @@
 A worker process may die at any moment. Only its task is lost, and the pool runs that task again.
 
 - Tasks and results go through one pipe per worker. A closed pipe means that the process died.
-- Progress (worker to parent) and the stop request (parent to worker) are two integers in shared
-  memory. Queues and events use locks, and a process that is killed never releases its lock.
+- Progress (worker to parent), the stop request and the number of threads (parent to worker) are
+  integers in shared memory. Queues and events use locks, and a process that is killed never
+  releases its lock.
+- When fewer tasks than processes are left, they share all cores: see divide_cores, take_cores.
 - A new process imports the main script, as Python's multiprocessing does: see guard.py.
 
 `run_jobs` is the entry point; ensemble.py and prediction.py call it. studies/executors.py uses
-`Worker` directly.
+`Worker` and `divide_cores` directly.
 """
 
 import collections
@@ -36,7 +38,7 @@ from .shared_integers import shared_integers
 
 _POLL_SECONDS = 0.1
 _CONTINUE, _STOP, _STOP_AT_ONCE = range(3)  # requests to a worker
-_REQUEST, _PROGRESS = range(2)  # indices into a worker's channel, two integers of shared memory
+_REQUEST, _PROGRESS, _THREADS = range(3)  # indices into a worker's channel, shared integers
 _CONTEXT = multiprocessing.get_context("spawn")  # fork would copy threads and GPU contexts
 
 
@@ -60,9 +62,9 @@ def run_jobs(
 ):
     """[function(shared, task, report, should_stop) for task in tasks], in `workers` processes.
 
-    function must be importable; its arguments and results must be picklable. Each process gets an
-    equal share of the cores (machine.threads). With one worker or one task, all runs in this
-    process.
+    function must be importable; its arguments and results must be picklable. Each process starts
+    with an equal share of the cores (machine.threads); take_cores may add to it. With one worker or
+    one task, all runs in this process.
 
     Callbacks, called in this process:
     - report(n): all tasks together advanced by n since the last call. report(0, note): a task
@@ -131,8 +133,12 @@ class _Pool:
 
     def start_tasks(self):
         """Give waiting tasks to idle workers. Returns whether any task is running."""
+        started = {}
         while self._waiting and self._idle and not self._stopping:
-            worker, index = self._idle.pop(), self._waiting.popleft()
+            started[self._idle.pop()] = self._waiting.popleft()
+        busy = [worker for worker in self._workers if worker in self._running | started]
+        divide_cores(busy, len(busy))
+        for worker, index in started.items():
             worker.start(self._tasks[index])
             self._running[worker] = index
         return bool(self._running)
@@ -214,6 +220,16 @@ class _Pool:
         self.stop()
 
 
+def divide_cores(workers, tasks):
+    """Offer all cores to the `workers` that run a task; `tasks`: how many run or are about to.
+
+    If the cores cannot be divided equally, the last workers get more. The order of the workers must
+    not change: one that gave a thread to another would still use it until its epoch ends.
+    """
+    for worker, threads in zip(workers, machine.shares(max(1, tasks)), strict=False):
+        worker.offer(threads)
+
+
 @dataclass(frozen=True)
 class _Note:
     """A message of a running task."""
@@ -224,14 +240,16 @@ class _Note:
 class Worker:
     """A process that runs one task at a time.
 
-    The process starts with its first task. After its death the next task starts a new one.
+    The process starts with its first task, and with `threads` threads. After its death the next
+    task starts a new one.
     """
 
     def __init__(self, job, threads):
         expect_guard()
         self.connection = None
         self._job, self._threads = job, threads
-        self._channel = shared_integers(2, _CONTEXT)
+        self._channel = shared_integers(3, _CONTEXT)
+        self._channel[_THREADS] = threads
         self._reported = 0
         self._process = self._sender = None
         # A thread may clean up after the process at the moment when another one closes it.
@@ -275,6 +293,10 @@ class Worker:
         done = self.done
         more, self._reported = done - self._reported, done
         return more
+
+    def offer(self, threads):
+        """Let the process have so many threads from its next call of take_cores on."""
+        self._channel[_THREADS] = threads
 
     def stop(self, at_once=False):
         """Ask the process to stop after its current step; with `at_once`, it exits immediately."""
@@ -340,8 +362,7 @@ def _worker_main(connection, channel, threads):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # discard one that arrived during the start
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-    machine.use_cores(threads)
-    machine.use_threads(threads)  # decided by the parent, whatever the environment says
+    _use_cores(threads)
     _state.channel, _state.connection = channel, connection
     threading.Thread(target=_watch_parent, daemon=True).start()
     with suppress(EOFError, OSError):  # the parent died
@@ -380,6 +401,21 @@ def _watch_parent():
     _state.orphaned.set()
     with _state.busy:
         os._exit(1)
+
+
+def _use_cores(count):
+    machine.use_cores(count)
+    machine.use_threads(count)  # decided by the parent, whatever the environment says
+
+
+def take_cores():
+    """Use the cores that the parent offers this process now; the next session of a backend does.
+
+    They are more when other processes have no task left, and fewer when they have one again. No
+    effect outside a worker.
+    """
+    if _state.channel is not None:
+        _use_cores(_state.channel[_THREADS])
 
 
 def should_stop():

@@ -6,7 +6,6 @@ test_kernel_ops.py and test_kernel_convolution.py test the results of its operat
 import copy
 import os
 import platform
-import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,6 @@ from minicnn import machine
 from minicnn.backends import cpu, native
 from minicnn.backends.cpu import Cpu
 from minicnn.backends.kernel import SOURCES, Program
-from minicnn.backends.ops_cpu import Operations
 from minicnn.training import workers
 
 pytestmark = pytest.mark.usefixtures("kernels_in_c")
@@ -41,7 +39,8 @@ on_x86 = pytest.mark.skipif(
 
 def suite(flags, *options, **environment):
     """Run the tests of kernels in C, compiled with more flags."""
-    files = (Path(__file__).with_name(f"test_kernel_{name}.py") for name in ("ops", "convolution"))
+    names = "kernel_ops", "kernel_convolution", "cpu_block_kernels", "cpu_blocks"
+    files = (Path(__file__).with_name(f"test_{name}.py") for name in names)
     about = "-q", "-p", "no:cacheprovider", "--device=cpu", f"--cpu-flags= {flags}"
     return python("-m", "pytest", *about, *options, *files, **environment)
 
@@ -127,18 +126,6 @@ def test_there_are_threads_where_the_compiler_has_openmp():
 # Threads
 
 
-@pytest.fixture(scope="module")
-def shared_ops(cpu_ops, tmp_path_factory):
-    """The operations in C, compiled to split even the smallest work among threads."""
-    folder = tmp_path_factory.mktemp("kernels")
-    for path in SOURCES.glob("*.[ch]"):
-        text = re.sub(r"\bWORTH_SHARING = [^}]+", "WORTH_SHARING = 0 ", path.read_text())
-        (folder / path.name).write_text(text)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "SOURCES", folder)
-        return Operations(Cpu())
-
-
 def assert_threads_change_no_bit(ops, case, monkeypatch):
     results = []
     for count in (1, 2, 3, 5):
@@ -164,6 +151,7 @@ def of_seven_images(sizes):
 MORE_SIZES = [of_seven_images(SEED_NETWORK[layer]) for layer in (0, 1, 2, 4, 5, 6)]
 # In the weight gradient each image is one group, with little work to split.
 MORE_SIZES.append(Sizes(1, 7, (90, 90), 1, 5, (1, 1), (1, 1)))
+MORE_SIZES.append(Sizes(1, 9, (90, 80), 3, 40, (5, 3), (2, 1), "same"))  # bands of images
 
 
 @pytest.mark.parametrize("what", PASSES)

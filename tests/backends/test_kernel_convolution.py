@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from levels import examples
 
-from minicnn.backends import cpu_convolution, ops_cpu, ops_numpy
+from minicnn.backends import ops_cpu, ops_numpy
 from minicnn.backends.cuda_convolution import VERSIONS
 from minicnn.backends.ops_cuda import Operations
 from minicnn.network.geometry import Window
@@ -103,7 +103,7 @@ def versioned_ops(driver, version):
     return Operations(driver, version)
 
 
-@pytest.fixture(scope="session", params=[*VERSIONS, *cpu_convolution.VERSIONS])
+@pytest.fixture(scope="session", params=[*VERSIONS, *ops_cpu.VERSIONS])
 def any_ops(request):
     """The operations with each version of the convolution, in CUDA and in C."""
     if request.param in VERSIONS:
@@ -126,23 +126,45 @@ def test_convolution_is_numpys_in_float64(any_ops, what, sizes, seed):
 
 
 @pytest.mark.parametrize("what", PASSES)
-@examples(40)
+@pytest.mark.parametrize("m", [2, 4, 5])
+@pytest.mark.parametrize("size, strides", [(3, 1), (2, 1), (5, 2), (4, 2), (3, 2)])
+@examples(10)
 @given(
-    axes=st.tuples(st.integers(1, 2), st.integers(1, 9), *[st.integers(4, 13)] * 2),
-    channels=st.tuples(*[st.sampled_from([32, 64, 96, 128])] * 2),
+    axes=st.tuples(st.integers(1, 2), st.integers(1, 9), *[st.integers(5, 16)] * 2),
+    channels=st.tuples(*[st.sampled_from([32, 64, 96])] * 2),
     padding=st.sampled_from(["valid", "same"]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_whole_panels_by_winograds_algorithm_are_numpys(
-    cpu_ops, what, axes, channels, padding, seed
+    cpu_ops, what, m, size, strides, axes, channels, padding, seed
 ):
-    E, B, H, W = axes
-    sizes = Sizes(E, B, (H + 2, W + 2), *channels, (3, 3), (1, 1), padding)
+    E, B, *image = axes
+    sizes = Sizes(E, B, tuple(image), *channels, (size, size), (strides, strides), padding)
     case = sizes.case(what, np.random.default_rng(seed))
-    found = case.run(cpu_ops)
+    found = case.run(ops_cpu.Operations(cpu_ops.cpu, f"winograd-{m}"))
     assert_close(found, case.run(ops_numpy, dtype=np.float64))
     direct = case.run(ops_cpu.Operations(cpu_ops.cpu, "direct"))
     assert any((found[name] != direct[name]).any() for name in found)  # by other roundings
+
+
+@pytest.mark.parametrize("what", PASSES)
+@examples(40)
+@given(
+    axes=st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(2, 40), st.integers(4, 70)),
+    channels=st.tuples(st.integers(1, 4), st.integers(1, 40)),
+    size=st.tuples(st.integers(2, 7), st.integers(1, 7)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.sampled_from(["valid", "same"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example((1, 3, 90, 80), (3, 40), (5, 3), (2, 1), "same", 0)  # bands of images, panels
+@example((1, 1, 3, 1400), (3, 2), (3, 3), (1, 1), "same", 0)  # too wide for a band
+@example((1, 2, 60, 60), (4, 2), (8, 5), (1, 1), "valid", 0)  # a window of 160 elements
+def test_few_channels_are_numpys(cpu_ops, what, axes, channels, size, strides, padding, seed):
+    E, B, *image = axes
+    sizes = Sizes(E, B, tuple(image), *channels, size, strides, padding)
+    case = sizes.case(what, np.random.default_rng(seed))
+    assert_close(case.run(cpu_ops), case.run(ops_numpy, dtype=np.float64))
 
 
 @pytest.mark.parametrize("what", PASSES)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from stacks import follow_signs
 
 import minicnn.recipe
 from minicnn import (
@@ -48,24 +49,28 @@ def relative(found, expected):
     return np.linalg.norm(np.float64(found) - expected) / np.linalg.norm(np.float64(expected))
 
 
-def saved(trainer, name):
-    """The arrays on the host that layers saved under a name in the forward pass."""
-    return [
-        trainer.ops.to_host(getattr(frame.saved, name))
-        for _, frame in trainer.plan.passes
-        if hasattr(frame.saved, name)
-    ]
+def masks(trainer):
+    """The masks (E, ...) of all dropouts, on the host."""
+    plan = trainer.plan
+    if hasattr(plan, "passes"):
+        found = [getattr(frame.saved, "mask", None) for _, frame in plan.passes]
+    else:  # a network of blocks in C
+        found = [of_block.mask for of_block in plan.arrays]
+    return [trainer.ops.to_host(mask).reshape(E, -1) for mask in found if mask is not None]
 
 
 def test_three_steps_of_the_seed_network_are_numpys(kernel_device, data, tmp_path):
+    # Normalising few values, the last block's, amplifies rounding errors; the emulator is slow.
+    recipe = replace(SEED_NETWORK, batch_size=8) if kernel_device == "cpu" else SEED_NETWORK
     ours, reference = (
-        Trainer(Job(SEED_NETWORK, data, d, "float32", tmp_path), range(1, E + 1))
+        Trainer(Job(recipe, data, d, "float32", tmp_path), range(1, E + 1))
         for d in (kernel_device, "numpy")
     )
     to_host = ours.ops.to_host
     images = (data.test_images[..., None] / 255).astype(np.float32)
     for trainer in (ours, reference):
         trainer.begin_epoch(0)
+    follow_signs(reference.plan, ours.plan, to_host)
     np.testing.assert_array_equal(to_host(ours.order), reference.order)
     for _ in range(3):
         for name in STATE:
@@ -79,9 +84,9 @@ def test_three_steps_of_the_seed_network_are_numpys(kernel_device, data, tmp_pat
         assert to_host(ours.model.step)[0] == reference.model.step[0]
         np.testing.assert_array_equal(to_host(ours.plan.labels), reference.plan.labels)
         assert relative(to_host(ours.plan.x), reference.plan.x) < 1e-6
-        masks = saved(ours, "mask"), saved(reference, "mask")
-        assert len(masks[0]) == 3
-        for mask, expected in zip(*masks, strict=True):
+        both = masks(ours), masks(reference)
+        assert len(both[0]) == 3
+        for mask, expected in zip(*both, strict=True):
             np.testing.assert_array_equal(mask, expected)
         assert relative(to_host(ours.plan.loss), reference.plan.loss) < 1e-4
         assert relative(to_host(ours.plan.output), reference.plan.output) < 1e-4
@@ -160,7 +165,8 @@ COLOUR_LAYERS = [
 
 
 def test_a_step_on_colour_images_is_numpys(kernel_device):
-    assert_colour_is_numpys(kernel_device, "float32", False, COLOUR_LAYERS, (11, 9, 3), 5)
+    fused = kernel_device == "cpu"
+    assert_colour_is_numpys(kernel_device, "float32", fused, COLOUR_LAYERS, (11, 9, 3), 5)
 
 
 def test_a_step_of_fused_blocks_on_colour_images_is_numpys(cuda_device):
@@ -169,8 +175,8 @@ def test_a_step_of_fused_blocks_on_colour_images_is_numpys(cuda_device):
 
 @pytest.mark.full(beside="test_a_step_on_colour_images_is_numpys")
 def test_a_step_of_the_seed_network_on_colour_images_is_numpys(kernel_device):
-    layers = model.mnist_layers(0.4, 0.99)
-    assert_colour_is_numpys(kernel_device, "float32", False, layers, (32, 32, 3), 3)
+    layers, fused = model.mnist_layers(0.4, 0.99), kernel_device == "cpu"
+    assert_colour_is_numpys(kernel_device, "float32", fused, layers, (32, 32, 3), 3)
 
 
 def test_adam_on_equal_gradients_is_numpys(kernel_ops):

@@ -78,7 +78,7 @@ def test_a_trace_shows_each_call_of_one_step(steps, graph, cpu_ops):
     kernels = [name for _, name, _, _ in found]
     for name in ("load_batch", "softmax_cross_entropy", "adam"):
         assert kernels.count(name) == 1  # a step's, and not three steps'
-    assert kernels.count("batch_norm_statistics") == 7
+    assert kernels.count("batch_norm_merge") == 7
     assert [line for line in lines if line.startswith("ops_numpy")] == ["ops_numpy.py: accumulate"]
     for file, name, size, twin in found:
         assert Program(SOURCES / file).twins[name] == twin and size == "nets 2"

@@ -193,8 +193,9 @@ def test_training_in_the_c_locale_with_umlauts_in_paths(compiled_run, tmp_path):
 # ---- threads -------------------------------------------------------------------------------------
 
 # A command that leaves a file for each process that trains or predicts: its threads that compute.
+# None ends before all have counted, because the others would take its cores.
 COUNT = """
-import importlib, os, sys, threading
+import importlib, os, sys, threading, time
 from pathlib import Path
 from minicnn.training import ensemble, prediction
 from minicnn.training.trainer import Trainer
@@ -202,7 +203,11 @@ def counted(function):
     def then_count(*arguments):
         result = function(*arguments)
         threads = len(os.listdir("/proc/self/task")) - threading.active_count() + 1
-        Path(__file__).with_name(f"threads-{os.getpid()}").write_text(str(threads))
+        here, deadline = Path(__file__).parent, time.monotonic() + 60
+        (here / f"threads-{os.getpid()}").write_text(str(threads))
+        while len(list(here.glob("threads-*"))) < int(os.environ["PROCESSES"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         return result
     return then_count
 Trainer.predict = counted(Trainer.predict)
@@ -212,13 +217,14 @@ if __name__ == "__main__":
 """
 
 
-def count_threads(folder, *arguments, **environment):
+def count_threads(folder, processes, *arguments, **environment):
     """(the process of a command, how many threads computed in each of its processes)."""
     (folder / "count.py").write_text(COUNT)
     for file in folder.glob("threads-*"):
         file.unlink()
     # Threads of BLAS exist, but do not compute.
-    environment = {"OMP_NUM_THREADS": None, "OPENBLAS_NUM_THREADS": "1", **environment}
+    settings = {"OMP_NUM_THREADS": None, "OPENBLAS_NUM_THREADS": "1", "PROCESSES": str(processes)}
+    environment = {**settings, **environment}
     done = python(folder / "count.py", *arguments, **environment)
     assert done.returncode == 0, done.stderr
     return done, sorted(int(file.read_text()) for file in folder.glob("threads-*"))
@@ -236,8 +242,12 @@ CASES = {
     "the option": ([IN_ONE, "--threads=1"], None, [1]),
     "the option wins": ([IN_ONE, "--threads=2"], "1", [2]),
     "one process is enough": ([f"--threads={CORES}"], None, [CORES]),
-    "two processes": (["--workers=2"], None, [CORES // 2] * 2),
-    "all fit the cores": (["--workers=2", f"--threads={CORES}"], "1", [CORES // 2] * 2),
+    "two processes": (["--workers=2"], None, [CORES // 2, -(-CORES // 2)]),
+    "all fit the cores": (
+        ["--workers=2", f"--threads={CORES}"],
+        "1",
+        [CORES // 2, -(-CORES // 2)],
+    ),
 }
 
 
@@ -259,7 +269,8 @@ def test_training_has_the_threads_that_are_asked_for_and_the_same_bits(
     if not cpu_ops.threaded:
         pytest.skip("the compiler has no OpenMP")
     arguments = [*COMPILED, "--epochs=1", "--out", tmp_path / "out", *more]
-    done, found = count_threads(tmp_path, "minicnn.train", *arguments, OMP_NUM_THREADS=variable)
+    given = len(expected), "minicnn.train", *arguments
+    done, found = count_threads(tmp_path, *given, OMP_NUM_THREADS=variable)
     assert found == expected
     assert f"Processes: {len(expected)}." in done.stderr and "warning" not in done.stderr.lower()
     assert state(tmp_path / "out") == state(compiled_run)
@@ -275,7 +286,8 @@ def test_predicting_has_the_threads_that_are_asked_for(
         pytest.skip("the compiler has no OpenMP")
     arguments = "--checkpoint", compiled_run / "checkpoint.npz", "--data=digits", "--device=cpu"
     arguments = *arguments, "--quiet", "--out", tmp_path / "submission.csv", *more
-    _, found = count_threads(tmp_path, "minicnn.predict", *arguments, OMP_NUM_THREADS=variable)
+    given = len(expected), "minicnn.predict", *arguments
+    _, found = count_threads(tmp_path, *given, OMP_NUM_THREADS=variable)
     assert found == expected
     submission = (tmp_path / "submission.csv").read_text().splitlines()
     assert submission[:41] == (compiled_run / "submission.csv").read_text().splitlines()

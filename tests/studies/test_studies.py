@@ -14,12 +14,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from acts import play
 from runs import ROOT, command, small_layers
 from scipy import stats
 from stored_nets import SETTINGS
 
 import minicnn.recipe
-from minicnn import __version__, model, study
+from minicnn import __version__, machine, model, study
 from minicnn.files import DataError
 from minicnn.recipe import Recipe
 from minicnn.studies import ablation, executors, grid, hardest, statistics, variance
@@ -229,6 +230,75 @@ def test_a_process_that_dies_takes_only_its_task(tmp_path):
             executor.submit(die).result()
         assert executor.submit(abs, -5).result() == 5
     assert len(deaths) == 3
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    yield
+    machine.use_threads(None)
+
+
+def test_a_task_alone_takes_all_cores_and_gives_them_back(two_cores, tmp_path):
+    with Processes(2) as executor:
+        first = executor.submit(play, tmp_path, [2, "alone", 1, "shared", 2])
+        while not (tmp_path / "alone").exists():
+            assert not first.done(), first.result()
+            time.sleep(0.01)
+        # Its process dies once, and another one runs it again.
+        second = executor.submit(play, tmp_path, [1, "die", 1, "await shared"])
+        assert first.result() == [2, 1, 2]
+        assert second.result() == [1]
+
+
+def test_a_task_shares_the_cores_with_tasks_that_are_not_cancelled(two_cores, tmp_path):
+    with Processes(2) as executor:
+        tasks = [1, "a", "await go", 1], [1, "b", "await go", "await done", 2], []
+        futures = [executor.submit(play, tmp_path, acts) for acts in tasks]
+        while not all((tmp_path / name).exists() for name in "ab"):
+            assert not any(future.done() for future in futures)
+            time.sleep(0.01)
+        assert futures[2].cancel()
+        (tmp_path / "go").touch()
+        assert futures[0].result() == [1]
+        (tmp_path / "done").touch()
+        assert futures[1].result() == [1, 2]
+
+
+def test_while_tasks_wait_no_process_gets_more_cores(two_cores, monkeypatch, tmp_path):
+    """Not even for the moment between two tasks of the other process."""
+    counts = []
+
+    def divide(workers, tasks):
+        counts.append(tasks)
+
+    monkeypatch.setattr(executors, "divide_cores", divide)
+    with Processes(2) as executor:
+        futures = [executor.submit(play, tmp_path, ["await go"]) for _ in range(4)]
+        (tmp_path / "go").touch()
+        for future in futures:
+            future.result()
+    from_two = counts[counts.index(2) :]
+    while_two = from_two[: len(from_two) - from_two[::-1].index(2)]
+    assert while_two == [2] * len(while_two)
+    assert counts[0] == 1 and counts[-2:] == [1, 0]  # at first and at last
+
+
+def train_and_count(task):
+    """(the trained nets of a task, the number of threads at its end)."""
+    return train_nets(task), machine.threads()
+
+
+@pytest.mark.skipif(machine.cores() < 2, reason="needs two cores")
+def test_the_threads_of_a_task_do_not_change_its_nets(cpu_ops, two_cores, source):
+    recipe = Recipe(nets=2, epochs=2, batch_size=16, validation_fraction=0.0, seed=3)
+    task = Task("seed", recipe, range(2, 3), source, "cpu")
+    with Processes(2) as executor:
+        trained, threads = executor.submit(train_and_count, task).result()
+    assert threads == 2
+    machine.use_threads(1)
+    same(trained, train_nets(task))
 
 
 # A study gets two signals while its task does not react to the first.
