@@ -35,8 +35,7 @@ static void transform_squares(
             Run run = run_of(s, at, q, length);
             for (int block = 0; block < blocks; ++block) {
                 float* squares = to + (size_t)(k * blocks + block) * (m + 2) * (m + 2) * PLACE;
-                TRANSFORM_RUN[m][q.row][q.column](
-                    source, &run, block * LANES, squares + done * LANES);
+                transform_run(m, q, source, &run, block * LANES, squares + done * LANES);
             }
         }
     }

@@ -62,16 +62,6 @@ INLINE void sum_pair(const Pair* p, const bool is_first, float* sums) {
 static void first_sums(const Pair* p, float* sums) { sum_pair(p, true, sums); }
 static void more_sums(const Pair* p, float* sums) { sum_pair(p, false, sums); }
 
-// A dz A' of a run of squares.
-typedef void (*SpreadRun)(const Source* dz, const Run* run, int n, float* to);
-#define SPREAD_RUN(m) \
-    static void spread_##m(const Source* dz, const Run* run, int n, float* to) { \
-        transform_run( \
-            output_matrix(m), m, 0, 0, dz, run, n, to, CHUNK * PANEL, PANEL); \
-    }
-SPREAD_RUN(2) SPREAD_RUN(4) SPREAD_RUN(5)
-static const SpreadRun SPREAD_RUN[] = {[2] = spread_2, [4] = spread_4, [5] = spread_5};
-
 // The number of squares in a run from `at` on: neighbours in a row of an image, and in one chunk.
 INLINE int run_length(const int m, const Squares* s, Place at, int done, int here) {
     int most = smaller(smaller(here - done, CHUNK - done % CHUNK), MOST_RUN);
@@ -102,7 +92,7 @@ static void spread_squares(
             length = run_length(m, s, at, done, here);
             Run run = {at.image, at.row, at.column, 1, length};
             float* square = to + done / CHUNK * chunk + n / PANEL * panel + n % PANEL;
-            SPREAD_RUN[m](dz, &run, n, square + done % CHUNK * PANEL);
+            spread_run(m, dz, &run, n, square + done % CHUNK * PANEL);
             if (bias) sum += sum_run(m, dz, &run, n);
         }
         if (bias) store(bias + n, load(bias + n) + sum);
@@ -119,8 +109,8 @@ static void transform_block(
         Place at = place_of(m, s, first + done);
         length = run_length(m, s, at, done, here);
         Run run = run_of(s, at, q, length);
-        TRANSFORM_RUN[m][q.row][q.column](
-            x, &run, c, to + done / CHUNK * chunk + done % CHUNK * LANES);
+        float* square = to + done / CHUNK * chunk + done % CHUNK * LANES;
+        transform_run(m, q, x, &run, c, square);
     }
 }
 

@@ -54,7 +54,7 @@ INLINE void compute_tile(
     for (int i = 0; i < t->rows; ++i, w_row += t->w_row) {
         const float* w = w_row;
         for (size_t k = i * t->x_row, end = k + t->length; k < end; ++k, w += PANEL) {
-            size_t place = gathered ? t->places[k] : k;
+            size_t place = gathered ? (size_t)t->places[k] : k;
             Vector w0 = load(w), w1 = load(w + LANES);
             UNROLL
             for (int m = 0; m < images * pixels; ++m) {

@@ -1,4 +1,4 @@
-// Winograd convolution: the geometry, and the transforms of images, which all passes share.
+// Winograd convolution: what all passes share.
 //
 // A square of m x m outputs, m = 2, 4 or 5, depends on n x n pixels, n = m + 2. Pixels and kernel
 // are transformed into n x n places (winograd_matrices.h). At each place they are multiplied, as
@@ -20,7 +20,6 @@
 enum {
     MOST_PLACES = MOST_PIXELS * MOST_PIXELS,
     MOST_RUN = 6,  // squares beside each other that are transformed together
-    MOST_COLUMNS = MOST_OUTPUTS * MOST_RUN + 2,
     PLACE = TILE * LANES,  // floats of a place, in transformed squares: a block of LANES channels
     SCRATCH_FLOATS = 1 << 18,
 };
@@ -103,92 +102,13 @@ typedef struct {
     int image, row, column, step, squares;
 } Run;
 
-// lines[j] = M x for the columns of pixels first <= j < end, LANES channels from c on: the first
-// `places` places. all: every row of pixels is inside the image; the others are 0.
-INLINE void transform_columns(
-    const Matrix* M, const int pixels, const int places, const Source* s,
-    const bool all, const bool normalized, const bool drops, const Run* run, Line rows,
-    Line columns, int c, Vector lines[][MOST_PIXELS]) {
-    Vector mean = {0}, scale = {0}, shift = {0};
-    if (normalized) {
-        mean = load(s->mean + c), scale = load(s->scale + c), shift = load(s->shift + c);
-    }
-    ptrdiff_t row_step = (ptrdiff_t)run->step * s->W * s->C, step = (ptrdiff_t)run->step * s->C;
-    ptrdiff_t at = (((ptrdiff_t)run->image * s->H + run->row) * s->W + run->column) * s->C + c;
-    at += columns.first * step;
-    for (int j = columns.first; j < columns.end; ++j, at += step) {
-        Vector column[MOST_PIXELS];
-        UNROLL
-        for (int i = 0; i < pixels; ++i) {
-            column[i] = (Vector){0};
-            if (!all && (i < rows.first || i >= rows.end)) continue;
-            column[i] = load(s->x + at + i * row_step);
-            if (normalized) column[i] = (column[i] - mean) * scale + shift;
-            if (drops) column[i] = drop(column[i], s->keep, s->mask + at + i * row_step, LANES);
-        }
-        multiply(M, places, column, lines[j]);
-    }
-}
+// B x B' of the squares of a run, in a phase of x, LANES channels from c on. Place p of square i is
+// written to to[p * PLACE + i * LANES].
+void transform_run(int m, Phase q, const Source* x, const Run* run, int c, float* to);
 
-// M x M' for each square of a run, LANES channels from c on. A square has as many pixels as M has
-// columns, and starts m columns after the one before. Where `short_rows` (`short_columns`) is 1,
-// the last row (column) of pixels and places is left out. Place p of square i is written to
-// to[p * place + i * square].
-INLINE void transform_run(
-    const Matrix* M, const int m, const int short_rows, const int short_columns,
-    const Source* s, const Run* run, int c, float* to, const size_t place, const size_t square) {
-    const int size = M->columns, places = M->rows;
-    Vector lines[MOST_COLUMNS][MOST_PIXELS];  // by column, then place
-    int count = m * (run->squares - 1) + size - short_columns;
-    Line rows = line_in(run->row, run->step, size - short_rows, s->H);
-    Line columns = line_in(run->column, run->step, count, s->W);
-    for (int j = 0; j < count; ++j) {
-        if (j < columns.first || j >= columns.end) memset(lines[j], 0, sizeof lines[j]);
-    }
-#define COLUMNS(all, normalized, drops) \
-    transform_columns( \
-        M, size - short_rows, places - short_rows, s, all, normalized, drops, run, rows, \
-        columns, c, lines)
-    if (rows.first == 0 && rows.end == size - short_rows) {
-        if (s->mask) COLUMNS(true, true, true);
-        else if (s->mean) COLUMNS(true, true, false);
-        else COLUMNS(true, false, false);
-    } else {
-        if (s->mask) COLUMNS(false, true, true);
-        else if (s->mean) COLUMNS(false, true, false);
-        else COLUMNS(false, false, false);
-    }
-    for (int k = 0; k < run->squares; ++k, to += square) {
-        UNROLL
-        for (int i = 0; i < places - short_rows; ++i) {
-            Vector row[MOST_PIXELS], done[MOST_PIXELS];
-            UNROLL
-            for (int j = 0; j < size - short_columns; ++j) row[j] = lines[m * k + j][i];
-            multiply(M, places - short_columns, row, done);
-            UNROLL
-            for (int j = 0; j < places - short_columns; ++j) {
-                store(to + (i * places + j) * place, done[j]);
-            }
-        }
-    }
-}
-
-// B x B' of a run of squares of a phase; places and squares lie as in PLACE.
-typedef void (*TransformRun)(const Source* s, const Run* run, int c, float* to);
-#define TRANSFORM_RUN(m, short_rows, short_columns) \
-    static void run_##m##short_rows##short_columns( \
-        const Source* s, const Run* run, int c, float* to) { \
-        transform_run( \
-            input_matrix(m), m, short_rows, short_columns, s, run, c, to, PLACE, LANES); \
-    }
-#define TRANSFORM_RUNS(m) \
-    TRANSFORM_RUN(m, 0, 0) TRANSFORM_RUN(m, 0, 1) TRANSFORM_RUN(m, 1, 0) TRANSFORM_RUN(m, 1, 1)
-TRANSFORM_RUNS(2) TRANSFORM_RUNS(4) TRANSFORM_RUNS(5)
-static const TransformRun TRANSFORM_RUN[][2][2] = {
-    [2] = {{run_200, run_201}, {run_210, run_211}},
-    [4] = {{run_400, run_401}, {run_410, run_411}},
-    [5] = {{run_500, run_501}, {run_510, run_511}},
-};
+// A dz A' of the squares of a run, LANES channels from n on. Place p of square i is written to
+// to[p * TILE * PANEL + i * PANEL].
+void spread_run(int m, const Source* dz, const Run* run, int n, float* to);
 
 // The pixels of a phase of x under the squares from `at` on.
 INLINE Run run_of(const Squares* s, Place at, Phase q, int squares) {
