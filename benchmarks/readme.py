@@ -145,7 +145,7 @@ the operations in C: the calls; sums in registers; convolution, direct and by Wi
     kernels/conv_direct.c backends/cpu_winograd.py kernels/winograd_matrices.h kernels/winograd.h \
     kernels/conv_winograd.c network/blocks.py backends/cpu_blocks.py
 how kernels are declared, checked, compiled and called | backends/kernel.py backends/cpu.py
-the operations in CUDA; in TF32, a step in 28 launches of fused blocks | backends/ops_cuda.py \
+the operations in CUDA; in TF32, a step in 29 launches of fused blocks | backends/ops_cuda.py \
     backends/cuda_fusion.py backends/cuda_blocks.py \
     kernels/block.cuh kernels/correlation.cuh kernels/block_forward.cu
 CUDA kernels launched and captured, on a GPU and on the emulator | backends/cuda.py \
@@ -373,14 +373,19 @@ def rungs():
 
 
 def operations():
-    """Each operation of a step, and the sums over all layers of a kind."""
-    result = timing.newest("kernels-cpu")
+    """Each operation of a step, and the sums over all layers of a kind; also of earlier kernels."""
+    result, before = timing.newest("kernels-cpu"), timing.newest("kernels-before")
+    name = f"cpu at {before['commit']}"
+    limits_ = {"numpy": None, name: before["limits"]["cpu"], **result["limits"]}
+    earlier = [{**row, "device": name} for row in before["operations"] if row["device"] == "cpu"]
+    merged = {"limits": limits_, "operations": [*earlier, *result["operations"]]}
     return _paragraphs(
-        *kernels.tables(result),
-        f"Median of {result['rounds']} training steps, batch {result['batch']}, the devices in "
+        *kernels.tables(merged),
+        f"Median of {result['rounds']} training steps, batch {result['batch']}; numpy and cpu in "
         "turn. Per cent: of the rate of a large matrix product (GFLOP/s) or of a large copy "
         f"(GB/s) on as many cores. {'; '.join(limits.in_words(result))}. More than 100% of a "
-        f"copy: the arrays lie in a cache. {timing.in_words(result)}",
+        f"copy: the arrays lie in a cache. {timing.in_words(result)} Earlier kernels in C, those "
+        f"of commit {before['commit']}: {timing.in_words(before).lower()}",
     )
 
 
