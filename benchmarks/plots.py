@@ -59,7 +59,7 @@ def rates(result):
     figure.supxlabel("images a second", fontsize=9)
     colors = COLORS | (EARLIER if any(map(frameworks.is_earlier, result["rates"])) else {})
     handles = [Patch(color=color, label=label) for label, color in colors.items()]
-    axes[-1].legend(handles=handles, fontsize=8, loc="lower right")
+    axes[1].legend(handles=handles, fontsize=8, loc="lower right")
     return figure
 
 

@@ -384,8 +384,8 @@ def operations():
         f"Median of {result['rounds']} training steps, batch {result['batch']}; numpy and cpu in "
         "turn. Per cent: of the rate of a large matrix product (GFLOP/s) or of a large copy "
         f"(GB/s) on as many cores. {'; '.join(limits.in_words(result))}. More than 100% of a "
-        f"copy: the arrays lie in a cache. {timing.in_words(result)} Earlier kernels in C, those "
-        f"of commit {before['commit']}: {timing.in_words(before).lower()}",
+        f"copy: the arrays lie in a cache. {timing.in_words(result)}",
+        f"Earlier kernels in C, those of commit {before['commit']}. {timing.in_words(before)}",
     )
 
 
