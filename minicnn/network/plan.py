@@ -45,7 +45,7 @@ class Frame:
 def make_plan(model, batch, training):
     """The model's Plan for a batch size, or the backend's own plan if it fuses these layers.
 
-    backends/cpu_blocks.py fuses layers, and backends/cuda_blocks.py does for products in TF32.
+    backends/cpu_blocks.py fuses layers; so does backends/cuda_blocks.py, for products in TF32.
     """
     network = model.ops.fusion(model.nodes, batch)
     return network.plan(model, batch, training) if network else Plan(model, batch, training)
