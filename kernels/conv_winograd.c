@@ -110,11 +110,11 @@ typedef void (*GatherSquare)(const float* products, Vector y[]);
     }
 #define GATHER_SQUARES(m) \
     GATHER_SQUARE(m, 0, 0) GATHER_SQUARE(m, 0, 1) GATHER_SQUARE(m, 1, 0) GATHER_SQUARE(m, 1, 1)
-GATHER_SQUARES(2) GATHER_SQUARES(4) GATHER_SQUARES(5)
+GATHER_SQUARES(2) GATHER_SQUARES(4) GATHER_SQUARE(5, 0, 0)
 static const GatherSquare GATHER_SQUARE[][2][2] = {
     [2] = {{gather_200, gather_201}, {gather_210, gather_211}},
     [4] = {{gather_400, gather_401}, {gather_410, gather_411}},
-    [5] = {{gather_500, gather_501}, {gather_510, gather_511}},
+    [5] = {{gather_500}},
 };
 
 // What happens to outputs before they are stored, and the sums of them; pointers may be null.

@@ -9,7 +9,7 @@
 // of the image. Each such part is a phase. The sum over phases is made at the places, before the
 // transform back. A phase of odd taps has two of them, the third is 0, and so are its products at
 // infinity, the last row or column of places: they are left out. For m = 4, 121 multiplications
-// make 16 outputs, in place of 400.
+// make 16 outputs, in place of 400. m = 5 is for stride 1 only: the sum of four phases rounds more.
 //
 // The gradient with respect to the input has one phase of dz, and four of dx.
 #pragma once

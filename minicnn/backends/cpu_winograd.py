@@ -18,7 +18,7 @@ import numpy as np
 from .cpu_convolution import Below, Direct, Fuses, Source
 from .scratch import slice_workspace
 
-_SIZES = 2, 4, 5  # m
+_SIZES = {1: (2, 4, 5), 2: (2, 4)}  # {stride: m}
 _TAPS = {1: (2, 3), 2: (3, 5)}  # {stride: (fewest, most) rows and columns of a kernel}
 # Costs in multiplications, fitted to 300 timed passes (AVX-512): of a value of an image that is
 # transformed, of an element of a transformed kernel, and of an element of a packed one.
@@ -176,8 +176,11 @@ class Winograd:
         for grid, Cin, Cout, fits in passes:
             costs = {
                 _ROUNDING[m] * _cost(m, grid, window, *sizes): m
-                for m in ([self._m] if self._m else _SIZES)
-                if Cin % self._lanes == 0 and Cout % self._panel == 0 and fits(m, grid, Cin, Cout)
+                for m in _SIZES[window.strides[0]]
+                if self._m in (None, m)
+                and Cin % self._lanes == 0
+                and Cout % self._panel == 0
+                and fits(m, grid, Cin, Cout)
             }
             direct = (batch * prod(window.output) + _PACK) * prod(window.size) * channels * filters
             pays = costs and (self._m or min(costs) < direct)

@@ -4,6 +4,7 @@ The reference shares no code with the kernels. tests/network/ compares it with n
 """
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -126,8 +127,10 @@ def test_convolution_is_numpys_in_float64(any_ops, what, sizes, seed):
 
 
 @pytest.mark.parametrize("what", PASSES)
-@pytest.mark.parametrize("m", [2, 4, 5])
-@pytest.mark.parametrize("size, strides", [(3, 1), (2, 1), (5, 2), (4, 2), (3, 2)])
+@pytest.mark.parametrize(
+    ("m", "size", "strides"),
+    [*product((2, 4, 5), (3, 2), (1,)), *product((2, 4), (5, 4, 3), (2,))],
+)
 @examples(10)
 @given(
     axes=st.tuples(st.integers(1, 2), st.integers(1, 9), *[st.integers(5, 16)] * 2),
