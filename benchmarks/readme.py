@@ -140,8 +140,8 @@ the network: a step, nodes, layers; the arrays of a step; Adam | model.py networ
 what a backend offers, and all of it in NumPy; im2col; strides and padding | \
     backends/backend.py backends/ops_numpy.py backends/im2col.py network/geometry.py
 random numbers, and augmentation | rng.py augment.py backends/affine.py
-the operations in C: the calls; sums in registers; convolution, direct and by Winograd; a step of \
-    fused blocks | backends/ops_cpu.py backends/cpu_convolution.py kernels/tile.h \
+the operations in C: the calls; sums in registers; convolution, direct and by Winograd; blocks | \
+    backends/ops_cpu.py backends/cpu_convolution.py kernels/tile.h \
     kernels/conv_direct.c backends/cpu_winograd.py kernels/winograd_matrices.h kernels/winograd.h \
     kernels/conv_winograd.c network/blocks.py backends/cpu_blocks.py
 how kernels are declared, checked, compiled and called | backends/kernel.py backends/cpu.py
@@ -373,7 +373,11 @@ def rungs():
 
 
 def operations():
-    """Each operation of a step, and the sums over all layers of a kind; also of earlier kernels."""
+    """Each operation of a step, and the sums over all layers of a kind; also of earlier kernels.
+
+    A result of kind kernels-before is what benchmarks.kernels writes at an earlier commit, with the
+    key "commit" added.
+    """
     result, before = timing.newest("kernels-cpu"), timing.newest("kernels-before")
     name = f"cpu at {before['commit']}"
     limits_ = {"numpy": None, name: before["limits"]["cpu"], **result["limits"]}

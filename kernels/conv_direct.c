@@ -48,21 +48,9 @@ KERNEL pack_kernel(
 // -------------------------------------------------------------------------------------------------
 // Forward, and the gradient with respect to the input
 
-// The outputs r with 0 <= r * stride + tap - before < length: first <= r < end.
-typedef struct {
-    int first, end;
-} Range;
-
-INLINE Range inside(int tap, int stride, int before, int length, int outputs) {
-    int low = before - tap, high = length + before - tap;  // low <= r * stride < high
-    Range range = {low <= 0 ? 0 : divide_up(low, stride), high <= 0 ? 0 : divide_up(high, stride)};
-    range.end = smaller(range.end, outputs);
-    return range;
-}
-
 // The output columns q, first <= q < end, at which column j of the taps is inside the image.
 INLINE Range meets(const Correlation* s, int j, int first, int end) {
-    Range range = inside(j, s->sw, s->left, s->W, s->Wo);
+    Range range = inside(j - s->left, s->sw, s->Wo, s->W);
     return (Range){larger(range.first, first), smaller(range.end, end)};
 }
 
@@ -167,8 +155,8 @@ static void sum_pixels(
 static void sum_tile(
     const Correlation* s, const float* x, const float* dz, int dz_channels, int images, int i,
     int j, int first, int count, float* sums) {
-    Range row = inside(i, s->sh, s->top, s->H, s->Ho);
-    Range pixel = inside(j, s->sw, s->left, s->W, s->Wo);
+    Range row = inside(i - s->top, s->sh, s->Ho, s->H);
+    Range pixel = inside(j - s->left, s->sw, s->Wo, s->W);
     int x_row = row.first * s->sh + i - s->top, x_pixel = pixel.first * s->sw + j - s->left;
     Products t = {
         .x = x + ((size_t)x_row * s->W + x_pixel) * s->Cin + first,

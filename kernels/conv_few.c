@@ -185,7 +185,9 @@ void few_weight_gradient(
     int K = s->kh * s->kw * s->Cin, together = ROOM / ((K + 1) * PANEL);
     for (int n = 0; n < s->Cout; n += together * PANEL) {
         int panels = smaller(together, divide_up(s->Cout - n, PANEL));
-        float sums[GRADIENT_PARTS][ROOM];
+        // No local variable, because stacks may be small. All threads use the caller's.
+        static _Thread_local float memory[GRADIENT_PARTS][ROOM];
+        float(*sums)[ROOM] = memory;
 #pragma omp parallel for schedule(static) if (is_worth_sharing(s))
         for (int part = 0; part < GRADIENT_PARTS; ++part) {
             int from = (long)s->B * part / GRADIENT_PARTS;

@@ -28,7 +28,7 @@ static void transform_squares(
     const int m, const Squares* s, const Source* source, int first, int here, float* to) {
     int phases = s->x_step * s->x_step, blocks = s->Cin / LANES, in_row = squares_in_row(m, s);
     for (int done = 0, length; done < here; done += length) {
-        Place at = place_of(m, s, first + done);
+        Corner at = corner_of(m, s, first + done);
         length = smaller(smaller(here - done, in_row - at.column / m), MOST_RUN);
         for (int k = 0; k < phases; ++k) {
             Phase q = phase_of(phases, k);
@@ -44,7 +44,8 @@ static void transform_squares(
 // -------------------------------------------------------------------------------------------------
 // The squares of y
 
-// One line of products through A: to = A' products.
+// to = A' products, one line of them: multiply_transposed, but it loads a product when it needs it,
+// which saves registers.
 INLINE void gather_line(
     const Matrix* A, int places, const float* products, Vector to[MOST_OUTPUTS]) {
     UNROLL
@@ -135,8 +136,8 @@ typedef struct {
     double* sums;
 } Finish;
 
-// Sums of a vector of channels over a group of squares. Rows of outputs are added to them in turns:
-// an addition has a latency of about 4 cycles.
+// Sums of a vector of channels over a group of squares. Columns of outputs are added to them
+// alternately: an addition has a latency of about 4 cycles.
 enum { TURNS = 2 };
 typedef struct {
     Vector center, first[TURNS], second[TURNS];
@@ -180,12 +181,12 @@ INLINE void put_outputs(
 
 // Stores the outputs of a square that are inside y: LANES channels from n on.
 INLINE void put_square(
-    const int m, const Squares* s, const Finish* f, Place at, Phase q, int n,
+    const int m, const Squares* s, const Finish* f, Corner at, Phase q, int n,
     const Vector outputs[], float* y, GroupSums* sums) {
     int row = (q.row ? s->row_1 : s->row_0) + at.row * s->y_step;
     int column = (q.column ? s->column_1 : s->column_0) + at.column * s->y_step;
-    Line rows = line_in(row, s->y_step, smaller(m, s->rows - at.row), s->Ho);
-    Line columns = line_in(column, s->y_step, smaller(m, s->columns - at.column), s->Wo);
+    Range rows = inside(row, s->y_step, smaller(m, s->rows - at.row), s->Ho);
+    Range columns = inside(column, s->y_step, smaller(m, s->columns - at.column), s->Wo);
     int height = rows.end - rows.first, width = columns.end - columns.first;
     if (height <= 0 || width <= 0) return;
     row += rows.first * s->y_step, column += columns.first * s->y_step;
@@ -224,7 +225,7 @@ INLINE void finish_group(
     const float* products, GroupSums sums[PANEL / LANES]) {
     int first = group * TILE, here = smaller(TILE, s->B * squares_in_image(m, s) - first);
     for (int i = 0; i < here; ++i) {
-        Place at = place_of(m, s, first + i);
+        Corner at = corner_of(m, s, first + i);
         for (int k = 0; k < PANEL / LANES; ++k) {
             Vector outputs[MOST_OUTPUTS * MOST_OUTPUTS];
             GATHER_SQUARE[m][q.row][q.column](products + i * PANEL + k * LANES, outputs);
@@ -279,7 +280,8 @@ INLINE void multiply_place(
 }
 
 // What is fetched while a group is multiplied: `pieces` pieces of the next group's pixels, and of
-// what this group writes.
+// what this group writes. The first rows of these pixels are there already: the squares above read
+// them.
 typedef struct {
     Ahead x, y, below;
 } Fetched;

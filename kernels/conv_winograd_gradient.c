@@ -17,7 +17,7 @@
 #endif
 
 enum {
-    VALUES = LANES >= 16 ? 8 : 4,  // elements of x whose sums are in registers together
+    VALUES = LANES >= 16 ? 8 : 4,  // elements of x whose sums are in registers; they divide LANES
     CHUNK = TILE,                  // squares of a group that lie together in memory
     UNIT = VALUES * PANEL,
 };
@@ -63,7 +63,7 @@ static void first_sums(const Pair* p, float* sums) { sum_pair(p, true, sums); }
 static void more_sums(const Pair* p, float* sums) { sum_pair(p, false, sums); }
 
 // The number of squares in a run from `at` on: neighbours in a row of an image, and in one chunk.
-INLINE int run_length(const int m, const Squares* s, Place at, int done, int here) {
+INLINE int run_length(const int m, const Squares* s, Corner at, int done, int here) {
     int most = smaller(smaller(here - done, CHUNK - done % CHUNK), MOST_RUN);
     return smaller(most, squares_in_row(m, s) - at.column / m);
 }
@@ -88,7 +88,7 @@ static void spread_squares(
     for (int n = 0; n < s->Cout; n += LANES) {
         Vector sum = {0};
         for (int done = 0, length; done < here; done += length) {
-            Place at = place_of(m, s, first + done);
+            Corner at = corner_of(m, s, first + done);
             length = run_length(m, s, at, done, here);
             Run run = {at.image, at.row, at.column, 1, length};
             float* square = to + done / CHUNK * chunk + n / PANEL * panel + n % PANEL;
@@ -106,7 +106,7 @@ static void transform_block(
     float* to) {
     size_t chunk = (size_t)(m + 2) * (m + 2) * PLACE;
     for (int done = 0, length; done < here; done += length) {
-        Place at = place_of(m, s, first + done);
+        Corner at = corner_of(m, s, first + done);
         length = run_length(m, s, at, done, here);
         Run run = run_of(s, at, q, length);
         float* square = to + done / CHUNK * chunk + done % CHUNK * LANES;

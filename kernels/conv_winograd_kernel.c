@@ -30,9 +30,9 @@ INLINE void transform_taps(
                     w[j][i][k] = load(from + (size_t)(c + k) * t->Cout + n);
                     continue;
                 }
-                Vector row = load(from + (size_t)(n + k) * t->Cin + c);
+                Vector values = load(from + (size_t)(n + k) * t->Cin + c);
                 UNROLL
-                for (int v = 0; v < LANES; ++v) w[j][i][v][k] = row[v];
+                for (int v = 0; v < LANES; ++v) w[j][i][v][k] = values[v];
             }
         }
     }

@@ -95,3 +95,15 @@ enum { WORTH_SHARING = 1 << 15 };
 INLINE int smaller(int a, int b) { return a < b ? a : b; }
 INLINE int larger(int a, int b) { return a > b ? a : b; }
 INLINE int divide_up(int a, int b) { return (a + b - 1) / b; }  // a >= 0, b > 0
+
+// Positions first <= i < end.
+typedef struct {
+    int first, end;
+} Range;
+
+// The i < count with 0 <= from + i * step < length.
+INLINE Range inside(int from, int step, int count, int length) {
+    int first = from >= 0 ? 0 : divide_up(-from, step);
+    int end = from >= length ? 0 : divide_up(length - from, step);
+    return (Range){smaller(first, count), smaller(end, count)};
+}

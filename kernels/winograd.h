@@ -7,9 +7,10 @@
 // Strides. With stride 2, a kernel of up to 5 x 5 taps is a sum of four kernels of up to 3 x 3 taps
 // with stride 1: the even and odd rows and columns of taps, over the even and odd rows and columns
 // of the image. Each such part is a phase. The sum over phases is made at the places, before the
-// transform back. A phase of odd taps has two of them, the third is 0, and so are its products at
-// infinity, the last row or column of places: they are left out. For m = 4, 121 multiplications
-// make 16 outputs, in place of 400. m = 5 is for stride 1 only: the sum of four phases rounds more.
+// transform back. A phase of odd rows has at most two rows of taps. The third is 0, and so are its
+// products at infinity, the last row of places: they are left out. Columns likewise. For m = 4, 121
+// multiplications make 16 outputs, in place of 400. m = 5 is for stride 1 only: the sum of four
+// phases rounds more.
 //
 // The gradient with respect to the input has one phase of dz, and four of dx.
 #pragma once
@@ -21,7 +22,7 @@ enum {
     MOST_PLACES = MOST_PIXELS * MOST_PIXELS,
     MOST_RUN = 6,  // squares beside each other that are transformed together
     PLACE = TILE * LANES,  // floats of a place, in transformed squares: a block of LANES channels
-    SCRATCH_FLOATS = 1 << 18,
+    SCRATCH_FLOATS = 1 << 18,  // 1 MiB, which should stay in the L2 cache
 };
 
 // SCRATCH_FLOATS floats of working memory of the calling thread.
@@ -44,14 +45,14 @@ INLINE int squares_in_image(const int m, const Squares* s) {
     return divide_up(s->rows, m) * squares_in_row(m, s);
 }
 
-// A square of outputs: its image, and its first row and column.
+// Where a square of outputs is: its image, and its first row and column.
 typedef struct {
     int image, row, column;
-} Place;
+} Corner;
 
-INLINE Place place_of(const int m, const Squares* s, int square) {
+INLINE Corner corner_of(const int m, const Squares* s, int square) {
     int in_image = square % squares_in_image(m, s), in_row = squares_in_row(m, s);
-    return (Place){square / squares_in_image(m, s), in_image / in_row * m, in_image % in_row * m};
+    return (Corner){square / squares_in_image(m, s), in_image / in_row * m, in_image % in_row * m};
 }
 
 // The phases are used in this order, so that those of any place follow one another: a phase of odd
@@ -76,25 +77,15 @@ INLINE Phases phases_at(int phases, bool last_row, bool last_column) {
 // -------------------------------------------------------------------------------------------------
 // Images
 
-// How an image is read: as it is, or normalised: (x - mean) * scale + shift for each channel. With
-// a mask, the result is multiplied by `keep` where the mask is true, else it is 0.
+// How an image is read: as it is, or normalised: (x - mean) * scale + shift for each channel. An
+// image that is normalised may have a mask, too: then the result is multiplied by `keep` where the
+// mask is true, else it is 0.
 typedef struct {
     const float *x, *mean, *scale, *shift;  // mean .. shift (C,), or null
     const bool* mask;                       // like x, or null
     float keep;
     int H, W, C;
 } Source;
-
-// A line of an image: where reading starts, and the positions first <= i < end that are inside.
-typedef struct {
-    int from, first, end;
-} Line;
-
-INLINE Line line_in(int from, int step, int count, int length) {
-    int first = from >= 0 ? 0 : divide_up(-from, step);
-    int end = from >= length ? 0 : smaller(count, divide_up(length - from, step));
-    return (Line){from, smaller(first, count), larger(end, 0)};
-}
 
 // Neighbouring squares in a row of an image: their pixels are rows row, row + step, ... and columns
 // column, column + step, ... of it.
@@ -111,7 +102,7 @@ void transform_run(int m, Phase q, const Source* x, const Run* run, int c, float
 void spread_run(int m, const Source* dz, const Run* run, int n, float* to);
 
 // The pixels of a phase of x under the squares from `at` on.
-INLINE Run run_of(const Squares* s, Place at, Phase q, int squares) {
+INLINE Run run_of(const Squares* s, Corner at, Phase q, int squares) {
     int row = at.row * s->x_step + q.row - s->top;
     int column = at.column * s->x_step + q.column - s->left;
     return (Run){at.image, row, column, s->x_step, squares};
@@ -125,7 +116,8 @@ typedef struct {
     int piece;  // bytes
 } Ahead;
 
-// `pieces` pieces of the part [first, first + here) / count of an array, `later` floats on.
+// A part of an array that is to be fetched in `pieces` pieces: the share of squares first ..
+// first + here of `count`, moved on by `later` floats.
 INLINE Ahead ahead(
     const float* array, size_t size, int first, int here, int count, size_t later, int pieces) {
     if (!array) return (Ahead){0};
@@ -137,7 +129,11 @@ INLINE Ahead ahead(
                    divide_up(divide_up(bytes, 64), pieces) * 64};
 }
 
-INLINE void fetch_next(Ahead* a, const int to_write) {
+INLINE void fetch_next(Ahead* a, const bool to_write) {
+    if (!a->at) return;
     const char* end = a->end - a->at < a->piece ? a->end : a->at + a->piece;
-    for (; a->at < end; a->at += 64) __builtin_prefetch(a->at, to_write, 2);
+    for (; a->at < end; a->at += 64) {
+        if (to_write) __builtin_prefetch(a->at, 1, 2);
+        else __builtin_prefetch(a->at, 0, 2);
+    }
 }

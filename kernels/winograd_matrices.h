@@ -32,7 +32,8 @@
 enum { MOST_OUTPUTS = 5, MOST_PIXELS = MOST_OUTPUTS + 2 };
 
 // Rows 2k and 2k + 1, k < pairs, differ in the sign of their odd elements. by_last: in a pair, the
-// last even and the last odd coefficient divide the others exactly; else the first ones do.
+// last even and the last odd coefficient divide the others, and the quotients are exact in float;
+// else the first ones do.
 typedef struct {
     int rows, columns, pairs;
     bool by_last;

@@ -12,8 +12,8 @@ enum {
 // `places` places. all: every row of pixels is inside the image; the others are 0.
 INLINE void transform_columns(
     const Matrix* M, const int pixels, const int places, const Source* s,
-    const bool all, const bool normalized, const bool drops, const Run* run, Line rows,
-    Line columns, int c, Vector lines[][MOST_PIXELS]) {
+    const bool all, const bool normalized, const bool drops, const Run* run, Range rows,
+    Range columns, int c, Vector lines[][MOST_PIXELS]) {
     Vector mean = {0}, scale = {0}, shift = {0};
     if (normalized) {
         mean = load(s->mean + c), scale = load(s->scale + c), shift = load(s->shift + c);
@@ -39,14 +39,14 @@ INLINE void transform_columns(
 // columns, and starts m columns after the one before. Where `short_rows` (`short_columns`) is 1,
 // the last row (column) of pixels and places is left out. Place p of square i is written to
 // to[p * place + i * square].
-INLINE void transform_squares(
+INLINE void transform_one_run(
     const Matrix* M, const int m, const int short_rows, const int short_columns,
     const Source* s, const Run* run, int c, float* to, const size_t place, const size_t square) {
     const int size = M->columns, places = M->rows;
     Vector lines[MOST_COLUMNS][MOST_PIXELS];  // by column, then place
     int count = m * (run->squares - 1) + size - short_columns;
-    Line rows = line_in(run->row, run->step, size - short_rows, s->H);
-    Line columns = line_in(run->column, run->step, count, s->W);
+    Range rows = inside(run->row, run->step, size - short_rows, s->H);
+    Range columns = inside(run->column, run->step, count, s->W);
     for (int j = 0; j < count; ++j) {
         if (j < columns.first || j >= columns.end) memset(lines[j], 0, sizeof lines[j]);
     }
@@ -86,7 +86,7 @@ typedef void (*Transform)(const Source* s, const Run* run, int c, float* to);
 #define INPUT(m, short_rows, short_columns) \
     static void input_##m##short_rows##short_columns( \
         const Source* s, const Run* run, int c, float* to) { \
-        transform_squares( \
+        transform_one_run( \
             input_matrix(m), m, short_rows, short_columns, s, run, c, to, PLACE, LANES); \
     }
 #define INPUTS(m) INPUT(m, 0, 0) INPUT(m, 0, 1) INPUT(m, 1, 0) INPUT(m, 1, 1)
@@ -99,7 +99,7 @@ static const Transform INPUT[][2][2] = {
 
 #define OUTPUT(m) \
     static void output_##m(const Source* s, const Run* run, int c, float* to) { \
-        transform_squares( \
+        transform_one_run( \
             output_matrix(m), m, 0, 0, s, run, c, to, TILE * PANEL, PANEL); \
     }
 OUTPUT(2) OUTPUT(4) OUTPUT(5)

@@ -115,7 +115,7 @@ class FusedNetwork(blocks.Network):
 
 
 class Step(NamedTuple):
-    """A part of a pass: run() does what it does for a layer, for all nets."""
+    """A part of a pass, for one layer and all nets; run() computes it."""
 
     layer: str
     part: str
@@ -147,7 +147,7 @@ class BlockPlan:
         self.loss, self.correct = made["loss"], made["correct"]
         self.doutput, self._workspace = made.get("doutput"), made["workspace"]
         self.arrays = [self._arrays_of(i, made) for i in range(len(network.blocks))]
-        # Working memory, whose content does not outlive a Step
+        # Working memory: a Step's workspace, and the moments or sums of groups for the next Step
         self.scratch = [made[key] for key in ("workspace", "groups") if key in made]
 
     def _arrays_of(self, i, made):

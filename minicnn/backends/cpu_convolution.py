@@ -156,7 +156,7 @@ def _as_matrices(batch, window, channels):
 
 
 def _correlation(images, window, channels, filters, y_first=0, y_image=0, y_row=0, y_pixel=0):
-    """The struct Correlation of conv_direct.c."""
+    """The struct Correlation of correlation.h."""
     (H, W), (Ho, Wo) = window.input, window.output
     (kh, kw), (sh, sw), (top, left) = window.size, window.strides, window.before
     return {

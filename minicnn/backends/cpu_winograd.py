@@ -1,9 +1,9 @@
 """Winograd convolution on a CPU: fewer multiplications for small kernels.
 
 It computes squares of m x m outputs, m = 2, 4 or 5, from transformed images and kernels:
-kernels/winograd.h explains how. It takes kernels of 2 x 2 and 3 x 3 taps with stride 1, and of
-3 x 3 to 5 x 5 with stride 2, where the channels are multiples of a vector (input) and of a panel
-(output). `choose` picks m for each pass of a layer, or leaves the pass to `Direct`.
+kernels/winograd.h explains how. It takes kernels of 2 or 3 rows and columns with stride 1, and of
+3 to 5 with stride 2, where the channels are multiples of a vector (input) and of a panel (output).
+`choose` picks m for each pass of a layer, or leaves the pass to `Direct`.
 
 Batch normalisation is fused: the input is normalised while it is loaded, and sums are computed
 while results are stored (cpu_blocks.py).
@@ -25,8 +25,8 @@ _TAPS = {1: (2, 3), 2: (3, 5)}  # {stride: (fewest, most) rows and columns of a 
 _TRANSFORM, _TRANSFORM_KERNEL, _PACK = 12, 20, 30
 _ROUNDING = {2: 1, 4: 1, 5: 1.1}  # squares of 5 round more, so they have to save a tenth
 _GROUP = 48  # squares at a time in the weight gradient, about
-# The weight gradient sums parts of the batch apart, for threads to share. It takes as many parts as
-# have sums of so many bytes together, because the sums should stay in the L2 cache.
+# The weight gradient sums several parts of the batch separately, for threads to share: at most
+# _MOST_PARTS, and only as many as keep their sums within _PARTS_BYTES, for the L2 cache.
 _PARTS_BYTES, _MOST_PARTS = 5 << 18, 4
 
 _PLAIN = Source(None, None, None)
@@ -83,7 +83,9 @@ class Winograd:
         floats = [_places(m) * of_kernel for m in (forward, gradient) if m]
         if weights:
             floats.append(self._parts(weights, *sizes) * (_places(weights) * of_kernel + filters))
-        direct = 0 if all(chosen) else self._direct.workspace(nets, batch, *sizes[::2], filters)
+        direct = (
+            0 if all(chosen) else self._direct.workspace(nets, batch, window, channels, filters)
+        )
         return max(direct, 4 * nets * max(floats, default=0))
 
     def forward(self, x, kernel, bias, window, relu, y, workspace, source=None, moments=None):
@@ -95,6 +97,7 @@ class Winograd:
         Cin, Cout = x.shape[-1], y.shape[-1]
         m = self.choose(window, x.shape[1], Cin, Cout)[0]
         if not m:
+            assert source is None and moments is None  # as `fuses` says
             self._direct.forward(x, kernel, bias, window, relu, y, workspace)
             return
         phases, place = _phases(window), len(_phases(window)) * Cin * self._panel
@@ -121,6 +124,7 @@ class Winograd:
         Cin, Cout = dx.shape[-1], dz.shape[-1]
         m = self.choose(window, dz.shape[1], Cin, Cout)[1]
         if not m:
+            assert below is None
             self._direct.input_gradient(dz, kernel, window, dx, workspace)
             return
         w = self._kernel_space(m, window, kernel, workspace)
@@ -141,18 +145,19 @@ class Winograd:
 
     def weight_gradient(self, x, dz, window, dkernel, dbias, workspace, source=None):
         """dkernel and dbias from dz, the gradient before the activation; x is read as `source`."""
-        sizes = window, x.shape[1], x.shape[-1], dz.shape[-1]
-        m = self.choose(*sizes)[2]
+        B, Cin, Cout = x.shape[1], x.shape[-1], dz.shape[-1]
+        m = self.choose(window, B, Cin, Cout)[2]
         if not m:
+            assert source is None
             self._direct.weight_gradient(x, dz, window, dkernel, dbias, workspace)
             return
-        grid, parts, source = _forward_grid(window), self._parts(m, *sizes), source or _PLAIN
-        part = _places(m) * grid.x_step**2 * sizes[2] * sizes[3] + sizes[3]
+        grid, parts = _forward_grid(window), self._parts(m, window, B, Cin, Cout)
+        part, source = _places(m) * grid.x_step**2 * Cin * Cout + Cout, source or _PLAIN
         [sums] = slice_workspace(workspace, [((len(x), parts * part), np.float32)])
         self._call(
             "winograd_weight_gradient",
             x=x, dz=dz, m=m, s=_squares(x, dz, grid), kh=window.size[0], kw=window.size[1],
-            parts=parts, group=self._group(m, sizes[3]), source_mean=source.mean,
+            parts=parts, group=self._group(m, Cout), source_mean=source.mean,
             source_scale=source.scale, source_shift=source.shift, source_mask=source.mask,
             source_keep=source.keep, sums=sums, dkernel=dkernel, dbias=dbias,
         )  # fmt: skip
@@ -247,7 +252,7 @@ def _phases(window):
 def multiplications(window, batch, channels, filters, chosen):
     """The multiplications of the three passes of a layer, with the m of `chosen`."""
     direct = batch * prod(window.output) * prod(window.size) * channels * filters
-    forward = _forward_grid(window)
+    forward = _forward_grid(window)  # where nothing is chosen, there may be no other grid
     grids = forward, _gradient_grid(window) if any(chosen) else None, forward
     return [
         batch * grid.squares(m) * _slots(m, window) * channels * filters if m else direct

@@ -6,13 +6,14 @@ activation is written once in a step and read by at most five launches. A step o
 has 29 launches, for all layers and nets.
 
 `fusion` decides whether a stack of layers is such a network. Other stacks run layer by layer
-(network/plan.py), as every stack does in float32.
+(network/plan.py), as every stack does in float32 on a GPU.
 
 cuda_fusion.py decides which networks fit the kernels, cuda_tiles.py chooses how launches split
 their work, and cuda_block_arrays.py has the arrays. Read kernels/block.cuh next, then
 correlation.cuh and the kernels.
 """
 
+from dataclasses import fields
 from math import prod
 
 from . import cuda_tiles
@@ -25,7 +26,7 @@ _THREADS = 256
 def fusion(nodes, batch):
     """The FusedNetwork of a stack of layers at a batch size; None if it cannot be fused."""
     network = find_network(nodes, batch)
-    return network and FusedNetwork(**vars(network))
+    return network and FusedNetwork(*(getattr(network, f.name) for f in fields(network)))
 
 
 class FusedNetwork(Network):

@@ -41,7 +41,7 @@ class Place:
 class Processes(Executor):
     """An executor with `count` local processes, each with an equal share of the cores.
 
-    When fewer tasks are left, these share all cores, from their next epochs on.
+    When fewer tasks than processes are left, these share all cores, from their next epochs on.
 
     If a process dies, only its task is lost: on_death() is called, and a new process runs the task
     again, once. If that process dies, too, the future raises WorkerDiedError. (A

@@ -39,7 +39,7 @@ on_x86 = pytest.mark.skipif(
 
 def suite(flags, *options, **environment):
     """Run the tests of kernels in C, compiled with more flags."""
-    names = "kernel_ops", "kernel_convolution", "cpu_block_kernels", "cpu_blocks"
+    names = "kernel_ops", "kernel_convolution", "winograd", "cpu_block_kernels", "cpu_blocks"
     files = (Path(__file__).with_name(f"test_{name}.py") for name in names)
     about = "-q", "-p", "no:cacheprovider", "--device=cpu", f"--cpu-flags= {flags}"
     return python("-m", "pytest", *about, *options, *files, **environment)
