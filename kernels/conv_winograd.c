@@ -256,7 +256,7 @@ static void store_sums(const Squares* s, const Finish* f, int group, int n, cons
 // precision.
 INLINE void multiply_place(
     const int m, const float* x, size_t x_block, const float* w, int blocks, int here, float* to) {
-    const int most = (m == 5 ? 32 : 64) / LANES;  // squares of 5 round more
+    const int most = (m == 5 ? 16 : 64) / LANES;  // squares of 5 round more
     static const float ZEROS[PANEL] = {0};
     float more[TILE * PANEL];
     for (int block = 0; block < blocks; block += most) {
