@@ -378,18 +378,22 @@ def operations():
     A result of kind kernels-before is what benchmarks.kernels writes at an earlier commit, with the
     key "commit" added.
     """
-    result, before = timing.newest("kernels-cpu"), timing.newest("kernels-before")
-    name = f"cpu at {before['commit']}"
-    limits_ = {"numpy": None, name: before["limits"]["cpu"], **result["limits"]}
-    earlier = [{**row, "device": name} for row in before["operations"] if row["device"] == "cpu"]
-    merged = {"limits": limits_, "operations": [*earlier, *result["operations"]]}
+    result, earlier = timing.newest("kernels-cpu"), []
+    merged = {"limits": dict(result["limits"]), "operations": list(result["operations"])}
+    for before in _optional("kernels-before"):
+        name, of_cpu = f"cpu at {before['commit']}", before["limits"]["cpu"]
+        merged["limits"] = {"numpy": None, name: of_cpu, **result["limits"]}
+        rows = [row for row in before["operations"] if row["device"] == "cpu"]
+        merged["operations"] = [*({**row, "device": name} for row in rows), *result["operations"]]
+        words = f"Earlier kernels in C, those of commit {before['commit']}."
+        earlier = [f"{words} {timing.in_words(before)}"]
     return _paragraphs(
         *kernels.tables(merged),
-        f"Median of {result['rounds']} training steps, batch {result['batch']}; numpy and cpu in "
+        f"Median of {result['rounds']} training steps, batch {result['batch']}, the devices in "
         "turn. Per cent: of the rate of a large matrix product (GFLOP/s) or of a large copy "
         f"(GB/s) on as many cores. {'; '.join(limits.in_words(result))}. More than 100% of a "
         f"copy: the arrays lie in a cache. {timing.in_words(result)}",
-        f"Earlier kernels in C, those of commit {before['commit']}. {timing.in_words(before)}",
+        *earlier,
     )
 
 

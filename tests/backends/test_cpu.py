@@ -102,14 +102,14 @@ def test_kernels_pass_their_tests_in_another_build(flags):
 @with_kernels
 def test_a_wrong_build_fails_the_tests_of_kernels():
     """The tests above can fail: the flags arrive."""
-    done = suite("-Dexpf=cosf", "-k", "softmax_cross_entropy and float64")
+    done = suite("-O0 -Dexpf=cosf", "-k", "softmax_cross_entropy and float64")
     assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout + done.stderr
 
 
 @with_kernels
 @on_x86
 def test_vectors_are_as_wide_as_the_flags_allow():
-    kernels = [Cpu(flags) for flags in (["-mno-avx"], ["-mno-avx512f"], [])]
+    kernels = [Cpu(["-O0", *flags]) for flags in (["-mno-avx"], ["-mno-avx512f"], [])]
     panels = [of_a_width.constant("panel_channels") for of_a_width in kernels]
     assert panels[0] == 8 and panels == sorted(panels)
     if cpu._known(cpu._OWN_CPU) and "avx512f" in native._cpu().split():
@@ -119,7 +119,7 @@ def test_vectors_are_as_wide_as_the_flags_allow():
 @with_kernels
 def test_there_are_threads_where_the_compiler_has_openmp():
     assert Cpu().constant("has_threads") == bool(cpu._known(cpu._THREADS))
-    assert not Cpu(["-fno-openmp"]).constant("has_threads")
+    assert not Cpu(["-O0", "-fno-openmp"]).constant("has_threads")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -176,6 +176,7 @@ def assert_cpu(expected, warnings=()):
 
 
 @with_kernels
+@pytest.mark.full(beside="test_a_compiler_that_fails_gives_numpy_and_one_line")
 def test_a_warning_in_another_encoding_is_no_failure(cpu_ops, expected, compiler, recwarn):
     compiler(LATIN_1 + b'exec $cc "$@"')
     assert assert_cpu(expected).threaded == cpu_ops.threaded
@@ -236,6 +237,7 @@ ONE_CORE = "the C compiler has no OpenMP: one core works in each process"
 
 
 @with_kernels
+@pytest.mark.full(beside="test_without_openmp_one_line_says_so")
 def test_apples_clang_uses_libomp(cpu_ops, expected, compiler, recwarn):
     if not cpu_ops.threaded:
         pytest.skip("the compiler has no OpenMP")
@@ -245,6 +247,7 @@ def test_apples_clang_uses_libomp(cpu_ops, expected, compiler, recwarn):
     assert path.with_name("compiler used libomp").exists()
 
 
+@pytest.mark.full(but="no header")
 @pytest.mark.parametrize("script", [NO_OPENMP, NO_HEADER], ids=["no option", "no header"])
 @with_kernels
 def test_without_openmp_one_line_says_so(expected, compiler, monkeypatch, script):

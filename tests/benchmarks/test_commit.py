@@ -236,10 +236,10 @@ def test_an_earlier_commit_has_a_color_of_its_own():
     figure = plots.rates({"rates": RATES})
     colors = {patch.get_facecolor() for patch in figure.axes[0].patches}
     assert len(colors) == 3
-    shown = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
+    shown = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     assert "minicnn at an earlier commit" in shown
     figure = plots.rates({"rates": RATES[:4]})
-    shown = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
+    shown = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     assert shown == list(plots.COLORS)
 
 

@@ -113,7 +113,7 @@ def counting_compiler(folder):
     log, path = folder / "log", folder / "cc"
     [*real], _ = native._compiler("c")
     path.write_text(
-        f'#!/bin/sh\necho "$@" >> {shlex.quote(str(log))}\nexec {shlex.join(real)} "$@"\n'
+        f'#!/bin/sh\necho "$@" >> {shlex.quote(str(log))}\nexec {shlex.join(real)} "$@" -O0\n'
     )
     path.chmod(0o755)
     return shlex.quote(str(path)), lambda file: len(re.findall(rf"-c {file}", log.read_text()))
@@ -165,7 +165,7 @@ def test_training_without_openmp_uses_a_process_for_each_core(tmp_path):
     script = tmp_path / "cc"
     [*real], _ = native._compiler("c")
     refuse = 'for a; do [ "$a" = -fopenmp ] && echo "no option -fopenmp" >&2 && exit 1; done'
-    script.write_text(f'#!/bin/sh\n{refuse}\nexec {shlex.join(real)} "$@"\n')
+    script.write_text(f'#!/bin/sh\n{refuse}\nexec {shlex.join(real)} "$@" -O0\n')
     script.chmod(0o755)
     arguments = [*COMPILED, "--epochs=1", "--threads=2", "--out", tmp_path / "out"]
     done = python("-m", "minicnn.train", *arguments, CC=shlex.quote(str(script)))
