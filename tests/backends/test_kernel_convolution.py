@@ -104,7 +104,7 @@ def versioned_ops(driver, version):
     return Operations(driver, version)
 
 
-@pytest.fixture(scope="session", params=[*VERSIONS, *ops_cpu.VERSIONS])
+@pytest.fixture(scope="session", params=[*VERSIONS, "direct", "winograd"])
 def any_ops(request):
     """The operations with each version of the convolution, in CUDA and in C."""
     if request.param in VERSIONS:
