@@ -16,6 +16,7 @@ A worker process may die at any moment. Only its task is lost, and the pool runs
 import collections
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import pickle
 import signal
@@ -336,6 +337,8 @@ def _signals_blocked():
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    # The first process of a program starts this one, too, which unblocks both signals afterwards.
+    multiprocessing.resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
         yield

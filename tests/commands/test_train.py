@@ -5,12 +5,14 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import TINY, command, start_slowly, state
+from runs import ROOT, TINY, command, start_slowly, state
 
 from minicnn import train
 from minicnn.data.load import load_data
@@ -151,6 +153,44 @@ def test_a_stopped_run_resumes_to_the_bit(run, tmp_path, workers, number, status
     done = command("minicnn.train", *TINY, "--workers=2", "--out", folder, "--resume")
     assert done.returncode == 0, done.stderr
     assert state(folder) == state(run[0])
+
+
+# minicnn.train whose worker processes, while they start, leave a file "starting" and wait while a
+# file "hold" exists.
+STARTING = """
+import sys, time
+from pathlib import Path
+here = Path(__file__)
+if __name__ != "__main__":
+    here.with_name("starting").touch()
+    while here.with_name("hold").exists():
+        time.sleep(0.01)
+from minicnn import train
+if __name__ == "__main__":
+    sys.exit(train.main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_a_signal_does_not_kill_workers_that_start(tmp_path):
+    (tmp_path / "starting.py").write_text(STARTING)
+    (tmp_path / "hold").touch()
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "starting.py", *TINY, "--workers=2", "--out=out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "starting").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    (tmp_path / "hold").unlink()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr and "died" not in stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "getpgid"), reason="needs POSIX processes")
