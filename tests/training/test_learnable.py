@@ -25,6 +25,7 @@ def checked(source=LETTERS, **fields):
     data = Data.of(source)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ResourceWarning)  # what other tests left open
         learnable.check(replace(RECIPES["demo"], **fields).of(data), data)
     return [str(warning.message) for warning in told]
 
