@@ -80,31 +80,38 @@ def summary():
                 f"{what}, images a second",
                 f"**{shown[0]}**: {times} {theirs['contender']} ({shown[1]})",
                 f"`{ours['contender'].removeprefix('minicnn ')}`, float32, "
-                f"{found['machine']['cores']} cores of {found['machine']['processor']}",
+                f"{_cores(found['machine'])}",
             ]
         )
-    for job in _optional("job-cuda"):
-        run = job["summary"]
+    for job in (*_optional("job-cpu"), *_optional("job-cuda")):
+        run, where = job["summary"], job["machine"]
+        of = f"TF32, {where['gpu']}" if "gpu" in where else f"float32, {_cores(where)}"
+        seconds = run["seconds"]
+        time = f"{seconds:.0f} s" if seconds < 300 else f"{seconds / 60:.0f} minutes"
         rows.append(
             [
                 "the whole job, 25 million images",
-                f"**{run['seconds']:.0f} s**, {run['images_per_second']:,.0f} images a second; "
+                f"**{time}**, {run['images_per_second']:,.0f} images a second; "
                 f"{100 * run['ensemble_test_accuracy']:.2f} % right",
-                f"`{run['device']}`, TF32, {job['machine']['gpu']}",
+                f"`{run['device']}`, {of}",
             ]
         )
     for demo in _optional("demo"):
         seconds, rate = demo["summary"]["seconds"], demo["summary"]["images_per_second"]
         accuracy = demo["summary"]["ensemble_test_accuracy"]
-        where = f"{demo['machine']['cores']} cores of {demo['machine']['processor']}"
         rows.append(
             [
                 "the demo: 4 nets, 3 epochs",
                 f"**{seconds:.0f} s**, {rate:,.0f} images a second, {100 * accuracy:.2f} % right",
-                f"`{demo['summary']['device']}`, {where}",
+                f"`{demo['summary']['device']}`, {_cores(demo['machine'])}",
             ]
         )
     return timing.table(["what", "result", "how"], rows)
+
+
+def _cores(machine):
+    """The cores of a result's machine, in words."""
+    return f"{machine['cores']} cores of {machine['processor']}"
 
 
 def _accuracy_of_trials():
@@ -207,6 +214,7 @@ def gpu():
     found, job, steps = (timing.newest(f"{kind}-cuda") for kind in ("frameworks", "job", "steps"))
     rates, summary = found["rates"], job["summary"]
     absent = list(found["refused"] | found["left_out"])
+    tests = f"The tests of kernels: {', '.join(job['tests'])}. " if "tests" in job else ""
     versions = [
         [row["kernels"], *(f"{1e3 * row['seconds'][nets]:.2f}" for nets in ("1", "15"))]
         for row in steps["steps"]
@@ -221,8 +229,8 @@ def gpu():
         f"{timing.in_words(found)}",
         f"{job['what'][0].upper()}{job['what'][1:]}: **{summary['seconds']:.0f} s** from the "
         f"command to the submission, {summary['images_per_second']:,.0f} images a second, "
-        f"{100 * summary['ensemble_test_accuracy']:.2f} % of the test images right. The tests of "
-        f"kernels: {', '.join(job['tests'])}. {timing.in_words(job)}",
+        f"{100 * summary['ensemble_test_accuracy']:.2f} % of the test images right. {tests}"
+        f"{timing.in_words(job)}",
         timing.table(["a captured step in TF32, ms", "1 net", "15 nets"], versions),
         "The rates and the whole job above are of the first of these versions.",
     )
@@ -505,19 +513,31 @@ TABLES = {
 # ---- the findings of studies and runs as result files --------------------------------------------
 
 
-def keep(folder):
-    """Write the findings in the folder of a study, or of a run of the demo, as result files.
+_WHOLE_JOB = (
+    "the whole job: 15 nets, 45 epochs of 42,000 training images of MNIST, then 10,000 test images"
+)
 
-    Raises DataError for another folder.
+
+def keep(folder):
+    """Write the findings in the folder of a study, or of a run, as result files.
+
+    A run is one of the demo, or the whole job. Raises DataError for another folder.
     """
     about = {"machine": timing.machine(), "versions": timing.versions("scipy")}
     if (folder / "summary.json").exists():
         config, result = (
             json.loads((folder / name).read_text()) for name in ("config.json", "summary.json")
         )
-        if (config["recipe"], config["source"]) != (RECIPES["demo"].as_dict(), "digits"):
-            raise DataError(f"{folder}: another recipe or data, expected a run of the demo")
-        timing.write(f"demo-{result['device']}", {"summary": result, **about})
+        about["machine"] = timing.machine(result["device"])
+        if (config["recipe"], config["source"]) == (RECIPES["demo"].as_dict(), "digits"):
+            timing.write(f"demo-{result['device']}", {"summary": result, **about})
+        elif (config["recipe"], config.get("train_images")) == (RECIPES["seed"].as_dict(), 42_000):
+            job = {"what": _WHOLE_JOB, "summary": result}
+            timing.write(f"job-{result['device']}", job | about)
+        else:
+            raise DataError(
+                f"{folder}: another recipe or data, expected a run of the demo or the whole job"
+            )
         return
     with Store(folder / FILE, create=False) as store:
         for study, seed in store.studies():
