@@ -51,6 +51,7 @@ def test_each_table_is_in_a_document():
         ("ladder", "ladder-emulated", ["versions_counted", "fused", "step"]),
         ("tile_choices", "tiles", ["launches", 3]),
         ("tile_choices", "tilings-cuda", ["tilings", 0]),
+        ("summary", "job-cpu", ["summary"]),
         ("summary", "job-cuda", ["summary"]),
         ("gpu", "job-cuda", ["summary"]),
         ("gpu", "frameworks-cuda", ["rates", 0]),
