@@ -97,9 +97,14 @@ if __name__ == "__main__":
 
 def start_slowly(folder, *arguments, seconds=0.4, **options):
     """Start a training with slow steps; returns its process after the first step."""
-    (folder / "slow.py").write_text(SLOW.format(seconds=seconds))
+    return start_script(folder, SLOW.format(seconds=seconds), "stepped", *arguments, **options)
+
+
+def start_script(folder, text, sign, *arguments, **options):
+    """Start a script in a process group of its own; returns its process once it has left a file."""
+    (folder / "script.py").write_text(text)
     process = subprocess.Popen(
-        [sys.executable, folder / "slow.py", *arguments],
+        [sys.executable, folder / "script.py", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -107,7 +112,7 @@ def start_slowly(folder, *arguments, seconds=0.4, **options):
         start_new_session=True,
         **options,
     )
-    while not (folder / "stepped").exists():
+    while not (folder / sign).exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     return process

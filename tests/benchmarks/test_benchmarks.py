@@ -8,6 +8,7 @@ from stored_nets import LABELS, MADE_BY, SETTINGS, net
 
 from benchmarks import plots, readme, tilings, timing
 from minicnn.backends import cuda_blocks, native
+from minicnn.files import DataError
 from minicnn.recipe import RECIPES, Recipe
 from minicnn.studies.store import FILE, Cell, Store
 
@@ -229,6 +230,7 @@ def test_what_is_kept_of_a_study(tmp_path, monkeypatch):
 
 def test_what_is_kept_of_a_run(tmp_path, monkeypatch, capsys):
     """The times of the demo and of the whole job are in the table `summary`."""
+    mnist = timing.newest("full-trials")["settings"]["test_data"]
     monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
     found = {"device": "cpu", "seconds": 31.4, "images_per_second": 2087.6}
     (tmp_path / "summary.json").write_text(json.dumps({**found, "ensemble_test_accuracy": 0.999}))
@@ -243,7 +245,11 @@ def test_what_is_kept_of_a_run(tmp_path, monkeypatch, capsys):
     )
     readme.keep(tmp_path)
     assert timing.newest("demo-cpu")["summary"]["seconds"] == 31.4
-    (tmp_path / "config.json").write_text(json.dumps(config | {"train_images": 42_000}))
+    job = config | {"train_images": 42_000, "test_data": "that of other images"}
+    (tmp_path / "config.json").write_text(json.dumps(job))
+    with pytest.raises(DataError, match="another recipe or data"):
+        readme.keep(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(job | {"test_data": mnist}))
     found |= {"seconds": 2980.0, "images_per_second": 8555.2, "ensemble_test_accuracy": 0.9975}
     (tmp_path / "summary.json").write_text(json.dumps(found))
     readme.keep(tmp_path)

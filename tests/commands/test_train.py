@@ -5,14 +5,12 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import ROOT, TINY, command, start_slowly, state
+from runs import TINY, command, start_script, start_slowly, state
 
 from minicnn import train
 from minicnn.data.load import load_data
@@ -173,19 +171,9 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
 def test_a_signal_does_not_kill_workers_that_start(tmp_path):
-    (tmp_path / "starting.py").write_text(STARTING)
     (tmp_path / "hold").touch()
-    process = subprocess.Popen(
-        [sys.executable, tmp_path / "starting.py", *TINY, "--workers=2", "--out=out"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not (tmp_path / "starting").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
+    arguments = [*TINY, "--workers=2", "--out", str(tmp_path / "out")]
+    process = start_script(tmp_path, STARTING, "starting", *arguments)
     os.killpg(process.pid, signal.SIGINT)
     (tmp_path / "hold").unlink()
     _, stderr = process.communicate(timeout=60)
