@@ -28,7 +28,8 @@ from minicnn.data.digits import draw_digits
 from minicnn.emulator import SECTOR_BYTES, Counts, Emulator
 from minicnn.network.layers import Conv2D
 from minicnn.recipe import RECIPES
-from minicnn.training.trainer import Data, Job, Trainer
+from minicnn.training.dataset import Data
+from minicnn.training.trainer import Job, Trainer
 
 # Versions of a step: three ways to convolve in float32, layer by layer; and fused blocks in TF32.
 STEPS = *VERSIONS, "fused"

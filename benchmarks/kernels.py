@@ -30,7 +30,9 @@ from minicnn.data.digits import draw_digits
 from minicnn.devices import cpu_problem
 from minicnn.emulator import Emulator
 from minicnn.recipe import RECIPES
-from minicnn.training.trainer import CapturedStep, Data, Job, Trainer
+from minicnn.training.dataset import Data
+from minicnn.training.inference import CapturedStep
+from minicnn.training.trainer import Job, Trainer
 
 HOSTS, GPUS = ("numpy", "cpu"), ("cuda", "emulated")
 ROUNDS, FEW_ROUNDS = 40, 3

@@ -24,7 +24,8 @@ from minicnn import load_data, machine
 from minicnn.backends import cuda
 from minicnn.command import positive, positive_number
 from minicnn.training import checkpoint, ensemble
-from minicnn.training.trainer import Data, Job, steps_per_epoch
+from minicnn.training.dataset import Data
+from minicnn.training.trainer import Job, steps_per_epoch
 
 BATCHES = [2**k for k in range(10)]
 NETS = 1, 2, 4, 8, 15, 30

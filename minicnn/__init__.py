@@ -2,7 +2,7 @@
 
 The front door is the command train.py. To read the code, follow one training job:
 
-    train.py -> recipe.py -> training/ensemble.py -> training/trainer.py -> model.py
+    train.py -> recipe.py -> training/ensemble.py -> training/trainer.py -> nets.py
     -> network/stack.py, network/layers.py, network/plan.py -> backends/ops_numpy.py -> kernels/
 
 Shapes are written with the same letters everywhere: E nets; B images of a batch, or N images of a

@@ -58,7 +58,7 @@ def predict(arguments, should_stop=lambda: False):
         raise ValueError(
             f"argument --out: {arguments.out} is not a file, expected a file or a new name"
         )
-    trained = prediction.load(arguments.checkpoint)
+    trained = prediction.load_classifier(arguments.checkpoint)
     data = prediction.test_set(trained, arguments.data, progress=not arguments.quiet)
     images, truth = data.x_test, data.y_test
     if arguments.data != "digits":  # the embedded digits need no explanation
@@ -68,7 +68,7 @@ def predict(arguments, should_stop=lambda: False):
             trained, images, device, ops, arguments.workers, bar.update, should_stop
         )
     labels = ensemble.vote(probabilities)
-    write_submission(arguments.out, labels, trained.recipe.classes, data.test_ids)
+    write_submission(arguments.out, labels, trained.architecture.classes, data.test_ids)
     if truth is not None:
         print(f"Ensemble of {len(probabilities)}: Test accuracy={np.mean(labels == truth):.5f}")
     print(f"{len(labels):,} predictions: {arguments.out}")

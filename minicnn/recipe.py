@@ -1,21 +1,23 @@
-"""Recipes: the settings of the networks and of their training.
+"""Recipes: the settings of the networks and of their training; the notebook's layers.
 
 The data and the machine (device, precision, processes, memory) are not part of a recipe. Read
 training/ensemble.py next.
 """
 
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 from . import checks
 from .augment import RandomAffine
-from .data.labels import DIGITS, MAX_CLASSES, classes_text
-from .data.sources import size_text
+from .data.labels import DIGITS
 from .files import brief
-from .model import MNIST_SHAPE, Sequential, mnist_layers
+from .nets import Nets
+from .network.architecture import Architecture, checked_classes
+from .network.layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten
 from .network.optim import ExponentialDecay
 from .network.stack import connect
 
-_MOST_NAME = 60  # characters
+MNIST_SHAPE = 28, 28, 1
 _MOST_SIDE = 1 << 16  # pixels
 
 
@@ -47,9 +49,13 @@ class Recipe:
     input_shape: tuple = MNIST_SHAPE
     classes: tuple = DIGITS
 
+    # Where a training begins: new nets, which no step has changed.
+    initial_epoch: ClassVar[int] = 0
+    initial_step: ClassVar[int] = 0
+
     def __post_init__(self):
         object.__setattr__(self, "input_shape", _checked_shape(self.input_shape))
-        object.__setattr__(self, "classes", _checked_classes(self.classes))
+        object.__setattr__(self, "classes", checked_classes(self.classes))
         checks.integer("nets", self.nets, 1, 10_000)
         checks.integer("first_net", self.first_net, 1, 2**32 - 1 - self.nets)
         for name in ("epochs", "batch_size"):
@@ -84,22 +90,20 @@ class Recipe:
         return mnist_layers(self.dropout, self.momentum, len(self.classes))
 
     @property
+    def architecture(self):
+        """The network's Architecture."""
+        return Architecture(self.layers, self.input_shape, self.classes)
+
+    @property
     def nodes(self):
         """The network's layers with their names and shapes: nodes of network/stack.py."""
         return connect(self.layers, self.input_shape)
 
     def model(self, nets, device="auto", precision="float32"):
-        """A new, untrained Sequential of the nets in a range."""
-        # Nets of an ensemble are numbered from 1, those of Sequential from 0.
-        return Sequential(
-            self.layers,
-            self.input_shape,
-            nets=len(nets),
-            first_net=nets[0] - 1,
-            seed=self.seed,
-            device=device,
-            precision=precision,
-        )
+        """New, untrained Nets: those whose numbers, from 1, are in `nets`."""
+        # Nets of an ensemble are numbered from 1, those of Nets from 0.
+        numbers = [net - 1 for net in nets]
+        return Nets(self.architecture, numbers, self.seed, device, precision=precision)
 
     def of(self, data):
         """A copy for a data set: `data` has input_shape and classes. Raises ValueError.
@@ -133,12 +137,6 @@ class Recipe:
         return None
 
     @property
-    def purpose(self):
-        """What the network tells apart, as text: `28x28 images of 10 classes 0..9`."""
-        shape = self.input_shape if self.input_shape[2] > 1 else self.input_shape[:2]
-        return f"{size_text(shape)} images of {classes_text(self.classes)}"
-
-    @property
     def about_data(self):
         """input_shape and classes, for JSON; {} for digits of 28 x 28, the fields' defaults."""
         if (self.input_shape, self.classes) == (MNIST_SHAPE, DIGITS):
@@ -163,15 +161,31 @@ def _checked_shape(shape):
     return tuple(checks.integer("input_shape", length, 1, _MOST_SIDE) for length in shape)
 
 
-def _checked_classes(classes):
-    fine = isinstance(classes, (list, tuple)) and 2 <= len(classes) <= MAX_CLASSES
-    fine = fine and all(isinstance(name, str) and len(name) <= _MOST_NAME for name in classes)
-    if not fine or len(set(classes)) < len(classes):
-        raise ValueError(
-            f"classes: got {brief(repr(classes))}, expected 2 to {MAX_CLASSES:,} different names "
-            f"of at most {_MOST_NAME} characters"
-        )
-    return tuple(classes)
+def mnist_layers(dropout, momentum, classes=10):
+    """The layers of the notebook's network."""
+    checks.number("dropout", dropout, 0, 1, "[)")
+    checks.integer("classes", classes, 2)
+
+    def block(filters):
+        return [
+            Conv2D(filters, 3, activation="relu"),
+            BatchNormalization(momentum),
+            Conv2D(filters, 3, activation="relu"),
+            BatchNormalization(momentum),
+            Conv2D(filters, 5, strides=2, padding="same", activation="relu"),
+            BatchNormalization(momentum),
+            Dropout(dropout),
+        ]
+
+    return [
+        *block(32),
+        *block(64),
+        Conv2D(128, 4, activation="relu"),
+        BatchNormalization(momentum),
+        Flatten(),
+        Dropout(dropout),
+        Dense(classes, activation="softmax"),
+    ]
 
 
 # With momentum 0.99 the moving statistics need about 500 steps to follow the weights. The demo has

@@ -41,9 +41,10 @@ from .data.load import load
 from .files import in_use, remove_unfinished
 from .recipe import RECIPES, Recipe
 from .training import ensemble, learnable, run_folder
+from .training.dataset import Data
 from .training.guard import expect_guard
 from .training.resources import share
-from .training.trainer import Data, Job, steps_per_epoch
+from .training.trainer import Job, steps_per_epoch
 from .training.workers import Interrupted, WorkerDiedError
 
 

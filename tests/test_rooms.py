@@ -16,9 +16,10 @@ drawing data network
 backends
 emulator augment
 devices
-model
+nets
 recipe
 training
+model
 command
 studies train predict
 reports

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from minicnn.training.trainer import CapturedStep, Data, Job, Trainer
+from minicnn.training.dataset import Data
+from minicnn.training.inference import CapturedStep
+from minicnn.training.trainer import Job, Trainer
 
 
 class Training:

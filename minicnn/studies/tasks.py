@@ -24,8 +24,10 @@ from ..data.load import fingerprint, load
 from ..files import DataError
 from ..recipe import Recipe, image_shape
 from ..training import workers
+from ..training.dataset import Data
+from ..training.inference import CapturedStep
 from ..training.resources import arrays_bytes, group_size, split_nets
-from ..training.trainer import CapturedStep, Data, Job, Trainer, steps_per_epoch
+from ..training.trainer import Job, Trainer, steps_per_epoch
 
 _MEASURED_SECONDS = 0.4
 _DISTORTION = 99  # seed of the distorted test images, which are the same for every net and study

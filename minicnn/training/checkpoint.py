@@ -5,8 +5,8 @@ A state is a pair of dicts, (arrays, about):
 - arrays: `params` (E, P) and Adam's `moment_1` and `moment_2` (E, P); `moving`, the moving
   statistics of batch normalisation, (E, M); `sums` (E, 3), the metrics of the epoch so far;
   `history`, one row for each net and epoch, columns HISTORY_COLUMNS.
-- about: the rest: net numbers (from 0), step, seed, recipe, data set, diverged nets. Rows of
-  `history` and of `diverged` count nets from 1.
+- about: the rest: net numbers (from 0), step, seed, recipe, architecture, data set, diverged nets.
+  Rows of `history` and of `diverged` count nets from 1.
 
 archive.py defines the file format and explains how files from an unknown source are read safely.
 """
@@ -141,6 +141,9 @@ _FIELDS = {
     "step": ("an integer from 0 to 4294967295", _is_uint32),
     "seconds": ("a number from 0 up", lambda v: type(v) is float and isfinite(v) and v >= 0),
     "recipe": ("a recipe's fields", lambda v: isinstance(v, dict)),
+    # None in files of earlier versions, and an optimizer only in those of Sequential.save
+    "architecture": ("an architecture", lambda v: v is None or isinstance(v, dict)),
+    "optimizer": ("Adam's settings", lambda v: v is None or isinstance(v, dict)),
     "data": ("the data's fingerprint", lambda v: isinstance(v, str)),
     "network": ("the shape of each weight", _are_sizes),
     "diverged": ("a list of {net, epoch, step}", _are_steps),

@@ -12,10 +12,9 @@ import numpy as np
 from ..data.sources import size_text
 from ..data.split import validation_count
 from ..files import DataError, brief
-from ..model import MNIST_SHAPE
 from ..network.layers import Flatten
 from ..network.stack import check_batch
-from ..recipe import RECIPES
+from ..recipe import MNIST_SHAPE, RECIPES
 from .trainer import steps_per_epoch
 
 # Adam moves a weight by about the learning rate in a step. Float32 rounds a change of 2^-30 away

@@ -8,19 +8,21 @@ import numpy as np
 
 from ..data.load import load_test
 from ..files import DataError, brief
+from ..nets import Nets
+from ..network.architecture import Architecture
 from ..recipe import Recipe
 from . import checkpoint
+from .inference import predict
 from .resources import arrays_bytes, group_size, processes, split_nets
-from .trainer import predict
 from .workers import run_jobs
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained ensemble read from a file: its state (see checkpoint.py) and its Recipe."""
+    """Nets read from a file: their state (see checkpoint.py) and their Architecture."""
 
     path: Path
-    recipe: Recipe
+    architecture: Architecture
     arrays: dict
     about: dict
 
@@ -30,19 +32,43 @@ class Checkpoint:
         diverged = {row["net"] for row in self.about["diverged"]}
         return [net + 1 for net in self.about["nets"] if net + 1 not in diverged]
 
+    def restore(self, model):
+        """Copy the states of a model's nets into it. Raises DataError."""
+        chosen = checkpoint.select(self.arrays, self.about, model.nets, self.path)
+        checkpoint.restore_model(model, *chosen, self.path)
+
 
 def load(path):
     """Read a Checkpoint. Raises DataError if the file is invalid or all of its nets diverged."""
     arrays, about = checkpoint.load(path)
     try:
-        recipe = Recipe(**about["recipe"])
-        nodes = recipe.nodes
+        recipe = Recipe(**about["recipe"]) if about["recipe"] else None
+        if about.get("architecture") is not None:
+            architecture = Architecture.from_dict(about["architecture"])
+        else:  # Earlier versions wrote none: it follows from the recipe.
+            architecture = (recipe or Recipe(**about["recipe"])).architecture
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a trained ensemble: {brief(error, 200)}") from None
-    checkpoint.check_shapes(path, arrays, nodes)
-    trained = Checkpoint(path, recipe, arrays, about)
+    if recipe is not None:
+        if recipe.architecture.as_dict() != architecture.as_dict():
+            raise DataError(f"{path}: architecture: expected that of the file's recipe")
+        if recipe.seed != about["seed"]:
+            raise DataError(f"{path}: seed: got {about['seed']}, expected {recipe.seed}")
+    checkpoint.check_shapes(path, arrays, architecture.nodes)
+    trained = Checkpoint(path, architecture, arrays, about)
     if not trained.nets:
         raise DataError(f"{path}: all of its nets diverged, expected one to use")
+    return trained
+
+
+def load_classifier(path):
+    """Read a Checkpoint of nets that name the classes of images. Raises DataError."""
+    trained = load(path)
+    architecture = trained.architecture
+    if architecture.classes is None or len(architecture.input_shape) != 3:
+        raise DataError(
+            f"{path}: holds nets for {architecture.purpose}, expected classes of images"
+        )
     return trained
 
 
@@ -51,11 +77,11 @@ def test_set(trained, source, progress=True):
 
     The images, and the classes of their labels if they have any, must be those of the training.
     """
-    recipe = trained.recipe
+    ours = trained.architecture
     try:
-        return load_test(source, progress, recipe.input_shape, recipe.classes)
+        return load_test(source, progress, ours.input_shape, ours.classes)
     except DataError as error:
-        raise DataError(f"{error}; {trained.path} was trained on {recipe.purpose}") from None
+        raise DataError(f"{error}; {trained.path} was trained on {ours.purpose}") from None
 
 
 def probabilities_of(trained, images, device, ops, workers, report, should_stop):
@@ -65,8 +91,8 @@ def probabilities_of(trained, images, device, ops, workers, report, should_stop)
     predicted n more images, counted per net. Raises DataError if no net remains, and Interrupted.
     """
     nets, path = trained.nets, trained.path
-    groups, workers = _share(trained.recipe, ops, nets, images, workers)
-    shared = trained.recipe, device, path, trained.arrays, trained.about, images
+    groups, workers = _share(trained.architecture, ops, nets, images, workers)
+    shared = trained, device, images
     results = run_jobs(
         predict_group, shared, groups, workers, report, lambda probabilities: None, should_stop
     )
@@ -79,14 +105,14 @@ def probabilities_of(trained, images, device, ops, workers, report, should_stop)
     return probabilities[finite]
 
 
-def _share(recipe, ops, nets, images, workers):
+def _share(architecture, ops, nets, images, workers):
     """(groups of nets that predict together, number of processes) for a device."""
     size = 1
     if ops.lockstep:
         size = group_size(
             len(nets),
             ops.free_memory(),
-            lambda count: arrays_bytes(recipe, ops, count, test_images=images),
+            lambda count: arrays_bytes(architecture, ops, count, test_images=images),
         )
         workers = 1
     groups = split_nets(nets, size)
@@ -95,9 +121,8 @@ def _share(recipe, ops, nets, images, workers):
 
 def predict_group(shared, nets, report, should_stop):
     """The probabilities (E, N, classes) of the images by E nets of the checkpoint."""
-    recipe, device, path, arrays, about, images = shared
-    model = recipe.model(nets, device)
-    chosen = checkpoint.select(arrays, about, model.nets, path)
-    checkpoint.restore_model(model, *chosen, path)
+    trained, device, images = shared
+    model = Nets(trained.architecture, [net - 1 for net in nets], trained.about["seed"], device)
+    trained.restore(model)
     everything = np.broadcast_to(np.arange(len(images)), (len(nets), len(images)))
     return predict(model, model.ops.to_device(images), everything, report, should_stop)

@@ -6,7 +6,7 @@ from bisect import bisect_right
 import numpy as np
 
 from ..machine import asked_threads, cores, free_memory
-from ..model import PREDICT_BATCH
+from ..nets import PREDICT_BATCH
 from ..network.plan import plan_layout
 from ..network.stack import layout_bytes, weights_layout
 
@@ -16,7 +16,8 @@ _PROCESS_BYTES = 150 << 20  # Python, NumPy and their working memory
 def arrays_bytes(recipe, ops, nets, train_images=(), test_images=None):
     """Bytes of device memory that the arrays of `nets` nets need on the backend `ops`.
 
-    With train_images (N, H, W) uint8: for training; without them: for prediction only.
+    With train_images (N, H, W) uint8: for training; without them: for prediction only, for which
+    `recipe` may be an Architecture.
     """
     nodes, dtype, index = recipe.nodes, np.dtype(np.float32), np.dtype(np.int32).itemsize
     layouts = [

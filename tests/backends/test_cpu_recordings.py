@@ -17,7 +17,9 @@ from minicnn.data.digits import draw_digits
 from minicnn.network.geometry import Window
 from minicnn.recipe import Recipe
 from minicnn.training import checkpoint
-from minicnn.training.trainer import CapturedStep, Data, Job, Trainer
+from minicnn.training.dataset import Data
+from minicnn.training.inference import CapturedStep
+from minicnn.training.trainer import Job, Trainer
 
 pytestmark = pytest.mark.usefixtures("kernels_in_c")
 

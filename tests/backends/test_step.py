@@ -30,7 +30,8 @@ from minicnn.backends.cuda_blocks import fusion
 from minicnn.data.digits import draw_digits
 from minicnn.recipe import Recipe
 from minicnn.training import ensemble
-from minicnn.training.trainer import Data, Job, Trainer
+from minicnn.training.dataset import Data
+from minicnn.training.trainer import Job, Trainer
 
 E, B = 2, 3
 SEED_NETWORK = Recipe(nets=E, epochs=1, batch_size=B, seed=7)

@@ -10,7 +10,8 @@ from minicnn.backends import trace
 from minicnn.backends.kernel import SOURCES, Program
 from minicnn.data.digits import draw_digits
 from minicnn.recipe import Recipe
-from minicnn.training.trainer import Data, Job, Trainer
+from minicnn.training.dataset import Data
+from minicnn.training.trainer import Job, Trainer
 
 FILES = sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.cu")])
 

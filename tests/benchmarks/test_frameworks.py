@@ -15,7 +15,7 @@ from minicnn.data.digits import draw_digits
 from minicnn.network import geometry
 from minicnn.recipe import Recipe
 from minicnn.training import ensemble
-from minicnn.training.trainer import Data
+from minicnn.training.dataset import Data
 
 NUMPY = Contender("minicnn numpy", "minicnn_net", "numpy")
 INSTALLED = [c for c in contenders.on_cpu(2) if not c.missing and not c.compiled]

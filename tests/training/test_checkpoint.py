@@ -20,7 +20,8 @@ from minicnn.data.digits import draw_digits
 from minicnn.files import DataError
 from minicnn.recipe import Recipe
 from minicnn.training import archive, checkpoint
-from minicnn.training.trainer import Data, Job, Trainer
+from minicnn.training.dataset import Data
+from minicnn.training.trainer import Job, Trainer
 
 TINY = Recipe(nets=2, epochs=3, batch_size=16, seed=5)
 NAMES = "params", "moving", "moment_1", "moment_2", "sums", "history"

@@ -16,7 +16,8 @@ from minicnn import mnist_cnn, predict, train
 from minicnn.files import DataError
 from minicnn.recipe import RECIPES, Recipe
 from minicnn.training import checkpoint, prediction
-from minicnn.training.trainer import Data, Job, Trainer
+from minicnn.training.dataset import Data
+from minicnn.training.trainer import Job, Trainer
 
 RECIPE = "--recipe=demo --nets=1 --epochs=3 --batch-size=16 --learning-rate=0.005 --rotation=0"
 QUIET = "--quiet", "--no-figures", "--workers=1"
@@ -99,7 +100,7 @@ def test_a_thousand_classes(device, tmp_path, small_network, monkeypatch):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["ensemble_test_accuracy"] > 0.05  # guessing: 0.001
     assert tuple(summary["classes"]) == names
-    assert prediction.load(folder / "checkpoint.npz").recipe.classes == names
+    assert prediction.load(folder / "checkpoint.npz").architecture.classes == names
 
 
 # ---- the run folder ------------------------------------------------------------------------------
@@ -129,8 +130,8 @@ def test_files_of_digits_are_as_they_were(run):
         assert "classes" not in text and "input_shape" not in text
     about = checkpoint.load(run[0] / "checkpoint.npz")[1]
     assert not {"classes", "input_shape"} & set(about["recipe"])
-    recipe = prediction.load(run[0] / "checkpoint.npz").recipe
-    assert (recipe.input_shape, recipe.classes) == ((28, 28, 1), tuple("0123456789"))
+    found = prediction.load(run[0] / "checkpoint.npz").architecture
+    assert (found.input_shape, found.classes) == ((28, 28, 1), tuple("0123456789"))
 
 
 def test_a_run_tells_what_data_it_has_read(files, tmp_path, capsys, small_network):
@@ -263,8 +264,10 @@ def test_a_checkpoint_of_digits_refuses_letters(run, tmp_path, capsys, files):
     ],
 )
 def test_a_checkpoint_of_impossible_classes_or_shapes_is_refused(change, told, run, tmp_path):
+    """A file of an earlier version: its recipe is all that it says of its network."""
     arrays, about = checkpoint.load(run[0] / "checkpoint.npz")
     about["recipe"] |= change
+    del about["architecture"]
     path = tmp_path / "changed.npz"
     arrays = {name: array[:1] for name, array in arrays.items()}  # one net and its first epoch
     checkpoint.save(path, arrays, {**about, "nets": about["nets"][:1]})

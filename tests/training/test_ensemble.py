@@ -18,7 +18,8 @@ from minicnn.data.digits import draw_digits
 from minicnn.files import DataError
 from minicnn.recipe import RECIPES, Recipe
 from minicnn.training import resources, workers
-from minicnn.training.trainer import Data, Job, Trainer
+from minicnn.training.dataset import Data
+from minicnn.training.trainer import Job, Trainer
 
 TINY = Recipe(nets=2, epochs=2, batch_size=16, momentum=0.9, seed=5)
 

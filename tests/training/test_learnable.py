@@ -15,7 +15,7 @@ from minicnn.network.layers import BatchNormalization, Conv2D, Dense, Flatten
 from minicnn.network.stack import check_batch, connect
 from minicnn.recipe import RECIPES
 from minicnn.training import learnable
-from minicnn.training.trainer import Data
+from minicnn.training.dataset import Data
 
 LETTERS = patterns.data_set(patterns.LETTERS, 260, 26)
 

@@ -12,7 +12,8 @@ from minicnn.backends.cpu import Cpu
 from minicnn.data.digits import draw_digits
 from minicnn.recipe import Recipe
 from minicnn.training import checkpoint, ensemble, workers
-from minicnn.training.trainer import Data, Job
+from minicnn.training.dataset import Data
+from minicnn.training.trainer import Job
 
 
 @pytest.fixture(autouse=True)

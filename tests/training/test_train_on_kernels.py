@@ -20,7 +20,8 @@ from minicnn import devices, model, train
 from minicnn.data.digits import draw_digits
 from minicnn.recipe import RECIPES
 from minicnn.training import ensemble, resources
-from minicnn.training.trainer import Data, Job, Trainer
+from minicnn.training.dataset import Data
+from minicnn.training.trainer import Job, Trainer
 
 SMALL = (
     "--nets=3 --epochs=2 --limit=40 --test-limit=9 --batch-size=16 --no-figures --quiet"
