@@ -10,10 +10,12 @@ data set; H, W rows and columns; Cin, Cout input and output channels (C where th
 Ho, Wo output rows and columns; K = kh*kw*Cin, the values under a kernel of kh rows and kw columns.
 """
 
+__version__ = "0.1.0"
+
 from . import augment, rng
 from .augment import RandomAffine
 from .data.load import load_data
-from .model import Sequential, mnist_cnn
+from .model import Sequential, load_model, mnist_cnn
 from .network.layers import (
     Activation,
     BatchNormalization,
@@ -24,8 +26,6 @@ from .network.layers import (
     MaxPooling2D,
 )
 from .network.optim import Adam, ExponentialDecay
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Activation",
@@ -41,6 +41,7 @@ __all__ = [
     "Sequential",
     "augment",
     "load_data",
+    "load_model",
     "mnist_cnn",
     "rng",
 ]

@@ -3,6 +3,7 @@
 The message names the argument, its value and what was expected.
 """
 
+import sys
 from math import inf, isfinite
 from numbers import Integral, Real
 
@@ -45,3 +46,11 @@ def choice(name, value, choices):
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
     return value
+
+
+def outside():
+    """The `stacklevel` with which a warning names the first caller outside this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    return level

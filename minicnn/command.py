@@ -1,4 +1,4 @@
-"""Shared by the commands: arguments, one-line errors, output, progress, stop on a signal.
+"""Shared by the commands: arguments, one-line errors, output, progress.
 
 The commands are train.py, predict.py, study.py and report.py.
 """
@@ -10,7 +10,6 @@ import itertools
 import math
 import os
 import shutil
-import signal
 import sys
 import warnings
 from datetime import datetime
@@ -269,41 +268,3 @@ def run(prog, main):
 def images_bar(total, quiet, initial=0, about=lambda: ""):
     """The progress of `total` images, starting at `initial`, on stderr; see progress.counter."""
     return counter(total, "images", quiet, initial, about)
-
-
-class StopOnSignal:
-    """A context that catches SIGINT and SIGTERM. Calling it says whether one has arrived.
-
-    The first signal prints `message` on stderr. A second one raises KeyboardInterrupt. Outside the
-    main thread it catches nothing: Python has signal handlers only there.
-    """
-
-    def __init__(self, message):
-        self.message, self.signal = message, None
-
-    def __call__(self):
-        return self.signal is not None
-
-    @property
-    def status(self):
-        """The exit status of a command that a signal stopped: 130 after Ctrl-C."""
-        return 128 + (self.signal or signal.SIGINT)
-
-    def __enter__(self):
-        self._before = {}
-        with contextlib.suppress(ValueError):  # not the main thread
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *error):
-        for number, handler in self._before.items():
-            # None: it was not set from Python, and cannot be set again
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def _note(self, number, frame):
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # there is no stderr
-            os.write(sys.stderr.fileno(), f"\n{self.message}\n".encode())  # print() cannot nest

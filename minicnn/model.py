@@ -1,19 +1,49 @@
-"""Sequential: an ensemble of nets with the same layers. mnist_cnn: the notebook's network."""
+"""Sequential: an ensemble of nets with the same layers, in Keras's words; the notebook's network.
 
-from dataclasses import replace
+    model = mnist_cnn(nets=4)
+    history = model.fit(x, y, epochs=3, validation_split=0.1)
+    model.evaluate(x_test, y_test)
+    model.save("digits.npz")
 
-from . import checks
+fit runs the code of minicnn.train: read training/fit.py next. A single step is in nets.py.
+"""
+
+import signal
+import warnings
+from dataclasses import asdict, replace
+from html import escape
+
+import numpy as np
+
+from . import checks, devices
+from .augment import RandomAffine
+from .files import DataError, brief
 from .nets import Nets
 from .network.architecture import MAX_CLASSES, Architecture
+from .network.optim import Adam
+from .network.stack import batch_problem
+from .progress import counter
 from .recipe import MNIST_SHAPE, mnist_layers
-from .training import prediction
+from .training import arguments, checkpoint, inference, prediction
+from .training.dataset import Data
+from .training.ensemble import vote
+from .training.fit import FitRecipe, Part, fit, initial_state, merged
+from .training.history import History
+from .training.interruption import StopOnSignal
+from .training.messages import epoch_line, standing
+from .training.resources import share, split_nets
+from .training.trainer import steps_per_epoch
+from .training.workers import Interrupted
+
+_SIGNALS = (signal.SIGINT,)  # what a notebook's button and Ctrl-C send
 
 
 class Sequential(Nets):
     """E = `nets` networks of the same layers, each with its own weights, numbered from `first_net`.
 
-    layers: a list of layers; input_shape: (H, W, C) or (K,), without nets and batch; the other
-    arguments: as for Nets. Raises ValueError that names the argument.
+    layers: a list of layers; input_shape: (H, W, C) or (K,), without nets and batch; classes: their
+    names (default: "0", "1", ...); the other arguments: as for Nets. Raises ValueError that names
+    the argument.
     """
 
     def __init__(
@@ -34,6 +64,278 @@ class Sequential(Nets):
         architecture = _named(Architecture(layers, input_shape, classes))
         numbers = range(first_net, first_net + nets)
         super().__init__(architecture, numbers, seed, device, dtype, precision, optimizer)
+        self.history = History([])
+
+    @property
+    def classes(self):
+        """The names of the classes, a tuple; None if the network tells no classes apart."""
+        return self.architecture.classes
+
+    # ---- training -----------------------------------------------------------------------------
+
+    def fit(
+        self,
+        x,
+        y,
+        batch_size=32,
+        epochs=1,
+        verbose=1,
+        validation_split=0.0,
+        validation_data=None,
+        initial_epoch=0,
+        augment=None,
+        learning_rate=None,
+        on_epoch=None,
+        workers=1,
+        memory=None,
+    ):
+        """Train every net on images x with labels y. Returns a History; also as `self.history`.
+
+        - x: (N, H, W), (N, H, W, C) or (N, H*W*C): bytes, or floats in [0, 1], which are rounded to
+          bytes. y: (N,) integers from 0.
+        - Each net has its own shuffles, and its own split: validation_split is the fraction of x
+          that it does not train on. validation_data (x, y) is validated on instead, by every net.
+        - The epochs after initial_epoch are trained, up to `epochs`. An epoch has only whole
+          batches.
+        - augment: a RandomAffine. learning_rate: a number, or a function of the epoch, from 1
+          (default: the optimizer's).
+        - on_epoch(row): called after each epoch of each net with its row of the History; if it
+          returns true, the training of this net ends.
+        - verbose: 1 shows a progress bar, 2 prints a line for each net and epoch, 0 nothing.
+        - workers: on a CPU, the number of processes that train a net at a time; None: as many as
+          cores, nets and memory allow. With 1, nets train one by one, on all cores. The result does
+          not depend on it. memory: most bytes to use (default: what is free).
+
+        Ctrl-C ends the training after the current step: the nets keep the weights that they have
+        then, `self.history` has the complete epochs, and KeyboardInterrupt is raised. Raises
+        ValueError that names the argument.
+        """
+        recipe, data = self._prepare(
+            x,
+            y,
+            batch_size,
+            epochs,
+            validation_split,
+            validation_data,
+            initial_epoch,
+            augment,
+            learning_rate,
+        )
+        verbose = checks.integer("verbose", verbose, 0, 2) if verbose != "auto" else 1
+        if on_epoch is not None and not callable(on_epoch):
+            raise ValueError(f"on_epoch: got {on_epoch!r}, expected a function of a row")
+        if workers is not None:
+            workers = checks.integer("workers", workers, 1)
+        if memory is not None:
+            memory = checks.integer("memory", memory, 1)
+        together, workers = share(recipe, data, self.ops, memory, workers)
+        device = self.ops if workers == 1 else self._device_name()
+        part = Part(recipe, data, device, self.ops.precision, initial_state(self), on_epoch)
+        self._train(part, split_nets(recipe.all_nets, together), workers, verbose)
+        return self.history
+
+    def _device_name(self):
+        """The name that makes this backend again, in another process. Raises ValueError."""
+        if devices.choose(self.device, self.ops.precision, self.dtype.name)[1] is not self.ops:
+            raise ValueError(
+                f"workers: other processes cannot have the backend {self.ops!r}, expected 1"
+            )
+        return self.device
+
+    def _prepare(
+        self,
+        x,
+        y,
+        batch_size,
+        epochs,
+        validation_split,
+        validation_data,
+        initial_epoch,
+        augment,
+        learning_rate,
+    ):
+        """(FitRecipe, Data) of the arguments of fit. Raises ValueError."""
+        self.check_trainable()
+        batch_size = checks.integer("batch_size", batch_size, 1)
+        if problem := batch_problem(self.nodes, batch_size):
+            raise ValueError(problem)
+        epochs = checks.integer("epochs", epochs, 1)
+        initial_epoch = checks.integer("initial_epoch", initial_epoch, 0, epochs - 1)
+        augment = RandomAffine() if augment is None else augment
+        if not isinstance(augment, RandomAffine):
+            raise ValueError(f"augment: got {augment!r}, expected a RandomAffine")
+        fraction = checks.number("validation_split", validation_split, 0, 1, "[)")
+        x, y = self._images_and_labels("x", x, "y", y)
+        held_out = None, None
+        if validation_data is not None:
+            if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
+                got = brief(repr(validation_data))
+                raise ValueError(f"validation_data: got {got}, expected (x, y)")
+            names = "validation_data[0]", "validation_data[1]"
+            held_out = self._images_and_labels(
+                names[0], validation_data[0], names[1], validation_data[1]
+            )
+            fraction = 0.0
+        recipe = FitRecipe(
+            architecture=self.architecture,
+            all_nets=tuple(int(net) + 1 for net in self.nets),
+            seed=self.seed,
+            dtype=self.dtype.name,
+            optimizer=self.optimizer,
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+            initial_step=int(self.ops.to_host(self.step)[0]),
+            batch_size=batch_size,
+            validation_fraction=fraction,
+            augment=augment,
+            rates=self._rates(learning_rate, range(initial_epoch + 1, epochs + 1)),
+        )
+        steps_per_epoch(recipe, len(x))  # raises if there is none
+        images = {"validation_images": held_out[0], "validation_labels": held_out[1]}
+        return recipe, Data(x, y, classes=self.classes, **images)
+
+    def _rates(self, learning_rate, epochs):
+        if learning_rate is None:
+            learning_rate = self.optimizer.learning_rate
+        if not callable(learning_rate):
+            rate = checks.number("learning_rate", learning_rate, 0, ends="(]")
+            return (rate,) * len(epochs)
+        return tuple(
+            checks.number(f"learning_rate({epoch})", learning_rate(epoch), 0, ends="(]")
+            for epoch in epochs
+        )
+
+    def _images_and_labels(self, x_name, x, y_name, y):
+        self._check_classifier()
+        x = arguments.images(x_name, x, self.input_shape)
+        return x, arguments.labels(y_name, y, x_name, len(x), len(self.classes))
+
+    def _check_classifier(self):
+        if len(self.input_shape) != 3 or self.classes is None:
+            raise ValueError(
+                f"layers: this network is for {self.architecture.purpose}, expected one that takes "
+                "images (H, W, C) and ends in softmax"
+            )
+
+    def _train(self, part, groups, workers, verbose):
+        """Run fit, and take over the states that the nets end with, however it ends."""
+        recipe, results, last_rows = part.recipe, [], {}
+        steps = steps_per_epoch(recipe, len(part.data.train_images))
+        epochs = recipe.epochs - recipe.initial_epoch
+        total = recipe.nets * epochs * steps * recipe.batch_size
+        stop = StopOnSignal("stopping after this step; Ctrl-C again stops at once", _SIGNALS)
+
+        def about():
+            return standing(last_rows, recipe.epochs, recipe.nets)
+
+        try:
+            with stop, counter(total, "images", verbose != 1, 0, about) as bar:
+
+                def report(count, rows=()):
+                    last_rows.update(rows)
+                    bar.update(count)
+                    for net in rows:
+                        bar.set_postfix_str(about())
+                        if verbose == 2:
+                            print(epoch_line(rows[net], recipe.epochs), flush=True)
+
+                def on_death(nets):
+                    warnings.warn(
+                        f"the process that trained net {nets[0]} died; another one begins again",
+                        stacklevel=checks.outside(),
+                    )
+
+                try:
+                    fit(part, groups, workers, report, results.append, stop, on_death)
+                finally:
+                    with stop.hold():
+                        self._keep(part, results)
+        except Interrupted:
+            raise KeyboardInterrupt from None
+
+    def _keep(self, part, results):
+        """Take over the states, history and diverged nets that `results` end with."""
+        arrays, about = merged(part.state, results)
+        checkpoint.restore_model(self, arrays, about, "model")
+        self.history = History(checkpoint.history_rows(arrays["history"]))
+        for fitted in results:
+            for net, (epoch, step) in fitted.diverged.items():
+                warnings.warn(
+                    f"net {net} stopped: its loss or weights were not finite in epoch {epoch}, "
+                    f"step {step}; try a smaller learning_rate",
+                    stacklevel=checks.outside(),
+                )
+
+    # ---- prediction ---------------------------------------------------------------------------
+
+    def predict(self, x):
+        """Class probabilities (E, N, classes) by each net, for images x.
+
+        x: bytes or floats in [0, 1], (N, H, W) or (N, H, W, C), as for fit. Changes no state.
+        """
+        x = np.asarray(x)
+        if len(self.input_shape) == 3 and len(x):
+            x = arguments.shaped("x", x, self.input_shape)
+        if x.dtype != np.uint8 or len(self.input_shape) != 3 or not len(x):
+            return super().predict(x)
+        everything = np.broadcast_to(np.arange(len(x)), (len(self.nets), len(x)))
+        return inference.predict(self, self.ops.to_device(np.ascontiguousarray(x)), everything)
+
+    def evaluate(self, x, y):
+        """Loss and accuracy on images x with labels y.
+
+        x and y: as for fit. Returns {"loss": (E,), "accuracy": (E,), "ensemble_accuracy": a float}:
+        of each net, and of the class that the nets choose together. Nets whose predictions are not
+        finite have no vote. Raises ValueError that names the argument.
+        """
+        self._check_classifier()
+        x = arguments.shaped("x", x, self.input_shape)
+        if not len(x):
+            raise ValueError("x: got no images, expected at least one")
+        y = arguments.labels("y", y, "x", len(x), len(self.classes))
+        probabilities = self.predict(x)
+        finite = np.isfinite(probabilities).all(axis=(1, 2))
+        scores = [inference.score(of_net, y) for of_net in probabilities]
+        loss, accuracy = np.where(finite, np.array(scores).T, np.nan)
+        together = float("nan")
+        if finite.any():
+            together = float(np.mean(vote(probabilities[finite]) == y))
+        return {"loss": loss, "accuracy": accuracy, "ensemble_accuracy": together}
+
+    # ---- files and looks ----------------------------------------------------------------------
+
+    def save(self, path):
+        """Write architecture, weights and Adam's state to a file, atomically: see load_model.
+
+        minicnn.predict --checkpoint reads it, too. Raises OSError, and ValueError for a layer that
+        minicnn does not have.
+        """
+        arrays, about = initial_state(self)
+        arrays["history"] = checkpoint.history_table(self.history.trained)
+        arrays["sums"] = np.zeros((len(self.nets), 3))
+        finite = np.isfinite(arrays["params"]).all(axis=1) & np.isfinite(arrays["moving"]).all(1)
+        about.update(
+            recipe={},
+            architecture=self.architecture.as_dict(),
+            optimizer=asdict(self.optimizer),
+            data="",
+            seconds=0.0,
+            diverged=[{"net": int(net) + 1, "epoch": 1, "step": 1} for net in self.nets[~finite]],
+        )
+        checkpoint.save(path, arrays, about)
+
+    def _repr_html_(self):
+        """For notebooks: a table of the layers."""
+        rows = "".join(
+            f"<tr><td>{escape(node.name)}</td><td>{node.output_shape}</td>"
+            f"<td>{node.count_params():,}</td></tr>"
+            for node in self.nodes
+        )
+        return (
+            f"<p>{len(self.nets)} net(s) for {escape(self.architecture.purpose)}, "
+            f"{self.count_params():,} weights each, on {escape(str(self.device))}</p>"
+            f"<table><tr><th>layer</th><th>output</th><th>weights</th></tr>{rows}</table>"
+        )
 
 
 def _named(architecture):
@@ -48,15 +350,28 @@ def _named(architecture):
 def load_model(path, device="auto", precision="float32"):
     """The Sequential in a file that Sequential.save or minicnn.train wrote.
 
-    Nets that diverged are left out. Raises DataError.
+    Nets that diverged are left out. The file is checked, never unpickled. Raises DataError.
     """
     trained = prediction.load(path)
+    settings = trained.about.get("optimizer")
+    try:
+        optimizer = None if settings is None else Adam(**settings)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: optimizer: {brief(error, 200)}") from None
     model = Sequential.__new__(Sequential)
-    numbers = [net - 1 for net in trained.nets]
     Nets.__init__(
-        model, trained.architecture, numbers, trained.about["seed"], device, precision=precision
+        model,
+        trained.architecture,
+        [net - 1 for net in trained.nets],
+        trained.about["seed"],
+        device,
+        trained.arrays["params"].dtype.name,
+        precision,
+        optimizer,
     )
     trained.restore(model)
+    rows = checkpoint.history_rows(trained.arrays["history"])
+    model.history = History([row for row in rows if row["net"] in trained.nets])
     return model
 
 

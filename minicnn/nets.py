@@ -13,7 +13,6 @@ batch) next, then backends/ops_numpy.py.
 
 import contextlib
 import warnings
-from math import prod
 
 import numpy as np
 
@@ -153,15 +152,13 @@ class Nets:
 
     def count_params(self):
         """The number of weights of one net, including moving statistics."""
-        return sum(prod(view.shape[1:]) for view in self.named_weights.values())
+        return sum(node.count_params() for node in self.nodes)
 
     def summary(self):
         """A table as text: layer, output shape, number of weights."""
         lines = [f"{'Layer':<28}{'Output':<18}{'Weights':>10}"]
         for node in self.nodes:
-            specs = *node.specs.values(), *node.moving_specs.values()
-            count = sum(prod(spec.shape) for spec in specs)
-            lines.append(f"{node.name:<28}{node.output_shape!s:<18}{count:>10,}")
+            lines.append(f"{node.name:<28}{node.output_shape!s:<18}{node.count_params():>10,}")
         total = f"{self.count_params():,} weights a net, {len(self.nets)} net(s)"
         return "\n".join([*lines, total])
 
@@ -244,6 +241,21 @@ class Nets:
             raise ValueError(f"{name}: got shape {x.shape}, expected {expected}")
         return x.astype(self.dtype, copy=False)
 
+    def check_trainable(self):
+        """Raise ValueError if the loss does not fit the output, or nothing can be trained."""
+        if not self._ends_in_softmax:
+            raise ValueError(
+                "layers: the loss is softmax cross-entropy; the last layer's activation is "
+                f"{self.layers[-1].activation!r}, expected 'softmax'"
+            )
+        if len(self.output_shape) != 1:
+            raise ValueError(
+                f"layers: the output has shape {self.output_shape}, expected (classes,) for the "
+                "loss; end the stack with Flatten() and Dense()"
+            )
+        if not any(node.specs for node in self.nodes):
+            raise ValueError("layers: got no layer with weights, expected at least one to train")
+
     # ---- passes over the arrays of a plan, on the device --------------------------------------
 
     def plan(self, batch, training):
@@ -251,18 +263,8 @@ class Nets:
 
         Raises ValueError for training if the loss does not fit the stack's output.
         """
-        if training and not self._ends_in_softmax:
-            raise ValueError(
-                "layers: the loss is softmax cross-entropy; the last layer's activation is "
-                f"{self.layers[-1].activation!r}, expected 'softmax'"
-            )
-        if training and len(self.output_shape) != 1:
-            raise ValueError(
-                f"layers: the output has shape {self.output_shape}, expected (classes,) for the "
-                "loss; end the stack with Flatten() and Dense()"
-            )
-        if training and not any(node.specs for node in self.nodes):
-            raise ValueError("layers: got no layer with weights, expected at least one to train")
+        if training:
+            self.check_trainable()
         key = batch, training
         if key not in self._plans:
             self._plans[key] = make_plan(self, batch, training)

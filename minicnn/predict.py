@@ -16,7 +16,6 @@ from .command import (
     REFUSALS,
     THREADS_HELP,
     Parser,
-    StopOnSignal,
     images_bar,
     one_line,
     positive,
@@ -24,6 +23,7 @@ from .command import (
 )
 from .data.submission import write_submission
 from .training import ensemble, prediction
+from .training.interruption import StopOnSignal
 from .training.workers import Interrupted
 
 

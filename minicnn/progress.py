@@ -3,9 +3,8 @@
 import math
 import sys
 import time
+import warnings
 from datetime import timedelta
-
-import tqdm
 
 SECONDS = 60  # between two lines
 
@@ -13,14 +12,20 @@ SECONDS = 60  # between two lines
 def counter(total, unit, quiet, initial=0, about=lambda: "", name=None):
     """A context that shows how many of `total` units are done, starting at `initial`.
 
-    Its methods: update(n) adds n; write(line, file) prints a line without breaking the bar. `n` and
-    `total` can be read, and `total` may be set later, or stay None. quiet: show nothing. about():
-    more text for a line. name: what is counted; its last line is printed, however early that is.
+    Its methods: update(n) adds n; write(line, file) prints a line without breaking the bar;
+    set_postfix_str(text) shows a text beside the bar. `n` and `total` can be read, and `total` may
+    be set later, or stay None. quiet: show nothing. about(): more text for a line. name: what is
+    counted; its last line is printed, however early that is.
     """
     stream = sys.stderr
-    if quiet or not getattr(stream, "isatty", lambda: False)():
+    terminal = getattr(stream, "isatty", lambda: False)()
+    if quiet or not (terminal or _in_notebook()):
         return _Lines(stream, total, unit, quiet, initial, about, name)
-    return tqdm.tqdm(
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without ipywidgets, a notebook shows a bar of text
+        from tqdm.auto import tqdm  # noqa: PLC0415  it looks at where it is imported
+
+    return tqdm(
         file=stream,
         desc=name,
         total=total,
@@ -30,6 +35,12 @@ def counter(total, unit, quiet, initial=0, about=lambda: "", name=None):
         dynamic_ncols=True,
         smoothing=0.05,
     )
+
+
+def _in_notebook():
+    """Whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", {})
 
 
 class _Lines:
@@ -61,6 +72,9 @@ class _Lines:
     def write(self, line, file):
         """Print a line to a stream."""
         print(line, file=file, flush=True)
+
+    def set_postfix_str(self, text):
+        """Nothing: a line has about()."""
 
     def _print(self):
         seconds = time.monotonic() - self._started

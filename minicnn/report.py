@@ -14,7 +14,6 @@ from .command import (
     EXIT_STATUS,
     REFUSALS,
     Parser,
-    StopOnSignal,
     one_line,
     run,
 )
@@ -23,6 +22,7 @@ from .reports import run as run_page
 from .reports import study as study_page
 from .reports import webpage
 from .studies.store import FILE
+from .training.interruption import StopOnSignal
 from .training.run_folder import CONFIG
 from .training.workers import Interrupted
 

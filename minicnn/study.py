@@ -21,7 +21,6 @@ from .command import (
     REFUSALS,
     THREADS_HELP,
     Parser,
-    StopOnSignal,
     image_shape,
     images_bar,
     integer,
@@ -40,6 +39,7 @@ from .studies.tasks import Source
 from .studies.work import Work, in_words
 from .training import learnable
 from .training.guard import expect_guard
+from .training.interruption import StopOnSignal
 from .training.resources import processes, share
 from .training.workers import Interrupted
 

@@ -27,7 +27,6 @@ from .command import (
     REFUSALS,
     THREADS_HELP,
     Parser,
-    StopOnSignal,
     image_shape,
     images_bar,
     integer,
@@ -43,6 +42,7 @@ from .recipe import RECIPES, Recipe
 from .training import ensemble, learnable, run_folder
 from .training.dataset import Data
 from .training.guard import expect_guard
+from .training.interruption import StopOnSignal
 from .training.resources import share
 from .training.trainer import Job, steps_per_epoch
 from .training.workers import Interrupted, WorkerDiedError

@@ -34,6 +34,11 @@ class Node:
     gradients: SimpleNamespace = None
     moving: SimpleNamespace = None
 
+    def count_params(self):
+        """The number of weights of one net in this layer, including moving statistics."""
+        specs = *self.specs.values(), *self.moving_specs.values()
+        return sum(prod(spec.shape) for spec in specs)
+
 
 def connect(layers, input_shape):
     """A list with one Node per layer. Raises ValueError if a layer does not fit its input."""

@@ -31,8 +31,8 @@ HISTORY_COLUMNS = (
 )
 MAX_NETS = 10_000
 
-_MODEL_ARRAYS = "params", "moving", "moment_1", "moment_2"
-_ARRAYS = *_MODEL_ARRAYS, "sums", "history"
+MODEL_ARRAYS = "params", "moving", "moment_1", "moment_2"
+_ARRAYS = *MODEL_ARRAYS, "sums", "history"
 
 
 def save(path, arrays, about):
@@ -153,7 +153,7 @@ _FIELDS = {
 def model_state(model):
     """The part of a state that a model holds: ({name: array}, {field: value})."""
     to_host = model.ops.to_host
-    arrays = {name: to_host(getattr(model, name)) for name in _MODEL_ARRAYS}
+    arrays = {name: to_host(getattr(model, name)) for name in MODEL_ARRAYS}
     about = {
         "nets": [int(net) for net in model.nets],
         "seed": model.seed,
@@ -167,7 +167,7 @@ def check_shapes(path, arrays, nodes):
     """Raise DataError if the arrays of a file do not fit a network. Needs no model of it."""
     nets = len(arrays["params"])
     for name, (shape, _) in weights_layout(nodes, nets, np.dtype(np.float32)).items():
-        if name in _MODEL_ARRAYS and arrays[name].shape != shape:
+        if name in MODEL_ARRAYS and arrays[name].shape != shape:
             raise DataError(f"{path}: {name}: got shape {arrays[name].shape}, expected {shape}")
 
 
@@ -183,7 +183,7 @@ def restore_model(model, arrays, about, path):
             raise DataError(f"{path}: {name}: got {_shown(about[name])}, expected {_shown(value)}")
     check_shapes(path, arrays, model.nodes)
     with model.ops.session():
-        for name in _MODEL_ARRAYS:
+        for name in MODEL_ARRAYS:
             target = getattr(model, name)
             model.ops.copy(model.ops.to_device(arrays[name].astype(model.dtype)), target)
         model.step[...] = about["step"]

@@ -312,7 +312,7 @@ def steps_per_epoch(recipe, images):
     train = images - validation_count(images, recipe.validation_fraction)
     if train < recipe.batch_size:
         raise DataError(
-            f"batch size: got {train} training images after the validation split, "
-            f"expected at least one batch of {recipe.batch_size}"
+            f"batch_size: got {recipe.batch_size}, expected at most the {train:,} training images "
+            "that a net has"
         )
     return train // recipe.batch_size

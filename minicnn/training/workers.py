@@ -374,6 +374,10 @@ def _worker_main(connection, channel, threads):
         except MemoryError as error:
             connection.send((None, error))
             return
+        except (AttributeError, ImportError) as error:  # such as a function of a notebook
+            told = f"a worker process cannot import what it needs: {error}; try one worker"
+            connection.send((None, ValueError(told)))
+            return
         while (task := connection.recv()) is not None:
             with _state.busy:
                 answer = _run_task(function, shared, task)
@@ -386,9 +390,18 @@ def _run_task(function, shared, task):
         return function(shared, task, report, should_stop), None
     except (Interrupted, ValueError, OSError, MemoryError) as error:
         return None, error
-    except Exception as error:  # a bug of this program: show where
+    except Exception as error:  # a bug of this program, or of a function of its user: show where
         traceback.print_exc()
-        return None, error
+        return None, _picklable(error)
+
+
+def _picklable(error):
+    """The exception, or a RuntimeError with its text if another process cannot load it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _watch_parent():

@@ -201,7 +201,11 @@ def test_odd_streams(tmp_path, monkeypatch, make):
     assert (tmp_path / "run/summary.json").exists()
     if make is Unwilling:
         assert "Run folder: " in streams[0].text and "Training images: 150" in streams[1].text
-        assert streams[1].text.splitlines()[-1].startswith("minicnn.train: error: batch size: got")
+        assert (
+            streams[1]
+            .text.splitlines()[-1]
+            .startswith("minicnn.train: error: argument --batch-size: got")
+        )
 
 
 def test_a_stream_that_is_closed_during_a_command():

@@ -47,7 +47,10 @@ def test_an_ordinary_training_is_no_occasion_for_words():
             {"learning_rate": 1e-10},
             r"learning_rate: got 1e-10, expected at least 9e-10: float32 rounds",
         ),
-        ({"validation_fraction": 0.9}, "batch size: got 26 training images after the validation"),
+        (
+            {"validation_fraction": 0.9},
+            "batch_size: got 64, expected at most the 26 training",
+        ),
     ],
 )
 def test_settings_that_never_learn_are_refused(fields, named):
