@@ -273,13 +273,14 @@ class Sequential(Nets):
 
         x: bytes or floats in [0, 1], (N, H, W) or (N, H, W, C), as for fit. Changes no state.
         """
-        x = np.asarray(x)
-        if len(self.input_shape) == 3 and len(x):
-            x = arguments.shaped("x", x, self.input_shape)
-        if x.dtype != np.uint8 or len(self.input_shape) != 3 or not len(x):
+        if len(self.input_shape) != 3:
             return super().predict(x)
+        x = arguments.shaped("x", x, self.input_shape)
+        if x.dtype.kind == "f" or not len(x):
+            return super().predict(x)
+        x = arguments.images("x", x, self.input_shape)
         everything = np.broadcast_to(np.arange(len(x)), (len(self.nets), len(x)))
-        return inference.predict(self, self.ops.to_device(np.ascontiguousarray(x)), everything)
+        return inference.predict(self, self.ops.to_device(x), everything)
 
     def evaluate(self, x, y):
         """Loss and accuracy on images x with labels y.

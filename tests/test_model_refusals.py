@@ -168,7 +168,8 @@ def test_bad_batches_are_refused(device, method, x, y, named, message):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        ((GOOD_X[0] * 255).astype(np.uint8), "uint8.*255"),
+        ((GOOD_X[0] * 512).astype(int), "integers from 256 to 256, expected 0 to 255"),
+        (GOOD_X[0] > 0, "bool, expected bytes, or floats"),
         (GOOD_X, r"\(2, 3, 5, 4, 2\).*\(N, 5, 4, 2\)"),
         (GOOD_X[0, 0], r"\(5, 4, 2\).*\(N, 5, 4, 2\)"),
         (GOOD_X[0, ..., :1], r"\(3, 5, 4, 1\).*\(N, 5, 4, 2\)"),

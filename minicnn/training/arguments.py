@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 
 from ..checks import outside
-from ..data.sources import size_text
 
 _LEVELS = 255
 _ROUNDED = 1e-3  # of a level: floats that are no farther from bytes were bytes
@@ -23,8 +22,8 @@ def shaped(name, x, input_shape):
     H, W, C = input_shape
     shapes = [(H, W, C), (H * W * C,), *([(H, W)] if C == 1 else [])]
     if x.shape[1:] not in shapes or not x.ndim:
-        expected = size_text((H, W, C) if C > 1 else (H, W))
-        raise ValueError(f"{name}: got shape {x.shape}, expected N images of {expected}")
+        grey = f" or (N, {H}, {W})" if C == 1 else ""
+        raise ValueError(f"{name}: got shape {x.shape}, expected (N, {H}, {W}, {C}){grey}")
     return x.reshape(N, H, W, C)
 
 

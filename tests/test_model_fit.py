@@ -1,0 +1,318 @@
+"""Sequential.fit and evaluate: the command's bits, the history, and what is refused."""
+
+import re
+import signal
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from runs import TINY, small_layers
+from stacks import state
+
+import minicnn.recipe
+from minicnn import (
+    Adam,
+    Dense,
+    ExponentialDecay,
+    Flatten,
+    RandomAffine,
+    Sequential,
+    mnist_cnn,
+)
+from minicnn.data.digits import draw_digits
+from minicnn.recipe import Recipe
+from minicnn.training import checkpoint
+from minicnn.training.dataset import Data
+from minicnn.training.ensemble import train_ensemble
+from minicnn.training.history import named
+from minicnn.training.interruption import StopOnSignal
+from minicnn.training.trainer import Job
+
+AUGMENT = RandomAffine(10, 0.1, 0.1, 0.1)
+X, Y = draw_digits(120, 0)
+NAMES = "params", "moving", "moment_1", "moment_2"
+
+
+def network(device, nets=3, **options):
+    return Sequential(small_layers(0.4, 0.9), nets=nets, device=device, **options)
+
+
+def fitted(model, epochs=2, **options):
+    """The model after a training without progress."""
+    given = {"batch_size": 16, "validation_split": 0.1, "augment": AUGMENT, "verbose": 0}
+    model.fit(X, Y, epochs=epochs, **{**given, **options})
+    return model
+
+
+def without_seconds(rows):
+    return [{name: v for name, v in row.items() if name != "seconds"} for row in rows]
+
+
+def assert_same_as(path, model):
+    """The model holds the state and history of a checkpoint, to the bit."""
+    arrays, about = checkpoint.load(path)
+    for name in NAMES:
+        assert model.ops.to_host(getattr(model, name)).tobytes() == arrays[name].tobytes(), name
+    assert int(model.ops.to_host(model.step)[0]) == about["step"] > 0
+    rows = [named(row) for row in checkpoint.history_rows(arrays["history"])]
+    assert without_seconds(model.history.rows) == without_seconds(rows)
+
+
+# ---- the command's bits --------------------------------------------------------------------------
+
+
+@pytest.mark.every_device
+def test_fit_gives_the_commands_weights(device, tmp_path, monkeypatch):
+    monkeypatch.setattr(minicnn.recipe, "mnist_layers", small_layers)
+    recipe = Recipe(nets=3, epochs=2, batch_size=16, momentum=0.9)
+    train_ensemble(Job(recipe, Data(X, Y), device, "float32", tmp_path, 2))
+    model = fitted(network(device), learning_rate=ExponentialDecay(1e-3, 0.95))
+    assert_same_as(tmp_path / "checkpoint.npz", model)
+
+
+def test_the_notebooks_network_too(run):
+    x, y = draw_digits(150)
+    model = mnist_cnn(nets=2, momentum=0.9, device="numpy")
+    rates = ExponentialDecay(1e-3, 0.95)
+    options = {"validation_split": 0.1, "augment": AUGMENT, "learning_rate": rates, "verbose": 0}
+    model.fit(x, y, 32, epochs=2, **options)
+    assert "--limit=150" in TINY and "--batch-size=32" in TINY
+    assert_same_as(run[0] / "checkpoint.npz", model)
+
+
+def test_workers_do_not_change_the_result():
+    assert state(fitted(network("numpy"), workers=2)) == state(fitted(network("numpy")))
+
+
+@pytest.mark.every_device
+def test_a_training_in_two_parts_equals_one(device, tmp_path):
+    whole, parts = fitted(network(device), 3), fitted(network(device), 1)
+    parts.save(tmp_path / "one.npz")
+    parts = minicnn.load_model(tmp_path / "one.npz", device)
+    fitted(parts, 3, initial_epoch=1)
+    assert state(parts) == state(whole)
+    assert [row["epoch"] for row in parts.history.rows] == [2, 3] * 3
+
+
+@pytest.mark.every_device
+def test_a_net_alone_equals_the_same_net_in_company(device):
+    together = fitted(network(device))
+    alone = fitted(network(device, nets=1, first_net=1))
+    assert alone.predict(X).tobytes() == together.predict(X)[1:2].tobytes()
+
+
+# ---- what it takes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (X[..., None], list(map(int, Y))),
+        (X / 255, pd.Series(Y)),
+        ((X / 255).astype(np.float32), Y.astype(np.int64)),
+        (X.astype(int), pd.DataFrame({"label": Y})),
+        (pd.DataFrame(X.reshape(120, 784)), Y),
+    ],
+    ids="a channel,floats,float32,integers,tables".split(","),
+)
+def test_images_and_labels_in_every_form_are_the_same(x, y):
+    options = {"batch_size": 16, "verbose": 0}
+    expected, found = network("numpy", 1), network("numpy", 1)
+    expected.fit(X, Y, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found.fit(x, y, **options)
+        scores = found.evaluate(x, y)
+    assert state(found) == state(expected)
+    for name, value in expected.evaluate(X, Y).items():
+        np.testing.assert_allclose(scores[name], value, rtol=1e-5)
+
+
+def test_floats_that_are_no_bytes_are_rounded_with_a_warning():
+    half = np.full((20, 28, 28), 0.5)
+    with pytest.warns(
+        UserWarning, match=r"x: the floats are rounded to multiples of 1/255"
+    ) as told:
+        network("numpy", 1).fit(half, np.arange(20) % 10, 16, verbose=0)
+    assert told[0].filename == __file__
+
+
+def test_validation_data_replaces_the_split():
+    model = fitted(network("numpy"), validation_data=(X[:50], Y[:50]))
+    assert model.history.rows[0]["epoch"] == 1
+    accuracy = model.evaluate(X[:50], Y[:50])
+    last = [row for row in model.history.rows if row["epoch"] == 2]
+    np.testing.assert_allclose([row["val_accuracy"] for row in last], accuracy["accuracy"])
+    np.testing.assert_allclose([row["val_loss"] for row in last], accuracy["loss"], rtol=1e-6)
+    # All images are trained on, so the weights are those of a training without validation.
+    assert state(model) == state(fitted(network("numpy"), validation_split=0.0))
+
+
+def test_learning_rates():
+    rates = [row["learning_rate"] for row in fitted(network("numpy", 1)).history.rows]
+    assert rates == [1e-3, 1e-3]
+    slow = network("numpy", 1, optimizer=Adam(learning_rate=1e-4))
+    assert fitted(slow).history.history["learning_rate"] == [1e-4, 1e-4]
+    halved = fitted(network("numpy", 1), learning_rate=lambda epoch: 2.0**-epoch)
+    assert halved.history.history["learning_rate"] == [0.5, 0.25]
+
+
+# ---- history, hook, interruption -----------------------------------------------------------------
+
+
+def test_the_history():
+    history = network("numpy").fit(X, Y, 16, epochs=2, validation_split=0.2, verbose=0)
+    table = history.to_frame()
+    assert list(zip(table["net"], table["epoch"], strict=True)) == [
+        (net, epoch) for net in (1, 2, 3) for epoch in (1, 2)
+    ]
+    assert history.epoch == [1, 2]
+    assert set(history.history) == {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}
+    for name, values in history.history.items():
+        expected = [table[name][table["epoch"] == epoch].mean() for epoch in (1, 2)]
+        assert values == pytest.approx(expected)
+    assert "3 net(s), 2 epoch(s)" in repr(history)
+    plain = network("numpy", 1).fit(X, Y, 16, verbose=0)
+    assert "val_loss" not in plain.rows[0] and "val_loss" not in plain.to_frame()
+
+
+@pytest.mark.every_device
+def test_on_epoch_ends_the_training_of_a_net(device):
+    seen = []
+
+    def stop_the_second(row):
+        seen.append((row["net"], row["epoch"]))
+        return row["net"] == 2
+
+    model = fitted(network(device), 3, on_epoch=stop_the_second)
+    assert sorted(seen) == [(1, 1), (1, 2), (1, 3), (2, 1), (3, 1), (3, 2), (3, 3)]
+    assert [(row["net"], row["epoch"]) for row in model.history.rows] == sorted(seen)
+    whole, short = fitted(network(device), 3), fitted(network(device), 1)
+    for name in NAMES:
+        found, three, one = (m.ops.to_host(getattr(m, name)) for m in (model, whole, short))
+        assert found[[0, 2]].tobytes() == three[[0, 2]].tobytes()
+        assert found[1].tobytes() == one[1].tobytes()
+
+
+def test_ctrl_c_keeps_the_weights_of_the_last_step():
+    def interrupt(row):
+        if row["net"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    model = network("numpy")
+    with pytest.raises(KeyboardInterrupt):
+        fitted(model, on_epoch=interrupt)
+    assert [(row["net"], row["epoch"]) for row in model.history.rows] == [(1, 1), (1, 2), (2, 1)]
+    whole, one = fitted(network("numpy")), fitted(network("numpy"), 1)
+    new = network("numpy")
+    for net, same in enumerate((whole, one, new)):
+        assert model.predict(X)[net].tobytes() == same.predict(X)[net].tobytes()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    fitted(model)  # it can be trained further
+
+
+def test_what_on_epoch_raises_is_raised():
+    def fail(row):
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        fitted(network("numpy"), on_epoch=fail)
+
+
+def test_a_signal_is_held_back_while_results_are_kept():
+    with StopOnSignal("stopping", (signal.SIGINT,)) as stop:
+        with stop.hold():
+            for _ in range(3):
+                signal.raise_signal(signal.SIGINT)
+        assert stop() and stop.status == 130
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_net_that_diverges(tmp_path):
+    model = network("numpy")
+    kernel = model.named_weights["dense/kernel"]
+    kernel[1] = np.nan
+    with pytest.warns(UserWarning, match=r"net 2 stopped: its loss or weights were not finite"):
+        fitted(model)
+    scores = model.evaluate(X, Y)
+    assert np.isnan(scores["accuracy"]).tolist() == [False, True, False]
+    together = model.predict(X)[[0, 2]].sum(axis=0).argmax(axis=1)
+    assert scores["ensemble_accuracy"] == np.mean(together == Y)
+    model.save(tmp_path / "two.npz")
+    assert minicnn.load_model(tmp_path / "two.npz", "numpy").nets.tolist() == [0, 2]
+
+
+def test_what_is_shown(capsys):
+    model = network("numpy", 2)
+    fitted(model, verbose=2)
+    out, err = capsys.readouterr()
+    line = r"net 1, epoch 1 of 2: loss \d\.\d+, accuracy 0\.\d+, val_loss .*, val_accuracy .* s"
+    assert re.fullmatch(line, out.splitlines()[0]) and out.count("\n") == 4 and err == ""
+    fitted(model)
+    assert capsys.readouterr() == ("", "")
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+PLAIN = {"x": X, "y": Y, "batch_size": 16, "verbose": 0}
+REFUSED = [
+    ({"x": X[:, :20]}, r"x: got shape \(120, 20, 28\), expected \(N, 28, 28, 1\) or \(N, 28, 28\)"),
+    ({"x": X[:0], "y": Y[:0]}, "x: got no images, expected at least one"),
+    ({"x": X.astype(float)}, r"x: got floats from 0\.0 to 255\.0, expected 0 to 1"),
+    ({"x": X.astype(int) - 1}, "x: got integers from -1 to .*, expected 0 to 255"),
+    ({"x": X * np.nan}, "x: got floats from nan to nan, expected"),
+    ({"x": X > 9}, "x: got bool, expected bytes, or floats"),
+    ({"x": "digits"}, r"x: got shape \(\), expected"),
+    ({"y": Y / 1.0}, r"y: got shape \(120,\) of float64, expected 120 integers from 0 to 9"),
+    ({"y": np.eye(10, dtype=int)[Y]}, "y: got shape .*; take argmax"),
+    ({"y": Y[:99]}, "y: got 99 labels, expected 120 as in x"),
+    ({"y": Y.astype(int) + 1}, "y: got labels from 1 to 10, expected .* 0 to 9"),
+    ({"batch_size": 0}, "batch_size: got 0, expected a positive integer"),
+    ({"batch_size": 121}, "batch_size: got 121, expected at most the 120 training images"),
+    ({"epochs": 0}, "epochs: got 0"),
+    ({"initial_epoch": 1}, "initial_epoch: got 1, expected an integer from 0 to 0"),
+    ({"validation_split": 1}, r"validation_split: got 1, expected a number in \[0, 1\)"),
+    ({"validation_split": 0.95}, "batch_size: got 16, expected at most the 6 training"),
+    ({"validation_data": 0.1}, r"validation_data: got 0.1, expected \(x, y\)"),
+    ({"validation_data": (X, Y[1:])}, r"validation_data\[1\]: got 119 labels, expected 120"),
+    ({"augment": 10}, "augment: got 10, expected a RandomAffine"),
+    ({"learning_rate": 0}, "learning_rate: got 0, expected a positive number"),
+    ({"learning_rate": lambda epoch: "x"}, r"learning_rate\(1\): got 'x', expected"),
+    ({"on_epoch": 3}, "on_epoch: got 3, expected a function"),
+    ({"verbose": 3}, "verbose: got 3"),
+    ({"workers": 0}, "workers: got 0"),
+    ({"workers": 2, "on_epoch": lambda row: None}, "on_epoch: worker processes cannot import it"),
+    ({"memory": 1}, "memory: 1 process takes .* bytes, expected at most the 1 "),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), REFUSED)
+def test_bad_arguments_are_refused(change, told):
+    model = network("numpy", 2)
+    before = state(model)
+    with pytest.raises(ValueError, match=rf"^{told}"):
+        model.fit(**{**PLAIN, **change})
+    assert state(model) == before
+
+
+def test_networks_that_fit_cannot_train_are_refused():
+    vectors = Sequential([Dense(3, "softmax")], (4,), device="numpy")
+    with pytest.raises(ValueError, match=r"^layers: this network is for vectors of 4 numbers"):
+        vectors.fit(np.zeros((5, 4), np.uint8), np.arange(5) % 3)
+    plain = Sequential([Flatten(), Dense(3)], device="numpy")
+    with pytest.raises(ValueError, match=r"^layers: the loss is softmax cross-entropy"):
+        plain.fit(X, Y % 3)
+    with pytest.raises(ValueError, match=r"^layers: this network is for 28x28 images, expected"):
+        plain.evaluate(X, Y % 3)
+
+
+def test_evaluate_refuses_what_it_cannot_score():
+    model = network("numpy", 2)
+    with pytest.raises(ValueError, match=r"^x: got no images"):
+        model.evaluate(X[:0], Y[:0])
+    with pytest.raises(ValueError, match=r"^y: got shape \(120,\) of float64"):
+        model.evaluate(X, Y / 2)
+    with pytest.raises(ValueError, match=r"^y: got labels from 0 to 11"):
+        model.evaluate(X, Y.astype(int) + 2 * (Y == 9))
