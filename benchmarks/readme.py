@@ -142,7 +142,7 @@ def _optional(kind):
 FILES = """
 the command, and every number of a recipe | train.py recipe.py
 training: groups of nets and their votes; the epochs | training/ensemble.py training/trainer.py
-the network: a step, nodes, layers; the arrays of a step; Adam | model.py network/stack.py \
+the network: a step, nodes, layers; the arrays of a step; Adam | nets.py network/stack.py \
     network/layers.py network/plan.py network/optim.py
 what a backend offers, and all of it in NumPy; im2col; strides and padding | \
     backends/backend.py backends/ops_numpy.py backends/im2col.py network/geometry.py
@@ -157,6 +157,7 @@ the operations in CUDA; in TF32, a step in 29 launches of fused blocks | backend
     kernels/block.cuh kernels/correlation.cuh kernels/block_forward.cu
 CUDA kernels launched and captured, on a GPU and on the emulator | backends/cuda.py \
     emulator/__init__.py
+the library: fit, evaluate, save; how fit runs the command's code | model.py training/fit.py
 """
 
 

@@ -6,7 +6,7 @@ down; read in this order:
     recipe.py                the settings
     training/ensemble.py     nets and processes
     training/trainer.py      the loop over epochs and steps
-    model.py                 one step; then network/stack.py, network/layers.py, network/plan.py
+    nets.py                  one step; then network/stack.py, network/layers.py, network/plan.py
     backends/ops_numpy.py    the arithmetic; then kernels/
 """
 

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import sys
 import warnings
 
 import numpy as np
@@ -218,6 +219,39 @@ def test_what_on_epoch_raises_is_raised():
 
     with pytest.raises(LookupError, match="mine"):
         fitted(network("numpy"), on_epoch=fail)
+
+
+class OddError(Exception):
+    """It cannot be unpickled: pickle would call it with one argument."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def raise_oddly(row):
+    raise OddError("this", "that")
+
+
+def stop_at_once(row):
+    return True
+
+
+def test_hooks_in_worker_processes(monkeypatch):
+    model = fitted(network("numpy", 2), on_epoch=stop_at_once, workers=2)
+    assert [(row["net"], row["epoch"]) for row in model.history.rows] == [(1, 1), (2, 1)]
+    with pytest.raises(RuntimeError, match="OddError: this and that"):
+        fitted(network("numpy", 2), on_epoch=raise_oddly, workers=2)
+
+    def of_a_notebook(row):
+        return True
+
+    # As in a notebook: this process can name the function, a new one does not find it.
+    of_a_notebook.__module__, of_a_notebook.__qualname__ = "__main__", "of_a_notebook"
+    monkeypatch.setattr(sys.modules["__main__"], "of_a_notebook", of_a_notebook, raising=False)
+    with pytest.raises(
+        ValueError, match=r"cannot import what it needs: .*of_a_notebook.*one worker"
+    ):
+        fitted(network("numpy", 2), on_epoch=of_a_notebook, workers=2)
 
 
 def test_a_signal_is_held_back_while_results_are_kept():

@@ -1,4 +1,4 @@
-"""The parts of a network. Read them in this order; ../model.py combines them.
+"""The parts of a network. Read them in this order; ../nets.py combines them.
 
 stack.py     a list of layers: names, shapes, and where the weights lie in flat arrays
 layers.py    the layers: formulas, weights, forward and backward pass

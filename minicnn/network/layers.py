@@ -1,6 +1,6 @@
 """The layers: each declares its output shape and its arrays, and runs its two passes.
 
-A layer object is a description and holds no arrays. The model (model.py) owns the weights and
+A layer object is a description and holds no arrays. The model (nets.py) owns the weights and
 gradients, a plan (plan.py) the activations. A pass receives a plan.Frame with views into them.
 Layers do not depend on the device: they call the operations `ops` of a backend, of which
 backends/ops_numpy.py is the reference. Names and conventions are Keras's.
