@@ -130,7 +130,7 @@ def one_line(error):
 
 
 def check_out_file(path):
-    """Raise ValueError if the file of --out cannot be written: call it before the work."""
+    """Raise ValueError if --out is no file that can be written. Call it before the work."""
     if not path.resolve().parent.is_dir():
         raise ValueError(f"argument --out: got {path}, expected a file in an existing folder")
     if path.exists() and not path.is_file():

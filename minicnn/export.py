@@ -87,7 +87,7 @@ def _parser():
         required=True,
         type=Path,
         metavar="FILE",
-        help="checkpoint.npz in a run folder of minicnn.train, or a file that model.save wrote",
+        help="checkpoint.npz in a run folder of minicnn.train, or what model.save wrote",
     )
     parser.add_argument(
         "--to",

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 from hypothesis import strategies as st
-from minicnn.network.architecture import Architecture
 
 from minicnn import (
     Activation,
@@ -16,6 +15,7 @@ from minicnn import (
     MaxPooling2D,
     Sequential,
 )
+from minicnn.network.architecture import Architecture
 from minicnn.network.layers import ACTIVATIONS, PADDINGS
 
 BOUND = 1e-5  # of the difference of two probabilities

@@ -22,6 +22,7 @@ def check_keras(keras, model, path):
     assert_close(found, expected.swapaxes(0, 1))
 
 
+@pytest.mark.full(but="^(?!seed)")  # README's example is the seed network
 def test_keras_predicts_the_same(keras, model, tmp_path):
     check_keras(keras, model, tmp_path / "model.keras")
 
