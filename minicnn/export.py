@@ -34,7 +34,7 @@ What --to writes:
   keras          a .keras file for Keras 3: images in, the ensemble's probabilities out
   pytorch        a state dict of all nets, for torch.load
 minicnn/exports/README.md says how to load each of them. Nets that diverged are left
-out. Needed: pip install "minicnn[export]"; for a Keras or PyTorch file that program."""
+out. The first two need pip install "minicnn[export]", the others Keras and PyTorch."""
 
 
 def main(argv=None):

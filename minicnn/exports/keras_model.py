@@ -3,6 +3,7 @@
 Keras itself writes the file, so that it fits the Keras that is installed.
 """
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -87,21 +88,27 @@ def from_keras(models):
                 f"models: got {brief(repr(model))} at position {i}, expected a Keras model"
             )
     each = [model.get_weights() for model in models]
-    kinds = [[_kind(layer) for layer in model.layers] for model in models]
-    kinds = [[kind for kind in of_model if kind != "InputLayer"] for of_model in kinds]
-    shapes = [[array.shape for array in weights] for weights in each]
-    for what, found in (("layers", kinds), ("weights of shapes", shapes)):
-        for i, of_model in enumerate(found):
-            if of_model != found[0]:
-                raise ValueError(
-                    f"models: got {what} {brief(str(of_model))} at position {i}, expected those at "
-                    f"position 0: {brief(str(found[0]))}"
-                )
+    _check_same("layer", [_kinds(model) for model in models])
+    _check_same("shape of weight", [[array.shape for array in weights] for weights in each])
     return [np.stack(arrays) for arrays in zip(*each, strict=True)]
 
 
-def _kind(layer):
-    return type(layer).__name__
+def _kinds(model):
+    """The names of the classes of a Keras model's layers."""
+    names = [type(layer).__name__ for layer in model.layers]
+    return [name for name in names if name != "InputLayer"]  # only some kinds of models list it
+
+
+def _check_same(what, lists):
+    """Raise ValueError unless the lists, one for each model, are equal."""
+    for i, of_model in enumerate(lists):
+        pairs = itertools.zip_longest(of_model, lists[0], fillvalue="none")
+        for j, (got, expected) in enumerate(pairs):
+            if got != expected:
+                raise ValueError(
+                    f"models: {what} {j} of the model at position {i}: got {got}, expected "
+                    f"{expected}, as at position 0"
+                )
 
 
 def _keras():

@@ -5,6 +5,8 @@ named "net_1/conv2d" and so on. Sources: ONNX operators of opset 13, which onnxr
 version 1.7.
 """
 
+import numpy as np
+
 from .. import __version__
 from ..files import atomic_write
 from ..network.layers import (
@@ -53,7 +55,7 @@ def _build(onnx, model, each_net):
         x = graph.add("Transpose", [images], "channels_first", perm=_TO_CHANNELS_FIRST)
     outputs = [graph.net(name, e, layers, x) for e, name in enumerate(net_names(model))]
     if each_net:
-        axes = graph.constant("net_axis", [0])
+        axes = graph.weight("net_axis", np.array([0]))
         outputs = [graph.add("Unsqueeze", [y, axes], f"{y}/net_axis") for y in outputs]
         graph.add("Concat", outputs, "probabilities", axis=0)
     else:
@@ -81,12 +83,6 @@ class _Graph:
     def weight(self, name, array):
         """Add an array, and return its name."""
         self._weights.append(self._onnx.numpy_helper.from_array(array, name))
-        return name
-
-    def constant(self, name, values):
-        """Add a vector of integers, and return its name."""
-        kind = self._onnx.TensorProto.INT64
-        self._weights.append(self._onnx.helper.make_tensor(name, kind, [len(values)], values))
         return name
 
     def net(self, name, e, layers, x):
@@ -165,16 +161,16 @@ def _dense(graph, layer, node, prefix, weights, x):
     return graph.add("Gemm", inputs, prefix)
 
 
-def _nothing(graph, layer, node, prefix, weights, x):
+def _unchanged(graph, layer, node, prefix, weights, x):
     return x
 
 
 _ADD = {
     Conv2D: _conv2d,
     BatchNormalization: _batch_normalization,
-    Dropout: _nothing,
+    Dropout: _unchanged,
     MaxPooling2D: _max_pooling,
     Flatten: _flatten,
     Dense: _dense,
-    Activation: _nothing,
+    Activation: _unchanged,
 }

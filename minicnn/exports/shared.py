@@ -30,7 +30,7 @@ def optional(module, purpose):
             raise ValueError(f"{purpose} needs {package}: {_INSTALL[package]}") from None
         advice = f"pip install {missing}"
         if package == "keras":
-            advice += ", or set KERAS_BACKEND to the backend that is installed"
+            advice += ", or set KERAS_BACKEND to torch or jax if that is installed"
         raise ValueError(f"{purpose} needs {package}, which needs {missing}: {advice}") from None
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stacks
+from digit_files import MNIST, needs_mnist
 from export_stacks import BOUND, randomized
 from runs import command
 
 import minicnn.exports
-from minicnn import export, mnist_cnn
+from minicnn import export, load_data, mnist_cnn
 from minicnn.command import StopOnSignal
 from minicnn.exports import save_keras, save_onnx, save_pytorch, save_safetensors
 from minicnn.model import load_model
@@ -52,6 +53,18 @@ def test_each_format_names_itself(trained, tmp_path, to, reader, title, request,
     assert exporting(trained, to, out) == 0
     size = f"{out.stat().st_size / 1e6:.1f} MB"
     assert capsys.readouterr().out == f"2 nets for {title}, {size}: {out}\n"
+
+
+@needs_mnist
+def test_onnx_on_real_images(trained, tmp_path, onnxruntime):
+    out = tmp_path / "nets.onnx"
+    assert exporting(trained, "onnx", out) == 0
+    _, (x_test, _) = load_data(MNIST)
+    images = (x_test[:500, ..., None] / 255).astype(np.float32)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    [found] = session.run(["probabilities"], {"images": images})
+    expected = load_model(trained, device="numpy").predict(images).mean(axis=0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=BOUND)
 
 
 def test_each_net(trained, tmp_path, onnxruntime):
