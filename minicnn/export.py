@@ -10,13 +10,13 @@ from .command import (
     EXIT_STATUS,
     REFUSALS,
     Parser,
-    StopOnSignal,
     check_out_file,
     one_line,
     run,
 )
 from .exports import save_keras, save_onnx, save_pytorch, save_safetensors
 from .model import load_model
+from .training.interruption import StopOnSignal
 from .training.workers import Interrupted
 
 # {--to: (the format's name, the function that writes it, whether it computes probabilities)}

@@ -20,7 +20,6 @@ from minicnn.network.layers import ACTIVATIONS, PADDINGS
 
 BOUND = 1e-5  # of the difference of two probabilities
 
-
 # {name: (layers, input shape, nets)}
 STACKS = {
     "softmax inside": (

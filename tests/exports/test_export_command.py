@@ -12,11 +12,11 @@ from export_stacks import BOUND, randomized
 from runs import command
 
 import minicnn.exports
-from minicnn import export, load_data, mnist_cnn
-from minicnn.command import StopOnSignal
+from minicnn import export, load_model, mnist_cnn
+from minicnn.data.load import load_test
 from minicnn.exports import save_keras, save_onnx, save_pytorch, save_safetensors
-from minicnn.model import load_model
 from minicnn.training import checkpoint
+from minicnn.training.interruption import StopOnSignal
 
 README = Path(minicnn.exports.__file__).with_name("README.md")
 
@@ -59,8 +59,8 @@ def test_each_format_names_itself(trained, tmp_path, to, reader, title, request,
 def test_onnx_on_real_images(trained, tmp_path, onnxruntime):
     out = tmp_path / "nets.onnx"
     assert exporting(trained, "onnx", out) == 0
-    _, (x_test, _) = load_data(MNIST)
-    images = (x_test[:500, ..., None] / 255).astype(np.float32)
+    x_test = load_test(MNIST, progress=False).x_test[:300]
+    images = (x_test[..., None] / 255).astype(np.float32)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     [found] = session.run(["probabilities"], {"images": images})
     expected = load_model(trained, device="numpy").predict(images).mean(axis=0)
@@ -87,6 +87,15 @@ def test_nets_that_diverged_are_left_out(trained, tmp_path, safetensors, capsys)
     content = out.read_bytes()
     facts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     assert facts["nets"] == "[2]"
+
+
+def test_what_a_model_saved_is_exported(tmp_path, safetensors, capsys):
+    model = randomized(stacks.small("numpy"))
+    model.save(tmp_path / "model.npz")
+    assert exporting(tmp_path / "model.npz", "safetensors", tmp_path / "a") == 0
+    assert capsys.readouterr().out.startswith("3 nets for safetensors, 0.0 MB: ")
+    found = safetensors.load_file(tmp_path / "a")
+    stacks.assert_same([found[name] for name in model.named_weights], model.get_weights())
 
 
 @pytest.mark.parametrize(
