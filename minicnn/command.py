@@ -1,6 +1,6 @@
 """Shared by the commands: arguments, one-line errors, output, progress.
 
-The commands are train.py, predict.py, study.py and report.py.
+The commands are train.py, predict.py, export.py, study.py and report.py.
 """
 
 import argparse
@@ -127,6 +127,14 @@ def one_line(error):
     if isinstance(error, MemoryError):
         return "out of memory; try a smaller --memory or --batch-size, or fewer --workers"
     return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def check_out_file(path):
+    """Raise ValueError if --out is no file that can be written. Call it before the work."""
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"argument --out: got {path}, expected a file in an existing folder")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"argument --out: {path} is not a file, expected a file or a new name")
 
 
 @contextlib.contextmanager

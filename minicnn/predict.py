@@ -16,6 +16,7 @@ from .command import (
     REFUSALS,
     THREADS_HELP,
     Parser,
+    check_out_file,
     images_bar,
     one_line,
     positive,
@@ -50,14 +51,7 @@ def predict(arguments, should_stop=lambda: False):
     """Predict the test images, and write the submission, as the parsed arguments say."""
     machine.use_threads(arguments.threads)
     device, ops, _ = devices.choose_openly(arguments.device)
-    if not arguments.out.resolve().parent.is_dir():  # fail before the work, not after it
-        raise ValueError(
-            f"argument --out: got {arguments.out}, expected a file in an existing folder"
-        )
-    if arguments.out.exists() and not arguments.out.is_file():
-        raise ValueError(
-            f"argument --out: {arguments.out} is not a file, expected a file or a new name"
-        )
+    check_out_file(arguments.out)
     trained = prediction.load_classifier(arguments.checkpoint)
     data = prediction.test_set(trained, arguments.data, progress=not arguments.quiet)
     images, truth = data.x_test, data.y_test

@@ -14,6 +14,7 @@ from .command import (
     EXIT_STATUS,
     REFUSALS,
     Parser,
+    check_out_file,
     one_line,
     run,
 )
@@ -54,10 +55,7 @@ def report(arguments, should_stop=lambda: False):
         raise ValueError('a report needs matplotlib: pip install "minicnn[figures]"')
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder, expected the folder of a run or study")
-    if not out.resolve().parent.is_dir():  # fail before the work, not after it
-        raise ValueError(f"argument --out: got {out}, expected a file in an existing folder")
-    if out.exists() and not out.is_file():
-        raise ValueError(f"argument --out: {out} is not a file, expected a file or a new name")
+    check_out_file(out)
     kinds, parts = [], []
     if (folder / CONFIG).exists():
         kinds.append("Run")

@@ -13,7 +13,7 @@ PACKAGE = Path(minicnn.__file__).parent
 FLOORS = """
 checks control_groups files machine progress rng shared_context
 drawing data network
-backends
+backends exports
 emulator augment
 devices
 nets
@@ -21,7 +21,7 @@ recipe
 training
 model
 command
-studies train predict
+studies train predict export
 reports
 study report
 """
