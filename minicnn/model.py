@@ -16,18 +16,15 @@ from html import escape
 import numpy as np
 
 from . import checks, devices
-from .augment import RandomAffine
 from .files import DataError, brief
 from .nets import Nets
 from .network.architecture import MAX_CLASSES, Architecture
 from .network.optim import Adam
-from .network.stack import batch_problem
 from .progress import counter
 from .recipe import MNIST_SHAPE, mnist_layers
 from .training import arguments, checkpoint, inference, prediction
-from .training.dataset import Data
 from .training.ensemble import vote
-from .training.fit import FitRecipe, Part, fit, initial_state, merged
+from .training.fit import Part, fit, initial_state, merged, prepare
 from .training.history import History
 from .training.interruption import StopOnSignal
 from .training.messages import epoch_line, standing
@@ -110,16 +107,17 @@ class Sequential(Nets):
         then, `self.history` has the complete epochs, and KeyboardInterrupt is raised. Raises
         ValueError that names the argument.
         """
-        recipe, data = self._prepare(
+        recipe, data = prepare(
+            self,
             x,
             y,
-            batch_size,
-            epochs,
-            validation_split,
-            validation_data,
-            initial_epoch,
-            augment,
-            learning_rate,
+            batch_size=batch_size,
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+            validation_split=validation_split,
+            validation_data=validation_data,
+            augment=augment,
+            learning_rate=learning_rate,
         )
         verbose = checks.integer("verbose", verbose, 0, 2) if verbose != "auto" else 1
         if on_epoch is not None and not callable(on_epoch):
@@ -141,81 +139,6 @@ class Sequential(Nets):
                 f"workers: other processes cannot have the backend {self.ops!r}, expected 1"
             )
         return self.device
-
-    def _prepare(
-        self,
-        x,
-        y,
-        batch_size,
-        epochs,
-        validation_split,
-        validation_data,
-        initial_epoch,
-        augment,
-        learning_rate,
-    ):
-        """(FitRecipe, Data) of the arguments of fit. Raises ValueError."""
-        self.check_trainable()
-        batch_size = checks.integer("batch_size", batch_size, 1)
-        if problem := batch_problem(self.nodes, batch_size):
-            raise ValueError(problem)
-        epochs = checks.integer("epochs", epochs, 1)
-        initial_epoch = checks.integer("initial_epoch", initial_epoch, 0, epochs - 1)
-        augment = RandomAffine() if augment is None else augment
-        if not isinstance(augment, RandomAffine):
-            raise ValueError(f"augment: got {augment!r}, expected a RandomAffine")
-        fraction = checks.number("validation_split", validation_split, 0, 1, "[)")
-        x, y = self._images_and_labels("x", x, "y", y)
-        held_out = None, None
-        if validation_data is not None:
-            if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
-                got = brief(repr(validation_data))
-                raise ValueError(f"validation_data: got {got}, expected (x, y)")
-            names = "validation_data[0]", "validation_data[1]"
-            held_out = self._images_and_labels(
-                names[0], validation_data[0], names[1], validation_data[1]
-            )
-            fraction = 0.0
-        recipe = FitRecipe(
-            architecture=self.architecture,
-            all_nets=tuple(int(net) + 1 for net in self.nets),
-            seed=self.seed,
-            dtype=self.dtype.name,
-            optimizer=self.optimizer,
-            epochs=epochs,
-            initial_epoch=initial_epoch,
-            initial_step=int(self.ops.to_host(self.step)[0]),
-            batch_size=batch_size,
-            validation_fraction=fraction,
-            augment=augment,
-            rates=self._rates(learning_rate, range(initial_epoch + 1, epochs + 1)),
-        )
-        steps_per_epoch(recipe, len(x))  # raises if there is none
-        images = {"validation_images": held_out[0], "validation_labels": held_out[1]}
-        return recipe, Data(x, y, classes=self.classes, **images)
-
-    def _rates(self, learning_rate, epochs):
-        if learning_rate is None:
-            learning_rate = self.optimizer.learning_rate
-        if not callable(learning_rate):
-            rate = checks.number("learning_rate", learning_rate, 0, ends="(]")
-            return (rate,) * len(epochs)
-        return tuple(
-            checks.number(f"learning_rate({epoch})", learning_rate(epoch), 0, ends="(]")
-            for epoch in epochs
-        )
-
-    def _images_and_labels(self, x_name, x, y_name, y):
-        self._check_classifier()
-        x = arguments.images(x_name, x, self.input_shape)
-        return x, arguments.labels(y_name, y, x_name, len(x), len(self.classes))
-
-    def _check_classifier(self):
-        if len(self.input_shape) != 3 or self.classes is None:
-            raise ValueError(
-                f"layers: this network is for {self.architecture.purpose}, expected one that takes "
-                "images (H, W, C) and ends in softmax"
-            )
 
     def _train(self, part, groups, workers, verbose):
         """Run fit, and take over the states that the nets end with, however it ends."""
@@ -289,7 +212,7 @@ class Sequential(Nets):
         of each net, and of the class that the nets choose together. Nets whose predictions are not
         finite have no vote. Raises ValueError that names the argument.
         """
-        self._check_classifier()
+        arguments.check_classifier(self.architecture)
         x = arguments.shaped("x", x, self.input_shape)
         if not len(x):
             raise ValueError("x: got no images, expected at least one")
@@ -321,6 +244,7 @@ class Sequential(Nets):
             optimizer=asdict(self.optimizer),
             data="",
             seconds=0.0,
+            # When it happened is not known any more; such a net is not loaded.
             diverged=[{"net": int(net) + 1, "epoch": 1, "step": 1} for net in self.nets[~finite]],
         )
         checkpoint.save(path, arrays, about)

@@ -5,10 +5,20 @@ import warnings
 import numpy as np
 
 from ..checks import outside
+from ..network.architecture import MAX_CLASSES
 
 _LEVELS = 255
 _ROUNDED = 1e-3  # of a level: floats that are no farther from bytes were bytes
 _PIECE = 1 << 12  # images converted at a time
+
+
+def check_classifier(architecture):
+    """Raise ValueError unless an Architecture is for images and ends in the names of classes."""
+    if len(architecture.input_shape) != 3 or architecture.classes is None:
+        raise ValueError(
+            f"layers: this network is for {architecture.purpose}, expected one that takes images "
+            f"(H, W, C) and ends in softmax over 2 to {MAX_CLASSES:,} classes"
+        )
 
 
 def shaped(name, x, input_shape):

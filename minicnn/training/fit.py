@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import checks
 from ..augment import RandomAffine
+from ..files import brief
 from ..nets import Nets
 from ..network.architecture import Architecture
 from ..network.optim import Adam
-from . import checkpoint
+from ..network.stack import check_batch
+from . import arguments, checkpoint
 from .dataset import Data
 from .history import named
-from .trainer import Job, Trainer
+from .trainer import Job, Trainer, steps_per_epoch
 from .workers import Interrupted, run_jobs
 
 
@@ -73,6 +76,75 @@ class FitRecipe:
         return {}
 
 
+def prepare(
+    model,
+    x,
+    y,
+    *,
+    batch_size,
+    epochs,
+    initial_epoch,
+    validation_split,
+    validation_data,
+    augment,
+    learning_rate,
+):
+    """(FitRecipe, Data) for a Sequential and the arguments of its fit. Raises ValueError."""
+    model.check_trainable()
+    arguments.check_classifier(model.architecture)
+    batch_size = checks.integer("batch_size", batch_size, 1)
+    check_batch(model.nodes, batch_size)
+    epochs = checks.integer("epochs", epochs, 1)
+    initial_epoch = checks.integer("initial_epoch", initial_epoch, 0, epochs - 1)
+    augment = RandomAffine() if augment is None else augment
+    if not isinstance(augment, RandomAffine):
+        raise ValueError(f"augment: got {augment!r}, expected a RandomAffine")
+    fraction = checks.number("validation_split", validation_split, 0, 1, "[)")
+    x, y = _images_and_labels(model, "x", x, "y", y)
+    held_out = {}
+    if validation_data is not None:
+        if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
+            got = brief(repr(validation_data))
+            raise ValueError(f"validation_data: got {got}, expected (x, y)")
+        names = "validation_data[0]", "validation_data[1]"
+        pair = _images_and_labels(model, names[0], validation_data[0], names[1], validation_data[1])
+        held_out = dict(zip(("validation_images", "validation_labels"), pair, strict=True))
+        fraction = 0.0
+    if learning_rate is None:
+        learning_rate = model.optimizer.learning_rate
+    recipe = FitRecipe(
+        architecture=model.architecture,
+        all_nets=tuple(int(net) + 1 for net in model.nets),
+        seed=model.seed,
+        dtype=model.dtype.name,
+        optimizer=model.optimizer,
+        epochs=epochs,
+        initial_epoch=initial_epoch,
+        initial_step=int(model.ops.to_host(model.step)[0]),
+        batch_size=batch_size,
+        validation_fraction=fraction,
+        augment=augment,
+        rates=_rates(learning_rate, range(initial_epoch + 1, epochs + 1)),
+    )
+    steps_per_epoch(recipe, len(x))  # raises if there is none
+    return recipe, Data(x, y, classes=model.classes, **held_out)
+
+
+def _images_and_labels(model, x_name, x, y_name, y):
+    x = arguments.images(x_name, x, model.input_shape)
+    return x, arguments.labels(y_name, y, x_name, len(x), len(model.classes))
+
+
+def _rates(learning_rate, epochs):
+    """The learning rate of each epoch: a number, or a function of the epoch."""
+    if not callable(learning_rate):
+        return (checks.number("learning_rate", learning_rate, 0, ends="(]"),) * len(epochs)
+    return tuple(
+        checks.number(f"learning_rate({epoch})", learning_rate(epoch), 0, ends="(]")
+        for epoch in epochs
+    )
+
+
 @dataclass(frozen=True)
 class Part:
     """What all groups of nets share. state: (arrays, about) of all nets before the training."""
@@ -87,12 +159,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The result of a group: its state, history, diverged nets, and whether it was interrupted."""
+    """The result of a group: its state, and {net: (epoch, step)} of the nets that diverged."""
 
     state: tuple
-    history: list
     diverged: dict
-    interrupted: bool
 
 
 def initial_state(model):
@@ -112,18 +182,16 @@ def fit_group(part, nets, report, should_stop):
     trainer = Trainer(job, nets)
     chosen = checkpoint.select(*part.state, trainer.model.nets, "model")
     checkpoint.restore_model(trainer.model, *chosen, "model")
-    interrupted = False
-    while not trainer.is_done and not interrupted:
+    while not trainer.is_done:
         try:
             rows = trainer.train_epoch(report, should_stop)
-        except Interrupted:
-            interrupted = True
-            continue
+        except Interrupted:  # the state after the last step is a result, too
+            break
         report(0, {row["net"]: row for row in rows})
         for row in rows:
             if part.on_epoch is not None and part.on_epoch(named(row)):
                 trainer.stop(row["net"])
-    return Fitted(trainer.state(), trainer.history, trainer.diverged, interrupted)
+    return Fitted(trainer.state(), trainer.diverged)
 
 
 def fit(part, groups, workers, report, on_result, should_stop, on_death):
@@ -133,8 +201,8 @@ def fit(part, groups, workers, report, on_result, should_stop, on_death):
     """
     if workers > 1:
         _check_importable(part)
-    results = run_jobs(fit_group, part, groups, workers, report, on_result, should_stop, on_death)
-    if any(fitted.interrupted for fitted in results):
+    run_jobs(fit_group, part, groups, workers, report, on_result, should_stop, on_death)
+    if should_stop():
         raise Interrupted
 
 
