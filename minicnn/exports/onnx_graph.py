@@ -2,7 +2,7 @@
 
 Inside the graph images are (N, C, H, W), as ONNX's operators demand. Each net is a chain of nodes
 named "net_1/conv2d" and so on. Sources: ONNX operators of opset 13, which onnxruntime reads since
-version 1.7.
+version 1.6.
 """
 
 import numpy as np
