@@ -258,7 +258,8 @@ class Sequential(Nets):
         )
         return (
             f"<p>{len(self.nets)} net(s) for {escape(self.architecture.purpose)}, "
-            f"{self.count_params():,} weights each, on {escape(str(self.device))}</p>"
+            f"{self.count_params():,} weights each, on {escape(self.device)} "
+            f"({escape(self.device_reason)})</p>"
             f"<table><tr><th>layer</th><th>output</th><th>weights</th></tr>{rows}</table>"
         )
 
