@@ -53,8 +53,8 @@ def images(name, x, input_shape):
     low, high = x.min(), x.max()
     most = 1 if x.dtype.kind == "f" else _LEVELS
     if not (low >= 0 and high <= most):
-        kind = "floats" if most == 1 else "integers"
-        raise ValueError(f"{name}: got {kind} from {low} to {high}, expected 0 to {most}")
+        kind, hint = ("floats", "; divide bytes by 255") if most == 1 else ("integers", "")
+        raise ValueError(f"{name}: got {kind} from {low} to {high}, expected 0 to {most}{hint}")
     if most == _LEVELS:
         return x.astype(np.uint8)
     found, rounded = np.empty(x.shape, np.uint8), False
