@@ -1,4 +1,4 @@
-"""Checks of arguments: return the converted value, or raise ValueError.
+"""Checks of arguments: return the converted value, or raise ValueError. Where a warning points.
 
 The message names the argument, its value and what was expected.
 """

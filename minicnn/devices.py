@@ -32,7 +32,7 @@ def choose(device, precision="float32", dtype="float32"):
     elif device == "cpu" and cpu_problem():
         device, reason = "numpy", "in place of cpu"
         message = f"device 'cpu' cannot be used, 'numpy' replaces it: {cpu_problem()}"
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=checks.outside())
     backend = _operations(device)
     if precision is None:  # the emulator computes TF32 more slowly than float32
         precision = "tf32" if device == "cuda" and "tf32" in backend.precisions else "float32"
@@ -86,7 +86,7 @@ def _operations(device, precision="float32"):
         backend = ops_cpu.Operations()
         if not backend.threaded and machine.threads() > 1 and not multiprocessing.parent_process():
             message = "the C compiler has no OpenMP: one core works in each process"
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=checks.outside())
         return backend
     if device == "cuda":
         missing = cuda.problem()

@@ -12,6 +12,7 @@ import signal
 import warnings
 from dataclasses import asdict, replace
 from html import escape
+from numbers import Integral
 
 import numpy as np
 
@@ -22,13 +23,21 @@ from .network.architecture import MAX_CLASSES, Architecture
 from .network.optim import Adam
 from .progress import counter
 from .recipe import MNIST_SHAPE, mnist_layers
-from .training import arguments, checkpoint, inference, prediction
+from .training import arguments, checkpoint, inference, messages, prediction
 from .training.ensemble import vote
-from .training.fit import Part, fit, initial_state, merged, prepare
+from .training.fit import (
+    Part,
+    are_finite,
+    check_importable,
+    fit,
+    initial_state,
+    merged,
+    prepare,
+    split_state,
+)
 from .training.history import History
 from .training.interruption import StopOnSignal
-from .training.messages import epoch_line, standing
-from .training.resources import share, split_nets
+from .training.resources import share
 from .training.trainer import steps_per_epoch
 from .training.workers import Interrupted
 
@@ -56,12 +65,18 @@ class Sequential(Nets):
         optimizer=None,
         classes=None,
     ):
-        first_net, nets = checks.word("first_net", first_net), checks.integer("nets", nets, 1)
+        first_net = checks.word("first_net", first_net)
+        nets = checks.integer("nets", nets, 1, checkpoint.MAX_NETS)
         checks.word("first_net + nets - 1", first_net + nets - 1)
         architecture = _named(Architecture(layers, input_shape, classes))
         numbers = range(first_net, first_net + nets)
-        super().__init__(architecture, numbers, seed, device, dtype, precision, optimizer)
+        self._begin(architecture, numbers, seed, device, dtype, precision, optimizer)
+
+    def _begin(self, architecture, numbers, *settings):
+        """Make the nets with these numbers; settings: the other arguments of Nets."""
+        super().__init__(architecture, numbers, *settings)
         self.history = History([])
+        self._behind = np.zeros(len(self.nets), int)  # steps that a net has fewer than self.step
 
     @property
     def classes(self):
@@ -88,24 +103,26 @@ class Sequential(Nets):
     ):
         """Train every net on images x with labels y. Returns a History; also as `self.history`.
 
-        - x: (N, H, W), (N, H, W, C) or (N, H*W*C): bytes, or floats in [0, 1], which are rounded to
-          bytes. y: (N,) integers from 0.
+        - x: (N, H, W), (N, H, W, C) or (N, H*W*C): bytes, or floats in [0, 1], of which multiples
+          of 1/255 are used. y: (N,) integers from 0.
         - Each net has its own shuffles, and its own split: validation_split is the fraction of x
           that it does not train on. validation_data (x, y) is validated on instead, by every net.
-        - The epochs after initial_epoch are trained, up to `epochs`. An epoch has only whole
-          batches.
+        - The epochs after initial_epoch are trained, up to `epochs`; an epoch has only whole
+          batches. Its number, from 1, decides its shuffles, and is the argument of learning_rate:
+          so to train on, give initial_epoch.
         - augment: a RandomAffine. learning_rate: a number, or a function of the epoch, from 1
           (default: the optimizer's).
-        - on_epoch(row): called after each epoch of each net with its row of the History; if it
-          returns true, the training of this net ends.
+        - on_epoch(row): called after each epoch of each net with its row of the History, in the
+          process that trains it; if it returns true, the training of this net ends.
         - verbose: 1 shows a progress bar, 2 prints a line for each net and epoch, 0 nothing.
         - workers: on a CPU, the number of processes that train a net at a time; None: as many as
           cores, nets and memory allow. With 1, nets train one by one, on all cores. The result does
           not depend on it. memory: most bytes to use (default: what is free).
 
-        Ctrl-C ends the training after the current step: the nets keep the weights that they have
-        then, `self.history` has the complete epochs, and KeyboardInterrupt is raised. Raises
-        ValueError that names the argument.
+        The History is that of this call. Ctrl-C ends the training after the current step: the nets
+        keep the weights that they have then, `self.history` has the complete epochs, and
+        KeyboardInterrupt is raised. So it is if on_epoch raises. A net whose loss or weights are
+        not finite stops, with a warning. Raises ValueError that names the argument.
         """
         recipe, data = prepare(
             self,
@@ -119,7 +136,9 @@ class Sequential(Nets):
             augment=augment,
             learning_rate=learning_rate,
         )
-        verbose = checks.integer("verbose", verbose, 0, 2) if verbose != "auto" else 1
+        if verbose == "auto" or isinstance(verbose, bool):
+            verbose = int(bool(verbose))
+        verbose = checks.integer("verbose", verbose, 0, 2)
         if on_epoch is not None and not callable(on_epoch):
             raise ValueError(f"on_epoch: got {on_epoch!r}, expected a function of a row")
         if workers is not None:
@@ -127,9 +146,11 @@ class Sequential(Nets):
         if memory is not None:
             memory = checks.integer("memory", memory, 1)
         together, workers = share(recipe, data, self.ops, memory, workers)
-        device = self.ops if workers == 1 else self._device_name()
-        part = Part(recipe, data, device, self.ops.precision, initial_state(self), on_epoch)
-        self._train(part, split_nets(recipe.all_nets, together), workers, verbose)
+        part = Part(recipe, data, self.ops, self.ops.precision, on_epoch)
+        if workers > 1:
+            part = replace(part, device=self._device_name())
+            check_importable(part)
+        self._train(part, together, workers, verbose)
         return self.history
 
     def _device_name(self):
@@ -140,46 +161,77 @@ class Sequential(Nets):
             )
         return self.device
 
-    def _train(self, part, groups, workers, verbose):
+    def _train(self, part, together, workers, verbose):
         """Run fit, and take over the states that the nets end with, however it ends."""
         recipe, results, last_rows = part.recipe, [], {}
-        steps = steps_per_epoch(recipe, len(part.data.train_images))
-        epochs = recipe.epochs - recipe.initial_epoch
-        total = recipe.nets * epochs * steps * recipe.batch_size
+        arrays, about = initial_state(self)
+        steps = dict(zip(about["nets"], self._steps().tolist(), strict=True))
+        groups = split_state(arrays, about, steps, together)
+        nets = sum(len(numbers) for numbers, _ in groups)
+        if not nets:
+            raise ValueError("weights: got none that are finite, expected finite ones to train")
+        if nets < len(self.nets):
+            self._warn_of_others({net for numbers, _ in groups for net in numbers})
+        of_a_net = (recipe.epochs - recipe.initial_epoch) * recipe.batch_size
+        total = nets * of_a_net * steps_per_epoch(recipe, len(part.data.train_images))
         stop = StopOnSignal("stopping after this step; Ctrl-C again stops at once", _SIGNALS)
 
-        def about():
-            return standing(last_rows, recipe.epochs, recipe.nets)
+        def standing():
+            return messages.standing(last_rows, recipe.epochs, nets)
 
-        try:
-            with stop, counter(total, "images", verbose != 1, 0, about) as bar:
+        def on_death(group):
+            warnings.warn(
+                f"the process that trained net {group[0][0]} died; another one begins again",
+                stacklevel=checks.outside(),
+            )
 
-                def report(count, rows=()):
-                    last_rows.update(rows)
-                    bar.update(count)
-                    for net in rows:
-                        bar.set_postfix_str(about())
-                        if verbose == 2:
-                            print(epoch_line(rows[net], recipe.epochs), flush=True)
+        with stop, counter(total, "images", verbose != 1, 0, standing) as bar:
 
-                def on_death(nets):
-                    warnings.warn(
-                        f"the process that trained net {nets[0]} died; another one begins again",
-                        stacklevel=checks.outside(),
-                    )
+            def report(count, rows=()):
+                last_rows.update(rows)
+                bar.update(count)
+                if rows:
+                    bar.set_postfix_str(standing())
+                for row in filter(None, rows.values() if rows else ()):
+                    if verbose == 2:
+                        print(messages.epoch_line(row, recipe.epochs), flush=True)
 
-                try:
-                    fit(part, groups, workers, report, results.append, stop, on_death)
-                finally:
-                    with stop.hold():
-                        self._keep(part, results)
-        except Interrupted:
-            raise KeyboardInterrupt from None
+            try:
+                fit(part, groups, workers, report, results.append, stop, on_death)
+                bar.update(total - bar.n)  # nets that ended sooner
+            except Interrupted:
+                pass  # told below, when the states are kept
+            finally:
+                with stop.hold():
+                    self._keep((arrays, about), results)
+        if stop():
+            raise KeyboardInterrupt
 
-    def _keep(self, part, results):
+    def _steps(self):
+        """(E,) the optimizer steps of each net. They differ after a fit that ended sooner for some.
+
+        self.step, on the device, is the largest.
+        """
+        return int(self.ops.to_host(self.step)[0]) - self._behind
+
+    def _warn_of_others(self, trained):
+        """Warn of the nets that fit leaves out; trained: the numbers, from 1, of the others."""
+        left = [str(net + 1) for net in self.nets if net + 1 not in trained]
+        warnings.warn(
+            f"fit leaves out net {', '.join(left)}: weights that are not finite stay so",
+            stacklevel=checks.outside(),
+        )
+
+    def _keep(self, state, results):
         """Take over the states, history and diverged nets that `results` end with."""
-        arrays, about = merged(part.state, results)
+        if not results:
+            return
+        arrays, ended = merged(state, results)
+        before = zip(state[1]["nets"], self._steps(), strict=True)
+        steps = np.array([ended.get(net, step) for net, step in before])
+        about = {**state[1], "step": int(steps.max())}
         checkpoint.restore_model(self, arrays, about, "model")
+        self._behind = steps.max() - steps
         self.history = History(checkpoint.history_rows(arrays["history"]))
         for fitted in results:
             for net, (epoch, step) in fitted.diverged.items():
@@ -199,8 +251,11 @@ class Sequential(Nets):
         if len(self.input_shape) != 3:
             return super().predict(x)
         x = arguments.shaped("x", x, self.input_shape)
-        if x.dtype.kind == "f" or not len(x):
+        if x.dtype.kind == "f":
+            arguments.check_range("x", x)
             return super().predict(x)
+        if not len(x):
+            return super().predict(x.astype(self.dtype))
         x = arguments.images("x", x, self.input_shape)
         everything = np.broadcast_to(np.arange(len(x)), (len(self.nets), len(x)))
         return inference.predict(self, self.ops.to_device(x), everything)
@@ -237,17 +292,26 @@ class Sequential(Nets):
         arrays, about = initial_state(self)
         arrays["history"] = checkpoint.history_table(self.history.trained)
         arrays["sums"] = np.zeros((len(self.nets), 3))
-        finite = np.isfinite(arrays["params"]).all(axis=1) & np.isfinite(arrays["moving"]).all(1)
+        finite = are_finite(arrays)
+        if not finite.any():
+            raise ValueError("weights: got none that are finite, expected finite ones to save")
         about.update(
             recipe={},
             architecture=self.architecture.as_dict(),
             optimizer=asdict(self.optimizer),
+            steps=self._steps().tolist(),
             data="",
             seconds=0.0,
-            # When it happened is not known any more; such a net is not loaded.
+            # In which step is not known any more. load_model leaves such nets out.
             diverged=[{"net": int(net) + 1, "epoch": 1, "step": 1} for net in self.nets[~finite]],
         )
         checkpoint.save(path, arrays, about)
+
+    def __repr__(self):
+        return (
+            f"<Sequential: {len(self.nets)} net(s) for {self.architecture.purpose}, "
+            f"{self.count_params():,} weights each, on {self.device}>"
+        )
 
     def _repr_html_(self):
         """For notebooks: a table of the layers."""
@@ -285,8 +349,7 @@ def load_model(path, device="auto", precision="float32"):
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: optimizer: {brief(error, 200)}") from None
     model = Sequential.__new__(Sequential)
-    Nets.__init__(
-        model,
+    model._begin(
         trained.architecture,
         [net - 1 for net in trained.nets],
         trained.about["seed"],
@@ -296,6 +359,9 @@ def load_model(path, device="auto", precision="float32"):
         optimizer,
     )
     trained.restore(model)
+    if steps := trained.about.get("steps"):
+        of_net = dict(zip(trained.about["nets"], steps, strict=True))
+        model._behind = trained.about["step"] - np.array([of_net[net] for net in model.nets])
     rows = checkpoint.history_rows(trained.arrays["history"])
     model.history = History([row for row in rows if row["net"] in trained.nets])
     return model
@@ -319,7 +385,7 @@ def mnist_cnn(
     statistics; classes: how many there are, or their names; input_shape: (H, W, C), at least
     25 x 25 pixels. Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018.
     """
-    names = classes if isinstance(classes, (tuple, list)) else None
-    layers = mnist_layers(dropout, momentum, len(names) if names else classes)
+    names = None if isinstance(classes, Integral) else classes
+    layers = mnist_layers(dropout, momentum, classes if names is None else len(names))
     options = {"seed": seed, "device": device, "dtype": dtype, "precision": precision}
     return Sequential(layers, input_shape, nets, first_net, **options, classes=names)

@@ -82,7 +82,7 @@ def _parser():
         required=True,
         type=Path,
         metavar="FILE",
-        help="checkpoint.npz in a run folder of minicnn.train",
+        help="checkpoint.npz in a run folder of minicnn.train, or what model.save wrote",
     )
     parser.add_argument(
         "--data",

@@ -143,6 +143,10 @@ class Recipe:
             return {}
         return {"input_shape": list(self.input_shape), "classes": list(self.classes)}
 
+    def for_checkpoint(self):
+        """What a checkpoint says of its network and recipe: {field: value}."""
+        return {"recipe": self.as_dict(), "architecture": self.architecture.as_dict()}
+
     def as_dict(self):
         """The fields as a dict, for JSON, of which Recipe(**fields) makes the recipe again."""
         values = asdict(self)

@@ -174,7 +174,19 @@ def test_saving_into_nothing_is_told(tmp_path, trained):
         trained.save(tmp_path / "missing" / "model.npz")
 
 
+def test_numbers_of_numpy_are_saved_too(tmp_path):
+    optimizer = Adam(np.float32(0.5))
+    Sequential([Dense(3, "softmax")], (4,), device="numpy", optimizer=optimizer).save(
+        tmp_path / "model.npz"
+    )
+    assert load_model(tmp_path / "model.npz", "numpy").optimizer == Adam(0.5)
+
+
 def test_looks(trained):
+    assert repr(trained) == (
+        "<Sequential: 3 net(s) for 28x28 images of 10 classes 0..9, "
+        f"{trained.count_params():,} weights each, on numpy>"
+    )
     html = trained._repr_html_()
     assert "<td>conv2d_1</td>" in html and "28x28 images of 10 classes 0..9" in html
     assert "<table" in trained.history._repr_html_()

@@ -1,9 +1,11 @@
 """Sequential.fit and evaluate: the command's bits, the history, and what is refused."""
 
+import os
 import re
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,21 +16,25 @@ from stacks import state
 import minicnn.recipe
 from minicnn import (
     Adam,
+    BatchNormalization,
     Dense,
     ExponentialDecay,
     Flatten,
     RandomAffine,
     Sequential,
     mnist_cnn,
+    rng,
 )
+from minicnn.backends import native
 from minicnn.data.digits import draw_digits
+from minicnn.data.split import split
 from minicnn.recipe import Recipe
 from minicnn.training import checkpoint
 from minicnn.training.dataset import Data
 from minicnn.training.ensemble import train_ensemble
 from minicnn.training.history import named
 from minicnn.training.interruption import StopOnSignal
-from minicnn.training.trainer import Job
+from minicnn.training.trainer import Job, Trainer
 
 AUGMENT = RandomAffine(10, 0.1, 0.1, 0.1)
 X, Y = draw_digits(120, 0)
@@ -131,11 +137,11 @@ def test_images_and_labels_in_every_form_are_the_same(x, y):
 
 
 def test_floats_that_are_no_bytes_are_rounded_with_a_warning():
-    half = np.full((20, 28, 28), 0.5)
+    levels = X[:20] / 255 * 0.99 + 0.01 / 255  # a hundredth of a level from a byte, or farther
     with pytest.warns(
         UserWarning, match=r"x: the floats are rounded to multiples of 1/255"
     ) as told:
-        network("numpy", 1).fit(half, np.arange(20) % 10, 16, verbose=0)
+        network("numpy", 1).fit(levels, np.arange(20) % 10, 16, verbose=0)
     assert told[0].filename == __file__
 
 
@@ -213,15 +219,112 @@ def test_ctrl_c_keeps_the_weights_of_the_last_step():
     fitted(model)  # it can be trained further
 
 
-def test_what_on_epoch_raises_is_raised():
+def test_ctrl_c_in_the_last_epoch_is_raised_too():
+    def interrupt(row):
+        if row["epoch"] == 2 and row["net"] == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    model = network("numpy")
+    with pytest.raises(KeyboardInterrupt):
+        fitted(model, on_epoch=interrupt)
+    assert state(model) == state(fitted(network("numpy")))
+
+
+def test_ctrl_c_in_the_middle_of_an_epoch(monkeypatch):
+    """All nets of a GPU stop after the same step."""
+    if native.problem():
+        pytest.skip(native.problem())
+    steps, step = [], Trainer.step
+
+    def interrupted_in_the_second(self):
+        step(self)
+        steps.append(1)
+        if len(steps) == 2:  # the one that is captured; later ones are replayed
+            signal.raise_signal(signal.SIGINT)
+
+    model = network("emulated", 2)
+    monkeypatch.setattr(Trainer, "step", interrupted_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(model)
+    assert len(steps) == 2 == int(model.ops.to_host(model.step)[0]) and model.history.rows == []
+
+
+def test_signals_while_the_states_are_kept(monkeypatch):
+    restore = checkpoint.restore_model
+
+    def interrupted(model, *state):
+        if isinstance(model, Sequential):
+            for _ in range(3):
+                signal.raise_signal(signal.SIGINT)
+        restore(model, *state)
+
+    model = network("numpy")
+    monkeypatch.setattr(checkpoint, "restore_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(model)
+    monkeypatch.undo()
+    assert state(model) == state(fitted(network("numpy")))
+
+
+def test_nets_that_ended_at_different_steps_stay_independent(tmp_path):
+    def interrupt(row):
+        signal.raise_signal(signal.SIGINT)
+
+    model, fresh = network("numpy"), network("numpy")
+    with pytest.raises(KeyboardInterrupt):
+        fitted(model, on_epoch=interrupt)  # net 1 has had an epoch, the others nothing
+    model.save(tmp_path / "uneven.npz")
+    for uneven in model, minicnn.load_model(tmp_path / "uneven.npz", "numpy"):
+        fitted(uneven)
+        assert uneven.predict(X)[1:].tobytes() == fitted(fresh).predict(X)[1:].tobytes()
+        fresh = network("numpy")
+
+
+@pytest.mark.every_device
+def test_what_on_epoch_raises_is_raised(device):
     def fail(row):
-        raise LookupError("mine")
+        if (row["net"], row["epoch"]) == (2, 1):
+            raise LookupError("mine")
 
+    model = network(device)
     with pytest.raises(LookupError, match="mine"):
-        fitted(network("numpy"), on_epoch=fail)
+        fitted(model, on_epoch=fail)
+    one = fitted(network(device), 1)  # what was trained is kept
+    assert model.predict(X)[1].tobytes() == one.predict(X)[1].tobytes()
+    assert (2, 1) in [(row["net"], row["epoch"]) for row in model.history.rows]
 
 
-class OddError(Exception):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fit_takes_the_steps_of_train_on_batch(dtype):
+    """With the model's Adam and type, a schedule, and epochs that begin later."""
+    options = {"dtype": dtype, "optimizer": Adam(beta_1=0.5, epsilon=1e-3), "seed": 3}
+    model, other = (network("numpy", 1, **options) for _ in range(2))
+    rates = {3: 0.01, 4: 0.003}
+    model.fit(X, Y, 16, epochs=4, initial_epoch=2, learning_rate=rates.get, verbose=0)
+    images, _ = split(len(X), 0, 3, 0)
+    for epoch, rate in rates.items():
+        order = images[rng.permutation(3, 0, rng.SHUFFLE, epoch - 1, len(X))]
+        for rows in order[: 7 * 16].reshape(7, 16):
+            x = (X[rows, ..., None] / 255).astype(dtype)
+            other.train_on_batch(x[None], Y[rows][None], rate)
+    assert model.params.dtype == dtype
+    tolerance = {"float32": 1e-4, "float64": 1e-9}[dtype]
+    np.testing.assert_allclose(model.params, other.params, rtol=tolerance, atol=tolerance)
+
+
+class Scaled(Dense):
+    """A layer of a user: such a network can be trained, but not saved."""
+
+
+def test_layers_of_the_user_can_be_trained():
+    layers = [Flatten(), Scaled(10, "softmax")]
+    model, same = (
+        Sequential(stack, device="numpy") for stack in (layers, [Flatten(), Dense(10, "softmax")])
+    )
+    assert state(fitted(model)) == state(fitted(same))
+
+
+class OddError(ValueError):
     """It cannot be unpickled: pickle would call it with one argument."""
 
     def __init__(self, one, two):
@@ -236,11 +339,29 @@ def stop_at_once(row):
     return True
 
 
+def die_once(row):
+    """Kill this process, unless that was done before."""
+    path = Path(os.environ["DIED"])
+    if row["net"] == 2 and not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
+def test_a_worker_that_dies_costs_nothing_but_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIED", str(tmp_path / "died"))
+    with pytest.warns(UserWarning, match="the process that trained net 2 died; another one begins"):
+        model = fitted(network("numpy", 2), on_epoch=die_once, workers=2)
+    assert state(model) == state(fitted(network("numpy", 2)))
+
+
 def test_hooks_in_worker_processes(monkeypatch):
     model = fitted(network("numpy", 2), on_epoch=stop_at_once, workers=2)
     assert [(row["net"], row["epoch"]) for row in model.history.rows] == [(1, 1), (2, 1)]
+    model = network("numpy", 2)
     with pytest.raises(RuntimeError, match="OddError: this and that"):
-        fitted(network("numpy", 2), on_epoch=raise_oddly, workers=2)
+        fitted(model, on_epoch=raise_oddly, workers=2)
+    assert model.history.rows  # of a net whose hook raised
 
     def of_a_notebook(row):
         return True
@@ -264,18 +385,33 @@ def test_a_signal_is_held_back_while_results_are_kept():
             signal.raise_signal(signal.SIGINT)
 
 
-def test_a_net_that_diverges(tmp_path):
-    model = network("numpy")
-    kernel = model.named_weights["dense/kernel"]
-    kernel[1] = np.nan
+@pytest.mark.every_device
+def test_a_net_that_diverges(device, tmp_path):
+    model = network(device)
+    weights = model.get_weights()
+    weights[-2][1] = 1e38  # the dense kernel of net 2: its logits are not finite
+    model.set_weights(weights)
     with pytest.warns(UserWarning, match=r"net 2 stopped: its loss or weights were not finite"):
         fitted(model)
+    whole = fitted(network(device))
+    assert model.predict(X)[[0, 2]].tobytes() == whole.predict(X)[[0, 2]].tobytes()
+    with pytest.warns(UserWarning, match=r"fit leaves out net 2: weights that are not finite stay"):
+        fitted(model, 3, initial_epoch=2)
+    assert {row["net"] for row in model.history.rows} == {1, 3}
     scores = model.evaluate(X, Y)
     assert np.isnan(scores["accuracy"]).tolist() == [False, True, False]
     together = model.predict(X)[[0, 2]].sum(axis=0).argmax(axis=1)
     assert scores["ensemble_accuracy"] == np.mean(together == Y)
     model.save(tmp_path / "two.npz")
-    assert minicnn.load_model(tmp_path / "two.npz", "numpy").nets.tolist() == [0, 2]
+    two = minicnn.load_model(tmp_path / "two.npz", device)
+    assert two.nets.tolist() == [0, 2]
+    assert state(fitted(two, 4, initial_epoch=3))
+    hopeless = network(device, 1)
+    hopeless.set_weights([np.full_like(weight, np.nan) for weight in hopeless.get_weights()])
+    with pytest.raises(ValueError, match=r"weights: got none that are finite, .* to train"):
+        fitted(hopeless)
+    with pytest.raises(ValueError, match=r"weights: got none that are finite, .* to save"):
+        hopeless.save(tmp_path / "none.npz")
 
 
 def test_what_is_shown(capsys):
@@ -318,6 +454,9 @@ REFUSED = [
     ({"verbose": 3}, "verbose: got 3"),
     ({"workers": 0}, "workers: got 0"),
     ({"workers": 2, "on_epoch": lambda row: None}, "on_epoch: worker processes cannot import it"),
+    ({"learning_rate": 1e-12}, "learning_rate: got 1e-12, expected at least"),
+    ({"y": Y * 0}, "training images: all 120 are of the class '0'"),
+    ({"x": [[1, 2], [3]]}, "x: .* expected an array"),
     ({"memory": 1}, "memory: 1 process takes .* bytes, expected at most the 1 "),
 ]
 
@@ -325,10 +464,21 @@ REFUSED = [
 @pytest.mark.parametrize(("change", "told"), REFUSED)
 def test_bad_arguments_are_refused(change, told):
     model = network("numpy", 2)
-    before = state(model)
+    before, history = state(model), model.history
     with pytest.raises(ValueError, match=rf"^{told}"):
         model.fit(**{**PLAIN, **change})
-    assert state(model) == before
+    assert state(model) == before and model.history is history
+
+
+def test_a_batch_that_normalises_one_value_is_refused():
+    layers = [Flatten(), Dense(5), BatchNormalization(), Dense(10, "softmax")]
+    with pytest.raises(ValueError, match=r"^batch_size: got 1, expected at least 2: batch_normal"):
+        Sequential(layers, device="numpy").fit(X, Y, batch_size=1)
+
+
+def test_a_backend_of_this_process_cannot_have_workers(cpu_ops):
+    with pytest.raises(ValueError, match=r"^workers: other processes cannot have the backend"):
+        fitted(Sequential(small_layers(0.4, 0.9), nets=2, device=cpu_ops), workers=2)
 
 
 def test_networks_that_fit_cannot_train_are_refused():
@@ -346,6 +496,10 @@ def test_evaluate_refuses_what_it_cannot_score():
     model = network("numpy", 2)
     with pytest.raises(ValueError, match=r"^x: got no images"):
         model.evaluate(X[:0], Y[:0])
+    with pytest.raises(ValueError, match=r"^x: got floats from 0\.0 to 255\.0, expected 0 to 1; "):
+        model.evaluate(X.astype(float), Y)
+    with pytest.raises(ValueError, match=r"^x: got floats from nan to nan"):
+        model.predict(X * np.nan)
     with pytest.raises(ValueError, match=r"^y: got shape \(120,\) of float64"):
         model.evaluate(X, Y / 2)
     with pytest.raises(ValueError, match=r"^y: got labels from 0 to 11"):

@@ -39,9 +39,16 @@ def walk(model, dtype=np.float32):
 
     weights: {"kernel": array (E, ...), ...} in Keras's order, C-contiguous copies of type `dtype`,
     in the host's memory. The node (network/stack.py) has the layer's name and shapes. Raises
-    ValueError for a layer that is not one of this package.
+    ValueError for a layer that is not one of this package, and for weights that are not finite.
     """
     model.architecture.as_dict()  # refuses other layers
+    finite = np.isfinite(model.ops.to_host(model.params)).all(axis=1)
+    finite &= np.isfinite(model.ops.to_host(model.moving)).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"weights: those of net {model.nets[~finite][0] + 1} are not finite, expected finite "
+            "ones; load_model leaves out nets that diverged"
+        )
     found = []
     # node.layer lacks the last layer's softmax: see connect.
     for layer, node in zip(model.layers, model.nodes, strict=True):

@@ -43,6 +43,8 @@ class Architecture:
             raise ValueError(
                 f"layers: got {brief(repr(self.layers))}, expected a list of at least one layer"
             )
+        if len(self.layers) > _MOST_LAYERS:
+            raise ValueError(f"layers: got {len(self.layers):,}, expected at most {_MOST_LAYERS:,}")
         object.__setattr__(self, "layers", tuple(self.layers))
         object.__setattr__(self, "input_shape", _checked_shape(self.input_shape))
         if self.classes is not None:
@@ -90,10 +92,8 @@ class Architecture:
                 f"architecture: got {brief(repr(value))}, expected layers, input_shape and classes"
             )
         found = value["layers"]
-        if not isinstance(found, list) or not 1 <= len(found) <= _MOST_LAYERS:
-            raise ValueError(
-                f"layers: got {brief(repr(found))}, expected a list of 1 to {_MOST_LAYERS:,} layers"
-            )
+        if not isinstance(found, list):
+            raise ValueError(f"layers: got {brief(repr(found))}, expected a list of layers")
         layers = [_layer_from_dict(layer) for layer in found]
         return cls(layers, value["input_shape"], value["classes"])
 
@@ -140,6 +140,8 @@ def _checked_shape(shape):
 
 def checked_classes(classes):
     """The names of classes as a tuple. Raises ValueError if they are not a few different names."""
+    if isinstance(classes, np.ndarray):
+        classes = classes.tolist()
     fine = isinstance(classes, (list, tuple)) and 2 <= len(classes) <= MAX_CLASSES
     fine = fine and all(isinstance(name, str) and len(name) <= _MOST_NAME for name in classes)
     if not fine or len(set(classes)) < len(classes):

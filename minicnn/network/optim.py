@@ -1,6 +1,7 @@
 """The optimizer and the learning-rate schedule."""
 
 from dataclasses import dataclass
+from math import inf
 
 from .. import checks
 
@@ -22,10 +23,14 @@ class Adam:
     epsilon: float = 1e-7
 
     def __post_init__(self):
-        checks.number("learning_rate", self.learning_rate, 0, ends="(]")
-        checks.number("beta_1", self.beta_1, 0, 1, "[)")
-        checks.number("beta_2", self.beta_2, 0, 1, "[)")
-        checks.number("epsilon", self.epsilon, 0, ends="(]")
+        limits = {
+            "learning_rate": (0, inf, "(]"),
+            "beta_1": (0, 1, "[)"),
+            "beta_2": (0, 1, "[)"),
+            "epsilon": (0, inf, "(]"),
+        }
+        for name, limit in limits.items():  # as Python's floats, which JSON takes
+            object.__setattr__(self, name, checks.number(name, getattr(self, name), *limit))
 
     def update(self, ops, params, gradients, m, v, step, learning_rate):
         """One step, in place, on params, gradients, m and v (E, P). Increments `step` by 1.

@@ -67,7 +67,7 @@ def connect(layers, input_shape):
         stream += isinstance(layer, Dropout)
         shape = output_shape
     if layers[-1].activation == "softmax":
-        # The loss is computed from logits. Sequential.infer applies the softmax.
+        # The loss is computed from logits. Nets.infer applies the softmax.
         nodes[-1].layer = copy.copy(layers[-1])
         nodes[-1].layer.activation = "linear"
     return nodes

@@ -21,13 +21,20 @@ def check_classifier(architecture):
         )
 
 
+def _array(name, values):
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name}: {error}, expected an array") from None
+
+
 def shaped(name, x, input_shape):
     """Images of a network for `input_shape` (H, W, C), as an array (N, H, W, C).
 
     x: (N, H, W, C), (N, H, W) where C is 1, or (N, H*W*C), such as a table of pixels. Raises
     ValueError.
     """
-    x = np.asarray(x)
+    x = _array(name, x)
     N = len(x) if x.ndim else 0
     H, W, C = input_shape
     shapes = [(H, W, C), (H * W * C,), *([(H, W)] if C == 1 else [])]
@@ -35,6 +42,19 @@ def shaped(name, x, input_shape):
         grey = f" or (N, {H}, {W})" if C == 1 else ""
         raise ValueError(f"{name}: got shape {x.shape}, expected (N, {H}, {W}, {C}){grey}")
     return x.reshape(N, H, W, C)
+
+
+def check_range(name, x):
+    """Raise ValueError unless images are floats in [0, 1], or integers from 0 to 255."""
+    if not x.size:
+        return
+    low, high = x.min(), x.max()
+    if x.dtype.kind == "f":
+        kind, most, hint = "floats", 1, "; divide bytes by 255"
+    else:
+        kind, most, hint = "integers", _LEVELS, ""
+    if not (low >= 0 and high <= most):
+        raise ValueError(f"{name}: got {kind} from {low} to {high}, expected 0 to {most}{hint}")
 
 
 def images(name, x, input_shape):
@@ -50,12 +70,8 @@ def images(name, x, input_shape):
         return np.ascontiguousarray(x)
     if x.dtype.kind not in "iuf":
         raise ValueError(f"{name}: got {x.dtype}, expected bytes, or floats in [0, 1]")
-    low, high = x.min(), x.max()
-    most = 1 if x.dtype.kind == "f" else _LEVELS
-    if not (low >= 0 and high <= most):
-        kind, hint = ("floats", "; divide bytes by 255") if most == 1 else ("integers", "")
-        raise ValueError(f"{name}: got {kind} from {low} to {high}, expected 0 to {most}{hint}")
-    if most == _LEVELS:
+    check_range(name, x)
+    if x.dtype.kind != "f":
         return x.astype(np.uint8)
     found, rounded = np.empty(x.shape, np.uint8), False
     for first in range(0, len(x), _PIECE):
@@ -73,7 +89,7 @@ def images(name, x, input_shape):
 
 def labels(name, y, images_name, count, classes):
     """Labels as integers (N,) from 0 to classes - 1, for `count` images. Raises ValueError."""
-    y = np.asarray(y)
+    y = _array(name, y)
     expected = f"{count:,} integers from 0 to {classes - 1}"
     if y.ndim == 2 and y.shape[1] == 1:  # a table of one column
         y = y[:, 0]

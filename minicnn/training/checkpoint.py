@@ -141,9 +141,10 @@ _FIELDS = {
     "step": ("an integer from 0 to 4294967295", _is_uint32),
     "seconds": ("a number from 0 up", lambda v: type(v) is float and isfinite(v) and v >= 0),
     "recipe": ("a recipe's fields", lambda v: isinstance(v, dict)),
-    # None in files of earlier versions, and an optimizer only in those of Sequential.save
+    # None in files of earlier versions; the next two are only in those of Sequential.save
     "architecture": ("an architecture", lambda v: v is None or isinstance(v, dict)),
     "optimizer": ("Adam's settings", lambda v: v is None or isinstance(v, dict)),
+    "steps": ("a number for each net", lambda v: v is None or _are_uint32(v)),
     "data": ("the data's fingerprint", lambda v: isinstance(v, str)),
     "network": ("the shape of each weight", _are_sizes),
     "diverged": ("a list of {net, epoch, step}", _are_steps),

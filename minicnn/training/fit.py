@@ -4,9 +4,10 @@ Each group of nets is a task for run_jobs (workers.py): a Trainer starts from th
 and returns their new ones. So fit and the command run the same code, and their bits agree.
 """
 
+import itertools
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from ..nets import Nets
 from ..network.architecture import Architecture
 from ..network.optim import Adam
 from ..network.stack import check_batch
-from . import arguments, checkpoint
+from . import arguments, checkpoint, learnable
 from .dataset import Data
 from .history import named
+from .resources import split_nets
 from .trainer import Job, Trainer, steps_per_epoch
-from .workers import Interrupted, run_jobs
+from .workers import Interrupted, picklable, run_jobs
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class FitRecipe:
     """What a Trainer asks of a recipe (recipe.py), from the arguments of Sequential.fit.
 
     all_nets: numbers from 1. rates: the learning rates of the epochs from initial_epoch on.
-    initial_step: the optimizer steps before this training.
+    initial_step: the optimizer steps of a group's nets before this training; see fit_group.
     """
 
     architecture: Architecture
@@ -40,11 +42,11 @@ class FitRecipe:
     optimizer: Adam
     epochs: int
     initial_epoch: int
-    initial_step: int
     batch_size: int
     validation_fraction: float
     augment: RandomAffine
     rates: tuple
+    initial_step: int = 0
 
     @property
     def nets(self):
@@ -71,8 +73,8 @@ class FitRecipe:
         settings = device, self.dtype, precision, self.optimizer
         return Nets(self.architecture, numbers, self.seed, *settings)
 
-    def as_dict(self):
-        """Nothing: a file of Sequential.save says what its nets are, not how they were trained."""
+    def for_checkpoint(self):
+        """Nothing: the states of fit go into the model. Its layers may be the user's own."""
         return {}
 
 
@@ -104,7 +106,7 @@ def prepare(
     held_out = {}
     if validation_data is not None:
         if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
-            got = brief(repr(validation_data))
+            got = brief(" ".join(repr(validation_data).split()))
             raise ValueError(f"validation_data: got {got}, expected (x, y)")
         names = "validation_data[0]", "validation_data[1]"
         pair = _images_and_labels(model, names[0], validation_data[0], names[1], validation_data[1])
@@ -120,14 +122,16 @@ def prepare(
         optimizer=model.optimizer,
         epochs=epochs,
         initial_epoch=initial_epoch,
-        initial_step=int(model.ops.to_host(model.step)[0]),
         batch_size=batch_size,
         validation_fraction=fraction,
         augment=augment,
         rates=_rates(learning_rate, range(initial_epoch + 1, epochs + 1)),
     )
     steps_per_epoch(recipe, len(x))  # raises if there is none
-    return recipe, Data(x, y, classes=model.classes, **held_out)
+    data = Data(x, y, classes=model.classes, **held_out)
+    learnable.check_rate(max(recipe.rates))
+    learnable.check_images(model.classes, data)
+    return recipe, data
 
 
 def _images_and_labels(model, x_name, x, y_name, y):
@@ -147,13 +151,12 @@ def _rates(learning_rate, epochs):
 
 @dataclass(frozen=True)
 class Part:
-    """What all groups of nets share. state: (arrays, about) of all nets before the training."""
+    """What all groups of nets share."""
 
     recipe: FitRecipe
     data: Data
     device: object  # a name, or a Backend if all runs in this process
     precision: str
-    state: tuple
     on_epoch: Callable | None
 
 
@@ -165,6 +168,17 @@ class Fitted:
     diverged: dict
 
 
+class HookError(Exception):
+    """on_epoch raised `error`. fitted: the Fitted of its group after the epoch."""
+
+    def __init__(self, fitted, error):
+        super().__init__(f"on_epoch raised {error!r}")
+        self.fitted, self.error = fitted, error
+
+    def __reduce__(self):  # for its way out of a worker process
+        return HookError, (self.fitted, picklable(self.error))
+
+
 def initial_state(model):
     """The state (arrays, about) of a model's nets, before a training."""
     arrays, about = checkpoint.model_state(model)
@@ -172,25 +186,51 @@ def initial_state(model):
     return arrays, {**about, "diverged": []}
 
 
-def fit_group(part, nets, report, should_stop):
-    """Train a group of nets, a range of numbers from 1. Returns a Fitted.
+def are_finite(arrays):
+    """(E,) whether all weights and moving statistics of each net of a state are finite."""
+    return np.isfinite(arrays["params"]).all(axis=1) & np.isfinite(arrays["moving"]).all(axis=1)
+
+
+def split_state(arrays, about, steps, size):
+    """[(nets, state), ...] of the groups to train: ranges of numbers from 1, and their states.
+
+    arrays, about: the state of all nets; steps: {number from 0: the net's optimizer steps}. Nets of
+    a group are at the same step, and at most `size`. Nets with weights that are not finite are left
+    out: what they compute is not finite, either.
+    """
+    finite = are_finite(arrays)
+    numbers = [net for net, fine in zip(about["nets"], finite, strict=True) if fine]
+    groups = []
+    for step, same in itertools.groupby(numbers, steps.get):
+        for nets in split_nets([net + 1 for net in same], size):
+            chosen = checkpoint.select(arrays, about, [net - 1 for net in nets], "model")
+            groups.append((nets, (chosen[0], {**chosen[1], "step": step})))
+    return groups
+
+
+def fit_group(part, group, report, should_stop):
+    """Train a group (nets, state), as split_state gives it. Returns a Fitted.
 
     report(n): n more images were trained on. report(0, rows): an epoch has ended; rows = {net: its
-    row of the history}. on_epoch(row) that returns true ends the training of its net.
+    row of the history, None if it diverged}. on_epoch(row) that returns true ends the training of
+    its net. Raises HookError.
     """
-    job = Job(part.recipe, part.data, part.device, part.precision, Path(), len(nets))
-    trainer = Trainer(job, nets)
-    chosen = checkpoint.select(*part.state, trainer.model.nets, "model")
-    checkpoint.restore_model(trainer.model, *chosen, "model")
+    nets, (arrays, about) = group
+    recipe = replace(part.recipe, initial_step=about["step"])
+    trainer = Trainer(Job(recipe, part.data, part.device, part.precision, Path(), len(nets)), nets)
+    checkpoint.restore_model(trainer.model, arrays, about, "model")
     while not trainer.is_done:
         try:
             rows = trainer.train_epoch(report, should_stop)
         except Interrupted:  # the state after the last step is a result, too
             break
-        report(0, {row["net"]: row for row in rows})
+        report(0, {row["net"]: row for row in rows} | dict.fromkeys(trainer.diverged))
         for row in rows:
-            if part.on_epoch is not None and part.on_epoch(named(row)):
-                trainer.stop(row["net"])
+            try:
+                if part.on_epoch is not None and part.on_epoch(named(row)):
+                    trainer.stop(row["net"])
+            except Exception as error:
+                raise HookError(Fitted(trainer.state(), trainer.diverged), error) from error
     return Fitted(trainer.state(), trainer.diverged)
 
 
@@ -199,15 +239,17 @@ def fit(part, groups, workers, report, on_result, should_stop, on_death):
 
     Raises Interrupted if should_stop() returned True, and what a task or on_epoch raises.
     """
-    if workers > 1:
-        _check_importable(part)
-    run_jobs(fit_group, part, groups, workers, report, on_result, should_stop, on_death)
+    try:
+        run_jobs(fit_group, part, groups, workers, report, on_result, should_stop, on_death)
+    except HookError as failure:
+        on_result(failure.fitted)
+        raise failure.error from None
     if should_stop():
         raise Interrupted
 
 
-def _check_importable(part):
-    """Raise ValueError for what another process cannot have."""
+def check_importable(part):
+    """Raise ValueError for what worker processes cannot have."""
     for name, value in (("on_epoch", part.on_epoch), ("layers", part.recipe.architecture)):
         try:
             pickle.dumps(value)
@@ -219,15 +261,18 @@ def _check_importable(part):
 
 
 def merged(state, results):
-    """The state (arrays, about) of all nets: of those in `results` the new one, else the old."""
-    arrays, about = {name: array.copy() for name, array in state[0].items()}, dict(state[1])
-    places = {net: place for place, net in enumerate(about["nets"])}
+    """(arrays, {net: its optimizer steps}) of `results` put over the arrays of all nets.
+
+    Nets count from 0; of nets without a result, the arrays are as before.
+    """
+    arrays, about = {name: array.copy() for name, array in state[0].items()}, state[1]
+    places, steps = {net: place for place, net in enumerate(about["nets"])}, {}
     for fitted in results:
         theirs, of_group = fitted.state
         rows = [places[net] for net in of_group["nets"]]
         for name in checkpoint.MODEL_ARRAYS:
             arrays[name][rows] = theirs[name]
-        about["step"] = max(about["step"], of_group["step"])
+        steps |= dict.fromkeys(of_group["nets"], of_group["step"])
     rows = np.concatenate([fitted.state[0]["history"] for fitted in results] or [arrays["history"]])
     arrays["history"] = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
-    return arrays, about
+    return arrays, steps

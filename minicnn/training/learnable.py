@@ -9,6 +9,7 @@ from math import floor, log, prod, sqrt
 
 import numpy as np
 
+from ..checks import outside
 from ..data.sources import size_text
 from ..data.split import validation_count
 from ..files import DataError, brief
@@ -37,17 +38,7 @@ def check(recipe, data):
     steps = steps_per_epoch(recipe, len(data.train_images))
     _check_batch(recipe)
     _check_rates(recipe, steps)
-    _check_classes(recipe, data)
-    if _are_equal(data.train_images):
-        raise DataError(
-            f"training images: all {len(data.train_images):,} are equal, expected different ones"
-        )
-    brightest = int(data.train_images.max())
-    if brightest < _LEAST_BRIGHT:
-        _warn(
-            f"the brightest pixel of all training images is {brightest} of 255, so the nets learn "
-            "slowly; scale the pixels to 0..255"
-        )
+    check_images(recipe.classes, data)
     _warn_of_size(recipe)
     for name in ("zoom", "width_shift", "height_shift"):
         if getattr(recipe, name) > _MOST_DISTORTION:
@@ -59,6 +50,33 @@ def check(recipe, data):
         _warn(
             f"validation fraction {recipe.validation_fraction:g} leaves less than half of the "
             "images for training"
+        )
+
+
+def check_images(classes, data):
+    """Raise DataError if nothing can be learned from the training images; warn if little can.
+
+    classes: the names of the classes.
+    """
+    _check_classes(classes, data)
+    if _are_equal(data.train_images):
+        raise DataError(
+            f"training images: all {len(data.train_images):,} are equal, expected different ones"
+        )
+    brightest = int(data.train_images.max())
+    if brightest < _LEAST_BRIGHT:
+        _warn(
+            f"the brightest pixel of all training images is {brightest} of 255, so the nets learn "
+            "slowly; scale the pixels to 0..255"
+        )
+
+
+def check_rate(rate):
+    """Raise ValueError for a learning rate with which the weights stay as they are."""
+    if rate < _LEAST_RATE:
+        raise ValueError(
+            f"learning_rate: got {rate:g}, expected at least {_LEAST_RATE:.1g}: "
+            "float32 rounds smaller changes of the weights away"
         )
 
 
@@ -75,11 +93,7 @@ def _check_batch(recipe):
 
 def _check_rates(recipe, steps):
     rate, decay = recipe.learning_rate, recipe.decay
-    if rate < _LEAST_RATE:
-        raise ValueError(
-            f"learning_rate: got {rate:g}, expected at least {_LEAST_RATE:.1g}: "
-            "float32 rounds smaller changes of the weights away"
-        )
+    check_rate(rate)
     whole = recipe.epochs if decay == 1 else (1 - decay**recipe.epochs) / (1 - decay)
     way = steps * rate * whole
     if way < _LEAST_WAY:
@@ -95,11 +109,11 @@ def _check_rates(recipe, steps):
         )
 
 
-def _check_classes(recipe, data):
-    counts = np.bincount(data.train_labels, minlength=len(recipe.classes))
-    absent = [name for name, count in zip(recipe.classes, counts, strict=True) if not count]
-    if len(absent) == len(recipe.classes) - 1:
-        name = recipe.classes[int(counts.argmax())]
+def _check_classes(classes, data):
+    counts = np.bincount(data.train_labels, minlength=len(classes))
+    absent = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if len(absent) == len(classes) - 1:
+        name = classes[int(counts.argmax())]
         raise DataError(
             f"training images: all {counts.sum():,} are of the class {name!r}, expected images of "
             "at least two classes"
@@ -107,7 +121,7 @@ def _check_classes(recipe, data):
     if absent:
         _warn(
             f"no training image is of {_some(absent)}: the nets cannot learn "
-            f"{len(absent):,} of the {len(recipe.classes):,} classes"
+            f"{len(absent):,} of the {len(classes):,} classes"
         )
 
 
@@ -186,4 +200,4 @@ def _by_guessing(share, images):
 
 
 def _warn(message):
-    warnings.warn(message, stacklevel=3)
+    warnings.warn(message, stacklevel=outside())

@@ -1,4 +1,4 @@
-"""What is said of a training while it runs."""
+"""Lines of text about a training in progress."""
 
 from statistics import fmean
 
@@ -6,7 +6,7 @@ from statistics import fmean
 def standing(last_rows, epochs, nets):
     """Where training is: epochs and mean accuracies of the nets in training, and nets trained.
 
-    last_rows: {net: its last row of the history, None if it diverged}; nets: how many there are.
+    last_rows: {net: its last row of the history, None if it diverged}. nets: how many there are.
     """
     rows = [row for row in last_rows.values() if row is not None]
     running = [row for row in rows if row["epoch"] < epochs]

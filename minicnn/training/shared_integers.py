@@ -19,24 +19,26 @@ def shared_integers(count, context):
     """
     if os.name == "nt":  # does not pass files on, and has shared memory without a folder
         return context.RawArray("q", count)
-    file = _nameless_file()
-    file.truncate(_BYTES * count)
-    return _Integers(file)
+    descriptor = _nameless_file()
+    os.truncate(descriptor, _BYTES * count)
+    return _Integers(descriptor)
 
 
 def _nameless_file():
+    """The descriptor of a new file without a name."""
     try:
-        return open(os.memfd_create("minicnn"), "r+b")
+        return os.memfd_create("minicnn")
     except (AttributeError, OSError):  # not Linux, or it is forbidden
-        return tempfile.TemporaryFile()
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
 
 
 class _Integers:
-    """The content of a file, mapped into memory."""
+    """The content of an open file, mapped into memory."""
 
-    def __init__(self, file):
-        self._file = file
-        self._integers = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
+    def __init__(self, descriptor):
+        self._descriptor = descriptor
+        self._integers = memoryview(mmap.mmap(descriptor, 0)).cast("q")
 
     def __getitem__(self, index):
         return self._integers[index]
@@ -44,9 +46,12 @@ class _Integers:
     def __setitem__(self, index, value):
         self._integers[index] = value
 
+    def __del__(self):
+        os.close(self._descriptor)
+
     def __reduce__(self):  # when a process starts, multiprocessing passes the open file on to it
-        return _reopened, (reduction.DupFd(self._file.fileno()),)
+        return _reopened, (reduction.DupFd(self._descriptor),)
 
 
 def _reopened(handle):
-    return _Integers(open(handle.detach(), "r+b"))
+    return _Integers(handle.detach())

@@ -7,7 +7,8 @@ for each epoch:
     predict the validation images and append a row per net to the history
 
 Images, labels, shuffles, step counter and sums stay in the device's memory during an epoch. A step
-copies nothing to the host. Read nets.py next, for the step itself; ensemble.py trains the groups.
+copies nothing to the host. Read nets.py next, for the step itself; ensemble.py trains the groups
+of a command, fit.py those of Sequential.fit.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ class Job:
 
     recipe: Recipe
     data: Data
-    device: str
+    device: object  # a name, or a Backend if all runs in this process
     precision: str
     folder: Path  # where the checkpoints are saved
     group_size: int = 1  # most nets trained together; it does not change the results
@@ -232,7 +233,9 @@ class Trainer:
     def stop(self, net):
         """End the training of a net after an epoch: its state stays as it is now."""
         place = self.nets.index(net)
-        self._stopped[net] = {name: array[place] for name, array in self._arrays()[0].items()}
+        self._stopped[net] = {
+            name: array[place].copy() for name, array in self._arrays()[0].items()
+        }
 
     def _arrays(self):
         """The arrays of the state but for the history, and the model's part of `about`."""
@@ -251,8 +254,7 @@ class Trainer:
             array[gone] = np.nan
         arrays["history"] = checkpoint.history_table(self.history)
         about.update(
-            recipe=self.recipe.as_dict(),
-            architecture=self.recipe.architecture.as_dict(),
+            self.recipe.for_checkpoint(),
             data=self.fingerprint,
             seconds=self.seconds,
             diverged=[

@@ -9,8 +9,8 @@ A worker process may die at any moment. Only its task is lost, and the pool runs
 - When fewer tasks than processes are left, they share all cores: see divide_cores, take_cores.
 - A new process imports the main script, as Python's multiprocessing does: see guard.py.
 
-`run_jobs` is the entry point; ensemble.py and prediction.py call it. studies/executors.py uses
-`Worker` and `divide_cores` directly.
+`run_jobs` is the entry point; ensemble.py, fit.py and prediction.py call it. studies/executors.py
+uses `Worker` and `divide_cores` directly.
 """
 
 import collections
@@ -70,7 +70,7 @@ def run_jobs(
     Callbacks, called in this process:
     - report(n): all tasks together advanced by n since the last call. report(0, note): a task
       called report(0, note); only for tasks that do.
-    - on_result(result): called for each result, in the order of the tasks.
+    - on_result(result): called for each result, in the order of the tasks, also if a task fails.
     - should_stop(): when it returns True, all tasks are asked to stop.
     - on_death(task): a process died while it ran this task. A new process runs the task again,
       once.
@@ -111,6 +111,9 @@ def run_jobs(
         raise
     finally:
         pool.close()
+        # A task that failed does not hold up the others' results.
+        for index in sorted(index for index in pool.results if index >= delivered):
+            on_result(pool.results[index])
     if faults := [error for error in pool.errors if not isinstance(error, Interrupted)]:
         raise faults[0]
     if len(pool.results) < len(tasks):
@@ -183,6 +186,8 @@ class _Pool:
             message = worker.connection.recv()
         except (EOFError, OSError):
             message = None
+        except Exception as error:  # something that this process cannot load
+            message = None, error
         if isinstance(message, _Note):
             self._notes.append(message.content)
             return
@@ -389,13 +394,13 @@ def _run_task(function, shared, task):
     try:
         return function(shared, task, report, should_stop), None
     except (Interrupted, ValueError, OSError, MemoryError) as error:
-        return None, error
+        return None, picklable(error)
     except Exception as error:  # a bug of this program, or of a function of its user: show where
         traceback.print_exc()
-        return None, _picklable(error)
+        return None, picklable(error)
 
 
-def _picklable(error):
+def picklable(error):
     """The exception, or a RuntimeError with its text if another process cannot load it."""
     try:
         pickle.loads(pickle.dumps(error))

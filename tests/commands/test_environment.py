@@ -16,6 +16,7 @@ from runs import ROOT, TINY, python, state
 from minicnn import command as commands
 from minicnn import study, train
 from minicnn.data.digits import draw_digits
+from minicnn.training.interruption import StopOnSignal
 
 # ---- scripts without `if __name__ == "__main__":` ------------------------------------------------
 
@@ -246,7 +247,7 @@ def test_a_refused_command_leaves_no_folder(tmp_path, one_second):
 def test_a_stopped_run_names_its_own_folder(tmp_path, one_second, capsys, monkeypatch):
     (tmp_path / "runs/20261129-190501").mkdir(parents=True)
     with monkeypatch.context() as patch:
-        patch.setattr(commands.StopOnSignal, "__call__", lambda self: True)
+        patch.setattr(StopOnSignal, "__call__", lambda self: True)
         assert train.main([*TINY, "--workers=1"]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith("--out runs/20261129-190501-2 --resume")

@@ -358,8 +358,8 @@ def test_bad_numbers_are_refused(main, option, value):
 
 
 ARGUMENTS = {
-    "--batch-size=1000000000": "--batch-size: got 1000000000, expected at most the 36 training",
-    "--limit=17 --batch-size=16": "--batch-size: got 16, expected at most the 15 training images",
+    "--batch-size=1000000000": "argument --batch-size: got 1000000000, expected at most the 36",
+    "--limit=17 --batch-size=16": "argument --batch-size: got 16, expected at most the 15",
     "--data=digits --limit=6000 --batch-size=5000 --memory=200000000": (
         r"memory: 1 process takes [\d,]+ bytes, expected at most the 200,000,000 of"
     ),

@@ -11,9 +11,9 @@ import pytest
 from runs import TINY
 from small_commands import NOT_QUIET, STUDY, found_by, posix, predicting, without
 
-from minicnn import command as commands
 from minicnn import predict, progress, report, study, train
 from minicnn.training import checkpoint
+from minicnn.training.interruption import StopOnSignal
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ def test_a_resumed_run_counts_from_where_it_is(tmp_path, capsys, every_line, mon
     folder = str(tmp_path / "out")
     calls = iter(range(1000))
     with monkeypatch.context() as patch:
-        patch.setattr(commands.StopOnSignal, "__call__", lambda self: next(calls) > 5)
-        patch.setattr(commands.StopOnSignal, "status", 130)
+        patch.setattr(StopOnSignal, "__call__", lambda self: next(calls) > 5)
+        patch.setattr(StopOnSignal, "status", 130)
         assert train.main([*NOT_QUIET, "--workers=1", "--out", folder]) == 130
     capsys.readouterr()
     [saved] = (tmp_path / "out").glob("checkpoint-net-*.npz")

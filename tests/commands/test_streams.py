@@ -15,6 +15,7 @@ from small_commands import NOT_QUIET, STUDY, found_by, posix, predicting, withou
 
 from minicnn import command as commands
 from minicnn import predict, report, study, train
+from minicnn.training.interruption import StopOnSignal
 
 TRAIN = [option for option in TINY if option not in ("--quiet", "--no-figures")]
 
@@ -309,7 +310,7 @@ def test_a_handler_that_python_did_not_set(monkeypatch):
     set_handler = signal.signal
     with monkeypatch.context() as patch:
         patch.setattr(signal, "signal", lambda *given: set_handler(*given) and None)
-        stop = commands.StopOnSignal("stopping")
+        stop = StopOnSignal("stopping")
         stop.__enter__()
     stop.__exit__()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

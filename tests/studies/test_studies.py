@@ -304,7 +304,7 @@ def test_the_threads_of_a_task_do_not_change_its_nets(cpu_ops, two_cores, source
 # A study gets two signals while its task does not react to the first.
 _STUBBORN = """
 import signal, sys, time
-from minicnn.command import StopOnSignal
+from minicnn.training.interruption import StopOnSignal
 from minicnn.studies.executors import local
 from minicnn.training.workers import Interrupted
 if __name__ == "__main__":
