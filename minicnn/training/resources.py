@@ -53,6 +53,30 @@ def collected_bytes(recipe, data):
     return recipe.nets * (3 * weights + 2 * predictions)
 
 
+def check_merging(recipe, data):
+    """Raise ValueError if this machine has too little memory to merge all nets."""
+    collected, free = collected_bytes(recipe, data), free_memory()
+    if free is not None and collected > free:
+        raise ValueError(
+            f"nets: merging {recipe.nets} nets takes {collected:,} bytes, expected at most the "
+            f"{free:,} that are free"
+        )
+
+
+def fitting(recipe, data, ops, nets, memory=None):
+    """How many of `nets` nets train together on a device: one, or on a GPU as many as fit.
+
+    memory: bytes (default: the free memory). Raises ValueError if not even one net fits.
+    """
+    if not ops.lockstep:
+        return 1
+
+    def needed(nets):
+        return arrays_bytes(recipe, ops, nets, data.train_images, data.test_images)
+
+    return group_size(nets, memory or ops.free_memory(), needed)
+
+
 def group_size(nets, memory, needed):
     """How many of `nets` nets train together in `memory` bytes; n nets need needed(n) bytes.
 
@@ -95,23 +119,14 @@ def share(recipe, data, ops, memory=None, workers=None):
     process. On a CPU each net trains alone, in `workers` processes (default: as many as cores, nets
     and memory allow). Raises ValueError if the memory is too small or `workers` is impossible.
     """
-    collected, free = collected_bytes(recipe, data), free_memory()
-    if free is not None and collected > free:
-        raise ValueError(
-            f"nets: merging {recipe.nets} nets takes {collected:,} bytes, expected at most the "
-            f"{free:,} that are free"
-        )
+    check_merging(recipe, data)
     if ops.lockstep:
         if (workers or 1) > 1:
             raise ValueError(
                 f"workers: got {workers}, expected 1: this device trains its nets together, in one "
                 "process"
             )
-
-        def needed(nets):
-            return arrays_bytes(recipe, ops, nets, data.train_images, data.test_images)
-
-        return group_size(recipe.nets, memory or ops.free_memory(), needed), 1
+        return fitting(recipe, data, ops, recipe.nets, memory), 1
     needed = process_bytes(recipe, data, ops)
     limit = memory if memory is not None else ops.free_memory()
     most = min(processes(ops, workers), recipe.nets)
