@@ -74,20 +74,28 @@ class Calls:
         and Interrupted when should_stop() returns True, after yielding the other results.
         """
         while self._numbers:
-            done = wait(self._numbers, timeout=0.2, return_when=FIRST_COMPLETED).done
-            ended, fault = [], None
-            for future in done:
-                number = self._numbers.pop(future)
-                try:
-                    ended.append((number, future.result()))
-                except Exception as error:  # raised after the other results are yielded
-                    fault = error
+            ended, fault = self._collect()
             yield ended
             self._place.look()
             if fault is not None:
                 raise fault
             if should_stop():
                 raise Interrupted
+
+    def _collect(self):
+        """Wait until a call ends, 0.2 s at most. Returns (list of (number, result), an error).
+
+        It keeps no future: a cluster holds a result as long as there is one, and computes it again
+        if the worker that has it dies.
+        """
+        ended, fault = [], None
+        for future in wait(self._numbers, timeout=0.2, return_when=FIRST_COMPLETED).done:
+            number = self._numbers.pop(future)
+            try:
+                ended.append((number, future.result()))
+            except Exception as error:  # raised after the other results are yielded
+                fault = error
+        return ended, fault
 
 
 def run_each(place, function, tasks, should_stop):
