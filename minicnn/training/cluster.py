@@ -29,14 +29,15 @@ class Place:
     """An executor, and the number of calls that it runs at the same time.
 
     in_hand(): the images trained on so far by the running calls; 0 if the executor does not report
-    it. look(): checks the executor and prints a warning if it cannot work; call it regularly.
+    it. look(): checks the executor and prints a warning if it cannot work; call it regularly. It
+    returns whether all workers of a cluster are others than at the last look.
     workers(): addresses of a cluster's workers, as of the last look; of other executors none.
     """
 
     executor: Executor
     count: int
     in_hand: Callable = lambda: 0
-    look: Callable = lambda: None
+    look: Callable = lambda: False
     workers: Callable = tuple
 
 
@@ -47,16 +48,13 @@ class Calls:
     """
 
     def __init__(self, place):
-        self._place, self._numbers = place, {}  # {future: number}
-
-    def __len__(self):
-        return len(self._numbers)
+        self._place, self._calls = place, {}  # {future: (number, what was submitted, near)}
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        for future in self._numbers:
+        for future in self._calls:
             future.cancel()
 
     def submit(self, number, function, *arguments, near=None):
@@ -65,7 +63,8 @@ class Calls:
         If this worker is gone, or too busy, another one runs it.
         """
         hints = {} if near is None else {"workers": [near], "allow_other_workers": True}
-        self._numbers[self._place.executor.submit(function, *arguments, **hints)] = number
+        call = function, *arguments
+        self._calls[self._place.executor.submit(*call, **hints)] = number, call, near
 
     def ended(self, should_stop):
         """Yield several times a second: the list of (number, result) of calls that ended since.
@@ -73,10 +72,11 @@ class Calls:
         Ends when all calls have ended; more may be submitted meanwhile. Raises what a call raises,
         and Interrupted when should_stop() returns True, after yielding the other results.
         """
-        while self._numbers:
+        while self._calls:
             ended, fault = self._collect()
             yield ended
-            self._place.look()
+            if self._place.look():
+                self._submit_again()
             if fault is not None:
                 raise fault
             if should_stop():
@@ -89,13 +89,24 @@ class Calls:
         if the worker that has it dies.
         """
         ended, fault = [], None
-        for future in wait(self._numbers, timeout=0.2, return_when=FIRST_COMPLETED).done:
-            number = self._numbers.pop(future)
+        for future in wait(self._calls, timeout=0.2, return_when=FIRST_COMPLETED).done:
+            number, _, _ = self._calls.pop(future)
             try:
                 ended.append((number, future.result()))
             except Exception as error:  # raised after the other results are yielded
                 fault = error
         return ended, fault
+
+    def _submit_again(self):
+        """Submit the calls that should run near a worker again, without that wish.
+
+        If no worker is left, Dask keeps such a call for the worker that is gone, even when others
+        come.
+        """
+        for future, (number, call, near) in list(self._calls.items()):
+            if near is not None and future.cancel():
+                del self._calls[future]
+                self.submit(number, *call)
 
 
 def run_each(place, function, tasks, should_stop):
@@ -189,7 +200,8 @@ def cluster(client, address, tell):
 class _WorkerMonitor:
     """Keeps the addresses of a cluster's workers, and warns when it has none left.
 
-    Calling it looks again, unless the last look was less than _CHECK_SECONDS ago.
+    Calling it looks again, unless the last look was less than _CHECK_SECONDS ago. It returns
+    whether all workers are others than before.
     """
 
     def __init__(self, client, address, tell):
@@ -199,15 +211,15 @@ class _WorkerMonitor:
 
     def __call__(self):
         if time.monotonic() < self._next:
-            return
+            return False
         self._next = time.monotonic() + _CHECK_SECONDS
-        before = self.workers
         try:
-            self.workers = tuple(self._client.nthreads())
+            before, self.workers = self.workers, tuple(self._client.nthreads())
         except OSError:  # the scheduler is gone: the futures will raise an error
-            return
+            return False
         if before and not self.workers:
             self._tell(f"the cluster at {self._address} has no workers left; waiting for new ones")
+        return bool(self.workers) and not set(before) & set(self.workers)
 
 
 def worker_address():

@@ -7,13 +7,12 @@ held in an epoch, and tell which epochs they begin.
 import shutil
 import signal
 
-import numpy as np
 import pytest
 from dask_cluster import DEADLINE, Cluster, other_version, refusal, start, until
+from digit_files import write_digits
 from runs import TINY, command, state
 
 from minicnn import train
-from minicnn.data.digits import draw_digits
 from minicnn.training import checkpoint, cluster
 
 # Begun epochs go to the file "begun". While a file "hold-EPOCH" exists, no step of this epoch ends.
@@ -45,11 +44,7 @@ SMALL += ["--data=small.npz", "--recipe=demo"]
 def dask(tmp_path):
     """A cluster that the test may damage, and SMALL's images in its folder."""
     pytest.importorskip("distributed")
-    parts = zip(("train", "test"), (draw_digits(150), draw_digits(40, first=6_000)), strict=True)
-    arrays = {
-        f"{axis}_{name}": a for name, part in parts for axis, a in zip("xy", part, strict=True)
-    }
-    np.savez(tmp_path / "small.npz", **arrays)
+    write_digits(tmp_path / "small.npz", 150, 40)
     (tmp_path / "hold.py").write_text(PRELOAD)
     found = Cluster(tmp_path, preload=tmp_path / "hold.py")
     yield found
