@@ -187,6 +187,13 @@ def test_a_scheduler_that_cannot_be_reached(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["--workers=2", "--threads=1"])
+def test_processes_of_this_machine_are_refused(option, capsys):
+    assert train.main([*TINY, "--dask=tcp://127.0.0.1:1", option]) == 2
+    told = f"argument {option[:-2]}: not allowed with --dask: it sets this machine's processes"
+    assert capsys.readouterr().err == f"minicnn.train: error: {told}\n"
+
+
 @pytest.mark.full(beside="test_a_scheduler_that_cannot_be_reached")
 def test_a_cluster_that_never_had_workers(tmp_path, capsys, monkeypatch):
     pytest.importorskip("distributed")

@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from minicnn.backends import native
 from minicnn.files import DataError
 from minicnn.recipe import Recipe
 from minicnn.training import checkpoint, ensemble, remote, resources
-from minicnn.training.cluster import Place
+from minicnn.training.cluster import Calls, Place
 from minicnn.training.dataset import Source
 from minicnn.training.trainer import Job, Trainer
 from minicnn.training.workers import Interrupted
@@ -223,6 +223,25 @@ def test_nets_that_diverge_are_told_as_here(recipe, loaded, tmp_path):
         training.same(trained)
     assert trained.diverged.keys() == {1, 2, 3}
     assert training.reports[1] == (0, {1: None})
+
+
+class Stuck(Executor):
+    """A call that should run near a worker never runs, as when no worker is left in Dask."""
+
+    def submit(self, function, *arguments, workers=None, allow_other_workers=None):
+        future = Future()
+        if workers is None:
+            future.set_result(function(*arguments))
+        return future
+
+
+def test_calls_near_a_worker_that_is_gone_are_submitted_again():
+    looks = iter([False, False, True])
+    with Calls(Place(Stuck(), 1, look=lambda: next(looks, False))) as calls:
+        calls.submit(7, abs, -3, near="gone")
+        calls.submit(8, abs, -4)
+        ended = [found for some in calls.ended(lambda: False) for found in some]
+    assert ended == [(8, 4), (7, 3)]
 
 
 # ---- what workers offer --------------------------------------------------------------------------
