@@ -32,6 +32,11 @@ def until(condition):
     return value
 
 
+def line_with(text, process):
+    """The next line of a process's stderr that contains a text."""
+    return next(line for line in process.stderr if text in line)
+
+
 def refusal(done):
     """The only error line of a command that refuses to continue."""
     assert done.returncode == 2

@@ -167,14 +167,14 @@ def cluster(client, address, tell):
     import dask  # noqa: PLC0415
     from distributed import KilledWorker  # noqa: PLC0415
 
-    try:
+    with contextlib.suppress(TimeoutError):
         client.wait_for_workers(1, timeout=_PATIENCE)
-    except TimeoutError:
+    monitor = _WorkerMonitor(client, address, tell)
+    if not monitor.workers:
         raise ValueError(
             f"argument --dask: the scheduler at {address} has no workers; start some with "
             f"`dask worker {address} --nthreads 1`"
-        ) from None
-    monitor = _WorkerMonitor(client, address, tell)
+        )
     try:
         # pure=False: run each call, even with equal arguments, as when speed is measured.
         executor = client.get_executor(pure=False)

@@ -4,11 +4,10 @@ Whatever is killed: a worker, the command, or both workers. The workers of these
 held in an epoch, and tell which epochs they begin.
 """
 
-import shutil
 import signal
 
 import pytest
-from dask_cluster import DEADLINE, Cluster, other_version, refusal, start, until
+from dask_cluster import DEADLINE, Cluster, line_with, other_version, refusal, start, until
 from digit_files import write_digits
 from runs import TINY, command, state
 
@@ -58,16 +57,11 @@ def begun(folder):
     return [tuple(map(int, line.split())) for line in lines]
 
 
-def start_training(dask, *options):
-    return start(
-        "minicnn.train", *SMALL, *options, "--dask", dask.address, "--out", "out", cwd=dask.folder
-    )
-
-
-def hold_in_second_epoch(dask, *options):
+def hold_in_second_epoch(dask):
     """Start a training; returns its process while both nets are in their second epochs."""
     (dask.folder / "hold-2").touch()
-    training = start_training(dask, *options)
+    given = *SMALL, "--dask", dask.address, "--out", "out"
+    training = start("minicnn.train", *given, cwd=dask.folder)
     until(lambda: {(1, 2), (2, 2)} <= set(begun(dask.folder)))
     partial = [dask.folder / "out" / f"checkpoint-net-00{net}.npz" for net in (1, 2)]
     until(lambda: all(path.exists() for path in partial))
@@ -79,9 +73,7 @@ def test_a_killed_worker_costs_the_epoch_in_progress(dask, run):
     """The other worker repeats it; the folder is that of a run on this machine, to the bit."""
     training = hold_in_second_epoch(dask)
     dask.workers["worker-0"].kill()
-    line = training.stderr.readline()
-    while "warning" not in line:
-        line = training.stderr.readline()
+    line = line_with("warning", training)
     assert line.startswith("minicnn.train: warning: the process that trained net ")
     assert line.endswith(" died; another one continues from the checkpoint\n")
     (dask.folder / "hold-2").unlink()
@@ -110,11 +102,8 @@ def test_a_killed_command_continues(dask, run, where):
 
 
 @pytest.mark.full(beside="test_a_killed_worker_costs_the_epoch_in_progress")
-def test_a_run_that_was_stopped_here_continues_on_a_cluster(dask, run):
-    """Also from the middle of an epoch; and Ctrl-C on the cluster names the line to continue."""
-    shutil.copytree(run[0], dask.folder / "out")
-    (dask.folder / "out" / "checkpoint.npz").unlink()
-    training = hold_in_second_epoch(dask, "--resume")
+def test_ctrl_c_names_the_line_that_continues(dask, run):
+    training = hold_in_second_epoch(dask)
     training.send_signal(signal.SIGINT)
     _, errors = training.communicate(timeout=DEADLINE)
     assert training.returncode == 130
@@ -135,9 +124,7 @@ def test_a_cluster_without_workers_is_waited_for(dask, run):
     for worker in dask.workers.values():
         worker.kill()
     told = f"the cluster at {dask.address} has no workers left; waiting for new ones"
-    line = training.stderr.readline()
-    while "waiting" not in line:
-        line = training.stderr.readline()
+    line = line_with("waiting", training)
     assert line == f"minicnn.train: warning: {told}\n"
     (dask.folder / "hold-2").unlink()
     dask.add_worker()
@@ -165,8 +152,6 @@ def test_a_cluster_that_goes_away(dask, run):
 @pytest.mark.full(beside="test_a_scheduler_that_cannot_be_reached")
 def test_workers_of_another_version_or_without_the_data(dask):
     given = *SMALL, "--dask", dask.address, "--out=out"
-    (dask.folder / "here").mkdir()
-    shutil.copy(dask.folder / "hold.py", dask.folder / "here")
     dask.replace_workers(environment=other_version(dask.folder / "other"))
     line = refusal(command("minicnn.train", *given, cwd=dask.folder))
     assert "worker on " in line

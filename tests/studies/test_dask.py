@@ -9,7 +9,7 @@ import sqlite3
 
 import psutil
 import pytest
-from dask_cluster import DEADLINE, Cluster, other_version, refusal, start, until
+from dask_cluster import DEADLINE, Cluster, line_with, other_version, refusal, start, until
 from runs import command
 
 from minicnn import load_data, train
@@ -120,9 +120,7 @@ def test_a_cluster_without_workers_is_waited_for(cluster, undisturbed, tmp_path)
     until(lambda: nets(tmp_path / "study"))
     for worker in cluster.workers.values():
         worker.kill()
-    line = study.stderr.readline()
-    while "warning" not in line:
-        line = study.stderr.readline()
+    line = line_with("warning", study)
     told = f"warning: the cluster at {cluster.address} has no workers left; waiting for new ones"
     assert line == f"minicnn.study: {told}\n"
     cluster.add_worker()
