@@ -109,6 +109,7 @@ class Training:
         assert [path.name for path in self.there.folder.iterdir()] == [ensemble.FINAL]
 
 
+@pytest.mark.full(but="numpy")
 @pytest.mark.every_device
 def test_groups_of_nets_equal_those_trained_here(recipe, loaded, device, tmp_path):
     training = Training(recipe, loaded, device, tmp_path, group_size=2)
