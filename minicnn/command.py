@@ -15,6 +15,7 @@ import warnings
 from datetime import datetime
 from pathlib import Path
 
+from . import machine
 from .files import printable
 from .progress import counter
 from .shared_context import SharedContext
@@ -37,6 +38,7 @@ THREADS_HELP = (
     "most threads of a process; the result does not depend on it. All processes together have at "
     "most as many as there are cores (default: $OMP_NUM_THREADS, else as many as there are cores)"
 )
+DASK_HELP = "run on a Dask cluster, given the address of its scheduler: tcp://HOST:8786"
 
 DATA_HELP = """\
 What --data reads:
@@ -117,6 +119,17 @@ def _convert(kind, text, expected):
         return kind(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}") from None
+
+
+def set_threads(arguments):
+    """Apply --threads. With --dask, raises ValueError if --workers or --threads is given."""
+    if arguments.dask is not None:
+        for name in ("workers", "threads"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(
+                    f"argument --{name}: not allowed with --dask: it sets this machine's processes"
+                )
+    machine.use_threads(arguments.threads)
 
 
 def one_line(error):

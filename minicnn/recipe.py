@@ -52,6 +52,7 @@ class Recipe:
     # Where a training begins: new nets, which no step has changed.
     initial_epoch: ClassVar[int] = 0
     initial_step: ClassVar[int] = 0
+    dtype: ClassVar[str] = "float32"
 
     def __post_init__(self):
         object.__setattr__(self, "input_shape", _checked_shape(self.input_shape))

@@ -11,11 +11,11 @@ import os
 import shlex
 import sys
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 
-from . import __version__, checks, devices, drawing, machine
+from . import __version__, checks, devices, drawing
 from .command import (
+    DASK_HELP,
     DEVICE_HELP,
     EXIT_STATUS,
     REFUSALS,
@@ -29,15 +29,16 @@ from .command import (
     out_folder,
     positive,
     run,
+    set_threads,
 )
 from .files import DataError, atomic_write, in_use
 from .recipe import Recipe
 from .reports import webpage
 from .studies import STUDIES, executors, findings, hardest, variance
 from .studies.store import FILE, Store
-from .studies.tasks import Source
 from .studies.work import Work, in_words
-from .training import learnable
+from .training import cluster, learnable
+from .training.dataset import Source
 from .training.guard import expect_guard
 from .training.interruption import StopOnSignal
 from .training.resources import processes, share
@@ -84,12 +85,9 @@ def study(arguments, out=None, should_stop=lambda: False):
     _fill_in(arguments, module)
     seed = checks.word("argument --seed", arguments.seed)
     if module is not variance:
-        _set_threads(arguments)
-    name = arguments.data
-    if name not in ("digits", "mnist"):
-        name = str(Path(name).absolute())  # workers have other working folders
-    source = Source(name, arguments.limit, arguments.test_limit, arguments.shape)
-    data, source = source.load(progress=not arguments.quiet)
+        set_threads(arguments)
+    source = Source(arguments.data, arguments.limit, arguments.test_limit, arguments.shape)
+    data, source = source.for_other_processes().load(progress=not arguments.quiet)
     settings = {
         "source": source.name,
         "train_images": len(data.train_images),
@@ -104,7 +102,7 @@ def study(arguments, out=None, should_stop=lambda: False):
     with contextlib.ExitStack() as stack:
         client = None
         if module is not variance and arguments.dask is not None:
-            client = stack.enter_context(executors.connect(arguments.dask))
+            client = stack.enter_context(cluster.connect(arguments.dask))
         elif module is not variance:
             # raises if it is not available
             devices.choose_openly(arguments.device, arguments.precision)
@@ -126,16 +124,6 @@ def study(arguments, out=None, should_stop=lambda: False):
     for line in found.lines:
         print(line)
     print(f"Study folder: {folder}{os.sep}; for a report: python -m minicnn.report {folder}")
-
-
-def _set_threads(arguments):
-    if arguments.dask is not None:
-        for name in ("workers", "threads"):
-            if getattr(arguments, name) is not None:
-                raise ValueError(
-                    f"argument --{name}: not allowed with --dask: it sets this machine's processes"
-                )
-    machine.use_threads(arguments.threads)
 
 
 def _write(arguments, module, results, data, folder):
@@ -248,25 +236,28 @@ def _train(arguments, client, store, cells, data, source, should_stop):
                     right = net.probabilities.argmax(axis=1) == data.test_labels
                     accuracies.append(right.mean())
 
-        def tell(message):
-            bar.write(message, file=sys.stderr)
+        def warn(message):
+            bar.write(f"minicnn.study: warning: {message}", file=sys.stderr)
 
-        with _place(arguments, client, cells, data, tell) as place:
-            seconds, groups = work.measure(place, len(data.test_images), should_stop)
-            tell(f"this takes {in_words(seconds, place)}")
-            work.do(place, groups, arguments.group, keep, report, should_stop)
+        try:
+            with _place(arguments, client, cells, data, warn) as place:
+                seconds, groups = work.measure(place, len(data.test_images), should_stop)
+                bar.write(f"this takes {in_words(seconds, place)}", file=sys.stderr)
+                work.do(place, groups, arguments.group, keep, report, should_stop)
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}; the nets trained so far are saved") from None
 
 
-def _place(arguments, client, cells, data, tell):
-    """A context with the executors.Place that runs the tasks: this machine or a cluster."""
+def _place(arguments, client, cells, data, warn):
+    """A context with the cluster.Place that runs the tasks: this machine or a cluster."""
     if client is not None:
-        return executors.cluster(client, arguments.dask, tell)
+        return cluster.cluster(client, arguments.dask, warn)
     _, ops, _ = devices.choose(arguments.device, arguments.precision)
     nets = sum(cell.recipe.nets * cell.trials for cell in cells)
     recipe = replace(cells[-1].recipe, nets=min(nets, processes(ops, arguments.workers)))
     _, count = share(recipe, data, ops, arguments.memory, arguments.workers)
-    message = "minicnn.study: warning: a worker process died; another one repeats its task"
-    return executors.local(count, lambda: tell(message))
+    message = "a worker process died; another one repeats its task"
+    return executors.local(count, lambda: warn(message))
 
 
 # ---- arguments -----------------------------------------------------------------------------------
@@ -408,11 +399,7 @@ def _add_machine(group):
         metavar="BYTES",
         help="how much memory to use, as for minicnn.train",
     )
-    group.add_argument(
-        "--dask",
-        metavar="ADDRESS",
-        help="run on a Dask cluster, given the address of its scheduler: tcp://HOST:8786",
-    )
+    group.add_argument("--dask", metavar="ADDRESS", help=DASK_HELP)
 
 
 if __name__ == "__main__":

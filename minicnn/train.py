@@ -4,7 +4,7 @@ This is the front door. It reads the arguments and fills the run folder. The wor
 down; read in this order:
 
     recipe.py                the settings
-    training/ensemble.py     nets and processes
+    training/ensemble.py     nets and processes (on a cluster: training/remote.py)
     training/trainer.py      the loop over epochs and steps
     nets.py                  one step; then network/stack.py, network/layers.py, network/plan.py
     backends/ops_numpy.py    the arithmetic; then kernels/
@@ -16,11 +16,12 @@ import shlex
 import sys
 import time
 from dataclasses import fields, replace
-from statistics import fmean
+from pathlib import Path
 
-from . import __version__, devices, machine
+from . import __version__, devices
 from .backends import trace
 from .command import (
+    DASK_HELP,
     DATA_HELP,
     DEVICE_HELP,
     EXIT_STATUS,
@@ -35,15 +36,14 @@ from .command import (
     out_folder,
     positive,
     run,
+    set_threads,
 )
-from .data.load import load
 from .files import in_use, remove_unfinished
 from .recipe import RECIPES, Recipe
-from .training import ensemble, learnable, run_folder
-from .training.dataset import Data
-from .training.guard import expect_guard
+from .training import cluster, crews, ensemble, learnable, messages, run_folder
+from .training.dataset import Source
 from .training.interruption import StopOnSignal
-from .training.resources import share
+from .training.json_files import read_config, source_of, warn_of_other_data
 from .training.trainer import Job, steps_per_epoch
 from .training.workers import Interrupted, WorkerDiedError
 
@@ -60,11 +60,16 @@ def main(argv=None):
 
 def _main(argv):
     arguments = _parser().parse_args(argv)
-    stop = StopOnSignal("stopping after this step; press Ctrl-C again to stop at once")
+    arguments.folder = None  # train() sets it
+    when = "after this step" if arguments.dask is None else "without the epochs in progress"
+    stop = StopOnSignal(f"stopping {when}; press Ctrl-C again to stop at once")
     try:
         with stop:
             train(arguments, arguments.out, stop)
     except Interrupted:
+        if arguments.folder is None:
+            print("stopped before the training", file=sys.stderr)
+            return stop.status
         again = [a for a in argv if a != "--resume"]
         if not arguments.out:
             again += ["--out", str(arguments.folder)]
@@ -90,35 +95,39 @@ def train(arguments, out=None, should_stop=lambda: False):
     RunStoppedError if training or writing fails after the run has claimed its folder.
     """
     started = time.monotonic()
-    recipe = _recipe(arguments)
-    machine.use_threads(arguments.threads)
-    device, ops, reason = devices.choose(arguments.device, arguments.precision)
+    recipe, source, config = _wanted(arguments)
+    set_threads(arguments)
     if arguments.resume and not arguments.out:
         raise ValueError("argument --resume: expected --out, the folder of the run to continue")
-    source = load(arguments.data, not arguments.quiet, arguments.shape)
-    data = Data.of(source, arguments.limit, arguments.test_limit)
-    recipe = recipe.of(data)
-    with _naming_options():
-        learnable.check(recipe, data)
-    together, workers = share(recipe, data, ops, arguments.memory, arguments.workers)
-    if workers > 1:
-        expect_guard()
-    with out_folder(out, "runs") as folder, in_use(folder, alone=True):
-        arguments.folder = folder
-        job = Job(recipe, data, device, ops.precision, folder, together, not arguments.no_graph)
-        run_folder.claim(job, arguments.data, arguments.resume)
+    with contextlib.ExitStack() as stack:
+        asked = arguments.device, arguments.precision, arguments.memory
+        if arguments.dask is None:
+            crew = crews.Processes(*asked, arguments.workers)
+        else:
+            client = stack.enter_context(cluster.connect(arguments.dask))
+            crew = crews.Cluster(client, arguments.dask, *asked, not arguments.no_graph)
+        data, source = source.load(progress=not arguments.quiet)
+        if config is not None:
+            warn_of_other_data(arguments.config, config, source)
+        recipe = recipe.of(data)
+        with _naming_options():
+            learnable.check(recipe, data)
+        crew.prepare(recipe, data, source, should_stop)
+        folder = arguments.folder = stack.enter_context(out_folder(out, "runs"))
+        stack.enter_context(in_use(folder, alone=True))
+        about = crew.device, crew.precision, folder, crew.group_size, not arguments.no_graph
+        job = Job(recipe, data, *about)
+        run_folder.claim(job, source, arguments.resume)
         try:
-            grouping = _grouping(job, ops, workers)
-            if arguments.data != "digits":  # the embedded digits need no explanation
+            if source.name != "digits":  # the embedded digits need no explanation
                 print(f"Data: {data.description}", file=sys.stderr)
             print(
                 f"Training images: {len(data.train_images):,}. Nets: {recipe.nets}. "
-                f"Epochs: {recipe.epochs}. Device: {device} ({reason}){_precision(ops)}. "
-                f"{grouping}",
+                f"Epochs: {recipe.epochs}. Device: {crew.about(job)}",
                 file=sys.stderr,
                 flush=True,
             )
-            trained, images = _train(job, arguments, workers, should_stop)
+            trained, images = _train(job, arguments, crew, should_stop)
             seconds = time.monotonic() - started
             run_folder.write_outputs(job, trained, draw=not arguments.no_figures)
             summary = run_folder.write_summary(job, trained, images, seconds)
@@ -135,7 +144,7 @@ def train(arguments, out=None, should_stop=lambda: False):
     _print_summary(summary, folder)
 
 
-def _train(job, arguments, workers, should_stop):
+def _train(job, arguments, crew, should_stop):
     """Train all nets, with progress and one line per net.
 
     Returns the ensemble's Trained, and the number of images trained on.
@@ -146,7 +155,9 @@ def _train(job, arguments, workers, should_stop):
     done, images = ensemble.images_done(job), 0
     quiet = arguments.quiet or trace.is_wanted()  # a bar would break the lines of a trace
     last_rows = {}  # {net: its last row of the history, None if it diverged}
-    with images_bar(total, quiet, done, lambda: _standing(last_rows, recipe)) as bar:
+    with images_bar(
+        total, quiet, done, lambda: messages.standing(last_rows, recipe.epochs, recipe.nets)
+    ) as bar:
 
         def report(count, rows=()):
             nonlocal images
@@ -172,7 +183,9 @@ def _train(job, arguments, workers, should_stop):
         def warn(message):
             bar.write(f"minicnn.train: warning: {message}", file=sys.stderr)
 
-        trained = ensemble.train_ensemble(job, workers, report, on_group, should_stop, on_death)
+        callbacks = report, on_group, should_stop, on_death
+        with crew.at_work(warn) as at_work:
+            trained = ensemble.train_ensemble(job, crew.workers, *callbacks, at_work)
         bar.update(total - bar.n)
     if len(trained.diverged) == recipe.nets:
         raise ValueError(
@@ -200,7 +213,6 @@ def _parser():
     )
     parser.add_argument(
         "--data",
-        default="digits",
         metavar="DIR",
         help="a folder or file of images, or the name of a data set, as listed below (default: "
         "digits)",
@@ -210,6 +222,12 @@ def _parser():
         choices=sorted(RECIPES),
         help="the defaults of the options under 'recipe' (default: demo for the embedded digits, "
         "else seed)",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="repeat a run: the recipe and the data of its config.json, unless other options "
+        "replace them",
     )
     parser.add_argument("--out", metavar="DIR", help="the run folder (default: runs/DATE-TIME)")
     parser.add_argument(
@@ -282,6 +300,7 @@ def _parser():
         help="launch the kernels of a training step one by one, instead of replaying a captured "
         "step (with a GPU: a CUDA graph)",
     )
+    group.add_argument("--dask", metavar="ADDRESS", help=DASK_HELP)
     group.add_argument("--no-figures", action="store_true", help="draw no figures")
     group.add_argument("--quiet", action="store_true", help="show no progress")
     parser.add_argument("--version", action="version", version=f"minicnn {__version__}")
@@ -292,15 +311,28 @@ def _option(name):
     return "--" + name.replace("_", "-")
 
 
-def _recipe(arguments):
-    name = arguments.recipe or ("demo" if arguments.data == "digits" else "seed")
+def _wanted(arguments):
+    """(recipe, Source, config) as the arguments say; config: of the run to repeat, or None.
+
+    Raises DataError if --config is not the config of a run.
+    """
+    config, recipe = None, None
+    if arguments.config is not None:
+        config, recipe = read_config(Path(arguments.config))
+        source = source_of(config, recipe, arguments.data)
+    else:
+        source = Source(arguments.data or "digits")
+    limits = {name: getattr(arguments, name) for name in ("limit", "test_limit", "shape")}
+    source = replace(source, **{name: v for name, v in limits.items() if v is not None})
+    if arguments.recipe or recipe is None:
+        recipe = RECIPES[arguments.recipe or ("demo" if source.name == "digits" else "seed")]
     given = {
         field.name: getattr(arguments, field.name)
         for field in fields(Recipe)
         if getattr(arguments, field.name, None) is not None
     }
     with _naming_options():
-        return replace(RECIPES[name], **given)
+        return replace(recipe, **given), source, config
 
 
 @contextlib.contextmanager
@@ -318,23 +350,6 @@ def _naming_options():
 # ---- output --------------------------------------------------------------------------------------
 
 
-def _precision(ops):
-    return "" if ops.precision == "float32" else f", in {ops.precision.upper()}"
-
-
-def _grouping(job, ops, workers):
-    """A sentence on how the nets are trained: the number of processes, or the groups."""
-    if not ops.lockstep:
-        return f"Processes: {workers}."
-    sizes = [len(nets) for nets in ensemble.groups(job)]
-    if len(sizes) == 1:
-        return "All nets together."
-    why = "as memory allows" if job.group_size < job.recipe.nets else "as in the checkpoints"
-    if max(sizes) == 1:
-        return f"Nets one by one, {why}."
-    return f"In groups of {', '.join(map(str, sizes))} nets, {why}."
-
-
 def _net_lines(trained, epochs):
     """One line per trained net, in the notebook's form: its best accuracies over the epochs."""
     for net in sorted({row["net"] for row in trained.history} - set(trained.diverged)):
@@ -345,27 +360,6 @@ def _net_lines(trained, epochs):
         if validation is not None:
             line += f", Validation accuracy={validation:.5f}"
         yield line
-
-
-def _standing(last_rows, recipe):
-    """Where training is: epochs and mean accuracies of the nets in training, and nets trained."""
-    rows = [row for row in last_rows.values() if row is not None]
-    running = [row for row in rows if row["epoch"] < recipe.epochs]
-    parts = []
-    if running:
-        first, last = (pick(row["epoch"] for row in running) for pick in (min, max))
-        part = f"epoch {first}" if first == last else f"epochs {first} to {last}"
-        accuracy = fmean(row["train_accuracy"] for row in running)
-        part += f" of {recipe.epochs}: train accuracy {accuracy:.5f}"
-        validation = [row["validation_accuracy"] for row in running]
-        if None not in validation:
-            part += f", validation accuracy {fmean(validation):.5f}"
-        if len(running) > 1:
-            part += f" (mean of {len(running)} nets)"
-        parts.append(part)
-    if trained := len(rows) - len(running):
-        parts.append(f"{trained} of {recipe.nets} nets trained")
-    return "; ".join(parts)
 
 
 def _print_summary(summary, folder):

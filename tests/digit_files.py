@@ -13,6 +13,7 @@ from hypothesis import HealthCheck
 from levels import examples
 
 from minicnn import load_data
+from minicnn.data.digits import draw_digits
 from minicnn.files import DataError
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -68,6 +69,12 @@ def npz_bytes(save, **arrays):
     buffer = io.BytesIO()
     save(buffer, **arrays)
     return buffer.getvalue()
+
+
+def write_digits(path, train, test):
+    """Write the first images of "digits" to an .npz file; drawing all of them takes seconds."""
+    (x_train, y_train), (x_test, y_test) = draw_digits(train), draw_digits(test, first=6_000)
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
 
 
 def fault(folder, reader=load_data):

@@ -14,9 +14,10 @@ from ..command import images_bar, one_line
 from ..files import DataError
 from ..studies import hardest
 from ..training import ensemble, prediction
+from ..training.json_files import read_config
 from ..training.run_folder import CONFIG, HISTORY, SUMMARY
 from . import webpage
-from .files import OF_DIVERGED, OF_NET, read_config, read_history, read_summary, test_images
+from .files import OF_DIVERGED, OF_NET, read_history, read_summary, test_images
 from .parts import (
     MOST_ROWS,
     confusion,

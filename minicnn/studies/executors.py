@@ -1,41 +1,18 @@
-"""Where a study's tasks run: in processes of this machine, or on a Dask cluster.
+"""The processes of this machine in which a study's tasks run. work.py submits the tasks.
 
-Each is a concurrent.futures.Executor, so any other executor can be added. work.py submits the
-tasks.
+They are a concurrent.futures.Executor, as the workers of a Dask cluster are: training/cluster.py.
 """
 
 import contextlib
 import functools
-import logging
 import pickle
 import queue
-import socket
 import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from concurrent.futures import Executor, ThreadPoolExecutor
 
-from .. import __version__, machine
+from .. import machine
+from ..training.cluster import Place
 from ..training.workers import Interrupted, Worker, WorkerDiedError, divide_cores
-
-_PATIENCE = 10  # seconds to wait for an answer of a cluster
-_CHECK_SECONDS = 3  # between two checks that the cluster has workers
-
-
-@dataclass(frozen=True)
-class Place:
-    """An executor, and the number of tasks that it runs at the same time.
-
-    in_hand(): the images trained on so far by the running tasks; 0 if the executor does not report
-    it. look(): checks the executor and prints a warning if it cannot work. Call it regularly.
-    """
-
-    executor: Executor
-    count: int
-    in_hand: Callable = lambda: 0
-    look: Callable = lambda: None
 
 
 class Processes(Executor):
@@ -150,104 +127,3 @@ def local(count, on_death):
             executor.stop(at_once=True)
             executor.shutdown(cancel_futures=True)
             raise
-
-
-def connect(address):
-    """A Client of the Dask scheduler at an address. Raises ValueError if none answers."""
-    try:
-        from distributed import Client  # noqa: PLC0415
-    except ImportError:
-        raise ValueError(
-            'argument --dask: needs the package distributed: pip install "minicnn[dask]"'
-        ) from None
-    # Errors are reported below in one line; Dask would log tracebacks as well.
-    for logger in ("distributed", "distributed.client"):
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
-    try:
-        parts = urlsplit(address)
-        if parts.scheme not in ("tcp", "tls") or not parts.hostname or not parts.port:
-            raise ValueError("not of the form tcp://HOST:PORT")
-        _probe(parts.hostname, parts.port, silent=parts.scheme == "tls")
-        return Client(address, timeout=_PATIENCE, set_as_default=False)
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:  # from a wrong server, too
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"argument --dask: no scheduler answers at {address!r}: {reason}; expected the address "
-            "that `dask scheduler` prints, such as tcp://10.0.0.1:8786"
-        ) from None
-
-
-def _probe(host, port, silent):
-    """Raise OSError unless a scheduler answers. A Client would wait forever for another server.
-
-    A Dask scheduler sends the first bytes of a connection. With TLS it is `silent` until the client
-    has sent something, so then only the connection is tested.
-    """
-    with socket.create_connection((host, port), _PATIENCE) as connection:
-        if not silent:
-            connection.settimeout(_PATIENCE)
-            if not connection.recv(1):
-                raise OSError("the connection was closed")
-
-
-@contextlib.contextmanager
-def cluster(client, address, tell):
-    """A context with the Place for a Dask cluster.
-
-    Dask itself reruns the task of a worker that died on another worker. A task keeps the threads of
-    its process, however many tasks are left: what else a cluster's machines do is not known here.
-    tell(line) prints a warning when no worker is left. Raises ValueError if there is no worker at
-    the start.
-    """
-    from distributed import KilledWorker  # noqa: PLC0415
-
-    try:
-        client.wait_for_workers(1, timeout=_PATIENCE)
-    except TimeoutError:
-        raise ValueError(
-            f"argument --dask: the scheduler at {address} has no workers; start some with "
-            f"`dask worker {address} --nthreads 1`"
-        ) from None
-    # A worker runs one task at a time, even if it has several threads.
-    count = len(client.nthreads())
-    try:
-        # pure=False: run each call, even with equal arguments. `measure` is submitted repeatedly.
-        executor = client.get_executor(pure=False)
-        yield Place(executor, count, look=_WorkerMonitor(client, address, tell))
-    except KilledWorker as error:
-        raise WorkerDiedError(
-            f"several workers of {address} died while they ran the same task: "
-            f"{' '.join(str(error).split())}"
-        ) from None
-    except CancelledError:
-        raise OSError(
-            f"the cluster at {address} is gone; the nets trained so far are saved"
-        ) from None
-    except ImportError as error:
-        raise ValueError(
-            f"argument --dask: the cluster at {address} cannot load the task: {error}; "
-            f"expected minicnn {__version__} on its scheduler and on every worker"
-        ) from None
-
-
-class _WorkerMonitor:
-    """Warns when a cluster has no workers left. Calls within _CHECK_SECONDS are ignored."""
-
-    def __init__(self, client, address, tell):
-        self._client, self._address, self._tell = client, address, tell
-        self._next, self._warned = 0.0, False
-
-    def __call__(self):
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + _CHECK_SECONDS
-        try:
-            workers = self._client.nthreads()
-        except OSError:  # the scheduler is gone: the futures will raise an error
-            return
-        if not workers and not self._warned:
-            self._tell(
-                f"minicnn.study: warning: the cluster at {self._address} has no workers left; "
-                "waiting for new ones"
-            )
-        self._warned = not workers

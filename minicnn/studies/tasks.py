@@ -9,50 +9,23 @@ A task contains the name of its data set, not the images; the process that runs 
 raises DataError if they differ from those of the study, or if its version of minicnn differs.
 """
 
-import os
 import platform
-import socket
-import threading
 import time
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 
 import numpy as np
 
 from .. import __version__, devices
-from ..data.load import fingerprint, load
-from ..files import DataError
 from ..recipe import Recipe, image_shape
 from ..training import workers
-from ..training.dataset import Data
+from ..training.cluster import one_at_a_time
+from ..training.dataset import Source
 from ..training.inference import CapturedStep
-from ..training.resources import arrays_bytes, group_size, split_nets
+from ..training.resources import fitting, split_nets
 from ..training.trainer import Job, Trainer, steps_per_epoch
 
 _MEASURED_SECONDS = 0.4
 _DISTORTION = 99  # seed of the distorted test images, which are the same for every net and study
-_one_at_a_time = threading.Lock()  # threads of a process share its kernels: one task at a time
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set: its name for `load`, limits on the number of images, and fingerprints."""
-
-    name: str
-    limit: int | None = None
-    test_limit: int | None = None
-    shape: tuple | None = None  # of an image in a CSV file
-    images: int = 0  # number of training images; load() fills in this and the fingerprints
-    train: str = ""
-    test: str = ""
-
-    def load(self, progress=False):
-        """(Data, a copy of this Source with images and fingerprints). Raises DataError."""
-        data = Data.of(load(self.name, progress, self.shape), self.limit, self.test_limit)
-        tested = data.test_images is not None
-        test = fingerprint(data.test_images, data.test_labels) if tested else ""
-        images = len(data.train_images)
-        return data, replace(self, images=images, train=data.fingerprint, test=test)
 
 
 @dataclass(frozen=True)
@@ -103,7 +76,7 @@ class Measured:
 
 def train_nets(task):
     """Run a task. Returns a TrainedNet per net. Raises DataError, Interrupted, ValueError."""
-    with _one_at_a_time:
+    with one_at_a_time:
         data, device, ops, group = _prepare(task)
         results = []
         for nets in split_nets(task.nets, group):
@@ -145,7 +118,7 @@ def _distorted_accuracies(trainer, data, batch=1000):
 
 def measure(task):
     """Time some steps of a task in this process. Returns a Measured."""
-    with _one_at_a_time:
+    with one_at_a_time:
         data, device, ops, group = _prepare(task)
         trainer = _trainer(task, data, device, ops, task.nets[:group])
         run_step = CapturedStep(ops, graph=True)
@@ -164,32 +137,9 @@ def measure(task):
 
 def _prepare(task):
     """(data, device, its operations, number of nets trained together) for a task."""
-    if task.version != __version__:
-        raise DataError(f"{_here()}: has minicnn {__version__}, expected {task.version}")
-    try:
-        source = task.source
-        data, found = _load(source.name, source.limit, source.test_limit, source.shape)
-    except DataError as error:
-        raise DataError(f"{_here()}: {error}") from None
-    if (found.train, found.test) != (task.source.train, task.source.test):
-        raise DataError(
-            f"{_here()}: {task.source.name}: has other images or labels than the study was "
-            "started with, expected the same"
-        )
+    data = task.source.load_in_worker(task.version)
     device, ops, _ = devices.choose(task.device, task.precision)
-    if not ops.lockstep:
-        return data, device, ops, 1
-
-    def needed(nets):
-        return arrays_bytes(task.recipe, ops, nets, data.train_images, data.test_images)
-
-    group = group_size(len(task.nets), task.memory or ops.free_memory(), needed)
-    return data, device, ops, group
-
-
-@lru_cache(maxsize=1)
-def _load(name, limit, test_limit, shape):
-    return Source(name, limit, test_limit, shape).load()
+    return data, device, ops, fitting(task.recipe, data, ops, len(task.nets), task.memory)
 
 
 def _trainer(task, data, device, ops, nets):
@@ -204,7 +154,3 @@ def _made_by(device, ops):
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
-
-
-def _here():
-    return f"worker on {socket.gethostname()}, process {os.getpid()}"

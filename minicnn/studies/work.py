@@ -1,11 +1,10 @@
 """The work of a study: find the nets that are not trained yet, estimate the time, train them."""
 
-from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import replace
 from datetime import timedelta
 
+from ..training.cluster import run_each
 from ..training.resources import split_nets
-from ..training.workers import Interrupted
 from .tasks import Task, measure, train_nets
 
 
@@ -69,7 +68,7 @@ class Work:
         # Sorted by trial, so that a study that is stopped has complete trials to evaluate.
         parts.sort(key=lambda part: (part[1].nets[0] - 1) // part[1].recipe.nets)
         finished = 0
-        for ended in _run(place, train_nets, [task for _, task in parts], should_stop):
+        for ended in run_each(place, train_nets, [task for _, task in parts], should_stop):
             for number, nets in ended:
                 cell, task = parts[number]
                 keep(cell, nets)
@@ -96,33 +95,6 @@ def _network(task):
 def _run_all(place, function, tasks, should_stop):
     """[function(task) for task in tasks], run at a Place."""
     found = {}
-    for ended in _run(place, function, tasks, should_stop):
+    for ended in run_each(place, function, tasks, should_stop):
         found.update(ended)
     return [found[number] for number in range(len(tasks))]
-
-
-def _run(place, function, tasks, should_stop):
-    """Run function(task) for each task at a Place.
-
-    Yields several times a second: the list of (index, result) of the tasks that ended since then.
-    """
-    numbers = {place.executor.submit(function, task): n for n, task in enumerate(tasks)}
-    waiting = set(numbers)
-    try:
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            ended, fault = [], None
-            for future in done:
-                try:
-                    ended.append((numbers.pop(future), future.result()))
-                except Exception as error:  # raised after the other results are yielded
-                    fault = error
-            yield ended
-            place.look()
-            if fault is not None:
-                raise fault
-            if should_stop():
-                raise Interrupted
-    finally:
-        for future in waiting:
-            future.cancel()

@@ -1,11 +1,19 @@
-"""What is trained on and tested: images with labels, and where they come from."""
+"""What is trained on and tested: images with labels, and where they come from.
 
-from dataclasses import dataclass
+A task for another machine contains a Source, not the images; the process that runs it loads them.
+"""
+
+import os
+import socket
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
+from .. import __version__
 from ..data.labels import DIGITS
-from ..data.load import fingerprint
+from ..data.load import fingerprint, load
 from ..data.sources import size_text
 from ..files import DataError
 from ..recipe import image_shape
@@ -53,3 +61,55 @@ class Data:
     def input_shape(self):
         """(H, W, C) of an image."""
         return image_shape(self.train_images)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: its name for `load`, limits on the number of images, and fingerprints."""
+
+    name: str
+    limit: int | None = None
+    test_limit: int | None = None
+    shape: tuple | None = None  # of an image in a CSV file
+    images: int = 0  # number of training images; load() fills in this and the fingerprints
+    train: str = ""
+    test: str = ""
+
+    def load(self, progress=False):
+        """(Data, a copy of this Source with images and fingerprints). Raises DataError."""
+        data = Data.of(load(self.name, progress, self.shape), self.limit, self.test_limit)
+        tested = data.test_images is not None
+        test = fingerprint(data.test_images, data.test_labels) if tested else ""
+        images = len(data.train_images)
+        return data, replace(self, images=images, train=data.fingerprint, test=test)
+
+    def for_other_processes(self):
+        """A copy with an absolute path: other processes have other working folders."""
+        if self.name in ("digits", "mnist"):
+            return self
+        return replace(self, name=str(Path(self.name).absolute()))
+
+    def load_in_worker(self, version):
+        """The Data, in another process than the one that loaded it with a `version` of minicnn.
+
+        It is kept for the next call. Raises DataError that names this process if it has another
+        version, or if the data cannot be loaded or differ.
+        """
+        here = f"worker on {socket.gethostname()}, process {os.getpid()}"
+        if version != __version__:
+            raise DataError(f"{here}: has minicnn {__version__}, expected {version}")
+        try:
+            data, found = _load(self.name, self.limit, self.test_limit, self.shape)
+        except DataError as error:
+            raise DataError(f"{here}: {error}") from None
+        if (found.train, found.test) != (self.train, self.test):
+            raise DataError(
+                f"{here}: {self.name}: has other images or labels than the command was started "
+                "with, expected the same"
+            )
+        return data
+
+
+@lru_cache(maxsize=1)
+def _load(name, limit, test_limit, shape):
+    return Source(name, limit, test_limit, shape).load()

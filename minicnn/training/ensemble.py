@@ -1,7 +1,8 @@
 """Train an ensemble: each net on its own split of the images; the nets then vote.
 
-The nets are split into groups. train_ensemble trains the groups in processes (workers.py), one
-Trainer (trainer.py) per group, and merges their histories, checkpoints and test probabilities.
+The nets are split into groups. train_ensemble trains the groups in processes (workers.py), or on a
+cluster (remote.py), one Trainer (trainer.py) per group. It merges their histories, checkpoints and
+test probabilities.
 """
 
 import itertools
@@ -45,9 +46,9 @@ def train_group(job, nets, report, should_stop):
     with in_use(job.folder):  # locked by each worker, too: it may end later than its parent
         trainer = Trainer(job, nets)
         path = group_checkpoint(job.folder, nets)
-        saved = _saved(job.folder, nets)
-        if saved[nets[0]]:
-            trainer.load(saved[nets[0]][0])
+        saved = saved_checkpoint(job.folder, nets)
+        if saved:
+            trainer.load(saved)
         while not trainer.is_done:
             try:
                 trainer.train_epoch(report, should_stop)
@@ -55,7 +56,7 @@ def train_group(job, nets, report, should_stop):
                 trainer.save(path)
                 raise
             trainer.save(path)
-            report(0, _last_rows(trainer))
+            report(0, last_rows(nets, trainer.history, trainer.diverged))
         probabilities = None
         if job.data.test_images is not None:
             known = len(trainer.diverged)
@@ -65,9 +66,10 @@ def train_group(job, nets, report, should_stop):
         return Trained(trainer.history, trainer.diverged, probabilities)
 
 
-def _last_rows(trainer):
-    rows = {row["net"]: row for row in trainer.history}
-    return {net: None if net in trainer.diverged else rows[net] for net in trainer.nets}
+def last_rows(nets, history, diverged):
+    """{net: its last row of the history, None if it diverged}."""
+    rows = {row["net"]: row for row in history}
+    return {net: None if net in diverged else rows[net] for net in nets}
 
 
 def group_checkpoint(folder, nets):
@@ -101,6 +103,12 @@ def _saved(folder, nets):
     return found
 
 
+def saved_checkpoint(folder, nets):
+    """The path of the checkpoint from which a group continues, None without one."""
+    found = _saved(folder, nets)[nets[0]]
+    return found and found[0]
+
+
 def images_done(job):
     """The number of images that the nets saved in the job's folder have been trained on."""
     saved = _saved(job.folder, job.recipe.all_nets).values()
@@ -129,20 +137,28 @@ def train_ensemble(
     on_group=_ignore,
     should_stop=lambda: False,
     on_death=_ignore,
+    crew=None,
 ):
     """Train every net of the job's recipe in `workers` processes. Returns a Trained.
+
+    crew: trains the groups in place of processes of this machine, as remote.train_groups does:
+    crew(job, groups, report, on_group, should_stop, on_death) returns a Trained for each group and
+    leaves their checkpoints in the job's folder.
 
     Callbacks:
     - report(n), report(0, rows): as in train_group.
     - on_group(trained): the next group is trained; called in the order of the groups.
-    - on_death(nets): the process of a group died; a new process resumes from its checkpoint.
-    - should_stop(): when it returns True, all states are saved, then Interrupted is raised.
+    - on_death(nets): the process of a group died; another process resumes from its checkpoint.
+    - should_stop(): when it returns True, all states are saved, then Interrupted is raised. A crew
+      may save those after the last complete epochs.
 
     At the end the job's folder holds one checkpoint with all nets.
     """
-    results = run_jobs(
-        train_group, job, groups(job), workers, report, on_group, should_stop, on_death
-    )
+    callbacks = report, on_group, should_stop, on_death
+    if crew is None:
+        results = run_jobs(train_group, job, groups(job), workers, *callbacks)
+    else:
+        results = crew(job, groups(job), *callbacks)
     _merge_checkpoints(job)
     history = by_net(row for trained in results for row in trained.history)
     diverged = {net: where for trained in results for net, where in trained.diverged.items()}

@@ -112,7 +112,7 @@ def _share(architecture, ops, nets, images, workers):
         size = group_size(
             len(nets),
             ops.free_memory(),
-            lambda count: arrays_bytes(architecture, ops, count, test_images=images),
+            lambda count: arrays_bytes(architecture, ops, count, (), images),
         )
         workers = 1
     groups = split_nets(nets, size)

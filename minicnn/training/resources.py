@@ -13,32 +13,37 @@ from ..network.stack import layout_bytes, weights_layout
 _PROCESS_BYTES = 150 << 20  # Python, NumPy and their working memory
 
 
-def arrays_bytes(recipe, ops, nets, train_images=(), test_images=None):
+def arrays_bytes(recipe, ops, nets, train_images=(), *others, dtype="float32"):
     """Bytes of device memory that the arrays of `nets` nets need on the backend `ops`.
 
     With train_images (N, H, W) uint8: for training; without them: for prediction only, for which
-    `recipe` may be an Architecture.
+    `recipe` may be an Architecture. others: images to predict, or None. dtype: that of the nets.
     """
-    nodes, dtype, index = recipe.nodes, np.dtype(np.float32), np.dtype(np.int32).itemsize
+    nodes, dtype, index = recipe.nodes, np.dtype(dtype), np.dtype(np.int32).itemsize
     layouts = [
         weights_layout(nodes, nets, dtype),
         plan_layout(nodes, nets, PREDICT_BATCH, False, dtype, ops),
     ]
     if len(train_images):
         layouts.append(plan_layout(nodes, nets, recipe.batch_size, True, dtype, ops))
-    tested = 0 if test_images is None else len(test_images)
-    predictions = nets * max(len(train_images), tested) * nodes[-1].output_shape[0] * dtype.itemsize
-    orders = 2 * nets * max(len(train_images), tested) * index
-    images = sum(a.nbytes for a in (train_images, test_images) if a is not None and len(a))
+    held = [images for images in (train_images, *others) if images is not None and len(images)]
+    most = max(map(len, held), default=0)
+    predictions = nets * most * nodes[-1].output_shape[0] * dtype.itemsize
+    orders = 2 * nets * most * index
+    images = sum(a.nbytes for a in held)
     return sum(map(layout_bytes, layouts)) + predictions + orders + images
 
 
 def process_bytes(recipe, data, ops):
     """Bytes of memory that a process needs to train one net."""
-    images = sum(a.nbytes for a in (data.train_images, data.test_images) if a is not None)
+    images = sum(a.nbytes for a in _images(data) if a is not None)
     # The data set arrives as a pickle. The pickle and the unpickled arrays exist at the same time.
-    arrays = arrays_bytes(recipe, ops, 1, data.train_images, data.test_images)
+    arrays = arrays_bytes(recipe, ops, 1, *_images(data), dtype=recipe.dtype)
     return _PROCESS_BYTES + arrays + images
+
+
+def _images(data):
+    return data.train_images, data.test_images, data.validation_images
 
 
 def collected_bytes(recipe, data):
@@ -51,6 +56,30 @@ def collected_bytes(recipe, data):
     tested = 0 if data.test_images is None else len(data.test_images)
     predictions = tested * recipe.nodes[-1].output_shape[0] * np.dtype(np.float32).itemsize
     return recipe.nets * (3 * weights + 2 * predictions)
+
+
+def check_merging(recipe, data):
+    """Raise ValueError if this machine has too little memory to merge all nets."""
+    collected, free = collected_bytes(recipe, data), free_memory()
+    if free is not None and collected > free:
+        raise ValueError(
+            f"nets: merging {recipe.nets} nets takes {collected:,} bytes, expected at most the "
+            f"{free:,} that are free"
+        )
+
+
+def fitting(recipe, data, ops, nets, memory=None):
+    """How many of `nets` nets train together on a device: one, or on a GPU as many as fit.
+
+    memory: bytes (default: the free memory). Raises ValueError if not even one net fits.
+    """
+    if not ops.lockstep:
+        return 1
+
+    def needed(nets):
+        return arrays_bytes(recipe, ops, nets, *_images(data), dtype=recipe.dtype)
+
+    return group_size(nets, memory or ops.free_memory(), needed)
 
 
 def group_size(nets, memory, needed):
@@ -95,30 +124,21 @@ def share(recipe, data, ops, memory=None, workers=None):
     process. On a CPU each net trains alone, in `workers` processes (default: as many as cores, nets
     and memory allow). Raises ValueError if the memory is too small or `workers` is impossible.
     """
-    collected, free = collected_bytes(recipe, data), free_memory()
-    if free is not None and collected > free:
-        raise ValueError(
-            f"nets: merging {recipe.nets} nets takes {collected:,} bytes, expected at most the "
-            f"{free:,} that are free"
-        )
+    check_merging(recipe, data)
     if ops.lockstep:
         if (workers or 1) > 1:
             raise ValueError(
                 f"workers: got {workers}, expected 1: this device trains its nets together, in one "
                 "process"
             )
-
-        def needed(nets):
-            return arrays_bytes(recipe, ops, nets, data.train_images, data.test_images)
-
-        return group_size(recipe.nets, memory or ops.free_memory(), needed), 1
+        return fitting(recipe, data, ops, recipe.nets, memory), 1
     needed = process_bytes(recipe, data, ops)
     limit = memory if memory is not None else ops.free_memory()
     most = min(processes(ops, workers), recipe.nets)
     affordable = most if limit is None else min(most, limit // needed)
     least = most if workers else 1
     if affordable < least:
-        have = "of --memory" if memory is not None else "that are free"
+        have = "of memory" if memory is not None else "that are free"
         raise ValueError(
             f"memory: {least} {'processes take' if least > 1 else 'process takes'} "
             f"{least * needed:,} bytes, expected at most the "

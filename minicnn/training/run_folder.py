@@ -13,11 +13,11 @@ import warnings
 import numpy as np
 
 from .. import __version__, drawing
-from ..data.load import fingerprint
 from ..data.submission import write_submission
 from ..files import DataError, atomic_write, brief, remove_unfinished
 from . import ensemble, figures
 from .checkpoint import HISTORY_COLUMNS
+from .json_files import read_json
 
 CONFIG, HISTORY = "config.json", "history.csv"
 SUBMISSION, SUMMARY = "submission.csv", "summary.json"
@@ -27,19 +27,20 @@ _OUTPUTS = HISTORY, SUBMISSION, SUMMARY, "checkpoint*.npz"
 def claim(job, source, resume):
     """Write config.json into a job's folder, or check that the folder holds this very run.
 
-    source: where the data come from. resume: whether the folder may hold a run already. Raises
+    source: the Source of the data. resume: whether the folder may hold a run already. Raises
     ValueError or DataError if the folder holds anything else, and OSError.
     """
     folder, data = job.folder, job.data
     config = {
         "recipe": job.recipe.as_dict(),
         "data": data.fingerprint,
-        "source": str(source),
+        "source": source.name,
+        "limit": source.limit,
+        "test_limit": source.test_limit,
+        "shape": source.shape,
         "train_images": len(data.train_images),
         "test_images": None if data.test_images is None else len(data.test_images),
-        "test_data": None
-        if data.test_images is None
-        else fingerprint(data.test_images, data.test_labels),
+        "test_data": source.test or None,
         "device": job.device,
         "precision": job.precision,
         "versions": {
@@ -67,22 +68,18 @@ def _check_config(path, config):
     Other versions or another device change only rounding: for them it warns.
     """
     try:
-        if not path.is_file():  # opening a pipe would block
-            raise ValueError
-        with open(path, "rb") as file:
-            old = json.loads(file.read(1 << 21))  # with 1,000 classes it has less than 1 MB
-        old_recipe, old_data = dict(old["recipe"]), old["data"]
+        old = read_json(path, {"recipe": dict, "data": str, "device": str, "versions": dict})
         old_environment = _environment(old)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (DataError, KeyError):
         raise DataError(
             f"{path}: not the config of a run, expected what minicnn.train writes"
         ) from None
-    if old_data != config["data"]:
+    if old["data"] != config["data"]:
         raise ValueError(
             f"argument --resume: the run in {path.parent} was trained on other data: "
             f"{brief(old.get('source'))}, {brief(old.get('train_images'))} images"
         )
-    recipe = config["recipe"]
+    recipe, old_recipe = config["recipe"], old["recipe"]
     for name in old_recipe | recipe:
         if old_recipe.get(name) != recipe.get(name):
             raise ValueError(

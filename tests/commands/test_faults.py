@@ -375,6 +375,7 @@ ARGUMENTS = {
     "--epoch=3": "unrecognized arguments: --epoch=3$",
     "data": "unrecognized arguments: data$",
     "--frob=two\nlines": "unrecognized arguments: --frob=two",
+    "--config=data/test.csv": "data/test.csv: not JSON, expected what minicnn.train writes",
 }
 
 

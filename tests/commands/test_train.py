@@ -225,7 +225,7 @@ def test_workers_do_not_outlive_their_parent(tmp_path):
         (["--memory=1000"], "memory"),
         (["--device=cuda"], "'cuda' cannot be used: there is no GPU"),
         (["--device=emulated"], "'emulated' cannot be used: there is no compiler"),
-        (["--device=numpy", "--memory=1000000"], "expected at most the 1,000,000 of --memory"),
+        (["--device=numpy", "--memory=1000000"], "expected at most the 1,000,000 of memory"),
         (["--device=tpu"], "--device"),
         (["--precision=tf32"], "tf32"),
         (["--recipe=none"], "--recipe"),

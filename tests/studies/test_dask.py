@@ -4,16 +4,13 @@ Whatever is killed: nothing is missing or counted twice, and the results equal t
 undisturbed study to the bit.
 """
 
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
-import time
 
 import psutil
 import pytest
-from runs import ROOT, command
+from dask_cluster import DEADLINE, Cluster, line_with, other_version, refusal, start, until
+from runs import command
 
 from minicnn import load_data, train
 from minicnn.studies.store import FILE
@@ -23,28 +20,6 @@ SMALL = (
     "trials --quick --quiet --no-figures --trials=3 --nets=2 --epochs=3 --limit=192 "
     "--test-limit=64 --device=numpy"
 ).split()
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-DEADLINE = 120  # seconds
-
-
-def start(*arguments, environment=ENVIRONMENT, **options):
-    return subprocess.Popen(
-        [sys.executable, "-m", *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def until(condition):
-    """Wait until condition() is true, and return it."""
-    end = time.monotonic() + DEADLINE
-    while not (value := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    return value
 
 
 def nets(folder):
@@ -84,51 +59,6 @@ def undisturbed(tmp_path_factory):
     found = nets(folder)
     assert len(found) == 6
     return found
-
-
-class Cluster:
-    """A scheduler and two workers, processes of their own."""
-
-    def __init__(self, folder):
-        self.folder, self.workers = folder, {}
-        file = folder / "scheduler.json"
-        self.scheduler = start(
-            *("distributed.cli.dask_scheduler", "--host=127.0.0.1", "--port=0"),
-            *("--no-dashboard", "--scheduler-file", file),
-            cwd=folder,
-        )
-        until(file.exists)
-        from distributed import Client  # noqa: PLC0415
-
-        self.client = Client(scheduler_file=file, set_as_default=False)
-        self.address = self.client.scheduler.address
-        for _ in range(2):
-            self.add_worker()
-        self.client.wait_for_workers(2, timeout=DEADLINE)
-
-    def add_worker(self, environment=ENVIRONMENT, **options):
-        name = f"worker-{len(self.workers)}"
-        self.workers[name] = start(
-            *("distributed.cli.dask_worker", self.address, "--no-nanny", "--nthreads=1"),
-            *("--no-dashboard", "--name", name, "--local-directory", self.folder),
-            environment=environment,
-            **{"cwd": self.folder, **options},
-        )
-
-    def busy(self):
-        """The name of a worker that trains a net, or None."""
-        at_work = self.client.processing()
-        known = self.client.scheduler_info(n_workers=-1)["workers"]
-        for address, tasks in at_work.items():
-            if any("train_nets" in str(task) for task in tasks):
-                return known[address]["id"]
-        return None
-
-    def close(self):
-        self.client.close()
-        for process in (*self.workers.values(), self.scheduler):
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture
@@ -176,7 +106,7 @@ def test_a_killed_study_on_a_cluster_goes_on(sound_cluster, undisturbed, tmp_pat
 def test_a_killed_worker_of_a_cluster_loses_nothing(cluster, undisturbed, tmp_path):
     study = start("minicnn.study", *SMALL, "--dask", cluster.address, "--out", tmp_path / "study")
     until(lambda: nets(tmp_path / "study"))
-    victim = until(cluster.busy)
+    victim = until(lambda: cluster.busy("train_nets"))
     cluster.workers[victim].send_signal(signal.SIGKILL)
     assert len(nets(tmp_path / "study")) < 6
     _, errors = study.communicate(timeout=DEADLINE)
@@ -190,9 +120,7 @@ def test_a_cluster_without_workers_is_waited_for(cluster, undisturbed, tmp_path)
     until(lambda: nets(tmp_path / "study"))
     for worker in cluster.workers.values():
         worker.kill()
-    line = study.stderr.readline()
-    while "warning" not in line:
-        line = study.stderr.readline()
+    line = line_with("warning", study)
     told = f"warning: the cluster at {cluster.address} has no workers left; waiting for new ones"
     assert line == f"minicnn.study: {told}\n"
     cluster.add_worker()
@@ -267,15 +195,6 @@ def test_a_trial_equals_a_run_of_train(undisturbed, tmp_path):
     assert [array.tobytes() for array in seen[0].probabilities] == expected
 
 
-def refusal(done):
-    """The only error line of a command that refuses to continue."""
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if "error" in line]
-    assert len(lines) == 1, done.stderr
-    return lines[0]
-
-
 @pytest.mark.full(but="somewhere")
 @pytest.mark.parametrize(
     ("address", "named"),
@@ -318,35 +237,15 @@ def test_workers_of_another_version_or_without_the_data(cluster, tmp_path):
             rows.append(f"{label},{pixels}" if name == "train" else pixels)
         (data / f"{name}.csv").write_text("\n".join(rows) + "\n")
 
-    def only(**options):
-        for process in cluster.workers.values():
-            process.kill()
-            process.wait()
-        cluster.add_worker(**options)
-        until(
-            lambda: (
-                [
-                    worker["id"]
-                    for worker in cluster.client.scheduler_info(n_workers=-1)["workers"].values()
-                ]
-                == [list(cluster.workers)[-1]]
-            )
-        )
-
     # In the working folder of each process: only the study's has the data.
     hardest = "hardest --quick --quiet --no-figures --nets=1 --epochs=1 --limit=64 --device=numpy"
     arguments = *hardest.split(), "--data=/proc/self/cwd/data", "--dask", cluster.address
-    only()
+    cluster.replace_workers()
     line = refusal(command("minicnn.study", *arguments, "--out=one", cwd=tmp_path))
     assert "worker on " in line
     assert "/proc/self/cwd/data: No such file or directory" in line
 
-    other = tmp_path / "other"
-    other.mkdir()
-    subprocess.run(["cp", "-r", ROOT / "minicnn", ROOT / "kernels", other], check=True)
-    init = other / "minicnn" / "__init__.py"
-    init.write_text(init.read_text().replace('__version__ = "', '__version__ = "99.'))
-    only(environment={**os.environ, "PYTHONPATH": str(other)})
+    cluster.replace_workers(environment=other_version(tmp_path / "other"))
     line = refusal(command("minicnn.study", *arguments, "--out=two", cwd=tmp_path))
     assert "has minicnn 99." in line
     assert "expected 0." in line

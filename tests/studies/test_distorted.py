@@ -15,7 +15,8 @@ from minicnn.files import DataError
 from minicnn.recipe import Recipe
 from minicnn.studies import trials
 from minicnn.studies.store import FILE, Cell, Store
-from minicnn.studies.tasks import Source, Task, train_nets
+from minicnn.studies.tasks import Task, train_nets
+from minicnn.training.dataset import Source
 
 CELL = Cell("seed", Recipe(nets=2), 2)
 

@@ -17,7 +17,8 @@ from minicnn.recipe import Recipe
 from minicnn.studies import variance
 from minicnn.studies.networks import STEPS, Variant
 from minicnn.studies.store import FILE, Store
-from minicnn.studies.tasks import Source, Task, train_nets
+from minicnn.studies.tasks import Task, train_nets
+from minicnn.training.dataset import Source
 
 COLOUR = (32, 32, 3)
 RECIPE = Recipe(nets=1, epochs=4, batch_size=16, learning_rate=0.005, momentum=0.9, rotation=0.0)

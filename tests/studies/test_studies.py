@@ -24,11 +24,14 @@ from minicnn import __version__, machine, model, study
 from minicnn.files import DataError
 from minicnn.recipe import Recipe
 from minicnn.studies import ablation, executors, grid, hardest, statistics, variance
-from minicnn.studies.executors import Place, Processes, connect
+from minicnn.studies.executors import Processes
 from minicnn.studies.networks import STEPS, Variant
 from minicnn.studies.store import FILE, Store
-from minicnn.studies.tasks import Measured, Source, Task, measure, train_nets
+from minicnn.studies.tasks import Measured, Task, measure, train_nets
 from minicnn.studies.work import Work, in_words
+from minicnn.training import cluster
+from minicnn.training.cluster import Place, connect
+from minicnn.training.dataset import Source
 from minicnn.training.workers import WorkerDiedError
 
 # ---- networks ------------------------------------------------------------------------------------
@@ -343,12 +346,12 @@ def test_a_second_signal_stops_at_once(tmp_path):
 def test_an_address_without_a_scheduler_is_reported(monkeypatch):
     """One that sends nothing, and one that closes the connection."""
     pytest.importorskip("distributed")
-    monkeypatch.setattr(executors, "_PATIENCE", 0.5)
+    monkeypatch.setattr(cluster, "_PATIENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
         with pytest.raises(ValueError, match=f"no scheduler answers at '{address}': timed out"):
             connect(address)
-    monkeypatch.setattr(executors, "_PATIENCE", 10)
+    monkeypatch.setattr(cluster, "_PATIENCE", 10)
     with socket.create_server(("127.0.0.1", 0)) as rude:
         address = f"tcp://127.0.0.1:{rude.getsockname()[1]}"
 

@@ -15,7 +15,7 @@ import minicnn.recipe
 from minicnn import mnist_cnn, predict, train
 from minicnn.files import DataError
 from minicnn.recipe import RECIPES, Recipe
-from minicnn.training import checkpoint, prediction
+from minicnn.training import checkpoint, dataset, prediction
 from minicnn.training.dataset import Data
 from minicnn.training.trainer import Job, Trainer
 
@@ -92,7 +92,7 @@ def test_a_thousand_classes(device, tmp_path, small_network, monkeypatch):
     names = tuple(f"n{i:04}" for i in range(1000))
     source = patterns.data_set(names, 2000, 64)
     assert source.y_train.dtype == np.uint16
-    monkeypatch.setattr(train, "load", lambda *_: source)
+    monkeypatch.setattr(dataset, "load", lambda *_: source)
     recipe = "--recipe=demo --nets=1 --epochs=4 --batch-size=32 --learning-rate=0.01 --rotation=0"
     folder = trained(tmp_path / "many", device, f"{recipe} --validation-fraction=0 --zoom=0")
     rows = list(csv.reader((folder / "submission.csv").open()))
@@ -156,7 +156,7 @@ def test_a_finished_run_is_resumed_unchanged(runs, files, small_network):
 
 def test_other_names_of_the_same_classes_are_another_run(runs, monkeypatch, capsys):
     drawn = patterns.data_set(tuple(reversed(patterns.LETTERS)), 780, 104)
-    monkeypatch.setattr(train, "load", lambda *_: replace(drawn, y_test=None))
+    monkeypatch.setattr(dataset, "load", lambda *_: replace(drawn, y_test=None))
     arguments = *RECIPE.split(), f"--out={runs[LETTERS]}", "--resume", "--device=numpy", *QUIET
     assert train.main(list(arguments)) == 2
     told = capsys.readouterr().err

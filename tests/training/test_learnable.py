@@ -14,7 +14,7 @@ from minicnn import train
 from minicnn.network.layers import BatchNormalization, Conv2D, Dense, Flatten
 from minicnn.network.stack import check_batch, connect
 from minicnn.recipe import RECIPES
-from minicnn.training import learnable
+from minicnn.training import dataset, learnable
 from minicnn.training.dataset import Data
 
 LETTERS = patterns.data_set(patterns.LETTERS, 260, 26)
@@ -174,7 +174,7 @@ def test_the_command_refuses_before_it_makes_a_folder(option, told, tmp_path):
 def trained_lines(tmp_path, monkeypatch, capsys, *options, **change):
     """The warnings of a run of a small network on the letters."""
     monkeypatch.setattr(minicnn.recipe, "mnist_layers", small_layers)
-    monkeypatch.setattr(train, "load", lambda *_: replace(LETTERS, **change))
+    monkeypatch.setattr(dataset, "load", lambda *_: replace(LETTERS, **change))
     arguments = "--recipe=demo --nets=1 --batch-size=16 --quiet --no-figures --workers=1"
     arguments += f" --device=numpy --rotation=0 --zoom=0 --out={tmp_path / 'run'}"
     assert train.main([*arguments.split(), *options]) == 0
