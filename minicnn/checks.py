@@ -1,4 +1,4 @@
-"""Checks of arguments: return the converted value, or raise ValueError. Where a warning points.
+"""Checks of arguments, which return the converted value or raise ValueError; warnings about them.
 
 The message names the argument, its value and what was expected.
 """
@@ -30,7 +30,11 @@ def number(name, value, low, high=inf, ends="[]"):
 
     `ends` is the notation of the interval: "[)" includes `low` and excludes `high`.
     """
-    real = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    try:
+        real = real and isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        real = False
     above = real and (low <= value if ends[0] == "[" else low < value)
     if not above or not (value <= high if ends[1] == "]" else value < high):
         if high == inf:

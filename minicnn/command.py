@@ -20,7 +20,8 @@ from .files import printable
 from .progress import counter
 from .shared_context import SharedContext
 from .training.guard import UnguardedScriptError, check_guard
-from .training.workers import WorkerDiedError
+from .training.interruption import StopOnSignal
+from .training.workers import Interrupted, WorkerDiedError
 
 # Errors that end a command with one line and exit status 2: bad arguments, bad input, an input or
 # output error, too little memory, a worker process that died.
@@ -38,7 +39,11 @@ THREADS_HELP = (
     "most threads of a process; the result does not depend on it. All processes together have at "
     "most as many as there are cores (default: $OMP_NUM_THREADS, else as many as there are cores)"
 )
-DASK_HELP = "run on a Dask cluster, given the address of its scheduler: tcp://HOST:8786"
+DASK_HELP = (
+    "run on a Dask cluster, given the address of its scheduler: tcp://HOST:8786. --device, "
+    "--precision and --memory then hold for each of its workers; --workers and --threads are not "
+    'allowed. Needs pip install "minicnn[dask]"'
+)
 
 DATA_HELP = """\
 What --data reads:
@@ -284,6 +289,25 @@ def run(prog, main):
             print(f"{prog}: error: output cannot be written: {error}", file=stderr)
             return 2
         return status
+
+
+def run_short(parser, function, argv):
+    """As `run`, for function(arguments, should_stop): a command that has nothing to resume."""
+
+    def main():
+        arguments = parser.parse_args(argv)
+        stop = StopOnSignal("stopping")
+        try:
+            with stop:
+                function(arguments, stop)
+        except (Interrupted, KeyboardInterrupt):
+            return stop.status
+        except REFUSALS as error:
+            print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
+            return 2
+        return 0
+
+    return run(parser.prog, main)
 
 
 def images_bar(total, quiet, initial=0, about=lambda: ""):

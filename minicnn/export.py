@@ -8,15 +8,12 @@ from pathlib import Path
 
 from .command import (
     EXIT_STATUS,
-    REFUSALS,
     Parser,
     check_out_file,
-    one_line,
-    run,
+    run_short,
 )
 from .exports import save_keras, save_onnx, save_pytorch, save_safetensors
 from .model import load_model
-from .training.interruption import StopOnSignal
 from .training.workers import Interrupted
 
 # {--to: (the format's name, the function that writes it, whether it computes probabilities)}
@@ -39,21 +36,7 @@ out. The first two need pip install "minicnn[export]", the others Keras and PyTo
 
 def main(argv=None):
     """Run the command; returns its exit status."""
-    return run("minicnn.export", lambda: _main(argv))
-
-
-def _main(argv):
-    arguments = _parser().parse_args(argv)
-    stop = StopOnSignal("stopping")
-    try:
-        with stop:
-            export(arguments, stop)
-    except (Interrupted, KeyboardInterrupt):
-        return stop.status
-    except REFUSALS as error:
-        print(f"minicnn.export: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return run_short(_parser(), export, argv)
 
 
 def export(arguments, should_stop=lambda: False):

@@ -12,7 +12,6 @@ import signal
 import warnings
 from dataclasses import asdict, replace
 from html import escape
-from numbers import Integral
 
 import numpy as np
 
@@ -200,7 +199,7 @@ class Sequential(Nets):
                 fit(part, groups, workers, report, results.append, stop, on_death)
                 bar.update(total - bar.n)  # nets that ended sooner
             except Interrupted:
-                pass  # told below, when the states are kept
+                pass  # KeyboardInterrupt is raised below, after the states are kept
             finally:
                 with stop.hold():
                     self._keep((arrays, about), results)
@@ -225,10 +224,11 @@ class Sequential(Nets):
     def _keep(self, state, results):
         """Take over the states, history and diverged nets that `results` end with."""
         if not results:
+            self.history = History([])
             return
         arrays, ended = merged(state, results)
         before = zip(state[1]["nets"], self._steps(), strict=True)
-        steps = np.array([ended.get(net, step) for net, step in before])
+        steps = np.array([ended.get(net + 1, step) for net, step in before])
         about = {**state[1], "step": int(steps.max())}
         checkpoint.restore_model(self, arrays, about, "model")
         self._behind = steps.max() - steps
@@ -359,7 +359,8 @@ def load_model(path, device="auto", precision="float32"):
         optimizer,
     )
     trained.restore(model)
-    if steps := trained.about.get("steps"):
+    steps = trained.about.get("steps")
+    if steps is not None:
         of_net = dict(zip(trained.about["nets"], steps, strict=True))
         model._behind = trained.about["step"] - np.array([of_net[net] for net in model.nets])
     rows = checkpoint.history_rows(trained.arrays["history"])
@@ -385,7 +386,7 @@ def mnist_cnn(
     statistics; classes: how many there are, or their names; input_shape: (H, W, C), at least
     25 x 25 pixels. Source: C. Deotte, "25 Million Images! [0.99757] MNIST", Kaggle, 2018.
     """
-    names = None if isinstance(classes, Integral) else classes
+    names = classes if isinstance(classes, (tuple, list, np.ndarray)) else None
     layers = mnist_layers(dropout, momentum, classes if names is None else len(names))
     options = {"seed": seed, "device": device, "dtype": dtype, "precision": precision}
     return Sequential(layers, input_shape, nets, first_net, **options, classes=names)

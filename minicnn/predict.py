@@ -13,38 +13,20 @@ from .command import (
     DATA_HELP,
     DEVICE_HELP,
     EXIT_STATUS,
-    REFUSALS,
     THREADS_HELP,
     Parser,
     check_out_file,
     images_bar,
-    one_line,
     positive,
-    run,
+    run_short,
 )
 from .data.submission import write_submission
 from .training import ensemble, prediction
-from .training.interruption import StopOnSignal
-from .training.workers import Interrupted
 
 
 def main(argv=None):
     """Run the command; returns its exit status."""
-    return run("minicnn.predict", lambda: _main(argv))
-
-
-def _main(argv):
-    arguments = _parser().parse_args(argv)
-    stop = StopOnSignal("stopping")
-    try:
-        with stop:
-            predict(arguments, stop)
-    except (Interrupted, KeyboardInterrupt):
-        return stop.status
-    except REFUSALS as error:
-        print(f"minicnn.predict: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return run_short(_parser(), predict, argv)
 
 
 def predict(arguments, should_stop=lambda: False):

@@ -60,7 +60,7 @@ class Recipe:
         checks.integer("nets", self.nets, 1, 10_000)
         checks.integer("first_net", self.first_net, 1, 2**32 - 1 - self.nets)
         for name in ("epochs", "batch_size"):
-            checks.integer(name, getattr(self, name), 1)
+            checks.word(name, checks.integer(name, getattr(self, name), 1))
         for name in ("validation_fraction", "zoom", "dropout", "momentum"):
             checks.number(name, getattr(self, name), 0, 1, "[)")
         for name in ("width_shift", "height_shift"):

@@ -12,39 +12,22 @@ from . import __version__, devices, drawing
 from .command import (
     DEVICE_HELP,
     EXIT_STATUS,
-    REFUSALS,
     Parser,
     check_out_file,
-    one_line,
-    run,
+    run_short,
 )
 from .files import DataError, atomic_write
 from .reports import run as run_page
 from .reports import study as study_page
 from .reports import webpage
 from .studies.store import FILE
-from .training.interruption import StopOnSignal
 from .training.run_folder import CONFIG
 from .training.workers import Interrupted
 
 
 def main(argv=None):
     """Run the command; returns its exit status."""
-    return run("minicnn.report", lambda: _main(argv))
-
-
-def _main(argv):
-    arguments = _parser().parse_args(argv)
-    stop = StopOnSignal("stopping")
-    try:
-        with stop:
-            report(arguments, stop)
-    except (Interrupted, KeyboardInterrupt):
-        return stop.status
-    except REFUSALS as error:
-        print(f"minicnn.report: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return run_short(_parser(), report, argv)
 
 
 def report(arguments, should_stop=lambda: False):

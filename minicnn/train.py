@@ -38,7 +38,7 @@ from .command import (
     run,
     set_threads,
 )
-from .files import in_use, remove_unfinished
+from .files import DataError, in_use, remove_unfinished
 from .recipe import RECIPES, Recipe
 from .training import cluster, crews, ensemble, learnable, messages, run_folder
 from .training.dataset import Source
@@ -106,7 +106,12 @@ def train(arguments, out=None, should_stop=lambda: False):
         else:
             client = stack.enter_context(cluster.connect(arguments.dask))
             crew = crews.Cluster(client, arguments.dask, *asked, not arguments.no_graph)
-        data, source = source.load(progress=not arguments.quiet)
+        try:
+            data, source = source.load(progress=not arguments.quiet)
+        except DataError as error:
+            if config is None or arguments.data is not None:
+                raise
+            raise DataError(f"{error}; {arguments.config} names it, --data another one") from None
         if config is not None:
             warn_of_other_data(arguments.config, config, source)
         recipe = recipe.of(data)
@@ -207,7 +212,8 @@ def _parser():
         "digits, in a minute or less. On other data, it trains the recipe 'seed': 15 networks for "
         "45 epochs.",
         epilog="The run folder contains config.json, history.csv, checkpoint.npz, submission.csv, "
-        f"summary.json and figures/. Ctrl-C saves the run; --resume continues it. {EXIT_STATUS}"
+        "summary.json and figures/. Ctrl-C saves the run, with --dask as it was after its last "
+        f"whole epochs; --resume continues it. {EXIT_STATUS}"
         f"\n\n{DATA_HELP}",
         allow_abbrev=False,
     )
@@ -226,8 +232,8 @@ def _parser():
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="repeat a run: the recipe and the data of its config.json, unless other options "
-        "replace them",
+        help="repeat a run: the recipe, the data and their limits from its config.json, unless "
+        "other options replace them; device and precision are chosen anew",
     )
     parser.add_argument("--out", metavar="DIR", help="the run folder (default: runs/DATE-TIME)")
     parser.add_argument(

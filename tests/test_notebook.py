@@ -41,6 +41,7 @@ def executed(folder, monkeypatch, *cells):
         "PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     )
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    (folder / "ipywidgets.py").write_text("raise ImportError\n")  # a bar of text can be compared
     cells = [nbformat.v4.new_code_cell(text) for text in cells]
     notebook = nbformat.v4.new_notebook(cells=cells)
     run = nbconvert.ExecutePreprocessor(timeout=300, kernel_name="python3")
@@ -62,8 +63,7 @@ def test_a_notebook_trains_and_shows(tmp_path, monkeypatch):
     fit, model, history, prediction, stopped = executed(tmp_path, monkeypatch, *cells)
     shown = text_of(fit)
     assert "Warning" not in shown and "Traceback" not in shown
-    assert re.search(r"100%.*(96|192)/", shown) or "widget-view" in str(fit)
-    assert "2 of 2 nets trained" in shown or "widget-view" in str(fit)
+    assert re.search(r"100%.*64\.0/64\.0 .*, 2 of 2 nets trained\]", shown)
     assert "<td>conv2d_6</td>" in html_of(model)
     assert html_of(history).count("<tr>") == 2 and "val_accuracy" in html_of(history)
     assert text_of(prediction).startswith("array([[[")

@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import __version__, devices
 from ..recipe import Recipe, image_shape
-from ..training import workers
+from ..training import remote, workers
 from ..training.cluster import one_at_a_time
 from ..training.dataset import Source
 from ..training.inference import CapturedStep
@@ -77,6 +77,7 @@ class Measured:
 def train_nets(task):
     """Run a task. Returns a TrainedNet per net. Raises DataError, Interrupted, ValueError."""
     with one_at_a_time:
+        remote.forget()  # it may have trained nets of a run before
         data, device, ops, group = _prepare(task)
         results = []
         for nets in split_nets(task.nets, group):
@@ -119,6 +120,7 @@ def _distorted_accuracies(trainer, data, batch=1000):
 def measure(task):
     """Time some steps of a task in this process. Returns a Measured."""
     with one_at_a_time:
+        remote.forget()  # it may have trained nets of a run before
         data, device, ops, group = _prepare(task)
         trainer = _trainer(task, data, device, ops, task.nets[:group])
         run_step = CapturedStep(ops, graph=True)

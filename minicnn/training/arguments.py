@@ -39,8 +39,10 @@ def shaped(name, x, input_shape):
     H, W, C = input_shape
     shapes = [(H, W, C), (H * W * C,), *([(H, W)] if C == 1 else [])]
     if x.shape[1:] not in shapes or not x.ndim:
-        grey = f" or (N, {H}, {W})" if C == 1 else ""
-        raise ValueError(f"{name}: got shape {x.shape}, expected (N, {H}, {W}, {C}){grey}")
+        grey = f", (N, {H}, {W})" if C == 1 else ""
+        raise ValueError(
+            f"{name}: got shape {x.shape}, expected (N, {H}, {W}, {C}){grey} or (N, {H * W * C})"
+        )
     return x.reshape(N, H, W, C)
 
 

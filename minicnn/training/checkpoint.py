@@ -57,6 +57,12 @@ def load(path):
                 f"{path}: {name}: got shape {array.shape} of {array.dtype}, expected floats in "
                 f"{len(nets)} rows, one a net"
             )
+    steps = about.get("steps")
+    if steps is not None and (len(steps) != len(nets) or max(steps) > about["step"]):
+        raise DataError(
+            f"{path}: steps: got {_shown(steps)}, expected {len(nets)} numbers, at most the step "
+            f"{about['step']}"
+        )
     if len(set(nets)) < len(nets):
         raise DataError(f"{path}: nets: got {_shown(nets)}, expected different numbers")
     if strangers := {row["net"] - 1 for row in about["diverged"]} - set(nets):
@@ -203,7 +209,10 @@ def select(arrays, about, nets, path):
     selected["history"] = history[np.isin(history[:, 0] - 1, chosen)]
     numbers = set(chosen)
     diverged = [row for row in about["diverged"] if row["net"] - 1 in numbers]
-    return selected, {**about, "nets": chosen, "diverged": diverged}
+    chosen_about = {**about, "nets": chosen, "diverged": diverged}
+    if about.get("steps") is not None:
+        chosen_about["steps"] = [about["steps"][row] for row in rows]
+    return selected, chosen_about
 
 
 def concatenate(states):

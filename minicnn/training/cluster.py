@@ -4,8 +4,10 @@ A Place is where calls run: the workers of a cluster, or the processes of studie
 remote.py trains an ensemble on a cluster; studies/work.py does the tasks of a study at any Place.
 """
 
+import asyncio
 import contextlib
 import logging
+import pickle
 import socket
 import threading
 import time
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from .. import __version__
-from .workers import Interrupted, WorkerDiedError
+from .workers import Interrupted, WorkerDiedError, sendable
 
 _PATIENCE = 10  # seconds to wait for an answer of a cluster
 _CHECK_SECONDS = 1  # between two looks at the workers of a cluster
@@ -30,7 +32,7 @@ class Place:
 
     in_hand(): the images trained on so far by the running calls; 0 if the executor does not report
     it. look(): checks the executor and prints a warning if it cannot work; call it regularly. It
-    returns whether all workers of a cluster are others than at the last look.
+    returns whether none of the workers of the last look is left, but others are.
     workers(): addresses of a cluster's workers, as of the last look; of other executors none.
     """
 
@@ -64,7 +66,8 @@ class Calls:
         """
         hints = {} if near is None else {"workers": [near], "allow_other_workers": True}
         call = function, *arguments
-        self._calls[self._place.executor.submit(*call, **hints)] = number, call, near
+        future = self._place.executor.submit(_answer, *call, **hints)
+        self._calls[future] = number, call, near
 
     def ended(self, should_stop):
         """Yield several times a second: the list of (number, result) of calls that ended since.
@@ -92,13 +95,17 @@ class Calls:
         for future in wait(self._calls, timeout=0.2, return_when=FIRST_COMPLETED).done:
             number, _, _ = self._calls.pop(future)
             try:
-                ended.append((number, future.result()))
-            except Exception as error:  # raised after the other results are yielded
+                result, error = pickle.loads(future.result())
+            except Exception as problem:  # the call could not be run, or its answer not be read
+                result, error = None, problem
+            if error is None:
+                ended.append((number, result))
+            else:  # raised after the other results are yielded
                 fault = error
         return ended, fault
 
     def _submit_again(self):
-        """Submit the calls that should run near a worker again, without that wish.
+        """Submit the calls that should run near a worker again, for any worker.
 
         If no worker is left, Dask keeps such a call for the worker that is gone, even when others
         come.
@@ -107,6 +114,18 @@ class Calls:
             if near is not None and future.cancel():
                 del self._calls[future]
                 self.submit(number, *call)
+
+
+def _answer(function, *arguments):
+    """(result, None) or (None, error) of a call, as bytes.
+
+    So every result and error comes back: Dask loses those that it cannot pickle or show as text,
+    and some errors end its worker.
+    """
+    try:
+        return pickle.dumps((function(*arguments), None), pickle.HIGHEST_PROTOCOL)
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        return pickle.dumps((None, sendable(error)), pickle.HIGHEST_PROTOCOL)
 
 
 def run_each(place, function, tasks, should_stop):
@@ -167,7 +186,8 @@ def cluster(client, address, tell):
     import dask  # noqa: PLC0415
     from distributed import KilledWorker  # noqa: PLC0415
 
-    with contextlib.suppress(TimeoutError):
+    # In Python 3.10 these are two classes.
+    with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
         client.wait_for_workers(1, timeout=_PATIENCE)
     monitor = _WorkerMonitor(client, address, tell)
     if not monitor.workers:

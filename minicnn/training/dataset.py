@@ -98,11 +98,15 @@ class Source:
         here = f"worker on {socket.gethostname()}, process {os.getpid()}"
         if version != __version__:
             raise DataError(f"{here}: has minicnn {__version__}, expected {version}")
+        where, ours = (self.name, self.limit, self.test_limit, self.shape), (self.train, self.test)
         try:
-            data, found = _load(self.name, self.limit, self.test_limit, self.shape)
+            data, found = _load(*where)
+            if (found.train, found.test) != ours:  # the files may have changed since
+                _load.cache_clear()
+                data, found = _load(*where)
         except DataError as error:
             raise DataError(f"{here}: {error}") from None
-        if (found.train, found.test) != (self.train, self.test):
+        if (found.train, found.test) != ours:
             raise DataError(
                 f"{here}: {self.name}: has other images or labels than the command was started "
                 "with, expected the same"

@@ -4,8 +4,10 @@ Each group of nets is a task for run_jobs (workers.py): a Trainer starts from th
 and returns their new ones. So fit and the command run the same code, and their bits agree.
 """
 
+import contextlib
 import itertools
 import pickle
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +26,7 @@ from .dataset import Data
 from .history import named
 from .resources import split_nets
 from .trainer import Job, Trainer, steps_per_epoch
-from .workers import Interrupted, picklable, run_jobs
+from .workers import Interrupted, in_worker, run_jobs, sendable
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,9 @@ def prepare(
     """(FitRecipe, Data) for a Sequential and the arguments of its fit. Raises ValueError."""
     model.check_trainable()
     arguments.check_classifier(model.architecture)
-    batch_size = checks.integer("batch_size", batch_size, 1)
+    batch_size = checks.word("batch_size", checks.integer("batch_size", batch_size, 1))
     check_batch(model.nodes, batch_size)
-    epochs = checks.integer("epochs", epochs, 1)
+    epochs = checks.word("epochs", checks.integer("epochs", epochs, 1))
     initial_epoch = checks.integer("initial_epoch", initial_epoch, 0, epochs - 1)
     augment = RandomAffine() if augment is None else augment
     if not isinstance(augment, RandomAffine):
@@ -162,21 +164,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The result of a group: its state, and {net: (epoch, step)} of the nets that diverged."""
+    """The result of a group of nets.
+
+    state: (arrays, about). steps: {net: its optimizer steps}. diverged: {net: (epoch, step)}. Nets
+    count from 1.
+    """
 
     state: tuple
+    steps: dict
     diverged: dict
-
-
-class HookError(Exception):
-    """on_epoch raised `error`. fitted: the Fitted of its group after the epoch."""
-
-    def __init__(self, fitted, error):
-        super().__init__(f"on_epoch raised {error!r}")
-        self.fitted, self.error = fitted, error
-
-    def __reduce__(self):  # for its way out of a worker process
-        return HookError, (self.fitted, picklable(self.error))
 
 
 def initial_state(model):
@@ -187,8 +183,9 @@ def initial_state(model):
 
 
 def are_finite(arrays):
-    """(E,) whether all weights and moving statistics of each net of a state are finite."""
-    return np.isfinite(arrays["params"]).all(axis=1) & np.isfinite(arrays["moving"]).all(axis=1)
+    """(E,) whether all weights, moving statistics and moments of each net are finite."""
+    finite = [np.isfinite(arrays[name]).all(axis=1) for name in checkpoint.MODEL_ARRAYS]
+    return np.all(finite, axis=0)
 
 
 def split_state(arrays, about, steps, size):
@@ -213,7 +210,7 @@ def fit_group(part, group, report, should_stop):
 
     report(n): n more images were trained on. report(0, rows): an epoch has ended; rows = {net: its
     row of the history, None if it diverged}. on_epoch(row) that returns true ends the training of
-    its net. Raises HookError.
+    its net. What it raises ends the training of the group: report(0, the exception).
     """
     nets, (arrays, about) = group
     recipe = replace(part.recipe, initial_step=about["step"])
@@ -224,26 +221,46 @@ def fit_group(part, group, report, should_stop):
             rows = trainer.train_epoch(report, should_stop)
         except Interrupted:  # the state after the last step is a result, too
             break
-        report(0, {row["net"]: row for row in rows} | dict.fromkeys(trainer.diverged))
-        for row in rows:
-            try:
+        try:
+            report(0, {row["net"]: row for row in rows} | dict.fromkeys(trainer.diverged))
+            for row in rows:
                 if part.on_epoch is not None and part.on_epoch(named(row)):
                     trainer.stop(row["net"])
-            except Exception as error:
-                raise HookError(Fitted(trainer.state(), trainer.diverged), error) from error
-    return Fitted(trainer.state(), trainer.diverged)
+        except BaseException as error:  # the epoch is a result all the same
+            report(0, _for_parent(error))
+            break
+    return Fitted(trainer.state(), trainer.steps_of_nets, trainer.diverged)
+
+
+def _for_parent(error):
+    """An exception for the process that called fit; in a worker, it prints where it was raised."""
+    if not in_worker():
+        return error
+    traceback.print_exception(error)
+    return sendable(error)
 
 
 def fit(part, groups, workers, report, on_result, should_stop, on_death):
     """Train groups of nets in `workers` processes; on_result(fitted) for each, in their order.
 
-    Raises Interrupted if should_stop() returned True, and what a task or on_epoch raises.
+    Raises Interrupted if should_stop() returned True, and what a task or on_epoch raises; then all
+    groups stop after their current step.
     """
-    try:
-        run_jobs(fit_group, part, groups, workers, report, on_result, should_stop, on_death)
-    except HookError as failure:
-        on_result(failure.fitted)
-        raise failure.error from None
+    raised = []
+
+    def told(count, note=()):
+        if isinstance(note, BaseException):
+            raised.append(note)
+        else:
+            report(count, note)
+
+    def stopping():
+        return bool(raised) or should_stop()
+
+    with contextlib.suppress(Interrupted):  # raised below, unless there is another reason
+        run_jobs(fit_group, part, groups, workers, told, on_result, stopping, on_death)
+    if raised:
+        raise raised[0]
     if should_stop():
         raise Interrupted
 
@@ -261,9 +278,9 @@ def check_importable(part):
 
 
 def merged(state, results):
-    """(arrays, {net: its optimizer steps}) of `results` put over the arrays of all nets.
+    """(arrays, {net, from 1: its optimizer steps}) of `results` put over the arrays of all nets.
 
-    Nets count from 0; of nets without a result, the arrays are as before.
+    Of nets without a result, the arrays are as before.
     """
     arrays, about = {name: array.copy() for name, array in state[0].items()}, state[1]
     places, steps = {net: place for place, net in enumerate(about["nets"])}, {}
@@ -272,7 +289,7 @@ def merged(state, results):
         rows = [places[net] for net in of_group["nets"]]
         for name in checkpoint.MODEL_ARRAYS:
             arrays[name][rows] = theirs[name]
-        steps |= dict.fromkeys(of_group["nets"], of_group["step"])
+        steps |= fitted.steps
     rows = np.concatenate([fitted.state[0]["history"] for fitted in results] or [arrays["history"]])
     arrays["history"] = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
     return arrays, steps

@@ -39,6 +39,8 @@ _OF_CONFIG = {
 def read_config(path):
     """Read config.json: (config, its Recipe). Raises DataError."""
     config = read_json(path, _OF_CONFIG)
+    if not config["source"]:
+        raise DataError(f"{path}: source: got nothing, expected where the data are")
     if config.get("test_images") is None:
         config["test_images"] = config["test_data"] = None
     else:
@@ -47,6 +49,8 @@ def read_config(path):
         check(path, config, {"limit": _LIMIT, "test_limit": _LIMIT})
         if config.get("shape") is not None:
             check(path, config, {"shape": list})
+            for length in config["shape"]:
+                check(path, length, COUNT, "shape")
     try:
         return config, Recipe(**config["recipe"])
     except (TypeError, ValueError) as error:
@@ -56,19 +60,16 @@ def read_config(path):
 def source_of(config, recipe, name=None):
     """The Source of a run's data, from what read_config has read; name: another data set instead.
 
-    The limits on the number of images, and the shape of an image in a CSV file, are those of the
-    run. Where an earlier version has not written them, they are what its data had.
+    Without another one, the limits on the number of images, and the shape of an image in a CSV
+    file, are those of the run. Where an earlier version has not written them, they are what its
+    data had.
     """
-    if "limit" in config:
-        shape = config.get("shape")
-        return Source(
-            name or config["source"],
-            config["limit"],
-            config["test_limit"],
-            None if shape is None else tuple(shape),
-        )
     if name is not None:
         return Source(name)
+    if "limit" in config:
+        shape = config.get("shape")
+        shape = None if shape is None else tuple(shape)
+        return Source(config["source"], config["limit"], config["test_limit"], shape)
     shape = recipe.input_shape if recipe.about_data else None
     return Source(config["source"], config["train_images"], config["test_images"], shape)
 

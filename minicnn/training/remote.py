@@ -25,6 +25,8 @@ from .dataset import Source
 from .resources import fitting
 from .trainer import Job, Trainer
 
+_JOIN = ", "  # between the names of several devices
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -50,6 +52,7 @@ class Offer:
     precision: str
     lockstep: bool
     group: int
+    worker: str | None = None  # its address
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Epoch:
     probabilities: np.ndarray | None
     worker: str | None
     token: str
+    computed: tuple  # device and precision
 
 
 # ---- in the process of the command ---------------------------------------------------------------
@@ -76,13 +80,15 @@ def ask(place, assignment, should_stop):
 
     Warns if the workers have different devices or precisions.
     """
-    offers = []
-    with Calls(place) as calls:
-        for number, address in enumerate(place.workers()):
-            calls.submit(number, offer, assignment, near=address)
-        for ended in calls.ended(should_stop):
-            offers += [found for _, found in ended]
-    found = sorted({(offer.device, offer.precision) for offer in offers})
+    offers = {}  # {address of a worker: its Offer}
+    for _ in range(2):  # an idle worker may have answered in place of a busy one
+        asked = [address for address in place.workers() if address not in offers]
+        with Calls(place) as calls:
+            for number, address in enumerate(asked):
+                calls.submit(number, offer, assignment, near=address)
+            for ended in calls.ended(should_stop):
+                offers |= {found.worker or asked[number]: found for number, found in ended}
+    found = sorted({(offer.device, offer.precision) for offer in offers.values()})
     if len(found) > 1:
         warnings.warn(
             f"the workers compute on {' and '.join(' in '.join(one) for one in found)}: rounding "
@@ -90,9 +96,11 @@ def ask(place, assignment, should_stop):
             stacklevel=2,
         )
     return Offer(
-        *(", ".join(sorted(set(names))) for names in zip(*found, strict=True)),
-        any(offer.lockstep for offer in offers),
-        min(offer.group for offer in offers),
+        device=_JOIN.join(sorted({device for device, _ in found})),
+        precision=_JOIN.join(sorted({precision for _, precision in found})),
+        lockstep=any(offer.lockstep for offer in offers.values()),
+        # A worker without lockstep trains a group of any size, though no faster than net by net.
+        group=min([offer.group for offer in offers.values() if offer.lockstep] or [1]),
     )
 
 
@@ -105,13 +113,14 @@ def train_groups(place, assignment, job, groups, report, on_group, should_stop, 
     """
     waiting, at_work = deque(enumerate(groups)), {}  # {group in training: address of its worker}
     trained, delivered = {}, 0
+    offered = {*job.device.split(_JOIN), *job.precision.split(_JOIN)}
     with Calls(place) as calls:
 
         def submit(number, state, path, token=None, last=None):
             """Submit the next epoch of a group; last: the address of its last worker."""
             taken = {address for other, address in at_work.items() if other != number}
             free = [address for address in place.workers() if address not in taken]
-            near = last if last in free or not free else free[0]
+            near = last if last in free else next(iter(free), None)
             at_work[number] = near
             task = assignment, groups[number], state, str(path), token
             calls.submit(number, train_epoch, *task, near=near)
@@ -139,6 +148,13 @@ def train_groups(place, assignment, job, groups, report, on_group, should_stop, 
                 nets = groups[number]
                 checkpoint.save(ensemble.group_checkpoint(job.folder, nets), *epoch.state)
                 group = _trained(epoch)
+                if not offered.issuperset(epoch.computed):
+                    offered.update(epoch.computed)
+                    warnings.warn(
+                        f"a worker that has joined computes on {' in '.join(epoch.computed)}, the "
+                        f"run began on {job.device} in {job.precision}: rounding may differ",
+                        stacklevel=2,
+                    )
                 if epoch.steps:
                     report(epoch.steps * len(nets) * job.recipe.batch_size)
                     report(0, ensemble.last_rows(nets, group.history, group.diverged))
@@ -173,7 +189,7 @@ def offer(assignment):
         data, device, ops = _prepare(assignment)
         recipe = assignment.recipe
         group = fitting(recipe, data, ops, recipe.nets, assignment.memory)
-        return Offer(device, ops.precision, ops.lockstep, group)
+        return Offer(device, ops.precision, ops.lockstep, group, worker_address())
 
 
 def train_epoch(assignment, nets, state, path, token):
@@ -204,7 +220,14 @@ def train_epoch(assignment, nets, state, path, token):
         token = secrets.token_hex(8)
         if not done:
             _kept[token] = trainer
-        return Epoch(trainer.state(), steps, done, probabilities, worker_address(), token)
+        model = trainer.model
+        computed = model.device, model.ops.precision
+        return Epoch(trainer.state(), steps, done, probabilities, worker_address(), token, computed)
+
+
+def forget():
+    """Let go of the Trainer that this process keeps for the next epoch."""
+    _kept.clear()
 
 
 def _prepare(assignment):

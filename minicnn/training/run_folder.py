@@ -34,7 +34,7 @@ def claim(job, source, resume):
     config = {
         "recipe": job.recipe.as_dict(),
         "data": data.fingerprint,
-        "source": source.name,
+        "source": source.for_other_processes().name,
         "limit": source.limit,
         "test_limit": source.test_limit,
         "shape": source.shape,

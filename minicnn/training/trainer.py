@@ -85,7 +85,8 @@ class Trainer:
         self.seconds = 0.0  # time spent in the epoch so far
         self.history = []
         self.diverged = {}  # {net: (epoch, step)} where its loss or a weight stopped being finite
-        self._stopped = {}  # {net: {name: its row of each array of the state, when it was stopped}}
+        # {net: (optimizer steps, {name: its row of each array of the state})} when it was stopped
+        self._stopped = {}
         self.graph = job.graph
         around_first = trace.printing if nets[0] == recipe.first_net else contextlib.nullcontext
         self._run_step = CapturedStep(self.ops, job.graph, around_first)
@@ -94,6 +95,12 @@ class Trainer:
     def steps_done(self):
         """Optimizer steps since the start of training."""
         return int(self.ops.to_host(self.model.step)[0])
+
+    @property
+    def steps_of_nets(self):
+        """{net: its optimizer steps}; they differ where nets were stopped."""
+        done = self.steps_done
+        return {net: self._stopped[net][0] if net in self._stopped else done for net in self.nets}
 
     @property
     def epochs_done(self):
@@ -233,9 +240,8 @@ class Trainer:
     def stop(self, net):
         """End the training of a net after an epoch: its state stays as it is now."""
         place = self.nets.index(net)
-        self._stopped[net] = {
-            name: array[place].copy() for name, array in self._arrays()[0].items()
-        }
+        rows = {name: array[place].copy() for name, array in self._arrays()[0].items()}
+        self._stopped[net] = self.steps_done, rows
 
     def _arrays(self):
         """The arrays of the state but for the history, and the model's part of `about`."""
@@ -245,7 +251,7 @@ class Trainer:
     def state(self):
         """The state (arrays, about), as a checkpoint holds it; possible between any two steps."""
         arrays, about = self._arrays()
-        for net, rows in self._stopped.items():
+        for net, (_, rows) in self._stopped.items():
             for name, row in rows.items():
                 arrays[name][self.nets.index(net)] = row
         # The values of a diverged net depend on the other nets of its group: do not save them.

@@ -86,6 +86,8 @@ def run_jobs(
     if workers <= 1 or len(tasks) <= 1:
         results = []
         for task in tasks:
+            if results and should_stop():
+                raise Interrupted
             results.append(function(shared, task, report, should_stop))
             on_result(results[-1])
         return results
@@ -103,9 +105,9 @@ def run_jobs(
             report(pool.progress())
             if should_stop():
                 pool.stop()
-            while delivered < len(tasks) and delivered in pool.results:
-                on_result(pool.results[delivered])
+            while delivered in pool.results:
                 delivered += 1
+                on_result(pool.results[delivered - 1])
     except KeyboardInterrupt:
         pool.stop(at_once=True)
         raise
@@ -394,19 +396,20 @@ def _run_task(function, shared, task):
     try:
         return function(shared, task, report, should_stop), None
     except (Interrupted, ValueError, OSError, MemoryError) as error:
-        return None, picklable(error)
-    except Exception as error:  # a bug of this program, or of a function of its user: show where
+        return None, sendable(error)
+    except Exception as error:  # a bug of this program: show where
         traceback.print_exc()
-        return None, picklable(error)
+        return None, sendable(error)
 
 
-def picklable(error):
-    """The exception, or a RuntimeError with its text if another process cannot load it."""
+def sendable(error):
+    """The exception for another process: a RuntimeError with its text if that cannot load it."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    # KeyboardInterrupt and SystemExit would end the other process.
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))
 
 
 def _watch_parent():
@@ -437,6 +440,11 @@ def take_cores():
     """
     if _state.channel is not None:
         _use_cores(_state.channel[_THREADS])
+
+
+def in_worker():
+    """Whether this process is a worker."""
+    return _state.channel is not None
 
 
 def should_stop():

@@ -47,7 +47,7 @@ def test_options_win(run):
     assert (recipe, source) == wanted(*TINY)
     changed, limited = wanted(given, "--nets=5", "--decay=0.5", "--limit=99", "--data=mnist")
     assert (changed.nets, changed.decay, changed.epochs, changed.batch_size) == (5, 0.5, 2, 32)
-    assert (limited.name, limited.limit, limited.test_limit) == ("mnist", 99, 40)
+    assert (limited.name, limited.limit, limited.test_limit) == ("mnist", 99, None)
     assert wanted(given, "--recipe=seed")[0].epochs == 45
     assert wanted()[1].name == "digits" and wanted("--data=x")[0].nets == 15
 
@@ -102,7 +102,11 @@ def test_other_data_are_told(run, tmp_path, capsys):
         ({"limit": 0}, "limit: got 0, expected a number from 1"),
         ({"test_limit": "x"}, "test_limit: got x, expected a number from 1"),
         ({"shape": "28x28"}, "shape: got 28x28, expected a list"),
-        ({"shape": [28, -1]}, "shape: got (28, -1), expected (H, W) or (H, W, C)"),
+        ({"shape": [28, -1]}, "shape: got -1, expected a number from 1"),
+        ({"shape": [True, 784]}, "shape: got True, expected a number from 1"),
+        ({"recipe": {"rotation": 10**400}}, "recipe: rotation: got 1000"),
+        ({"recipe": {"epochs": 10**400}}, "recipe: epochs: got 1000"),
+        ({"source": ""}, "source: got nothing, expected where the data are"),
         ({"source": "/nowhere"}, "/nowhere: No such file or directory"),
     ],
     ids=str,

@@ -12,7 +12,7 @@ from runs import TINY
 from small_commands import NOT_QUIET, STUDY, found_by, posix, predicting, without
 
 from minicnn import predict, progress, report, study, train
-from minicnn.training import checkpoint
+from minicnn.training import checkpoint, messages
 from minicnn.training.interruption import StopOnSignal
 
 
@@ -127,13 +127,12 @@ def row(epoch, train_accuracy, validation_accuracy=None):
     ],
 )
 def test_where_training_is(rows, expected):
-    recipe = train.Recipe(epochs=2)
-    assert train._standing(rows, recipe) == expected
+    assert messages.standing(rows, epochs=2, nets=15) == expected
 
 
 def test_nets_at_different_epochs():
     rows = {1: row(4, 0.5, 0.5), 2: row(7, 0.7, 0.7)}
-    told = train._standing(rows, train.Recipe(epochs=9))
+    told = messages.standing(rows, epochs=9, nets=15)
     assert told.startswith("epochs 4 to 7 of 9: train accuracy 0.60000, validation accuracy 0.6")
 
 

@@ -162,7 +162,7 @@ def replace_recipe(job, **changes):
 
 
 def test_fewer_images_than_a_batch_are_refused(job):
-    with pytest.raises(DataError, match=r"got 108 training images .* one batch of 109"):
+    with pytest.raises(DataError, match=r"batch_size: got 109, expected at most the 108"):
         Trainer(replace_recipe(job, batch_size=109), range(1, 2))
     assert Trainer(replace_recipe(job, batch_size=108), range(1, 2)).steps == 1
 

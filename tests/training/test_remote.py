@@ -40,6 +40,15 @@ def recipe(monkeypatch):
     return RECIPE
 
 
+_here = threading.local()
+
+
+@pytest.fixture(autouse=True)
+def addresses(monkeypatch):
+    """A call in one of the Threads knows the address of its worker."""
+    monkeypatch.setattr(remote, "worker_address", lambda: getattr(_here, "address", None))
+
+
 class Threads(Executor):
     """Threads that pretend to be the workers of a cluster.
 
@@ -56,10 +65,10 @@ class Threads(Executor):
         return self._pool.submit(self._run, function, arguments, workers[0])
 
     def _run(self, function, arguments, near):
+        _here.address = near if near in self.workers else next(iter(self.workers), None)
         result = function(*arguments)
         self.go.wait()
-        there = near if near in self.workers else next(iter(self.workers), None)
-        return replace(result, worker=there) if isinstance(result, remote.Epoch) else result
+        return result
 
     @property
     def place(self):
@@ -263,14 +272,14 @@ def test_a_worker_offers_its_device_and_what_fits(recipe, loaded):
 
 
 def test_different_devices_are_reported(recipe, loaded, monkeypatch):
-    """The groups are as large as on the smallest device."""
+    """The groups are as large as on the smallest GPU."""
     offers = iter([remote.Offer("cuda", "tf32", True, 8), remote.Offer("cpu", "float32", False, 1)])
     monkeypatch.setattr(remote, "offer", lambda assignment: next(offers))
     assignment = remote.Assignment(recipe, loaded[1])
     told = "the workers compute on cpu in float32 and cuda in tf32: rounding may differ"
     with pytest.warns(UserWarning, match=told):
         asked = remote.ask(Threads(["a", "b"]).place, assignment, lambda: False)
-    assert asked == remote.Offer("cpu, cuda", "float32, tf32", True, 1)
+    assert asked == remote.Offer("cpu, cuda", "float32, tf32", True, 8)
 
 
 def test_another_version_or_other_data_are_refused(recipe, loaded):
@@ -282,3 +291,68 @@ def test_another_version_or_other_data_are_refused(recipe, loaded):
     other = replace(loaded[1], test="another")
     with pytest.raises(DataError, match=r"worker on .*small.npz: has other images or labels"):
         remote.train_epoch(replace(assignment, source=other), range(1, 2), None, "", None)
+
+
+class OddError(ValueError):
+    """It cannot be unpickled."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def fail(kind):
+    """A call that fails as calls on a cluster may."""
+    if kind == "cannot be pickled":
+        return lambda: None
+    raise {
+        "cannot be unpickled": OddError("this", "that"),
+        "is no text": ValueError("\ud800"),
+        "would end a process": SystemExit(3),
+        "is a signal": KeyboardInterrupt(),
+        "is plain": DataError("file: bad"),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "told"),
+    [
+        ("cannot be pickled", Exception, "pickle"),
+        ("cannot be unpickled", RuntimeError, "OddError: this and that"),
+        ("is no text", ValueError, "\ud800"),
+        ("would end a process", RuntimeError, r"SystemExit\(3\)"),
+        ("is a signal", RuntimeError, r"KeyboardInterrupt\(\)"),
+        ("is plain", DataError, "file: bad"),
+    ],
+)
+def test_every_failure_comes_back(kind, error, told):
+    with Calls(Threads(["a"]).place) as calls:
+        calls.submit(0, fail, kind)
+        with pytest.raises(error, match=told):
+            list(calls.ended(lambda: False))
+
+
+def test_a_worker_that_joins_with_another_device_is_reported(recipe, loaded, tmp_path):
+    training = Training(recipe, loaded, "numpy", tmp_path)
+    training.there = replace(training.there, device="cuda", precision="tf32")
+    told = "a worker that has joined computes on numpy in float32, the run began on cuda in tf32"
+    with pytest.warns(UserWarning, match=told) as found:
+        training.train(Threads(["a"]))
+    assert len(found) == 1
+
+
+def test_a_worker_reads_a_file_again_that_has_changed(tmp_path):
+    path = tmp_path / "data.npz"
+    versions = []
+    for count in (80, 90):
+        write_digits(path, count, 30)
+        versions.append(Source(str(path)).load()[1])
+        assert len(versions[-1].load_in_worker(minicnn.__version__).train_images) == count
+    with pytest.raises(DataError, match="has other images or labels"):
+        versions[0].load_in_worker(minicnn.__version__)
+
+
+def test_a_trainer_is_not_kept_for_ever(recipe, loaded, tmp_path):
+    remote.train_epoch(remote.Assignment(recipe, loaded[1], "numpy"), range(1, 2), None, "", None)
+    assert remote._kept
+    remote.forget()
+    assert not remote._kept
