@@ -65,9 +65,8 @@ class Calls:
         If this worker is gone, or too busy, another one runs it.
         """
         hints = {} if near is None else {"workers": [near], "allow_other_workers": True}
-        call = function, *arguments
-        future = self._place.executor.submit(_answer, *call, **hints)
-        self._calls[future] = number, call, near
+        future = self._place.executor.submit(_Answering(function), *arguments, **hints)
+        self._calls[future] = number, (function, *arguments), near
 
     def ended(self, should_stop):
         """Yield several times a second: the list of (number, result) of calls that ended since.
@@ -116,16 +115,22 @@ class Calls:
                 self.submit(number, *call)
 
 
-def _answer(function, *arguments):
-    """(result, None) or (None, error) of a call, as bytes.
+class _Answering:
+    """A function whose call returns (result, None) or (None, error), as bytes.
 
     So every result and error comes back: Dask loses those that it cannot pickle or show as text,
     and some errors end its worker.
     """
-    try:
-        return pickle.dumps((function(*arguments), None), pickle.HIGHEST_PROTOCOL)
-    except (Exception, KeyboardInterrupt, SystemExit) as error:
-        return pickle.dumps((None, sendable(error)), pickle.HIGHEST_PROTOCOL)
+
+    def __init__(self, function):
+        self.function = function
+        self.__name__ = function.__name__  # Dask names its tasks after it
+
+    def __call__(self, *arguments):
+        try:
+            return pickle.dumps((self.function(*arguments), None), pickle.HIGHEST_PROTOCOL)
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            return pickle.dumps((None, sendable(error)), pickle.HIGHEST_PROTOCOL)
 
 
 def run_each(place, function, tasks, should_stop):
