@@ -585,13 +585,16 @@ def test_without_pillow_one_line_says_how_to_install_it(tmp_path, monkeypatch):
 
 
 def test_images_take_their_own_memory_only(tmp_path):
+    """Measured three times: Python's table of interned strings may grow by megabytes in one."""
     for i in range(200):
         save(tmp_path / str(i % 2) / f"{i}.png", noise(64, 64, seed=i))
     load(tmp_path)  # imports
-    tracemalloc.start()
-    try:
-        data = load(tmp_path)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 1.3 * data.x_train.nbytes
+    peaks = []
+    for _ in range(3):
+        tracemalloc.start()
+        try:
+            data = load(tmp_path)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert data.x_train.nbytes < min(peaks) < 1.3 * data.x_train.nbytes
