@@ -18,6 +18,7 @@ from minicnn.files import atomic_write
 from minicnn.machine import cores
 
 RESULTS = Path(__file__).parent / "results"
+_VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # {flag of Linux: name}, the widest first
 
 
 # ---- clocks --------------------------------------------------------------------------------------
@@ -142,13 +143,18 @@ def aligned(table):
 
 
 def _processor():
+    """The processor's name with its widest vectors: one name may stand for several processors."""
+    about = {}
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+            key, _, value = line.partition(":")
+            about.setdefault(key.strip(), value.strip())  # those of the first core
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    name = about.get("model name") or platform.processor() or platform.machine()
+    features = about.get("flags", "").split()
+    vectors = [words for flag, words in _VECTORS.items() if flag in features]
+    return f"{name} with {vectors[0]}" if vectors else name
 
 
 # ---- commands and result files -------------------------------------------------------------------

@@ -39,6 +39,7 @@ THREADS_HELP = (
     "most threads of a process; the result does not depend on it. All processes together have at "
     "most as many as there are cores (default: $OMP_NUM_THREADS, else as many as there are cores)"
 )
+CHECKPOINT_HELP = "checkpoint.npz in a run folder of minicnn.train, or what model.save wrote"
 DASK_HELP = (
     "run on a Dask cluster, given the address of its scheduler: tcp://HOST:8786. --device, "
     "--precision and --memory then hold for each of its workers; --workers and --threads are not "

@@ -6,12 +6,7 @@ This module reads the arguments. exports/ writes the formats.
 import sys
 from pathlib import Path
 
-from .command import (
-    EXIT_STATUS,
-    Parser,
-    check_out_file,
-    run_short,
-)
+from .command import CHECKPOINT_HELP, EXIT_STATUS, Parser, check_out_file, run_short
 from .exports import save_keras, save_onnx, save_pytorch, save_safetensors
 from .model import load_model
 from .training.workers import Interrupted
@@ -66,11 +61,7 @@ def _parser():
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="checkpoint.npz in a run folder of minicnn.train, or what model.save wrote",
+        "--checkpoint", required=True, type=Path, metavar="FILE", help=CHECKPOINT_HELP
     )
     parser.add_argument(
         "--to",

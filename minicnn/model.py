@@ -164,7 +164,7 @@ class Sequential(Nets):
         """Run fit, and take over the states that the nets end with, however it ends."""
         recipe, results, last_rows = part.recipe, [], {}
         arrays, about = initial_state(self)
-        steps = dict(zip(about["nets"], self._steps().tolist(), strict=True))
+        steps = dict(zip(about["nets"], self.steps_of_nets.tolist(), strict=True))
         groups = split_state(arrays, about, steps, together)
         nets = sum(len(numbers) for numbers, _ in groups)
         if not nets:
@@ -206,10 +206,11 @@ class Sequential(Nets):
         if stop():
             raise KeyboardInterrupt
 
-    def _steps(self):
-        """(E,) the optimizer steps of each net. They differ after a fit that ended sooner for some.
+    @property
+    def steps_of_nets(self):
+        """(E,) the optimizer steps of each net; self.step, on the device, is the largest.
 
-        self.step, on the device, is the largest.
+        They differ after a fit that ended sooner for some nets.
         """
         return int(self.ops.to_host(self.step)[0]) - self._behind
 
@@ -227,7 +228,7 @@ class Sequential(Nets):
             self.history = History([])
             return
         arrays, ended = merged(state, results)
-        before = zip(state[1]["nets"], self._steps(), strict=True)
+        before = zip(state[1]["nets"], self.steps_of_nets, strict=True)
         steps = np.array([ended.get(net + 1, step) for net, step in before])
         about = {**state[1], "step": int(steps.max())}
         checkpoint.restore_model(self, arrays, about, "model")
@@ -299,7 +300,7 @@ class Sequential(Nets):
             recipe={},
             architecture=self.architecture.as_dict(),
             optimizer=asdict(self.optimizer),
-            steps=self._steps().tolist(),
+            steps=self.steps_of_nets.tolist(),
             data="",
             seconds=0.0,
             # In which step is not known any more. load_model leaves such nets out.

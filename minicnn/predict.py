@@ -10,6 +10,7 @@ import numpy as np
 
 from . import devices, machine
 from .command import (
+    CHECKPOINT_HELP,
     DATA_HELP,
     DEVICE_HELP,
     EXIT_STATUS,
@@ -60,11 +61,7 @@ def _parser():
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="checkpoint.npz in a run folder of minicnn.train, or what model.save wrote",
+        "--checkpoint", required=True, type=Path, metavar="FILE", help=CHECKPOINT_HELP
     )
     parser.add_argument(
         "--data",

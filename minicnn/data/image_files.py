@@ -75,7 +75,7 @@ def _decode(path, expected):
     try:
         image = PIL.Image.open(io.BytesIO(content), formats=_FORMATS)
         shape = image.height, image.width
-    except Exception as error:
+    except Exception as error:  # Pillow's errors for broken files are of many kinds
         raise _broken(path, error) from None
     check_size(path, 1, shape)
     if expected and shape != expected:
@@ -85,7 +85,7 @@ def _decode(path, expected):
         image.load()
         opaque = _is_opaque(image)
         pixels = _pixels(image) if opaque else None
-    except Exception as error:  # Pillow's errors for broken files are of many kinds
+    except Exception as error:
         raise _broken(path, error) from None
     if not opaque:
         raise DataError(

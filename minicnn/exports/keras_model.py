@@ -10,16 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from ..files import atomic_write, brief
-from ..network.layers import (
-    Activation,
-    BatchNormalization,
-    Conv2D,
-    Dense,
-    Dropout,
-    Flatten,
-    MaxPooling2D,
-)
 from .shared import net_names, optional, walk
+
+# Layers that ask where the channels are. Unless told, Keras reads that from the user's settings.
+_WITH_CHANNELS = "Conv2D", "MaxPooling2D", "Flatten"
 
 
 def save_keras(model, path, each_net=False):
@@ -59,17 +53,25 @@ def to_keras(model):
     """
     keras = _keras()
     layers = walk(model)
+    described = model.architecture.as_dict()["layers"]
     weights = [array for _, _, own in layers for array in own.values()]  # each (E, ...)
     nets = []
     for e, name in enumerate(net_names(model)):
         made = [
-            _MAKE[type(layer)](keras.layers, layer, name=node.name, dtype="float32")
-            for layer, node, _ in layers
+            _layer(keras.layers, node.name, **values)
+            for (_, node, _), values in zip(layers, described, strict=True)
         ]
         net = keras.Sequential([keras.Input(model.input_shape), *made], name=name)
         net.set_weights([array[e] for array in weights])
         nets.append(net)
     return nets
+
+
+def _layer(layers, name, layer, **arguments):
+    """A layer of Keras, from Architecture.as_dict: its class and arguments have Keras's names."""
+    if layer in _WITH_CHANNELS:
+        arguments["data_format"] = "channels_last"
+    return getattr(layers, layer)(**arguments, name=name, dtype="float32")
 
 
 def from_keras(models):
@@ -113,55 +115,3 @@ def _check_same(what, lists):
 
 def _keras():
     return optional("keras", "a Keras model")
-
-
-# ---- one function for each layer -----------------------------------------------------------------
-
-
-def _conv2d(layers, layer, **options):
-    return layers.Conv2D(
-        layer.filters,
-        layer.kernel_size,
-        layer.strides,
-        layer.padding,
-        data_format="channels_last",
-        activation=layer.activation,
-        **options,
-    )
-
-
-def _batch_normalization(layers, layer, **options):
-    return layers.BatchNormalization(momentum=layer.momentum, epsilon=layer.epsilon, **options)
-
-
-def _dropout(layers, layer, **options):
-    return layers.Dropout(layer.rate, **options)
-
-
-def _max_pooling(layers, layer, **options):
-    return layers.MaxPooling2D(
-        layer.pool_size, layer.strides, layer.padding, data_format="channels_last", **options
-    )
-
-
-def _flatten(layers, layer, **options):
-    return layers.Flatten(data_format="channels_last", **options)
-
-
-def _dense(layers, layer, **options):
-    return layers.Dense(layer.units, activation=layer.activation, **options)
-
-
-def _activation(layers, layer, **options):
-    return layers.Activation(layer.activation, **options)
-
-
-_MAKE = {
-    Conv2D: _conv2d,
-    BatchNormalization: _batch_normalization,
-    Dropout: _dropout,
-    MaxPooling2D: _max_pooling,
-    Flatten: _flatten,
-    Dense: _dense,
-    Activation: _activation,
-}

@@ -40,7 +40,7 @@ def save_pytorch(model, path):
 
 def _arrays(model):
     """{"conv2d.weight": array (E, ...), ...} in PyTorch's names and shapes."""
-    steps = np.full(len(model.nets), int(model.ops.to_host(model.step)[0]), np.int64)
+    steps = model.steps_of_nets.astype(np.int64)
     arrays, order = {}, None  # the order of a vector's elements in PyTorch, if it is another
     for layer, node, weights in walk(model):
         own = {}

@@ -406,7 +406,7 @@ def sendable(error):
     """The exception for another process: a RuntimeError with its text if that cannot load it."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # a class's own pickling may raise anything
         error = RuntimeError(f"{type(error).__name__}: {error}")
     # KeyboardInterrupt and SystemExit would end the other process.
     return error if isinstance(error, Exception) else RuntimeError(repr(error))

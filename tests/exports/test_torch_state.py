@@ -73,12 +73,15 @@ def test_a_state_dict_predicts_the_same_for_drawn_stacks(torch, tmp_path_factory
     check_torch(torch, model, tmp_path_factory.mktemp("drawn") / "model.pt")
 
 
-def test_a_state_dict_counts_the_batches(torch, tmp_path):
+def test_a_state_dict_counts_the_batches_of_each_net(torch, tmp_path):
     model = stacks.small("numpy", nets=2)
-    model.train_on_batch(*stacks.batch(model, 4))
+    x = np.random.default_rng(0).integers(0, 256, (12, *model.input_shape), np.uint8)
+    y = np.arange(12) % 4
+    model.fit(x, y, 4, epochs=2, on_epoch=lambda row: row["net"] == 1, verbose=0)
     save_pytorch(model, tmp_path / "model.pt")
     state = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert state["nets.1.batch_normalization.num_batches_tracked"] == 1
+    counts = [state[f"nets.{e}.batch_normalization.num_batches_tracked"] for e in range(2)]
+    assert counts == [3, 6]
 
 
 def test_an_order_that_no_dense_layer_can_mend_is_refused(torch, tmp_path):
