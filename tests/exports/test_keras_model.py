@@ -34,6 +34,15 @@ def test_keras_predicts_the_same_for_drawn_stacks(keras, tmp_path_factory, model
     check_keras(keras, model, tmp_path_factory.mktemp("drawn") / "model.keras")
 
 
+def test_where_a_user_of_keras_has_the_channels_does_not_matter(keras, tmp_path):
+    before = keras.config.image_data_format()
+    keras.config.set_image_data_format("channels_first")
+    try:
+        check_keras(keras, stacks.small("numpy", nets=2), tmp_path / "model.keras")
+    finally:
+        keras.config.set_image_data_format(before)
+
+
 def test_weights_come_back_from_keras_to_the_bit(keras, seed_network):
     nets = to_keras(seed_network)
     assert [net.name for net in nets] == ["net_3", "net_4"]
