@@ -129,13 +129,14 @@ def max_pool_backward(given):
     return Case("max_pool_backward", inputs, results, others=forward.others)
 
 
-def softmax_cross_entropy(given):
+def softmax_cross_entropy(given, smoothing=0.0):
     E, B, _, _, C = given.shape
     logits = np.round(4 * given.normal(E, B, C)) / 2  # rounded, so that several are equal
     right = given.random.random((E, B)) < 0.5
     labels = np.where(right, logits.argmax(axis=-1), given.random.integers(0, C, (E, B)))
     results = {"loss": ((E,), float), "correct": ((E,), int), "dlogits": ((E, B, C), float)}
-    return Case("softmax_cross_entropy", {"logits": logits, "labels": labels}, results)
+    inputs, others = {"logits": logits, "labels": labels}, {"smoothing": smoothing}
+    return Case("softmax_cross_entropy", inputs, results, others=others)
 
 
 def accumulate(given):
@@ -198,6 +199,7 @@ OPERATIONS = {
     "max_pool_backward": max_pool_backward,
     "load_batch": load_batch,
     "softmax_cross_entropy": softmax_cross_entropy,
+    "softmax_cross_entropy smoothed": partial(softmax_cross_entropy, smoothing=0.1),
     "accumulate": accumulate,
     "collect": collect,
     "adam": adam,
@@ -444,7 +446,7 @@ def test_collect_counts(kernel_ops):
 @pytest.mark.parametrize("width", [1, 7, 70])
 @pytest.mark.parametrize(
     "operation",
-    ["batch_norm", "max_pool", "softmax_cross_entropy"]
+    ["batch_norm", "max_pool", "softmax_cross_entropy", "softmax_cross_entropy smoothed"]
     + [f"activate {name}" for name in ACTIVATIONS if name != "linear"],
 )
 def test_nan_and_infinity_stay_visible(kernel_ops, operation, width):
