@@ -17,7 +17,7 @@ from benchmarks import frameworks, kernels, limits, timing
 from benchmarks import rungs as rungs_of_c
 from minicnn.command import Parser
 from minicnn.files import DataError
-from minicnn.recipe import RECIPES
+from minicnn.recipe import RECIPES, completed
 from minicnn.studies import STUDIES
 from minicnn.studies.store import FILE, Store
 
@@ -531,7 +531,8 @@ def keep(folder):
             json.loads((folder / name).read_text()) for name in ("config.json", "summary.json")
         )
         about["machine"] = timing.machine(result["device"])
-        if (config["recipe"], config["source"]) == (RECIPES["demo"].as_dict(), "digits"):
+        recipe = completed(config["recipe"])
+        if (recipe, config["source"]) == (RECIPES["demo"].as_dict(), "digits"):
             timing.write(f"demo-{result['device']}", {"summary": result, **about})
         elif _is_whole_job(config):
             job = {"what": _WHOLE_JOB, "summary": result}
@@ -550,8 +551,9 @@ def keep(folder):
 
 def _is_whole_job(config):
     """Whether a run's config is the notebook's recipe on as many MNIST images as Kaggle has."""
-    job = RECIPES["seed"].as_dict(), 42_000, _MNIST_TEST
-    return job == tuple(config.get(name) for name in ("recipe", "train_images", "test_data"))
+    data = config.get("train_images"), config.get("test_data")
+    is_seed = completed(config.get("recipe", {})) == RECIPES["seed"].as_dict()
+    return is_seed and data == (42_000, _MNIST_TEST)
 
 
 def _is_full(found):

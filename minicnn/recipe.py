@@ -155,6 +155,18 @@ class Recipe:
         return values | self.about_data
 
 
+# The fields that earlier versions do not have.
+_ADDED = ()
+
+
+def completed(saved):
+    """The dict `saved`, a recipe's fields from a file, with the fields of later versions.
+
+    They have their defaults, because that is what earlier versions computed.
+    """
+    return {name: getattr(Recipe, name) for name in _ADDED} | saved
+
+
 def image_shape(images):
     """(H, W, C) of images: (N, H, W) in grey, or (N, H, W, C)."""
     return (*images.shape[1:], 1)[:3]

@@ -254,6 +254,9 @@ def _parser():
         "height_shift": "largest random shift, as a fraction of the height",
         "learning_rate": "Adam's learning rate in the first epoch",
         "decay": "factor on the learning rate after each epoch",
+        "dropout": "fraction of the values that a dropout layer sets to 0",
+        "momentum": "of batch normalisation's moving statistics; 0.9 suits trainings of fewer than "
+        "about 500 steps",
         "seed": "seed of all random numbers",
     }
     for name, text in helps.items():

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from ..files import DataError, brief
-from ..recipe import Recipe
+from ..recipe import Recipe, completed
 from ..training.checkpoint import HISTORY_COLUMNS
 from .networks import recipe_of
 
@@ -129,7 +129,7 @@ class Store:
                     self._write("INSERT INTO cell", *key, *values)
                     continue
                 about = f"the study {study}" + f" ({cell.name})" * (len(cells) > 1)
-                self._compare(about, _json(old[0][0]), recipe)
+                self._compare(about, _recipe(old[0][0]), recipe)
                 if cell.trials > old[0][1]:
                     self._connection.execute(
                         f"UPDATE cell SET trials=? WHERE {where}", (cell.trials, *key)
@@ -148,7 +148,7 @@ class Store:
                 new = cells[0].recipe.as_dict()
                 for varied in _VARIED:
                     del new[varied]
-                self._compare(f"the study {study} ({name})", _json(recipe), new)
+                self._compare(f"the study {study} ({name})", _recipe(recipe), new)
 
     def _compare(self, what, old, new):
         for name, value in new.items():
@@ -421,6 +421,11 @@ def _type_of_labels(settings):
 def _expect(condition):
     if not condition:
         raise ValueError
+
+
+def _recipe(text):
+    saved = _json(text)
+    return completed(saved) if isinstance(saved, dict) else saved
 
 
 def _json(text):

@@ -15,6 +15,7 @@ import numpy as np
 from .. import __version__, drawing
 from ..data.submission import write_submission
 from ..files import DataError, atomic_write, brief, remove_unfinished
+from ..recipe import completed
 from . import ensemble, figures
 from .checkpoint import HISTORY_COLUMNS
 from .json_files import read_json
@@ -79,7 +80,7 @@ def _check_config(path, config):
             f"argument --resume: the run in {path.parent} was trained on other data: "
             f"{brief(old.get('source'))}, {brief(old.get('train_images'))} images"
         )
-    recipe, old_recipe = config["recipe"], old["recipe"]
+    recipe, old_recipe = config["recipe"], completed(old["recipe"])
     for name in old_recipe | recipe:
         if old_recipe.get(name) != recipe.get(name):
             raise ValueError(

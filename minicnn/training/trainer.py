@@ -23,7 +23,7 @@ from ..backends import trace
 from ..data.sources import size_text
 from ..data.split import split, validation_count
 from ..files import DataError, brief
-from ..recipe import Recipe
+from ..recipe import Recipe, completed
 from . import checkpoint
 from .dataset import Data
 from .inference import CapturedStep, predict, score
@@ -284,9 +284,10 @@ class Trainer:
         if about["data"] != self.fingerprint:
             theirs = brief(repr(about["data"]), 70)
             raise DataError(f"{path}: data: got {theirs}, expected {self.fingerprint!r}")
+        saved = completed(about["recipe"])
         for name, ours in self.recipe.as_dict().items():
-            if about["recipe"].get(name) != ours:
-                theirs = brief(repr(about["recipe"].get(name)))
+            if saved.get(name) != ours:
+                theirs = brief(repr(saved.get(name)))
                 raise DataError(f"{path}: recipe: got {name} {theirs}, expected {ours!r}")
         if arrays["sums"].shape != self.sums.shape:
             raise DataError(
