@@ -56,8 +56,8 @@ class Head:
         with driver.session():
             driver.launch(
                 "head.cu", "head", (1,), (cuda_tiles.HEAD_THREADS,), *arrays[:4], 3, EPSILON_BELOW,
-                self.kept_scale, *arrays[4:], self.smoothing, self.B, self.inputs, self.C, self.units, images,
-                *results.values(), shared_bytes=shared_bytes,
+                self.kept_scale, *arrays[4:], self.smoothing, self.B, self.inputs, self.C,
+                self.units, images, *results.values(), shared_bytes=shared_bytes,
             )  # fmt: skip
         return {name: driver.to_host(array) for name, array in results.items()}
 
@@ -95,6 +95,16 @@ def test_the_end_of_a_network_is_right(driver, head, images):
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         assert relative(found[name], array) < EXACT, name
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_class_with_probability_0_costs_something_only_with_smoothing(driver, smoothing):
+    head = Head(2, 5, (1, 1), 4, 3, smoothing=smoothing)
+    head.arrays["bias"][:, 2] = -np.inf
+    head.arrays["labels"] %= 2
+    found = head.run(driver)
+    assert np.isposinf(found["loss"]).all() if smoothing else np.isfinite(found["loss"]).all()
+    assert np.isfinite(found["dkernel"]).all() and np.isfinite(found["dx"]).all()
 
 
 @each_head

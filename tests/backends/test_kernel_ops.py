@@ -462,6 +462,19 @@ def test_nan_and_infinity_stay_visible(kernel_ops, operation, width):
             np.testing.assert_array_equal(found[name], expected[name])
 
 
+@pytest.mark.parametrize("classes", [2, 10, 37, 1000])
+def test_the_smoothed_loss_of_few_and_many_classes(kernel_ops, classes):
+    random = np.random.default_rng(classes)
+    for B in (1, 5, 40):
+        case = make_case("softmax_cross_entropy", random, E=3, B=B, C=classes)
+        case.others["smoothing"] = random.uniform(0.01, 0.99)
+        expected = case.run(ops_numpy, dtype=np.float64)
+        found = case.run(kernel_ops)
+        np.testing.assert_array_equal(found["correct"], expected["correct"])
+        assert relative(found["loss"], expected["loss"]) < 1e-6
+        assert relative(found["dlogits"], expected["dlogits"]) < 1e-6
+
+
 def test_the_loss_of_many_images_and_classes(kernel_ops):
     case = make_case("softmax_cross_entropy", np.random.default_rng(0), E=1, B=77, C=100)
     case.inputs["logits"] = np.round(case.inputs["logits"] / 2)
