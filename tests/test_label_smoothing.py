@@ -138,7 +138,3 @@ def test_a_smoothed_run_resumes_to_the_bit_and_with_the_same_smoothing_only(
         assert "label_smoothing" in capsys.readouterr().err
     assert train.main([*options, f"--out={stopped}", "--resume"]) == 0
     assert state(stopped) == state(whole)
-    again = "--quiet --no-figures --device=numpy --workers=1".split()
-    again += [f"--config={whole / 'config.json'}", f"--out={tmp_path / 'again'}"]
-    assert train.main(again) == 0
-    assert state(tmp_path / "again") == state(whole)
