@@ -99,6 +99,7 @@ class Sequential(Nets):
         on_epoch=None,
         workers=1,
         memory=None,
+        label_smoothing=0.0,
     ):
         """Train every net on images x with labels y. Returns a History; also as `self.history`.
 
@@ -111,6 +112,8 @@ class Sequential(Nets):
           so to train on, give initial_epoch.
         - augment: a RandomAffine. learning_rate: a number, or a function of the epoch, from 1
           (default: the optimizer's).
+        - label_smoothing: in [0, 1), the fraction of each label that is spread evenly over all
+          classes. `loss` in the History is with it, `val_loss` without.
         - on_epoch(row): called after each epoch of each net with its row of the History, in the
           process that trains it; if it returns true, the training of this net ends.
         - verbose: 1 shows a progress bar, 2 prints a line for each net and epoch, 0 nothing.
@@ -134,6 +137,7 @@ class Sequential(Nets):
             validation_data=validation_data,
             augment=augment,
             learning_rate=learning_rate,
+            label_smoothing=label_smoothing,
         )
         if verbose == "auto" or isinstance(verbose, bool):
             verbose = int(bool(verbose))

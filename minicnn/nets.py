@@ -31,7 +31,8 @@ class Nets:
     only. The loss is softmax cross-entropy, so to be trained the stack must end in activation
     "softmax". device: a name in devices.py or a Backend (backends/backend.py), such as the
     Operations of ops_cuda.py or ops_cpu.py; dtype: "float32" or "float64"; precision: "float32" or
-    "tf32", that of matrix products; optimizer: an Adam. Raises ValueError that names the argument.
+    "tf32", that of matrix products; optimizer: an Adam; label_smoothing: in [0, 1), of the loss in
+    training (ops_numpy.softmax_cross_entropy). Raises ValueError that names the argument.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Nets:
         dtype="float32",
         precision="float32",
         optimizer=None,
+        label_smoothing=0.0,
     ):
         self.dtype = _check_dtype(dtype)
         self.device, self.ops, self.device_reason = devices.choose(
@@ -58,6 +60,7 @@ class Nets:
         self.optimizer = Adam() if optimizer is None else optimizer
         if not isinstance(self.optimizer, Adam):
             raise ValueError(f"optimizer: got {optimizer!r}, expected an Adam")
+        self.label_smoothing = checks.number("label_smoothing", label_smoothing, 0, 1, "[)")
         self.architecture = architecture
         self.layers, self.input_shape = list(architecture.layers), architecture.input_shape
         self.nodes = architecture.nodes

@@ -27,7 +27,9 @@ class Recipe:
 
     Nets are numbered from 1. rotation, zoom, width_shift and height_shift are the ranges of
     RandomAffine: degrees and fractions. The learning rate of epoch e (from 1) is
-    learning_rate * decay**(e - 1). momentum is that of batch normalisation's moving statistics.
+    learning_rate * decay**(e - 1). With label_smoothing s the targets in training are
+    (1 - s) * onehot + s / classes; the validation loss is that of the labels themselves. momentum
+    is that of batch normalisation's moving statistics.
     input_shape is (H, W, C) of an image, classes holds the names of the classes. They follow from
     the data: see `of`. Raises ValueError that names the field out of range.
     """
@@ -43,6 +45,7 @@ class Recipe:
     height_shift: float = 0.1
     learning_rate: float = 1e-3
     decay: float = 0.95
+    label_smoothing: float = 0.0
     dropout: float = 0.4
     momentum: float = 0.99
     seed: int = 0
@@ -61,7 +64,7 @@ class Recipe:
         checks.integer("first_net", self.first_net, 1, 2**32 - 1 - self.nets)
         for name in ("epochs", "batch_size"):
             checks.word(name, checks.integer(name, getattr(self, name), 1))
-        for name in ("validation_fraction", "zoom", "dropout", "momentum"):
+        for name in ("validation_fraction", "zoom", "label_smoothing", "dropout", "momentum"):
             checks.number(name, getattr(self, name), 0, 1, "[)")
         for name in ("width_shift", "height_shift"):
             checks.number(name, getattr(self, name), 0, 1)
@@ -104,7 +107,8 @@ class Recipe:
         """New, untrained Nets: those whose numbers, from 1, are in `nets`."""
         # Nets of an ensemble are numbered from 1, those of Nets from 0.
         numbers = [net - 1 for net in nets]
-        return Nets(self.architecture, numbers, self.seed, device, precision=precision)
+        settings = {"precision": precision, "label_smoothing": self.label_smoothing}
+        return Nets(self.architecture, numbers, self.seed, device, **settings)
 
     def of(self, data):
         """A copy for a data set: `data` has input_shape and classes. Raises ValueError.
@@ -156,7 +160,7 @@ class Recipe:
 
 
 # The fields that earlier versions do not have.
-_ADDED = ()
+_ADDED = ("label_smoothing",)
 
 
 def completed(saved):

@@ -254,6 +254,8 @@ def _parser():
         "height_shift": "largest random shift, as a fraction of the height",
         "learning_rate": "Adam's learning rate in the first epoch",
         "decay": "factor on the learning rate after each epoch",
+        "label_smoothing": "fraction of each label that is spread evenly over all classes; the "
+        "training loss includes it, the validation loss does not",
         "dropout": "fraction of the values that a dropout layer sets to 0",
         "momentum": "of batch normalisation's moving statistics; 0.9 suits trainings of fewer than "
         "about 500 steps",

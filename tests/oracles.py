@@ -136,7 +136,7 @@ def activate(name, z):
     return z
 
 
-def softmax_cross_entropy(logits, labels):
+def softmax_cross_entropy(logits, labels, smoothing=0.0):
     """(loss, correct, dlogits) of logits (B, N), labels (B,): means over the batch."""
     B, N = logits.shape
     loss, correct, dlogits = 0.0, 0, np.zeros((B, N))
@@ -144,10 +144,11 @@ def softmax_cross_entropy(logits, labels):
         row = [float(z) for z in logits[b]]
         peak = max(row)
         total = sum(np.exp(z - peak) for z in row)
-        loss += (peak + np.log(total) - row[labels[b]]) / B
         correct += row.index(peak) == labels[b]
         for n in range(N):
-            dlogits[b, n] = (np.exp(row[n] - peak) / total - (n == labels[b])) / B
+            target = smoothing / N + (1 - smoothing if n == labels[b] else 0)
+            loss += target * (peak + np.log(total) - row[n]) / B
+            dlogits[b, n] = (np.exp(row[n] - peak) / total - target) / B
     return loss, correct, dlogits
 
 

@@ -46,6 +46,8 @@ REFUSED = [
     ({"verbose": 3}, "verbose: got 3"),
     ({"workers": 0}, "workers: got 0"),
     ({"workers": 2, "on_epoch": lambda row: None}, "on_epoch: worker processes cannot import it"),
+    ({"label_smoothing": 1}, r"label_smoothing: got 1, expected a number in \[0, 1\)"),
+    ({"label_smoothing": "0.1"}, "label_smoothing: got '0.1', expected a number in"),
     ({"learning_rate": 1e-12}, "learning_rate: got 1e-12, expected at least"),
     ({"y": Y * 0}, "training images: all 120 are of the class '0'"),
     ({"x": [[1, 2], [3]]}, "x: .* expected an array"),

@@ -144,8 +144,8 @@ class Backend(Protocol):
 
     # ---- loss, metrics, optimizer --------------------------------------------------------------
 
-    def softmax_cross_entropy(self, logits, labels, loss, correct, dlogits):
-        """logits (E, B, classes), labels (E, B) -> loss, correct (E,), dlogits."""
+    def softmax_cross_entropy(self, logits, labels, smoothing, loss, correct, dlogits):
+        """logits (E, B, classes), labels (E, B), a number -> loss, correct (E,), dlogits."""
 
     def accumulate(self, loss, correct, sums):
         """loss, correct (E,) -> sums (E, 3) float64, in place."""

@@ -136,6 +136,7 @@ class BlockPlan:
         # is freed as soon as the model is.
         self._ops, self._call = model.ops, model.ops.cpu.call
         self._seed, self._nets, self._step = model.seed, model.net_numbers, model.step
+        self._smoothing = model.label_smoothing
         layout = network.layout(model.nodes, len(model.nets), batch, training, model.dtype)
         # A short batch does not fill x, so x starts as zeros.
         made = {
@@ -289,7 +290,7 @@ class BlockPlan:
 
     def _loss(self):
         self._ops.softmax_cross_entropy(
-            self.output, self.labels, self.loss, self.correct, self.doutput
+            self.output, self.labels, self._smoothing, self.loss, self.correct, self.doutput
         )
 
     def _dense_weight_gradient(self):

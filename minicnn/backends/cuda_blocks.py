@@ -49,6 +49,7 @@ class BlockPlan:
         # No reference to the model, which refers to this plan: without a cycle the memory of both
         # is freed as soon as the model is.
         self._seed, self._nets, self._step = model.seed, model.net_numbers, model.step
+        self._smoothing = model.label_smoothing
         self._params, self._gradients, self._moving = model.params, model.gradients, model.moving
         self.batch, self.training = batch, training
         self._arrays = arrays = BlockArrays(model, network, batch, training)
@@ -166,6 +167,7 @@ class BlockPlan:
             kept_scale=block.drop.scale, kept=arrays.kept[-1],
             # the dense layer and the loss
             kernel=dense.weights.kernel, bias=dense.weights.bias, labels=self.labels,
+            smoothing=self._smoothing,
             # sizes
             B=self.batch, F=prod(arrays.y[-1].shape[2:]), C=block.filters, units=dense.layer.units,
             images=self.network.head_images,

@@ -195,11 +195,11 @@ class Operations(Backend):
 
     # ---- loss, metrics, optimizer ------------------------------------------------------------
 
-    def softmax_cross_entropy(self, logits, labels, loss, correct, dlogits):
+    def softmax_cross_entropy(self, logits, labels, smoothing, loss, correct, dlogits):
         B, classes = logits.shape[1:]
         self._call(
             "softmax_cross_entropy",
-            logits=logits, labels=labels, B=B, classes=classes,
+            logits=logits, labels=labels, B=B, classes=classes, smoothing=smoothing,
             loss=loss, correct=correct, dlogits=dlogits,
         )  # fmt: skip
 

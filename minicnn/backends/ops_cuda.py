@@ -200,12 +200,12 @@ class Operations(Backend):
 
     # ---- loss, metrics, optimizer ------------------------------------------------------------
 
-    def softmax_cross_entropy(self, logits, labels, loss, correct, dlogits):
+    def softmax_cross_entropy(self, logits, labels, smoothing, loss, correct, dlogits):
         _, B, classes = logits.shape
         block = _WARP, min(B, 32)  # up to 32 warps; each takes an image at a time
         self.launch(
             "loss.cu", "softmax_cross_entropy", (1,), block,
-            logits=logits, labels=labels, B=B, classes=classes,
+            logits=logits, labels=labels, B=B, classes=classes, smoothing=smoothing,
             loss=loss, correct=correct, dlogits=dlogits,
         )  # fmt: skip
 

@@ -510,28 +510,33 @@ def _pool_taps(window):
 # Loss and optimizer
 
 
-def softmax_cross_entropy(logits, labels, loss, correct, dlogits):
+def softmax_cross_entropy(logits, labels, smoothing, loss, correct, dlogits):
     """loss, correct (E,), dlogits (E, B, classes) from logits (E, B, classes), labels (E, B).
 
-        loss = mean over b of -log(softmax(logits[b])[label])
-        dlogits[b] = (softmax(logits[b]) - onehot(label)) / B
+        target[b] = (1 - smoothing) * onehot(label) + smoothing / classes
+        loss = mean over b of -sum(target[b] * log(softmax(logits[b])))
+        dlogits[b] = (softmax(logits[b]) - target[b]) / B
         correct = number of images with argmax(logits[b]) == label    # the first of equals
 
-    Computed from logits, the loss never saturates.
+    smoothing: a number in [0, 1), of the labels; 0 leaves them as they are. Source: C. Szegedy and
+    others, arXiv:1512.00567. Computed from logits, the loss never saturates.
     """
-    B = labels.shape[1]
+    B, classes = logits.shape[1:]
     at_label = labels[..., None]
     np.subtract(logits, logits.max(axis=-1, keepdims=True), out=dlogits)
-    shifted = np.take_along_axis(dlogits, at_label, axis=-1)[..., 0]  # (E, B)
+    # The logits, less the largest, averaged over the target
+    at_target = np.take_along_axis(dlogits, at_label, axis=-1)[..., 0]  # (E, B)
+    if smoothing:  # without it 0 * -inf would be NaN
+        at_target = (1 - smoothing) * at_target + smoothing * dlogits.mean(axis=-1)
     np.exp(dlogits, out=dlogits)
     total = dlogits.sum(axis=-1, keepdims=True)  # (E, B, 1)
-    np.mean(np.log(total[..., 0]) - shifted, axis=1, out=loss)
+    np.mean(np.log(total[..., 0]) - at_target, axis=1, out=loss)
     right = (logits.argmax(axis=-1) == labels) & (total[..., 0] > 0)  # false if it is NaN
     np.sum(right, axis=1, out=correct)
     dlogits /= total
-    np.put_along_axis(
-        dlogits, at_label, np.take_along_axis(dlogits, at_label, axis=-1) - 1, axis=-1
-    )
+    dlogits -= smoothing / classes
+    of_label = np.take_along_axis(dlogits, at_label, axis=-1) - (1 - smoothing)
+    np.put_along_axis(dlogits, at_label, of_label, axis=-1)
     dlogits /= B
 
 

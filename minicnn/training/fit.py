@@ -48,6 +48,7 @@ class FitRecipe:
     validation_fraction: float
     augment: RandomAffine
     rates: tuple
+    label_smoothing: float
     initial_step: int = 0
 
     @property
@@ -72,7 +73,7 @@ class FitRecipe:
     def model(self, nets, device, precision):
         """New Nets with the numbers `nets`, from 1."""
         numbers = [net - 1 for net in nets]
-        settings = device, self.dtype, precision, self.optimizer
+        settings = device, self.dtype, precision, self.optimizer, self.label_smoothing
         return Nets(self.architecture, numbers, self.seed, *settings)
 
     def for_checkpoint(self):
@@ -92,6 +93,7 @@ def prepare(
     validation_data,
     augment,
     learning_rate,
+    label_smoothing,
 ):
     """(FitRecipe, Data) for a Sequential and the arguments of its fit. Raises ValueError."""
     model.check_trainable()
@@ -103,6 +105,7 @@ def prepare(
     augment = RandomAffine() if augment is None else augment
     if not isinstance(augment, RandomAffine):
         raise ValueError(f"augment: got {augment!r}, expected a RandomAffine")
+    label_smoothing = checks.number("label_smoothing", label_smoothing, 0, 1, "[)")
     fraction = checks.number("validation_split", validation_split, 0, 1, "[)")
     x, y = _images_and_labels(model, "x", x, "y", y)
     held_out = {}
@@ -128,6 +131,7 @@ def prepare(
         validation_fraction=fraction,
         augment=augment,
         rates=_rates(learning_rate, range(initial_epoch + 1, epochs + 1)),
+        label_smoothing=label_smoothing,
     )
     steps_per_epoch(recipe, len(x))  # raises if there is none
     data = Data(x, y, classes=model.classes, **held_out)

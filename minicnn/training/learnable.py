@@ -46,6 +46,11 @@ def check(recipe, data):
                 f"{name.replace('_', ' ')} {getattr(recipe, name):g} moves much of an image out of "
                 f"its frame; up to {_MOST_DISTORTION:g} is usual"
             )
+    if recipe.label_smoothing > 0.5:
+        _warn(
+            f"label smoothing {recipe.label_smoothing:g} spreads more than half of each label over "
+            "all classes; 0.1 is usual"
+        )
     if recipe.validation_fraction > 0.5:
         _warn(
             f"validation fraction {recipe.validation_fraction:g} leaves less than half of the "

@@ -129,13 +129,14 @@ def max_pool_backward(given):
     return Case("max_pool_backward", inputs, results, others=forward.others)
 
 
-def softmax_cross_entropy(given):
+def softmax_cross_entropy(given, smoothing=0.0):
     E, B, _, _, C = given.shape
     logits = np.round(4 * given.normal(E, B, C)) / 2  # rounded, so that several are equal
     right = given.random.random((E, B)) < 0.5
     labels = np.where(right, logits.argmax(axis=-1), given.random.integers(0, C, (E, B)))
     results = {"loss": ((E,), float), "correct": ((E,), int), "dlogits": ((E, B, C), float)}
-    return Case("softmax_cross_entropy", {"logits": logits, "labels": labels}, results)
+    inputs, others = {"logits": logits, "labels": labels}, {"smoothing": smoothing}
+    return Case("softmax_cross_entropy", inputs, results, others=others)
 
 
 def accumulate(given):
@@ -198,6 +199,7 @@ OPERATIONS = {
     "max_pool_backward": max_pool_backward,
     "load_batch": load_batch,
     "softmax_cross_entropy": softmax_cross_entropy,
+    "softmax_cross_entropy smoothed": partial(softmax_cross_entropy, smoothing=0.1),
     "accumulate": accumulate,
     "collect": collect,
     "adam": adam,
@@ -444,7 +446,7 @@ def test_collect_counts(kernel_ops):
 @pytest.mark.parametrize("width", [1, 7, 70])
 @pytest.mark.parametrize(
     "operation",
-    ["batch_norm", "max_pool", "softmax_cross_entropy"]
+    ["batch_norm", "max_pool", "softmax_cross_entropy", "softmax_cross_entropy smoothed"]
     + [f"activate {name}" for name in ACTIVATIONS if name != "linear"],
 )
 def test_nan_and_infinity_stay_visible(kernel_ops, operation, width):
@@ -458,6 +460,19 @@ def test_nan_and_infinity_stay_visible(kernel_ops, operation, width):
         np.testing.assert_array_equal(np.isfinite(found[name]), np.isfinite(expected[name]))
         if operation == "max_pool" or name == "correct":
             np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize("classes", [2, 10, 37, 1000])
+def test_the_smoothed_loss_of_few_and_many_classes(kernel_ops, classes):
+    random = np.random.default_rng(classes)
+    for B in (1, 5, 40):
+        case = make_case("softmax_cross_entropy", random, E=3, B=B, C=classes)
+        case.others["smoothing"] = random.uniform(0.01, 0.99)
+        expected = case.run(ops_numpy, dtype=np.float64)
+        found = case.run(kernel_ops)
+        np.testing.assert_array_equal(found["correct"], expected["correct"])
+        assert relative(found["loss"], expected["loss"]) < 1e-6
+        assert relative(found["dlogits"], expected["dlogits"]) < 1e-6
 
 
 def test_the_loss_of_many_images_and_classes(kernel_ops):

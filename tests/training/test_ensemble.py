@@ -357,6 +357,8 @@ def test_the_recipes_are_the_notebooks_and_the_demo():
         ("width_shift", 1.1),
         ("learning_rate", 0),
         ("decay", float("inf")),
+        ("label_smoothing", 1),
+        ("label_smoothing", -0.1),
         ("dropout", 1),
         ("momentum", -1),
         ("seed", 2**32),
