@@ -90,7 +90,8 @@ __device__ inline Weights spline_weights(int pixel, double intervals) {
     };
 }
 
-// Adds a pixel's displacement to its position. The pixel's weights: of rows and of columns of nodes.
+// Adds a pixel's displacement to its position. of_rows, of_columns: the weights of the nodes' rows
+// and columns for this pixel.
 __device__ inline void displace(
     const Nodes* nodes, Weights of_rows, Weights of_columns, double* row, double* column) {
     for (int m = 0; m < 4; ++m) {

@@ -1,5 +1,5 @@
-// The batch, on a CPU: gathered from the data set, rotated, zoomed, shifted and distorted. affine.py
-// does the same in NumPy.
+// The batch, on a CPU: gathered from the data set, rotated, zoomed, shifted and distorted.
+// affine.py does the same in NumPy.
 #include <math.h>
 #include <stdint.h>
 
@@ -15,8 +15,8 @@ typedef struct {
 
 enum { AFFINE = 5 };  // parameters of a map
 
-// The map of image b of a batch: R(theta) @ (zoom * p + shift). Its parameters are drawn from low to
-// high (AFFINE). Image b uses the first five words of blocks 2b and 2b + 1.
+// The map of image b of a batch: R(theta) @ (zoom * p + shift). Its parameters are drawn from low
+// to high (AFFINE). Image b uses the first five words of blocks 2b and 2b + 1.
 static Map draw_map(
     const float* low, const float* high, uint32_t seed, uint32_t net, uint32_t stream,
     uint32_t step, int b, int H, int W) {

@@ -52,9 +52,9 @@ __device__ __forceinline__ void resample(
 
 // For each image b of the batch, with i = order[step % steps, b]:
 //     x[b] = augmented(images[i] / 255),  y[b] = labels[i]
-// x (B, H, W, C), y (B,), order (steps, B). ranges (2, parameters): the lowest and the highest value
-// of each parameter of the map and, if there are two more, of the nodes along x and y. Without
-// `ranges` images are not augmented; without `labels` y does not change.
+// x (B, H, W, C), y (B,), order (steps, B). ranges (2, parameters): the lowest and the highest
+// value of each parameter of the map and, if there are two more, of the nodes along x and y.
+// Without `ranges` images are not augmented; without `labels` y does not change.
 //
 // One thread block per image. It reads each byte about four times, as one of the four pixels around
 // a position, but only once from memory: __ldg reads through a cache that is larger than an image.

@@ -223,14 +223,14 @@ def test_nodes_that_do_not_move_change_nothing(ops):
     np.testing.assert_allclose(x, expected, rtol=0, atol=1e-6)
 
 
-def test_training_distorts_as_the_recipe_says(device):
+def test_training_distorts_as_the_recipe_says():
     recipe = Recipe(nets=2, batch_size=8, elastic=0.1, momentum=0.9)
     data, _ = Source("digits", 60, 10).load()
-    trainer = Trainer(Job(recipe, data, device, "float32", None, 2), range(1, 3))
+    trainer = Trainer(Job(recipe, data, "numpy", "float32", None, 2), range(1, 3))
     trainer.begin_epoch(0)
     with trainer.ops.session():
         trainer.step()
-    order, x = trainer.ops.to_host(trainer.order)[:, 0], trainer.ops.to_host(trainer.plan.x)
+    order, x = trainer.order[:, 0], trainer.plan.x
     for e in range(2):
         images = (data.train_images[order[e]][..., None] / 255).astype(np.float32)
         expected = RandomAffine(10, 0.1, 0.1, 0.1, 0.1)(images, recipe.seed, e, 0)
