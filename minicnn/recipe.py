@@ -25,8 +25,8 @@ _MOST_SIDE = 1 << 16  # pixels
 class Recipe:
     """How an ensemble is trained. The defaults are the notebook's.
 
-    Nets are numbered from 1. rotation, zoom, width_shift and height_shift are the ranges of
-    RandomAffine: degrees and fractions. The learning rate of epoch e (from 1) is
+    Nets are numbered from 1. rotation, zoom, width_shift, height_shift and elastic are the
+    ranges of RandomAffine: degrees and fractions. The learning rate of epoch e (from 1) is
     learning_rate * decay**(e - 1). With label_smoothing s the targets in training are
     (1 - s) * onehot + s / classes; the validation loss is that of the labels themselves. momentum
     is that of batch normalisation's moving statistics.
@@ -43,6 +43,7 @@ class Recipe:
     zoom: float = 0.1
     width_shift: float = 0.1
     height_shift: float = 0.1
+    elastic: float = 0.0
     learning_rate: float = 1e-3
     decay: float = 0.95
     label_smoothing: float = 0.0
@@ -66,7 +67,7 @@ class Recipe:
             checks.word(name, checks.integer(name, getattr(self, name), 1))
         for name in ("validation_fraction", "zoom", "label_smoothing", "dropout", "momentum"):
             checks.number(name, getattr(self, name), 0, 1, "[)")
-        for name in ("width_shift", "height_shift"):
+        for name in ("width_shift", "height_shift", "elastic"):
             checks.number(name, getattr(self, name), 0, 1)
         checks.number("learning_rate", self.learning_rate, 0, ends="(]")
         checks.number("decay", self.decay, 0, 1, "(]")
@@ -81,7 +82,8 @@ class Recipe:
     @property
     def augment(self):
         """The augmentation, a RandomAffine."""
-        return RandomAffine(self.rotation, self.zoom, self.width_shift, self.height_shift)
+        shifts = self.width_shift, self.height_shift
+        return RandomAffine(self.rotation, self.zoom, *shifts, self.elastic)
 
     @property
     def schedule(self):
@@ -160,7 +162,7 @@ class Recipe:
 
 
 # The fields that earlier versions do not have.
-_ADDED = ("label_smoothing",)
+_ADDED = "elastic", "label_smoothing"
 
 
 def completed(saved):

@@ -252,6 +252,8 @@ def _parser():
         "zoom": "largest random zoom, as a fraction, separately for each axis",
         "width_shift": "largest random shift, as a fraction of the width",
         "height_shift": "largest random shift, as a fraction of the height",
+        "elastic": "elastic distortion: largest random displacement of the nodes of a grid of 6x6, "
+        "as a fraction of the width and of the height",
         "learning_rate": "Adam's learning rate in the first epoch",
         "decay": "factor on the learning rate after each epoch",
         "label_smoothing": "fraction of each label that is spread evenly over all classes; the "

@@ -66,7 +66,7 @@ class Backend(Protocol):
 
     def load_batch(self, images, labels, order, ranges, seed, nets, step, x, y):
         """images (N, H, W) or (N, H, W, C), labels (N,) or None, order (E, steps, B), ranges (2, 5)
-        or None -> x (E, B, H, W, C) and, unless labels is None, y (E, B).
+        or (2, 7) or None -> x (E, B, H, W, C) and, unless labels is None, y (E, B).
         """
 
     # ---- activations, in place -----------------------------------------------------------------

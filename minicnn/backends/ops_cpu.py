@@ -75,10 +75,12 @@ class Operations(Backend):
     def load_batch(self, images, labels, order, ranges, seed, nets, step, x, y):
         _, steps, B = order.shape
         H, W, C = x.shape[2:]
+        parameters = 0 if ranges is None else ranges.shape[1]
         self._call(
             "load_batch",
             images=images, labels=labels, order=order, steps=steps, B=B, H=H, W=W, C=C,
-            ranges=ranges, seed=seed, net=nets, stream=rng.AUGMENTATION, step=step, x=x, y=y,
+            ranges=ranges, parameters=parameters, seed=seed, net=nets, stream=rng.AUGMENTATION,
+            elastic_stream=rng.ELASTIC, step=step, x=x, y=y,
         )  # fmt: skip
 
     # ---- activations -------------------------------------------------------------------------

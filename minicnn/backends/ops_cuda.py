@@ -60,12 +60,13 @@ class Operations(Backend):
     def load_batch(self, images, labels, order, ranges, seed, nets, step, x, y):
         _, steps, B = order.shape
         H, W, C = x.shape[2:]
+        parameters = 0 if ranges is None else ranges.shape[1]
         # One thread block per image: its threads share the map, and the cache with the image.
         self.launch(
             "augment.cu", "load_batch", (B,), (_THREADS,),
             images=images, labels=labels, order=order, steps=steps, B=B, H=H, W=W, C=C,
-            ranges=ranges, seed=seed, nets=nets, stream=rng.AUGMENTATION, step=step,
-            x=x, y=y,
+            ranges=ranges, parameters=parameters, seed=seed, nets=nets, stream=rng.AUGMENTATION,
+            elastic_stream=rng.ELASTIC, step=step, x=x, y=y,
         )  # fmt: skip
 
     # ---- activations -------------------------------------------------------------------------

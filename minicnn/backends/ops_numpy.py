@@ -24,7 +24,7 @@ from .. import rng
 from ..machine import free_memory  # noqa: F401  one of the functions of a backend
 from ..shared_context import SharedContext
 from . import im2col
-from .affine import affine, affine_parameters
+from .affine import augment
 from .scratch import chunks, scratch
 
 name = "numpy"
@@ -97,18 +97,18 @@ def _row_sums(x):
 
 
 # ---------------------------------------------------------------------------------------------
-# The batch: gathered from the data set, rotated, zoomed and shifted
+# The batch: gathered from the data set and augmented
 
 
 def load_batch(images, labels, order, ranges, seed, nets, step, x, y):
     """Fill x (E, B, H, W, C) and y (E, B) with each net's next batch.
 
         i = order[step % steps, b];  y[b] = labels[i]
-        x[b] = affine(images[i] / 255, parameters drawn for (seed, net, step, b))
+        x[b] = augment(images[i] / 255, with what is drawn for (seed, net, step, b))
 
     images uint8 (N, H, W), with C = 1, or (N, H, W, C); labels (N,) uint16, or None, then y is not
     written; order (E, steps, B) int32; nets (E,), the nets' numbers; step an array of one integer.
-    ranges (2, 5) are those of affine_parameters; None: images are not resampled.
+    ranges (2, 5) or (2, 7) are those of affine.augment; None: images are not resampled.
     """
     for e, net in enumerate(nets):
         chosen = order[e, int(step[0]) % order.shape[1]]
@@ -119,8 +119,7 @@ def load_batch(images, labels, order, ranges, seed, nets, step, x, y):
         plain = x[e] if ranges is None else scratch("plain", x[e].shape, x.dtype)
         np.multiply(batch.reshape(plain.shape), x.dtype.type(1 / 255), out=plain)
         if ranges is not None:
-            drawn = affine_parameters(ranges, seed, int(net), int(step[0]), len(chosen))
-            affine(plain, drawn, x[e])
+            augment(plain, ranges, seed, int(net), int(step[0]), x[e])
 
 
 # ---------------------------------------------------------------------------------------------

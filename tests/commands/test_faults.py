@@ -335,7 +335,7 @@ NUMBERS = {
     "seed": "-1 nan inf x 1.5 4294967296",
     "epochs batch-size limit test-limit workers memory": "-1 0 nan inf x 1.5",
     "validation-fraction zoom": "-0.1 1 nan inf x",
-    "width-shift height-shift": "-0.1 1.5 nan inf x",
+    "width-shift height-shift elastic": "-0.1 1.5 nan inf x",
     "rotation": "-1 181 nan inf x",
     "learning-rate": "-1 0 nan inf x",
     "decay": "-0.5 0 1.5 nan inf x",

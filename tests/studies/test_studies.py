@@ -21,7 +21,7 @@ from scipy import stats
 from stored_nets import SETTINGS
 
 import minicnn.recipe
-from minicnn import __version__, machine, model, study
+from minicnn import RandomAffine, __version__, machine, model, study
 from minicnn.files import DataError
 from minicnn.recipe import Recipe
 from minicnn.studies import ablation, executors, grid, hardest, statistics, variance
@@ -81,6 +81,13 @@ def test_each_network_can_be_trained(changes):
     loss, _ = net.train_on_batch(images, np.arange(8)[None] % 3)
     assert np.isfinite(loss).all()
     assert net.count_params() == ablation._weights(variant)
+
+
+def test_the_ablation_augments_in_its_last_step_alone():
+    recipe = Recipe(elastic=0.1)
+    *before, last = ablation.cells(recipe, Namespace(trials=1))
+    assert {cell.recipe.augment for cell in before} == {RandomAffine()}
+    assert last.recipe.augment == recipe.augment
 
 
 def test_the_grid_has_the_notebooks_cells():

@@ -338,7 +338,7 @@ def test_the_recipes_are_the_notebooks_and_the_demo():
     augment = seed.augment
     ranges = augment.rotation_range, augment.zoom_range
     shifts = augment.width_shift_range, augment.height_shift_range
-    assert (*ranges, *shifts) == (10, 0.1, 0.1, 0.1)
+    assert (*ranges, *shifts, augment.elastic_range) == (10, 0.1, 0.1, 0.1, 0)
     assert demo.momentum == 0.9
     assert replace(demo, nets=15, epochs=45, momentum=0.99) == seed
 
@@ -355,6 +355,7 @@ def test_the_recipes_are_the_notebooks_and_the_demo():
         ("zoom", -0.1),
         ("rotation", "10"),
         ("width_shift", 1.1),
+        ("elastic", 1.1),
         ("learning_rate", 0),
         ("decay", float("inf")),
         ("label_smoothing", 1),

@@ -73,6 +73,7 @@ def test_settings_that_never_learn_are_refused(fields, named):
         ({"zoom": 0.9}, "zoom 0.9 moves much of an image out of its frame"),
         ({"width_shift": 0.8}, "width shift 0.8 moves much"),
         ({"height_shift": 1.0}, "height shift 1 moves much"),
+        ({"elastic": 0.4}, "elastic 0.4 distorts images so much that some fold"),
         ({"validation_fraction": 0.6}, "leaves less than half of the images for training"),
     ],
 )
