@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 from . import checks
-from .augment import RandomAffine
+from .augment import MOST_VIEWS, RandomAffine
 from .data.labels import DIGITS
 from .files import brief
 from .nets import Nets
@@ -28,6 +28,8 @@ class Recipe:
     Nets are numbered from 1. rotation, zoom, width_shift and height_shift are the ranges of
     RandomAffine: degrees and fractions. The learning rate of epoch e (from 1) is
     learning_rate * decay**(e - 1). momentum is that of batch normalisation's moving statistics.
+    Probabilities of test images are means over the first `views` of augment.views; validation uses
+    the images themselves.
     input_shape is (H, W, C) of an image, classes holds the names of the classes. They follow from
     the data: see `of`. Raises ValueError that names the field out of range.
     """
@@ -45,6 +47,7 @@ class Recipe:
     decay: float = 0.95
     dropout: float = 0.4
     momentum: float = 0.99
+    views: int = 1
     seed: int = 0
     input_shape: tuple = MNIST_SHAPE
     classes: tuple = DIGITS
@@ -68,6 +71,7 @@ class Recipe:
         checks.number("learning_rate", self.learning_rate, 0, ends="(]")
         checks.number("decay", self.decay, 0, 1, "(]")
         checks.number("rotation", self.rotation, 0, 180)
+        checks.integer("views", self.views, 1, MOST_VIEWS)
         checks.word("seed", self.seed)
 
     @property
@@ -156,7 +160,7 @@ class Recipe:
 
 
 # The fields that earlier versions do not have.
-_ADDED = ()
+_ADDED = ("views",)
 
 
 def completed(saved):
