@@ -2,15 +2,21 @@
 distortion.
 
 RandomAffine describes it. backends/affine.py computes it in NumPy, kernels/augment.c and
-kernels/augment.cu compute the same on other devices.
+kernels/augment.cu compute the same on other devices. views() lists fixed affine maps, over which
+predictions are averaged.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
 from . import checks
 from .backends.affine import NODES, affine, augment
+
+MOST_VIEWS = 27
+_VIEW_SHIFT = 1 / 28  # of the image's width and height
+_VIEW_ROTATION = 5.0  # degrees
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,39 @@ def affine_transform(images, theta, tx, ty, zx, zy, nodes=None):
     out = np.empty_like(images)
     affine(images, parameters, out, nodes)
     return out
+
+
+def views(count, height, width):
+    """The first `count` of the 27 fixed views of an image, over which predictions are averaged.
+
+    A list of ranges as RandomAffine.bounds gives them, (2, 5) float32, whose lowest and highest
+    values are equal: nothing in a view is random. The first is None, the image itself.
+
+    A view is shifted by 1/28 of the width, by 1/28 of the height and rotated by 5 degrees, each in
+    either direction or not at all. The shift is one pixel of 28, which needs no interpolation. The
+    rotation moves the pixels of a square image as far: sqrt(6)/28 radians are 5.01 degrees (root
+    mean square). So a view with k changes is sqrt(k) such distances from the image, and views come
+    in this order: 6 with one change, 12 with two, 8 with three. After each view comes the one with
+    the opposite changes, so that an odd count favours no direction.
+
+    Raises ValueError if count is not from 1 to 27.
+    """
+    count = checks.integer("views", count, 1, MOST_VIEWS)
+    changes = np.array([_VIEW_ROTATION, width * _VIEW_SHIFT, height * _VIEW_SHIFT, 0, 0])
+    found = [None]
+    for theta, ty, tx in _view_signs():
+        of_view = np.array([0, 0, 0, 1, 1]) + changes * [theta, tx, ty, 0, 0]
+        found.append(np.stack([of_view, of_view]).astype(np.float32))
+    return found[:count]
+
+
+def _view_signs():
+    """The directions -1, 0 or 1 of rotation, vertical and horizontal shift, of all but view 1."""
+    # One of each pair of opposites: the one whose first change is positive.
+    halves = [signs for signs in product((0, 1, -1), repeat=3) if signs > (0, 0, 0)]
+    for signs in sorted(halves, key=np.count_nonzero):
+        yield signs
+        yield tuple(-sign for sign in signs)
 
 
 def _float_images(images):

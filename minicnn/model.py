@@ -248,36 +248,40 @@ class Sequential(Nets):
 
     # ---- prediction ---------------------------------------------------------------------------
 
-    def predict(self, x):
+    def predict(self, x, views=1):
         """Class probabilities (E, N, classes) by each net, for images x.
 
-        x: bytes or floats in [0, 1], (N, H, W) or (N, H, W, C), as for fit. Changes no state.
+        x: bytes or floats in [0, 1], (N, H, W) or (N, H, W, C), as for fit. views: 1 to 27; with
+        more than one, the probabilities are means over that many views of each image: itself, and
+        copies that are shifted by a pixel of 28 or rotated by 5 degrees, or both (augment.views).
+        Changes no state.
         """
         if len(self.input_shape) != 3:
-            return super().predict(x)
+            return super().predict(x, views)
         x = arguments.shaped("x", x, self.input_shape)
         if x.dtype.kind == "f":
             arguments.check_range("x", x)
-            return super().predict(x)
+            return super().predict(x, views)
         if not len(x):
-            return super().predict(x.astype(self.dtype))
+            return super().predict(x.astype(self.dtype), views)
         x = arguments.images("x", x, self.input_shape)
         everything = np.broadcast_to(np.arange(len(x)), (len(self.nets), len(x)))
-        return inference.predict(self, self.ops.to_device(x), everything)
+        return inference.predict(self, self.ops.to_device(x), everything, views=views)
 
-    def evaluate(self, x, y):
+    def evaluate(self, x, y, views=1):
         """Loss and accuracy on images x with labels y.
 
-        x and y: as for fit. Returns {"loss": (E,), "accuracy": (E,), "ensemble_accuracy": a float}:
-        of each net, and of the class that the nets choose together. Nets whose predictions are not
-        finite have no vote. Raises ValueError that names the argument.
+        x and y: as for fit; views: as for predict. Returns {"loss": (E,), "accuracy": (E,),
+        "ensemble_accuracy": a float}: of each net, and of the class that the nets choose together.
+        Nets whose predictions are not finite have no vote. Raises ValueError that names the
+        argument.
         """
         arguments.check_classifier(self.architecture)
         x = arguments.shaped("x", x, self.input_shape)
         if not len(x):
             raise ValueError("x: got no images, expected at least one")
         y = arguments.labels("y", y, "x", len(x), len(self.classes))
-        probabilities = self.predict(x)
+        probabilities = self.predict(x, views)
         finite = np.isfinite(probabilities).all(axis=(1, 2))
         scores = [inference.score(of_net, y) for of_net in probabilities]
         loss, accuracy = np.where(finite, np.array(scores).T, np.nan)

@@ -16,7 +16,7 @@ import warnings
 
 import numpy as np
 
-from . import checks, devices, rng
+from . import augment, checks, devices, rng
 from .network.optim import Adam
 from .network.plan import make_plan
 from .network.stack import batch_problem, views, weights_layout
@@ -167,22 +167,38 @@ class Nets:
 
     # ---- public methods: NumPy arrays in, NumPy arrays out ------------------------------------
 
-    def predict(self, x):
+    def predict(self, x, views=1):
         """Class probabilities (E, N, classes) by each net, for images x (N, H, W, C) in [0, 1].
 
-        Changes no state.
+        views: they are means over so many views of each image, see augment.views. Changes no state.
         """
-        x = self._check_images("x", x, "N")
+        x, shown = self._check_images("x", x, "N"), self.views_of_images(views)
         outputs = np.empty((len(self.nets), len(x), *self.output_shape), self.dtype)
         plan = self.plan(min(PREDICT_BATCH, max(len(x), 1)), training=False)
         with self.ops.session():
             for first in range(0, len(x), plan.batch):
                 part = x[first : first + plan.batch]
-                # A short last batch leaves older images in the other rows; they are not used.
-                plan.x[:, : len(part)] = self.ops.to_device(part)
-                probabilities = self.ops.to_host(self.infer(plan))
-                outputs[:, first : first + len(part)] = probabilities[:, : len(part)]
+                total = outputs[:, first : first + len(part)]
+                for view in shown:
+                    seen = part if view is None else _seen(part, view)
+                    # A short last batch leaves older images in the other rows; they are not used.
+                    plan.x[:, : len(part)] = self.ops.to_device(seen)
+                    found = self.ops.to_host(self.infer(plan))[:, : len(part)]
+                    total[...] = found if view is None else total + found
+        if views > 1:
+            outputs /= views
         return outputs
+
+    def views_of_images(self, count):
+        """The views, as augment.views gives them, over which predictions are averaged.
+
+        Raises ValueError for more than one unless a network takes images and returns vectors.
+        """
+        if len(self.input_shape) == 3 and len(self.output_shape) == 1:
+            return augment.views(count, *self.input_shape[:2])
+        if count != 1:
+            raise ValueError(f"views: got {count!r}, expected 1: they are for classes of images")
+        return [None]
 
     def loss_and_gradients(self, x, y):
         """Loss (E,) and gradients of a batch in training mode, without changing any state.
@@ -293,6 +309,11 @@ class Nets:
             self.step,
             self.learning_rate,
         )
+
+
+def _seen(images, view):
+    """Images (B, H, W, C) in one of augment.views."""
+    return augment.affine_transform(images, *np.tile(view[0, :, None], len(images)))
 
 
 def _check_dtype(dtype):

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 from . import checks
-from .augment import RandomAffine
+from .augment import MOST_VIEWS, RandomAffine
 from .data.labels import DIGITS
 from .files import brief
 from .nets import Nets
@@ -29,7 +29,8 @@ class Recipe:
     ranges of RandomAffine: degrees and fractions. The learning rate of epoch e (from 1) is
     learning_rate * decay**(e - 1). With label_smoothing s the targets in training are
     (1 - s) * onehot + s / classes; the validation loss is that of the labels themselves. momentum
-    is that of batch normalisation's moving statistics.
+    is that of batch normalisation's moving statistics. Probabilities of test images are means over
+    the first `views` of augment.views; validation uses the images themselves.
     input_shape is (H, W, C) of an image, classes holds the names of the classes. They follow from
     the data: see `of`. Raises ValueError that names the field out of range.
     """
@@ -49,6 +50,7 @@ class Recipe:
     label_smoothing: float = 0.0
     dropout: float = 0.4
     momentum: float = 0.99
+    views: int = 1
     seed: int = 0
     input_shape: tuple = MNIST_SHAPE
     classes: tuple = DIGITS
@@ -72,6 +74,7 @@ class Recipe:
         checks.number("learning_rate", self.learning_rate, 0, ends="(]")
         checks.number("decay", self.decay, 0, 1, "(]")
         checks.number("rotation", self.rotation, 0, 180)
+        checks.integer("views", self.views, 1, MOST_VIEWS)
         checks.word("seed", self.seed)
 
     @property
@@ -162,7 +165,7 @@ class Recipe:
 
 
 # The fields that earlier versions do not have.
-_ADDED = "elastic", "label_smoothing"
+_ADDED = "elastic", "label_smoothing", "views"
 
 
 def completed(saved):

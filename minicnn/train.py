@@ -261,6 +261,8 @@ def _parser():
         "dropout": "fraction of the values that a dropout layer sets to 0",
         "momentum": "of batch normalisation's moving statistics; 0.9 suits trainings of fewer than "
         "about 500 steps",
+        "views": "predict each test image as the mean over N views of it, at most 27: itself, and "
+        "copies shifted by a pixel of 28 or rotated by 5 degrees, or both",
         "seed": "seed of all random numbers",
     }
     for name, text in helps.items():

@@ -231,6 +231,7 @@ class Trainer:
             everything,
             should_stop=should_stop,
             graph=self.graph,
+            views=self.recipe.views,
         )
         for net, of_net in zip(self.nets, probabilities, strict=True):
             if net not in self.diverged and not np.isfinite(of_net).all():

@@ -295,8 +295,8 @@ def test_help_names_every_option_of_the_command():
     text = command("minicnn.train", "--help").stdout
     for option in (
         "data recipe nets first-net epochs batch-size limit test-limit validation-fraction rotation"
-        " zoom width-shift height-shift learning-rate decay seed device precision memory workers"
-        " no-graph out resume no-figures quiet"
+        " zoom width-shift height-shift learning-rate decay views seed device precision memory"
+        " workers no-graph out resume no-figures quiet"
     ).split():
         assert f"--{option}" in text
 

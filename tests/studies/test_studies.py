@@ -191,6 +191,10 @@ def test_each_network_has_a_group_of_its_own():
     seconds, groups = work.measure(place, 100, lambda: False)
     assert len(asked) == len(groups) == 8  # two cells have the seed network
     assert seconds == pytest.approx((8 * 2 + 30) * (640 + 100 / 3) / 100)
+    viewed = [replace(cell, recipe=replace(cell.recipe, views=9)) for cell in cells]
+    viewed = Work(viewed, set(), source=Source("digits", images=640))
+    seconds, _ = viewed.measure(place, 100, lambda: False)
+    assert seconds == pytest.approx((8 * 2 + 30) * (640 + 9 * 100 / 3) / 100)
     del asked[:]
     work.do(place, groups, None, lambda cell, nets: None, lambda images: None, lambda: False)
     sizes = {}

@@ -362,6 +362,8 @@ def test_the_recipes_are_the_notebooks_and_the_demo():
         ("label_smoothing", -0.1),
         ("dropout", 1),
         ("momentum", -1),
+        ("views", 0),
+        ("views", 28),
         ("seed", 2**32),
     ],
 )
