@@ -5,14 +5,14 @@
 #include "vector.h"
 
 // One step: updates the moments m and v, then the weights w, from the gradients g; all (P,). `step`
-// is the number of earlier steps.
+// is the number of earlier steps; the step takes the learning rate number `step` % rates.
 // Twin: ops_numpy.adam
 KERNEL adam(
     float PER_NET w, const float PER_NET g, float PER_NET m, float PER_NET v, int P,
-    const long long* step, const double* learning_rate, double beta_1, double beta_2,
+    const long long* step, const double* learning_rate, int rates, double beta_1, double beta_2,
     float epsilon) {
     double t = *step + 1;
-    float rate = *learning_rate * sqrt(1 - pow(beta_2, t)) / (1 - pow(beta_1, t));
+    float rate = learning_rate[*step % rates] * sqrt(1 - pow(beta_2, t)) / (1 - pow(beta_1, t));
     float keep_1 = beta_1, take_1 = 1 - beta_1, keep_2 = beta_2, take_2 = 1 - beta_2;
 #pragma omp parallel for simd if (P >= WORTH_SHARING)
     for (int i = 0; i < P; ++i) {

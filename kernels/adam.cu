@@ -8,18 +8,19 @@ constexpr int WEIGHTS_PER_THREAD = 16, BATCH = 4;
 //     m = beta_1 * m + (1 - beta_1) * g
 //     v = beta_2 * v + (1 - beta_2) * g * g
 //     w -= learning_rate * sqrt(1 - beta_2^t) / (1 - beta_1^t) * m / (sqrt(v) + epsilon)
-// `step`, the number of steps done before this one, and the learning rate are read from device
-// memory, because a captured graph repeats a launch with fixed arguments.
+// `step`, the number of steps done before this one, and the learning rate, number `step` % rates of
+// an array, are read from device memory, because a captured graph repeats a launch with fixed
+// arguments.
 // Twin: ops_numpy.adam
 extern "C" __global__ void adam(
     PerNet<float> w, PerNet<const float> g, PerNet<float> m, PerNet<float> v, int P,
-    const long long* step, const double* learning_rate, double beta_1, double beta_2,
+    const long long* step, const double* learning_rate, int rates, double beta_1, double beta_2,
     float epsilon) {
     __shared__ float shared_rate[1];
     if (threadIdx.x == 0) {  // once per block: pow in double takes as long as all the rest
         double t = step[0] + 1;
         double correction = sqrt(1.0 - pow(beta_2, t)) / (1.0 - pow(beta_1, t));
-        shared_rate[0] = learning_rate[0] * correction;
+        shared_rate[0] = learning_rate[step[0] % rates] * correction;
     }
     __syncthreads();
     float rate = shared_rate[0];

@@ -109,7 +109,8 @@ class Sequential(Nets):
         - The epochs after initial_epoch are trained, up to `epochs`; an epoch has only whole
           batches. Its number, from 1, decides its shuffles, and is the argument of learning_rate:
           so to train on, give initial_epoch.
-        - augment: a RandomAffine. learning_rate: a number, or a function of the epoch, from 1
+        - augment: a RandomAffine. learning_rate: a number, a function of the epoch, from 1, or a
+          schedule: LinearDecay, CosineDecay or ExponentialDecay, of which `epochs` is the end
           (default: the optimizer's).
         - on_epoch(row): called after each epoch of each net with its row of the History, in the
           process that trains it; if it returns true, the training of this net ends.

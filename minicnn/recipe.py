@@ -14,11 +14,12 @@ from .files import brief
 from .nets import Nets
 from .network.architecture import Architecture, checked_classes
 from .network.layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten
-from .network.optim import ExponentialDecay
+from .network.optim import CosineDecay, ExponentialDecay, LinearDecay
 from .network.stack import connect
 
 MNIST_SHAPE = 28, 28, 1
 _MOST_SIDE = 1 << 16  # pixels
+SCHEDULES = "exponential", "linear", "cosine"  # of the learning rate
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,10 @@ class Recipe:
     """How an ensemble is trained. The defaults are the notebook's.
 
     Nets are numbered from 1. rotation, zoom, width_shift and height_shift are the ranges of
-    RandomAffine: degrees and fractions. The learning rate of epoch e (from 1) is
-    learning_rate * decay**(e - 1). momentum is that of batch normalisation's moving statistics.
+    RandomAffine: degrees and fractions. learning_rate is the highest one; schedule says how it
+    falls: "exponential", by the factor decay after each epoch, or "linear" or "cosine", with each
+    step, to 0 at the end. Before that it rises linearly in the fraction warm_up of all steps:
+    see network/optim.py. momentum is that of batch normalisation's moving statistics.
     input_shape is (H, W, C) of an image, classes holds the names of the classes. They follow from
     the data: see `of`. Raises ValueError that names the field out of range.
     """
@@ -43,6 +46,8 @@ class Recipe:
     height_shift: float = 0.1
     learning_rate: float = 1e-3
     decay: float = 0.95
+    schedule: str = "exponential"
+    warm_up: float = 0.0
     dropout: float = 0.4
     momentum: float = 0.99
     seed: int = 0
@@ -67,6 +72,8 @@ class Recipe:
             checks.number(name, getattr(self, name), 0, 1)
         checks.number("learning_rate", self.learning_rate, 0, ends="(]")
         checks.number("decay", self.decay, 0, 1, "(]")
+        checks.choice("schedule", self.schedule, SCHEDULES)
+        checks.number("warm_up", self.warm_up, 0, 1, "[)")
         checks.number("rotation", self.rotation, 0, 180)
         checks.word("seed", self.seed)
 
@@ -80,10 +87,14 @@ class Recipe:
         """The augmentation, a RandomAffine."""
         return RandomAffine(self.rotation, self.zoom, self.width_shift, self.height_shift)
 
-    @property
-    def schedule(self):
-        """The learning rate as a function of the epoch."""
-        return ExponentialDecay(self.learning_rate, self.decay)
+    def learning_rates(self, epoch, steps):
+        """The learning rates (steps,) of an epoch, from 1, that has so many steps."""
+        if self.schedule == "exponential":
+            schedule = ExponentialDecay(self.learning_rate, self.decay, self.warm_up)
+        else:
+            kind = LinearDecay if self.schedule == "linear" else CosineDecay
+            schedule = kind(self.learning_rate, self.warm_up)
+        return schedule.rates(epoch, steps, self.epochs)
 
     @property
     def layers(self):

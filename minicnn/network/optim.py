@@ -1,7 +1,9 @@
-"""The optimizer and the learning-rate schedule."""
+"""The optimizer and the learning-rate schedules."""
 
 from dataclasses import dataclass
 from math import inf
+
+import numpy as np
 
 from .. import checks
 
@@ -35,7 +37,8 @@ class Adam:
     def update(self, ops, params, gradients, m, v, step, learning_rate):
         """One step, in place, on params, gradients, m and v (E, P). Increments `step` by 1.
 
-        step and learning_rate are arrays of one element on the device.
+        step is an array of one element on the device, learning_rate (n,) holds the rates of the
+        steps: step s, from 0, takes element s % n.
         """
         ops.adam(
             params,
@@ -50,17 +53,75 @@ class Adam:
         )
 
 
-@dataclass(frozen=True)
-class ExponentialDecay:
-    """The learning rate of epoch e (from 1): initial * decay**(e - 1)."""
+class Schedule:
+    """The learning rate of each step of a training, in which the progress p goes from 0 to 1.
 
-    initial: float
-    decay: float
+    rate(p) = initial * min(1, p / warm_up) * fall, where `fall` is the subclass's. So the rate
+    first rises linearly from 0, in the fraction warm_up of all steps, unless that is 0.
+    """
+
+    def rates(self, epoch, steps, epochs):
+        """The rates (steps,) float64 of an epoch, from 1, of `epochs` with `steps` steps each.
+
+        Step i of all n steps, from 0, has p = (i + 0.5) / n: no rate is 0.
+        """
+        p = (np.arange(steps) + float((epoch - 1) * steps) + 0.5) / float(steps * epochs)
+        rise = np.minimum(1, p / self.warm_up) if self.warm_up else 1.0
+        after = np.maximum(0, p - self.warm_up) / (1 - self.warm_up)
+        return self.initial * self._fall(epoch, after) * rise
 
     def __post_init__(self):
         checks.number("initial", self.initial, 0, ends="(]")
+        checks.number("warm_up", self.warm_up, 0, 1, "[)")
+
+
+@dataclass(frozen=True)
+class ExponentialDecay(Schedule):
+    """The learning rate of epoch e (from 1): initial * decay**(e - 1), equal in all its steps.
+
+    With warm_up, it first rises: see Schedule.
+    """
+
+    initial: float
+    decay: float
+    warm_up: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
         checks.number("decay", self.decay, 0, ends="(]")
 
     def __call__(self, epoch):
-        """The learning rate of an epoch, from 1."""
+        """The learning rate of an epoch, from 1, after the warm-up."""
         return self.initial * self.decay ** (epoch - 1)
+
+    def _fall(self, epoch, after):
+        return np.full(after.shape, self.decay ** (epoch - 1))
+
+
+@dataclass(frozen=True)
+class LinearDecay(Schedule):
+    """The learning rate falls from `initial` to 0: after the warm-up, linearly with the steps.
+
+    With warm_up this is a one-cycle policy: L. Smith, N. Topin, arXiv:1708.07120.
+    """
+
+    initial: float
+    warm_up: float = 0.0
+
+    def _fall(self, epoch, after):
+        return 1 - after
+
+
+@dataclass(frozen=True)
+class CosineDecay(Schedule):
+    """The learning rate falls from `initial` to 0: after the warm-up, as half a period of a cosine.
+
+    A fraction a of the steps after the warm-up gives initial * (1 + cos(pi * a)) / 2. Source:
+    I. Loshchilov, F. Hutter, arXiv:1608.03983, without restarts.
+    """
+
+    initial: float
+    warm_up: float = 0.0
+
+    def _fall(self, epoch, after):
+        return np.cos(np.pi / 2 * after) ** 2  # the same value, without cancellation near a = 1

@@ -2,7 +2,7 @@
 
 for each epoch:
     take the cores that other worker processes have left (workers.py)
-    set the learning rate and shuffle the training images
+    set the learning rates of its steps and shuffle the training images
     for each step: load a batch, model.train_step, add loss and correct predictions to sums
     predict the validation images and append a row per net to the history
 
@@ -47,7 +47,7 @@ class Trainer:
     """A group of E nets that train in lockstep: each step trains every net on its own batch.
 
     The arrays that a step uses are in the device's memory: images, labels, the order of the images
-    for each net, step counter, learning rate, and the sums of the metrics.
+    for each net, step counter, learning rates of the epoch, and the sums of the metrics.
     """
 
     def __init__(self, job, nets):
@@ -80,6 +80,7 @@ class Trainer:
         self.bounds = None if bounds is None else self.ops.to_device(bounds)
         self.plan = self.model.plan(recipe.batch_size, training=True)
         self.order = self.ops.empty((len(nets), self.steps, recipe.batch_size), np.int32)
+        self.rates = self.ops.empty((self.steps,), np.float64)  # learning rates of the epoch
         # Of the epoch so far: loss, correct predictions, steps before the first loss not finite.
         self.sums = self.ops.zeros((len(nets), 3), np.float64)
         self.seconds = 0.0  # time spent in the epoch so far
@@ -114,8 +115,8 @@ class Trainer:
         return len(gone) == len(self.nets) or self.epochs_done >= self.recipe.epochs
 
     def begin_epoch(self, epoch):
-        """Set the learning rate and new shuffles for an epoch, counted from 0."""
-        self.model.learning_rate[...] = self.recipe.schedule(epoch + 1)
+        """Set the learning rates and new shuffles for an epoch, counted from 0."""
+        self._set_for_steps(self.rates, self._learning_rates(epoch))
         used = self.steps * self.recipe.batch_size
         orders = []
         for net, indices in zip(self.model.nets, self.train_indices, strict=True):
@@ -123,6 +124,19 @@ class Trainer:
             orders.append(indices[shuffle[:used]])
         order = np.stack(orders).reshape(self.order.shape)
         self.ops.copy(self.ops.to_device(order), self.order)
+
+    def _learning_rates(self, epoch):
+        """The learning rates (steps,) of an epoch, counted from 0."""
+        return self.recipe.learning_rates(epoch + 1, self.steps)
+
+    def _set_for_steps(self, array, values):
+        """Copy values (steps,), one for each step of an epoch, into an array of the device.
+
+        Operations take element s % steps in optimizer step s, and the first step of an epoch need
+        not be a multiple of `steps`: see FitRecipe.initial_step.
+        """
+        turned = np.roll(values, self.recipe.initial_step % self.steps)
+        self.ops.copy(self.ops.to_device(turned), array)
 
     def step(self):
         """One training step of every net; it allocates no array and reads nothing back."""
@@ -138,7 +152,7 @@ class Trainer:
             plan.x,
             plan.labels,
         )
-        model.train_step(plan)
+        model.train_step(plan, self.rates)
         self.ops.accumulate(plan.loss, plan.correct, self.sums)
 
     def train_epoch(self, report, should_stop):
@@ -173,7 +187,7 @@ class Trainer:
             {
                 "net": net,
                 "epoch": epoch + 1,
-                "learning_rate": recipe.schedule(epoch + 1),
+                "learning_rate": float(self._learning_rates(epoch)[-1]),
                 "train_loss": float(train_loss) / self.steps,
                 "train_accuracy": float(train_correct) / (self.steps * recipe.batch_size),
                 "validation_loss": validation_loss,

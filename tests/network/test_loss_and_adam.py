@@ -97,13 +97,14 @@ def test_adam_is_kerass(ops, monkeypatch, dtype, cache):
     E, P = 3, 37
     w = random.normal(size=(E, P)).astype(dtype)
     arrays = [ops.to_device(a) for a in (w.copy(), np.zeros_like(w), np.zeros_like(w))]
-    step, rate = ops.to_device(np.zeros(1, np.int64)), ops.to_device(np.zeros(1))
+    # The first four steps take the rates in turn, later ones the same again.
+    rates = [1e-3, 1e-2, 0.0, 0.5]
+    step, on_device = ops.to_device(np.zeros(1, np.int64)), ops.to_device(np.array(rates))
     expected = [[w[e].astype(float), np.zeros(P), np.zeros(P)] for e in range(E)]
-    for t, learning_rate in enumerate([1e-3, 1e-2, 0.0, 0.5], start=1):
+    for t, learning_rate in enumerate([*rates, *rates[:2]], start=1):
         # From tiny to large, to show that epsilon is added to the root, not under it.
         g = (random.normal(size=(E, P)) * 10.0 ** random.integers(-9, 2, (E, P))).astype(dtype)
-        rate[...] = learning_rate
-        ops.adam(arrays[0], ops.to_device(g), *arrays[1:], step, rate, 0.9, 0.999, 1e-7)
+        ops.adam(arrays[0], ops.to_device(g), *arrays[1:], step, on_device, 0.9, 0.999, 1e-7)
         assert int(ops.to_host(step)[0]) == t
         for e in range(E):
             w_, m, v = expected[e]
