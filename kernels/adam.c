@@ -1,4 +1,4 @@
-// Adam over the flat array of all weights, on a CPU. Source: D. Kingma, J. Ba, arXiv:1412.6980; the
+// Adam over the flat array of all weights, on a CPU, and the average of the weights. Source: D. Kingma, J. Ba, arXiv:1412.6980; the
 // order of computation is that of the end of its section 2, as in Keras.
 #include <math.h>
 
@@ -20,4 +20,15 @@ KERNEL adam(
         v[i] = keep_2 * v[i] + take_2 * (g[i] * g[i]);
         w[i] -= rate * (m[i] / (sqrtf(v[i]) + epsilon));
     }
+}
+
+// averaged += weight * (w - averaged); both (P,). `step` is the number of steps so far; step number
+// s, from 0, has the weight number s % count of an array.
+// Twin: ops_numpy.average
+KERNEL average(
+    const float PER_NET w, float PER_NET averaged, int P, const long long* step,
+    const double* weights, int count) {
+    float weight = weights[(*step - 1) % count];
+#pragma omp parallel for simd if (P >= WORTH_SHARING)
+    for (int i = 0; i < P; ++i) averaged[i] += weight * (w[i] - averaged[i]);
 }

@@ -99,6 +99,8 @@ class Sequential(Nets):
         on_epoch=None,
         workers=1,
         memory=None,
+        average_epochs=0,
+        average_decay=0.0,
     ):
         """Train every net on images x with labels y. Returns a History; also as `self.history`.
 
@@ -112,6 +114,11 @@ class Sequential(Nets):
         - augment: a RandomAffine. learning_rate: a number, a function of the epoch, from 1, or a
           schedule: LinearDecay, CosineDecay or ExponentialDecay, of which `epochs` is the end
           (default: the optimizer's).
+        - average_epochs: the nets end with the mean of their weights after each step of so many
+          last epochs; average_decay: or with an exponential average over this call's steps, which
+          keeps this fraction of itself. The moving statistics follow from training images. Only the
+          last epoch's validation is that of the average; a net that ends before keeps its own
+          weights. Adam's moments stay as they are.
         - on_epoch(row): called after each epoch of each net with its row of the History, in the
           process that trains it; if it returns true, the training of this net ends.
         - verbose: 1 shows a progress bar, 2 prints a line for each net and epoch, 0 nothing.
@@ -135,6 +142,8 @@ class Sequential(Nets):
             validation_data=validation_data,
             augment=augment,
             learning_rate=learning_rate,
+            average_epochs=average_epochs,
+            average_decay=average_decay,
         )
         if verbose == "auto" or isinstance(verbose, bool):
             verbose = int(bool(verbose))

@@ -14,7 +14,7 @@ from .files import brief
 from .nets import Nets
 from .network.architecture import Architecture, checked_classes
 from .network.layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten
-from .network.optim import CosineDecay, ExponentialDecay, LinearDecay
+from .network.optim import Averaging, CosineDecay, ExponentialDecay, LinearDecay
 from .network.stack import connect
 
 MNIST_SHAPE = 28, 28, 1
@@ -30,7 +30,10 @@ class Recipe:
     RandomAffine: degrees and fractions. learning_rate is the highest one; schedule says how it
     falls: "exponential", by the factor decay after each epoch, or "linear" or "cosine", with each
     step, to 0 at the end. Before that it rises linearly in the fraction warm_up of all steps:
-    see network/optim.py. momentum is that of batch normalisation's moving statistics.
+    see network/optim.py. With average_epochs or average_decay the weights that predict are an
+    average over steps: see Averaging there, and Trainer for the moving statistics. Of the history,
+    only the last epoch's validation is that of the average. momentum is that of batch
+    normalisation's moving statistics.
     input_shape is (H, W, C) of an image, classes holds the names of the classes. They follow from
     the data: see `of`. Raises ValueError that names the field out of range.
     """
@@ -50,6 +53,8 @@ class Recipe:
     warm_up: float = 0.0
     dropout: float = 0.4
     momentum: float = 0.99
+    average_epochs: int = 0
+    average_decay: float = 0.0
     seed: int = 0
     input_shape: tuple = MNIST_SHAPE
     classes: tuple = DIGITS
@@ -75,6 +80,7 @@ class Recipe:
         checks.choice("schedule", self.schedule, SCHEDULES)
         checks.number("warm_up", self.warm_up, 0, 1, "[)")
         checks.number("rotation", self.rotation, 0, 180)
+        _ = self.averaging  # raises unless average_epochs and average_decay fit
         checks.word("seed", self.seed)
 
     @property
@@ -95,6 +101,11 @@ class Recipe:
             kind = LinearDecay if self.schedule == "linear" else CosineDecay
             schedule = kind(self.learning_rate, self.warm_up)
         return schedule.rates(epoch, steps, self.epochs)
+
+    @property
+    def averaging(self):
+        """The Averaging of weights, or None."""
+        return Averaging.of(self.average_epochs, self.average_decay, range(1, self.epochs + 1))
 
     @property
     def layers(self):

@@ -261,6 +261,10 @@ def _parser():
         "dropout": "fraction of the values that a dropout layer sets to 0",
         "momentum": "of batch normalisation's moving statistics; 0.9 suits trainings of fewer than "
         "about 500 steps",
+        "average_epochs": "predict with the mean of the weights after each step of the last N "
+        "epochs; of the history, only the last epoch's validation is that of the mean",
+        "average_decay": "predict with an exponential average of the weights after each step, "
+        "which keeps this fraction of itself, such as 0.999; not with --average-epochs",
         "seed": "seed of all random numbers",
     }
     for name, text in helps.items():

@@ -218,6 +218,13 @@ class Operations(Backend):
         )  # fmt: skip
         self._python(np.add, step, 1, step)
 
+    def average(self, params, averaged, step, weights):
+        self._call(
+            "average",
+            w=params, averaged=averaged, P=_elements(params), step=step,
+            weights=weights, count=len(weights),
+        )  # fmt: skip
+
 
 _ONE_PIXEL = Window.fit((1, 1), (1, 1), "valid", (1, 1))
 

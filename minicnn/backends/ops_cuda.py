@@ -227,6 +227,13 @@ class Operations(Backend):
         )  # fmt: skip
         self._increment(step)
 
+    def average(self, params, averaged, step, weights):
+        P = _elements(params)
+        self._launch_for_each(
+            _ceil_div(P, 16), "adam.cu", "average",  # adam.cu's WEIGHTS_PER_THREAD
+            w=params, averaged=averaged, P=P, step=step, weights=weights, count=len(weights),
+        )  # fmt: skip
+
     def _increment(self, step):
         self.launch("metrics.cu", "increment", (1,), (1,), step)
 

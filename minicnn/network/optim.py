@@ -1,4 +1,4 @@
-"""The optimizer and the learning-rate schedules."""
+"""The optimizer, the learning-rate schedules, and the averaging of weights."""
 
 from dataclasses import dataclass
 from math import inf
@@ -125,3 +125,42 @@ class CosineDecay(Schedule):
 
     def _fall(self, epoch, after):
         return np.cos(np.pi / 2 * after) ** 2  # the same value, without cancellation near a = 1
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Which weights a training averages: those after each step of `epochs`, a range from 1.
+
+    With decay 0 the average is the mean; else, after each step with the weights w, it is
+    a = decay * a + (1 - decay) * w, beginning with a = w after the first step. Sources: B. Polyak,
+    A. Juditsky, "Acceleration of stochastic approximation by averaging", 1992; P. Izmailov and
+    others, arXiv:1803.05407.
+    """
+
+    epochs: range
+    decay: float
+
+    @classmethod
+    def of(cls, average_epochs, average_decay, epochs):
+        """The Averaging of a training's `epochs`, a range from 1; None if it averages nothing.
+
+        average_epochs: the mean over so many last epochs, if not 0; average_decay: the exponential
+        average over all, if not 0. Raises ValueError that names the argument.
+        """
+        checks.integer("average_epochs", average_epochs, 0, len(epochs))
+        checks.number("average_decay", average_decay, 0, 1, "[)")
+        if average_epochs and average_decay:
+            raise ValueError(
+                f"average_decay: got {average_decay!r} with average_epochs {average_epochs}, "
+                "expected only one of them"
+            )
+        if average_decay:
+            return cls(epochs, average_decay)
+        return cls(epochs[-average_epochs:], 0.0) if average_epochs else None
+
+    def weights(self, epoch, steps):
+        """The weights (steps,) float64 that an epoch's steps have in ops_numpy.average, or None."""
+        if epoch not in self.epochs:
+            return None
+        count = 1 + self.epochs.index(epoch) * steps + np.arange(steps)  # of the steps averaged
+        return np.where(count == 1, 1.0, 1 - self.decay) if self.decay else 1 / count

@@ -19,7 +19,7 @@ from ..augment import RandomAffine
 from ..files import brief
 from ..nets import Nets
 from ..network.architecture import Architecture
-from ..network.optim import Adam, Schedule
+from ..network.optim import Adam, Averaging, Schedule
 from ..network.stack import check_batch
 from . import arguments, checkpoint, learnable
 from .dataset import Data
@@ -63,6 +63,7 @@ class FitRecipe:
     validation_fraction: float
     augment: RandomAffine
     schedule: Schedule
+    averaging: Averaging | None
     initial_step: int = 0
 
     @property
@@ -107,6 +108,8 @@ def prepare(
     validation_data,
     augment,
     learning_rate,
+    average_epochs,
+    average_decay,
 ):
     """(FitRecipe, Data) for a Sequential and the arguments of its fit. Raises ValueError."""
     model.check_trainable()
@@ -131,6 +134,7 @@ def prepare(
         fraction = 0.0
     if learning_rate is None:
         learning_rate = model.optimizer.learning_rate
+    trained = range(initial_epoch + 1, epochs + 1)
     recipe = FitRecipe(
         architecture=model.architecture,
         all_nets=tuple(int(net) + 1 for net in model.nets),
@@ -142,7 +146,8 @@ def prepare(
         batch_size=batch_size,
         validation_fraction=fraction,
         augment=augment,
-        schedule=_schedule(learning_rate, range(initial_epoch + 1, epochs + 1)),
+        schedule=_schedule(learning_rate, trained),
+        averaging=Averaging.of(average_epochs, average_decay, trained),
     )
     steps = steps_per_epoch(recipe, len(x))  # raises if there is none
     data = Data(x, y, classes=model.classes, **held_out)

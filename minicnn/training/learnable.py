@@ -185,7 +185,7 @@ def warn_of_guessing(recipe, data, history, test_accuracy):
     if measured > _by_guessing(share, images):
         return
     cause, done = "are the labels right?", steps * recipe.epochs
-    if recipe.momentum**done > _OF_START:
+    if recipe.averaging is None and recipe.momentum**done > _OF_START:
         needed = log(_OF_START) / log(recipe.momentum)
         cause = (
             f"the moving statistics of batch normalisation need about {needed:.0f} steps at "

@@ -164,6 +164,15 @@ def adam(given):
     return Case("adam", inputs, changed=("params", "m", "v"), others=others)
 
 
+def average(given):
+    E, _, H, W, C = given.shape
+    flat = E, 11 * H * W * C
+    inputs = {name: given.normal(*flat) for name in ("params", "averaged")}
+    step, weights = 1 + given.random.integers(30_000), given.random.random(7)
+    others = {"step": np.array([step]), "weights": weights[: 1 + step % 7]}
+    return Case("average", inputs, changed=("averaged",), others=others)
+
+
 def load_batch(given):
     return load_batch_of(given.random, *given.shape)
 
@@ -202,6 +211,7 @@ OPERATIONS = {
     "accumulate": accumulate,
     "collect": collect,
     "adam": adam,
+    "average": average,
 }
 
 

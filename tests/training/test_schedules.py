@@ -60,6 +60,7 @@ def test_a_training_is_the_steps_of_train_on_batch_with_these_rates(schedule):
     assert bits(found)[0] == bits(twin)[0]
 
 
+@pytest.mark.full(but="numpy|cpu")
 @pytest.mark.every_device
 def test_rates_in_a_captured_step_change(device):
     job = make_job(device)
@@ -68,6 +69,7 @@ def test_rates_in_a_captured_step_change(device):
     assert bits(trained(job)) != bits(trained(constant))
 
 
+@pytest.mark.full(but="numpy|cpu")
 @pytest.mark.every_device
 def test_a_resumed_training_takes_the_same_rates(device, tmp_path):
     job = make_job(device)
@@ -97,6 +99,7 @@ def weights(model):
     return {name: model.ops.to_host(getattr(model, name)).tobytes() for name in NAMES}
 
 
+@pytest.mark.full(but="numpy.*linear|cpu.*cosine")
 @pytest.mark.every_device
 @pytest.mark.parametrize(
     ("schedule", "name"),
@@ -148,12 +151,14 @@ def test_fit_refuses_rates_that_are_none():
         fitted(network(), LinearDecay(1e-10))
 
 
-def test_the_command_takes_a_schedule(tmp_path):
+def test_the_command_takes_a_schedule_and_an_average(tmp_path):
     here = "--workers=1"  # where the network is small
-    options = [*TINY, here, "--schedule=linear", "--warm-up=0.5", f"--out={tmp_path / 'run'}"]
+    options = [*TINY, here, "--schedule=linear", "--warm-up=0.5", "--average-epochs=1"]
+    options += [f"--out={tmp_path / 'run'}"]
     assert train.main(options) == 0
     arrays, about = checkpoint.load(tmp_path / "run" / "checkpoint.npz")
     assert (about["recipe"]["schedule"], about["recipe"]["warm_up"]) == ("linear", 0.5)
+    assert (about["recipe"]["average_epochs"], about["recipe"]["average_decay"]) == (1, 0.0)
     expected = [LinearDecay(1e-3, 0.5).rates(epoch, 4, 2)[-1] for epoch in (1, 2)]
     assert arrays["history"][:, 2].tolist() == expected * 2
     config = tmp_path / "run" / "config.json"
