@@ -32,9 +32,9 @@ from .command import (
     set_threads,
 )
 from .files import DataError, atomic_write, in_use
-from .recipe import Recipe
+from .recipe import RECIPES, Recipe
 from .reports import webpage
-from .studies import STUDIES, executors, findings, hardest, variance
+from .studies import STUDIES, executors, findings, hardest, recipes, variance
 from .studies.store import FILE, Store
 from .studies.work import Work, in_words
 from .training import cluster, learnable
@@ -86,7 +86,9 @@ def study(arguments, out=None, should_stop=lambda: False):
     seed = checks.word("argument --seed", arguments.seed)
     if module is not variance:
         set_threads(arguments)
-    source = Source(arguments.data, arguments.limit, arguments.test_limit, arguments.shape)
+    held_out = getattr(arguments, "hold_out", 0)
+    limits = arguments.limit, arguments.test_limit, arguments.shape
+    source = Source(arguments.data, *limits, held_out=held_out)
     data, source = source.for_other_processes().load(progress=not arguments.quiet)
     settings = {
         "source": source.name,
@@ -97,6 +99,8 @@ def study(arguments, out=None, should_stop=lambda: False):
     }
     if getattr(arguments, "distorted", False):
         settings["distorted"] = True
+    if held_out:
+        settings["held_out"] = held_out
     settings |= Recipe(input_shape=data.input_shape, classes=data.classes).about_data
     cells = [] if module is variance else _cells(arguments, module, data)
     with contextlib.ExitStack() as stack:
@@ -112,7 +116,8 @@ def study(arguments, out=None, should_stop=lambda: False):
         own.mkdir(parents=True, exist_ok=True)
         stack.enter_context(in_use(own, alone=True))
         store = stack.enter_context(Store(folder / FILE))
-        store.claim(module.NAME, seed, settings, data.test_labels, cells)
+        varied = getattr(module, "VARIED", ())
+        store.claim(module.NAME, seed, settings, data.test_labels, cells, varied)
         if source.name != "digits":  # the embedded digits need no explanation
             print(f"Data: {data.description}", file=sys.stderr, flush=True)
         if module is variance:
@@ -146,10 +151,14 @@ def _write(arguments, module, results, data, folder):
 
 
 def _fill_in(arguments, module):
-    """Set each argument that is None to the notebook's value, or with --quick to the quick one."""
+    """Set each argument that is None to the notebook's value, or with --quick to the quick one.
+
+    With --recipe, the recipe's values stay.
+    """
     size = module.QUICK if arguments.quick else module.FULL
+    other_recipe = getattr(arguments, "recipe", "seed") != "seed"
     for name, value in size.items():
-        if getattr(arguments, name) is None:
+        if getattr(arguments, name) is None and not (other_recipe and hasattr(Recipe, name)):
             setattr(arguments, name, value)
     if arguments.data is None:
         arguments.data = "digits" if arguments.quick else "mnist"
@@ -165,7 +174,8 @@ def _cells(arguments, module, data):
     about_data = {"input_shape": data.input_shape, "classes": data.classes}
     try:
         # No validation images: a study selects nothing, so all training images are used.
-        recipe = Recipe(validation_fraction=0.0, **given, **about_data)
+        recipe = RECIPES[getattr(arguments, "recipe", "seed")]
+        recipe = replace(recipe, validation_fraction=0.0, **given, **about_data)
         cells = module.cells(recipe, arguments)
     except ValueError as error:
         raise ValueError(f"argument --{error}") from None
@@ -175,7 +185,7 @@ def _cells(arguments, module, data):
             f"argument --trials: {arguments.trials:,} trials need {nets:,} nets, expected at most "
             f"{_MOST_NETS:,}"
         )
-    batch = cells[0].recipe.batch_size
+    batch = max(cell.recipe.batch_size for cell in cells)
     if len(data.train_images) < batch:
         raise DataError(
             f"{arguments.data}: got {len(data.train_images)} training images, expected at least "
@@ -187,7 +197,8 @@ def _cells(arguments, module, data):
         raise DataError(f"{arguments.data}: has no labels for its test images, expected labels")
     for cell in cells:
         cell.recipe.check_size()
-    learnable.check(cells[-1].recipe, data)
+    for cell in cells if module is recipes else cells[-1:]:
+        learnable.check(cell.recipe, data)
     return cells
 
 

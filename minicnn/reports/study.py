@@ -129,10 +129,11 @@ def _quiz_of_study(results, images):
 
 def _settings_of_study(results):
     settings = results.settings
+    tested = "held-out training images" if settings.get("held_out") else "test images"
     about = {
         "data": settings.get("source"),
         "training images": thousands(settings.get("train_images")),
-        "test images": thousands(settings.get("test_images")),
+        tested: thousands(settings.get("test_images")),
         "seed": results.seed,
     }
     makers = [{str(k): str(v) for k, v in maker.items()} for maker in results.nets["made_by"]]

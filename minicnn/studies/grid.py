@@ -26,6 +26,7 @@ QUICK = {
     "rotation": [0, 15],
     "shift": [0, 0.1],
 }
+VARIED = "rotation", "zoom", "width_shift", "height_shift"  # the fields of recipes that differ
 
 # The notebook's test accuracies in percent: {shift: one value for each of _ROTATIONS}. Means of 6
 # ensembles of 15 nets, and of 30 single nets. None: not measured.

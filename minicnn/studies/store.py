@@ -59,7 +59,6 @@ _DISTORTED = """CREATE TABLE distorted (
     study TEXT NOT NULL, seed INTEGER NOT NULL, cell TEXT NOT NULL, net INTEGER NOT NULL,
     accuracy REAL NOT NULL,
     PRIMARY KEY (study, seed, cell, net))"""
-_VARIED = "rotation", "zoom", "width_shift", "height_shift"  # differ between cells of a grid
 
 
 @dataclass(frozen=True)
@@ -106,10 +105,11 @@ class Store:
     def __exit__(self, *error):
         self._connection.close()
 
-    def claim(self, study, seed, settings, labels, cells):
+    def claim(self, study, seed, settings, labels, cells, varied=()):
         """Add a study and its cells, or check that the file has the same study already.
 
-        More trials than before are recorded. Raises ValueError if the study in the file differs.
+        varied: the fields in which the recipes of its cells may differ. More trials than before are
+        recorded. Raises ValueError if the study in the file differs.
         """
         with self._transaction():
             known = self._rows("SELECT settings FROM study WHERE study=? AND seed=?", study, seed)
@@ -134,20 +134,20 @@ class Store:
                     self._connection.execute(
                         f"UPDATE cell SET trials=? WHERE {where}", (cell.trials, *key)
                     )
-            self._compare_cells(study, seed, cells)
+            self._compare_cells(study, seed, cells, varied)
 
-    def _compare_cells(self, study, seed, cells):
+    def _compare_cells(self, study, seed, cells, varied):
         """Raise ValueError unless cells of earlier commands have the same recipe as these.
 
-        The fields that a grid varies may differ.
+        Fields in `varied` may differ.
         """
         names = {cell.name for cell in cells}
         rows = self._rows("SELECT cell, recipe FROM cell WHERE study=? AND seed=?", study, seed)
         for name, recipe in rows:
-            if name not in names:  # a cell of a grid, from an earlier command
+            if name not in names:
                 new = cells[0].recipe.as_dict()
-                for varied in _VARIED:
-                    del new[varied]
+                for field in varied:
+                    del new[field]
                 self._compare(f"the study {study} ({name})", _recipe(recipe), new)
 
     def _compare(self, what, old, new):

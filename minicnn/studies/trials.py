@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from ..recipe import RECIPES
 from . import plots
 from .findings import Findings, Picture, Table
 from .statistics import mean_interval, spread
@@ -28,12 +29,19 @@ _FRACTIONS = "mean", "mean_low", "mean_high", "sd", "sd_low", "sd_high", "min", 
 
 
 def cells(recipe, arguments):
-    """The Cells to train: the seed network."""
-    return [Cell("seed", recipe, arguments.trials)]
+    """The Cells to train: the recipe."""
+    return [Cell(arguments.recipe, recipe, arguments.trials)]
 
 
 def add_arguments(group):
     """The options of this study alone."""
+    group.add_argument(
+        "--recipe",
+        choices=sorted(RECIPES),
+        default="seed",
+        help="what is trained; with another recipe than seed, its numbers of networks and epochs "
+        "and its momentum are the defaults (default: seed)",
+    )
     group.add_argument(
         "--distorted",
         action="store_true",

@@ -40,11 +40,15 @@ class Data:
     validation_labels: np.ndarray | None = None
 
     @classmethod
-    def of(cls, source, limit=None, test_limit=None):
+    def of(cls, source, limit=None, test_limit=None, held_out=0):
         """The first `limit` training images and `test_limit` test images of a DataSet.
 
-        Raises DataError if the test images have another shape than the training images.
+        held_out: the number of training images, the last ones, that take the place of the test
+        images. Raises DataError if the test images have another shape than the training images, or
+        if no training image is left.
         """
+        if held_out:
+            source = _hold_out(source, held_out)
         x, y, x_test, y_test = source.x_train, source.y_train, source.x_test, source.y_test
         if x_test is not None and image_shape(x) != image_shape(x_test):
             found, expected = (size_text(images.shape[1:]) for images in (x_test, x))
@@ -63,9 +67,23 @@ class Data:
         return image_shape(self.train_images)
 
 
+def _hold_out(source, count):
+    """A copy of a DataSet whose test images are the last `count` of its training images."""
+    x, y = source.x_train, source.y_train
+    if count >= len(x):
+        raise DataError(
+            f"held-out images: got {count:,}, expected fewer than the {len(x):,} training images"
+        )
+    about = {"x_train": x[:-count], "y_train": y[:-count], "x_test": x[-count:]}
+    return replace(source, **about, y_test=y[-count:], test_ids=None)
+
+
 @dataclass(frozen=True)
 class Source:
-    """A data set: its name for `load`, limits on the number of images, and fingerprints."""
+    """A data set: its name for `load`, limits on the number of images, and fingerprints.
+
+    held_out: as for Data.of.
+    """
 
     name: str
     limit: int | None = None
@@ -74,10 +92,12 @@ class Source:
     images: int = 0  # number of training images; load() fills in this and the fingerprints
     train: str = ""
     test: str = ""
+    held_out: int = 0
 
     def load(self, progress=False):
         """(Data, a copy of this Source with images and fingerprints). Raises DataError."""
-        data = Data.of(load(self.name, progress, self.shape), self.limit, self.test_limit)
+        limits = self.limit, self.test_limit, self.held_out
+        data = Data.of(load(self.name, progress, self.shape), *limits)
         tested = data.test_images is not None
         test = fingerprint(data.test_images, data.test_labels) if tested else ""
         images = len(data.train_images)
@@ -98,7 +118,8 @@ class Source:
         here = f"worker on {socket.gethostname()}, process {os.getpid()}"
         if version != __version__:
             raise DataError(f"{here}: has minicnn {__version__}, expected {version}")
-        where, ours = (self.name, self.limit, self.test_limit, self.shape), (self.train, self.test)
+        where = self.name, self.limit, self.test_limit, self.shape, self.held_out
+        ours = self.train, self.test
         try:
             data, found = _load(*where)
             if (found.train, found.test) != ours:  # the files may have changed since
@@ -115,5 +136,5 @@ class Source:
 
 
 @lru_cache(maxsize=1)
-def _load(name, limit, test_limit, shape):
-    return Source(name, limit, test_limit, shape).load()
+def _load(name, limit, test_limit, shape, held_out):
+    return Source(name, limit, test_limit, shape, held_out=held_out).load()

@@ -194,6 +194,35 @@ def test_hardest(tmp_path):
         assert np.array_equal(axes.images[0].get_array(), images[i])
 
 
+def test_recipes(tmp_path):
+    """Two candidates, then a third: the nets that are there are not trained again."""
+    folder = tmp_path / "study"
+    options = "--trials=1", "--limit=128", "--epochs=1", "--hold-out=300", "--out", folder
+    pair = "--candidate=a: learning_rate=0.002", "--candidate=b: dropout=0"
+    done = command("minicnn.study", "recipes", "--quick", *pair, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "4 nets to train, on 512 images" in done.stderr
+    third = (*pair, "--candidate=c: decay=0.5")
+    done = command("minicnn.study", "recipes", "--quick", *third, *options, cwd=tmp_path)
+    assert "2 nets to train, on 256 images in total; 4 nets are already" in done.stderr
+    oracle = Oracle(folder / FILE, "recipes")
+    assert np.array_equal(oracle.labels, load_data("digits")[0][1][-300:])
+    base = oracle.accuracy["a"]
+    rows = table(folder, "recipes", "single_nets")
+    assert [row["candidate"] for row in rows] == ["a", "b", "c"]
+    for row in rows[1:]:
+        gains = np.subtract(oracle.accuracy[row["candidate"]], base)
+        close([row["n"], row["images"], row["gain"]], [2, 128, mean(gains)])
+        half = stats.t.ppf(0.975, 1) * np.std(gains, ddof=1) / np.sqrt(2)
+        close([row["gain_low"], row["gain_high"]], [mean(gains) - half, mean(gains) + half])
+    for name, figure in pictures(folder, "recipes").items():
+        (axes,) = figure.axes
+        shown = [text.get_text() for text in axes.get_yticklabels()]
+        gains = [row["gain"] for row in table(folder, "recipes", name)]
+        close(list(axes.lines[1].get_xdata())[1:], [100 * gain for gain in gains[1:]])
+        assert shown == ["a", "b", "c"]
+
+
 def test_variance(tmp_path):
     folder = tmp_path / "study"
     done = command("minicnn.study", "variance", "--quick", "--out", folder, cwd=tmp_path)

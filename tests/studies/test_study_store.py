@@ -12,7 +12,7 @@ from stored_nets import LABELS, SETTINGS, net
 
 from minicnn.files import DataError
 from minicnn.recipe import Recipe
-from minicnn.studies import STUDIES, trials
+from minicnn.studies import STUDIES, grid, trials
 from minicnn.studies.networks import Variant
 from minicnn.studies.store import FILE, Cell, Store
 from minicnn.training import ensemble
@@ -112,17 +112,19 @@ def test_another_study_in_the_file_is_refused(store):
     with pytest.raises(ValueError, match=r"results.sqlite has the study trials with data d, got e"):
         store.claim("trials", 0, {**SETTINGS, "data": "e"}, LABELS, [cell])
     new = Cell("rotation 5", Recipe(epochs=3, rotation=5.0), 1)
-    store.claim("trials", 0, SETTINGS, LABELS, [new])
+    store.claim("trials", 0, SETTINGS, LABELS, [new], grid.VARIED)
     for changed in ({"epochs": 4}, {"nets": 2}, {"momentum": 0.5}):
         unlike = Cell("rotation 7", Recipe(**{"epochs": 3, "rotation": 7.0} | changed), 1)
         with pytest.raises(ValueError, match=rf"the study trials \(.*with {next(iter(changed))}"):
-            store.claim("trials", 0, SETTINGS, LABELS, [unlike])
+            store.claim("trials", 0, SETTINGS, LABELS, [unlike], grid.VARIED)
+    with pytest.raises(ValueError, match=r"the study trials \(rotation 5\) with rotation 5.0, got"):
+        store.claim("trials", 0, SETTINGS, LABELS, [cell])
     other = Cell("seed", Recipe(epochs=4), 5)
     with pytest.raises(ValueError, match="with epochs 3, got 4; choose another folder"):
         store.claim("trials", 0, SETTINGS, LABELS, [other])
     assert store.results("trials", 0).asked == {"seed": 1, "rotation 5": 1}
-    store.claim("trials", 0, SETTINGS, LABELS, [replace(cell, trials=5)])
-    store.claim("trials", 0, SETTINGS, LABELS, [replace(cell, trials=2)])
+    store.claim("trials", 0, SETTINGS, LABELS, [replace(cell, trials=5)], grid.VARIED)
+    store.claim("trials", 0, SETTINGS, LABELS, [replace(cell, trials=2)], grid.VARIED)
     assert store.results("trials", 0).asked == {"seed": 5, "rotation 5": 1}
 
 

@@ -1,0 +1,162 @@
+"""The study of recipes: its candidates, its paired comparison, and the images that judge."""
+
+from argparse import Namespace
+
+import numpy as np
+import pytest
+from scipy import stats
+from stored_nets import SETTINGS
+
+from minicnn import __version__
+from minicnn.data.load import load
+from minicnn.files import DataError
+from minicnn.recipe import Recipe
+from minicnn.studies import recipes, trials
+from minicnn.studies.store import FILE, Cell, Store
+from minicnn.studies.tasks import TrainedNet
+from minicnn.training.dataset import Source
+
+# ---- candidates ----------------------------------------------------------------------------------
+
+
+def cells(*candidates, **fields):
+    return recipes.cells(Recipe(**fields), Namespace(candidate=list(candidates), trials=3))
+
+
+def test_a_candidate_changes_the_fields_that_it_names():
+    plain, bold = cells("plain:", " two words : epochs=2,dropout = 0.2 ", epochs=7, nets=3)
+    assert plain == Cell("plain", Recipe(epochs=7, nets=3), 3)
+    assert bold == Cell("two words", Recipe(epochs=2, nets=3, dropout=0.2), 3)
+
+
+def test_the_candidates_of_the_study_are_recipes_with_the_base_first():
+    found = cells(epochs=6)
+    assert [cell.name for cell in found] == list(recipes.CANDIDATES)
+    assert len({repr(cell.recipe) for cell in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (["no colon"], "candidate: got 'no colon', expected NAME:FIELD=VALUE,..."),
+        ([": epochs=2"], "candidate: got ': epochs=2', expected NAME"),
+        (["a: epoch=2"], "candidate: a: got 'epoch=2', expected FIELD=VALUE with one of the fi"),
+        (["a: seed=2"], "candidate: a: got 'seed=2', expected FIELD=VALUE"),
+        (["a: epochs"], "candidate: a: got 'epochs', expected FIELD=VALUE"),
+        (["a: epochs=2.5"], "candidate: a: epochs: got '2.5', expected an integer"),
+        (["a: decay=fast"], "candidate: a: decay: got 'fast', expected a number"),
+        (["a: dropout=1"], "candidate: a: dropout: got 1.0, expected"),
+        (["a:", "a: epochs=3"], "candidate: got the same name twice"),
+    ],
+)
+def test_a_candidate_that_is_not_one_is_refused(texts, told):
+    with pytest.raises(ValueError) as refusal:
+        cells(*texts)
+    assert str(refusal.value).startswith(told)
+
+
+def test_trials_train_the_recipe_that_is_asked_for():
+    recipe = Recipe(nets=4)
+    assert trials.cells(recipe, Namespace(recipe="demo", trials=2)) == [Cell("demo", recipe, 2)]
+
+
+# ---- the images that judge -----------------------------------------------------------------------
+
+
+def test_held_out_images_are_the_last_of_the_training_images():
+    digits = load("digits")
+    data, source = Source("digits", limit=100, test_limit=50, held_out=200).load()
+    assert np.array_equal(data.train_images, digits.x_train[:100])
+    assert np.array_equal(data.test_images, digits.x_train[-200:-150])
+    assert np.array_equal(data.test_labels, digits.y_train[-200:-150])
+    everything, _ = Source("digits", held_out=200).load()
+    assert len(everything.train_images) == len(digits.x_train) - 200
+    again = source.load_in_worker(__version__)
+    assert np.array_equal(again.test_images, data.test_images)
+
+
+def test_some_images_must_remain_to_train_on():
+    with pytest.raises(DataError, match=r"held-out images: got 6,000, expected fewer than the 6"):
+        Source("digits", held_out=6000).load()
+
+
+# ---- findings ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A Store with two candidates of two nets: three trials of the first, two of the second."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, 50)
+    candidates = [
+        Cell("base", Recipe(nets=2, epochs=2, batch_size=32), 3),
+        Cell("other", Recipe(nets=2, epochs=1, batch_size=64, dropout=0.2), 3),
+    ]
+    with Store(tmp_path / FILE) as store:
+        settings = SETTINGS | {"train_images": 200}
+        store.claim("recipes", 0, settings, labels, candidates, recipes.VARIED)
+        for cell, count in zip(candidates, (6, 4), strict=True):
+            nets = []
+            for net in range(1, count + 1):
+                probabilities = random.random((50, 10), np.float32)
+                probabilities[np.arange(50), labels] += random.random(50) < 0.6
+                row = dict.fromkeys(("learning_rate", "train_loss", "train_accuracy"), 0.5) | {
+                    "validation_loss": None,
+                    "validation_accuracy": None,
+                }
+                history = [row | {"net": net, "epoch": e, "seconds": net} for e in (1, 2)]
+                nets.append(TrainedNet(net, history, None, probabilities, {}))
+            store.add("recipes", 0, cell, nets, labels)
+        yield store, candidates, labels
+
+
+def test_gains_are_of_nets_and_ensembles_that_both_have(stored):
+    """Against scipy's paired t interval of accuracies computed from the probabilities here."""
+    store, _, labels = stored
+    results = store.results("recipes", 0)
+    found = recipes.findings(results)
+    accuracy = {
+        cell: np.concatenate(
+            [(results.probabilities(cell, t).argmax(-1) == labels).mean(-1) for t in trials_]
+        )
+        for cell, trials_ in (("base", (1, 2, 3)), ("other", (1, 2)))
+    }
+    gains = accuracy["other"] - accuracy["base"][:4]
+    interval = stats.ttest_rel(accuracy["other"], accuracy["base"][:4]).confidence_interval(0.95)
+    base, other = found.tables["single_nets"].data.to_dict("records")
+    assert (base["n"], other["n"]) == (6, 4)
+    assert other["mean"] == pytest.approx(accuracy["other"].mean(), rel=1e-12)
+    assert np.isnan(base["gain"]) and other["gain"] == pytest.approx(gains.mean(), abs=1e-12)
+    assert [other["gain_low"], other["gain_high"]] == pytest.approx(list(interval), abs=1e-9)
+
+    def votes(cell, trial):
+        return (results.probabilities(cell, trial).sum(0).argmax(-1) == labels).mean()
+
+    difference = [votes("other", t) - votes("base", t) for t in (1, 2)]
+    base, other = found.tables["ensembles"].data.to_dict("records")
+    assert (base["n"], other["n"]) == (3, 2)
+    assert other["gain"] == pytest.approx(np.mean(difference), abs=1e-12)
+    line = next(line for line in found.lines if line.startswith("other: single"))
+    assert f"gain {100 * gains.mean():+.3f}" in line
+
+
+def test_the_cost_of_a_candidate_is_that_of_one_net(stored):
+    store, *_ = stored
+    base, other = (
+        recipes.findings(store.results("recipes", 0)).tables["single_nets"].data.to_dict("records")
+    )
+    assert (base["images"], other["images"]) == (2 * 6 * 32, 3 * 64)
+    assert (base["seconds"], other["seconds"]) == (2 * 3.5, 2 * 2.5)  # means over the nets
+    assert base["changes"] == "epochs 2, batch_size 32"
+    assert other["changes"] == "epochs 1, dropout 0.2"
+
+
+def test_other_candidates_join_a_study_but_not_with_another_size(stored):
+    store, candidates, labels = stored
+    settings = SETTINGS | {"train_images": 200}
+    third = Cell("third", Recipe(nets=2, epochs=9, decay=0.5), 1)
+    store.claim("recipes", 0, settings, labels, [candidates[0], third], recipes.VARIED)
+    assert list(store.results("recipes", 0).cells) == ["base", "other", "third"]
+    wide = Cell("wide", Recipe(nets=3), 1)
+    with pytest.raises(ValueError, match=r"the study recipes \(base\) with nets 2, got 3"):
+        store.claim("recipes", 0, settings, labels, [wide], recipes.VARIED)
