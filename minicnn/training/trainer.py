@@ -96,8 +96,8 @@ class Trainer:
         # {net: (optimizer steps, {name: its row of each array of the state})} when it was stopped
         self._stopped = {}
         self.graph = job.graph
-        around_first = trace.printing if nets[0] == recipe.first_net else contextlib.nullcontext
-        self._around_first = around_first
+        is_first = nets[0] == recipe.first_net
+        self._around_first = trace.printing if is_first else contextlib.nullcontext
         self._averages = False  # whether the steps of the epoch take part in the average
         self._run_steps = {}  # {whether they do: CapturedStep}
 
@@ -241,11 +241,12 @@ class Trainer:
         finally:
             self.seconds = time.monotonic() - started
         self._record_diverged(epoch + 1, finite_steps, [loss for loss, _ in validation])
+        last_rate = float(self._learning_rates(epoch)[-1])
         rows = [
             {
                 "net": net,
                 "epoch": epoch + 1,
-                "learning_rate": float(self._learning_rates(epoch)[-1]),
+                "learning_rate": last_rate,
                 "train_loss": float(train_loss) / self.steps,
                 "train_accuracy": float(train_correct) / (self.steps * recipe.batch_size),
                 "validation_loss": validation_loss,
