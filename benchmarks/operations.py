@@ -140,7 +140,7 @@ def _updates(trainer):
     # The statistics of the batch, which are as large, are only read.
     moved = 3 * sum(_bytes(*_all(node.moving)) for node in model.nodes)
     kept = model.params, model.moment_1, model.moment_2
-    adam = kept[0], model.gradients, *kept[1:], model.step, model.learning_rate
+    adam = kept[0], model.gradients, *kept[1:], model.step, trainer.rates
     metrics = plan.loss, plan.correct, trainer.sums
     return [
         Operation("moving statistics", "update", plan.update_moving, moved),

@@ -100,6 +100,8 @@ class Sequential(Nets):
         workers=1,
         memory=None,
         label_smoothing=0.0,
+        average_epochs=0,
+        average_decay=0.0,
     ):
         """Train every net on images x with labels y. Returns a History; also as `self.history`.
 
@@ -110,10 +112,16 @@ class Sequential(Nets):
         - The epochs after initial_epoch are trained, up to `epochs`; an epoch has only whole
           batches. Its number, from 1, decides its shuffles, and is the argument of learning_rate:
           so to train on, give initial_epoch.
-        - augment: a RandomAffine. learning_rate: a number, or a function of the epoch, from 1
+        - augment: a RandomAffine. learning_rate: a number, a function of the epoch, from 1, or a
+          schedule: LinearDecay, CosineDecay or ExponentialDecay, of which `epochs` is the end
           (default: the optimizer's).
         - label_smoothing: in [0, 1), the fraction of each label that is spread evenly over all
           classes. `loss` in the History is with it, `val_loss` without.
+        - average_epochs: the nets end with the mean of their weights after each step of so many
+          last epochs; average_decay: or with an exponential average over this call's steps, which
+          keeps this fraction of itself. The moving statistics follow from training images. Only the
+          last epoch's validation is that of the average; a net that ends before keeps its own
+          weights. Adam's moments stay as they are.
         - on_epoch(row): called after each epoch of each net with its row of the History, in the
           process that trains it; if it returns true, the training of this net ends.
         - verbose: 1 shows a progress bar, 2 prints a line for each net and epoch, 0 nothing.
@@ -138,6 +146,8 @@ class Sequential(Nets):
             augment=augment,
             learning_rate=learning_rate,
             label_smoothing=label_smoothing,
+            average_epochs=average_epochs,
+            average_decay=average_decay,
         )
         if verbose == "auto" or isinstance(verbose, bool):
             verbose = int(bool(verbose))

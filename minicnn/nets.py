@@ -296,8 +296,11 @@ class Nets:
             self.ops.activate("softmax", plan.output)
         return plan.output
 
-    def train_step(self, plan):
-        """One training step on the batch in plan.x and plan.labels."""
+    def train_step(self, plan, learning_rate=None):
+        """One training step on the batch in plan.x and plan.labels.
+
+        learning_rate (n,) float64, on the device: see Adam.update (default: self.learning_rate).
+        """
         plan.forward_backward()
         plan.update_moving()
         self.optimizer.update(
@@ -307,7 +310,7 @@ class Nets:
             self.moment_1,
             self.moment_2,
             self.step,
-            self.learning_rate,
+            self.learning_rate if learning_rate is None else learning_rate,
         )
 
 

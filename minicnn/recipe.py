@@ -14,23 +14,32 @@ from .files import brief
 from .nets import Nets
 from .network.architecture import Architecture, checked_classes
 from .network.layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten
-from .network.optim import ExponentialDecay
+from .network.optim import Averaging, CosineDecay, ExponentialDecay, LinearDecay
 from .network.stack import connect
 
 MNIST_SHAPE = 28, 28, 1
 _MOST_SIDE = 1 << 16  # pixels
+SCHEDULES = "exponential", "linear", "cosine"  # of the learning rate
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How an ensemble is trained. The defaults are the notebook's.
 
-    Nets are numbered from 1. rotation, zoom, width_shift, height_shift and elastic are the
-    ranges of RandomAffine: degrees and fractions. The learning rate of epoch e (from 1) is
-    learning_rate * decay**(e - 1). With label_smoothing s the targets in training are
-    (1 - s) * onehot + s / classes; the validation loss is that of the labels themselves. momentum
-    is that of batch normalisation's moving statistics. Probabilities of test images are means over
-    the first `views` of augment.views; validation uses the images themselves.
+    Nets are numbered from 1. rotation, zoom, width_shift, height_shift and elastic are the ranges
+    of RandomAffine: degrees and fractions.
+
+    learning_rate is the highest one. schedule says how it falls: "exponential", by the factor decay
+    after each epoch; "linear" or "cosine", with each step, to 0 at the end. Before that it rises
+    linearly in the fraction warm_up of all steps: see network/optim.py.
+
+    With label_smoothing s the targets in training are (1 - s) * onehot + s / classes; the
+    validation loss is that of the labels themselves. momentum is that of batch normalisation's
+    moving statistics. With average_epochs or average_decay the weights that predict are an average
+    over steps: see Averaging in network/optim.py. Of the history, only the last epoch's validation
+    is that of the average. Probabilities of test images are means over the first `views` of
+    augment.views; validation uses the images themselves.
+
     input_shape is (H, W, C) of an image, classes holds the names of the classes. They follow from
     the data: see `of`. Raises ValueError that names the field out of range.
     """
@@ -47,9 +56,13 @@ class Recipe:
     elastic: float = 0.0
     learning_rate: float = 1e-3
     decay: float = 0.95
+    schedule: str = "exponential"
+    warm_up: float = 0.0
     label_smoothing: float = 0.0
     dropout: float = 0.4
     momentum: float = 0.99
+    average_epochs: int = 0
+    average_decay: float = 0.0
     views: int = 1
     seed: int = 0
     input_shape: tuple = MNIST_SHAPE
@@ -73,8 +86,11 @@ class Recipe:
             checks.number(name, getattr(self, name), 0, 1)
         checks.number("learning_rate", self.learning_rate, 0, ends="(]")
         checks.number("decay", self.decay, 0, 1, "(]")
+        checks.choice("schedule", self.schedule, SCHEDULES)
+        checks.number("warm_up", self.warm_up, 0, 1, "[)")
         checks.number("rotation", self.rotation, 0, 180)
         checks.integer("views", self.views, 1, MOST_VIEWS)
+        _ = self.averaging  # raises unless average_epochs and average_decay fit
         checks.word("seed", self.seed)
 
     @property
@@ -88,10 +104,19 @@ class Recipe:
         shifts = self.width_shift, self.height_shift
         return RandomAffine(self.rotation, self.zoom, *shifts, self.elastic)
 
+    def learning_rates(self, epoch, steps):
+        """The learning rates (steps,) of an epoch, from 1, that has so many steps."""
+        if self.schedule == "exponential":
+            schedule = ExponentialDecay(self.learning_rate, self.decay, self.warm_up)
+        else:
+            kind = LinearDecay if self.schedule == "linear" else CosineDecay
+            schedule = kind(self.learning_rate, self.warm_up)
+        return schedule.rates(epoch, steps, self.epochs)
+
     @property
-    def schedule(self):
-        """The learning rate as a function of the epoch."""
-        return ExponentialDecay(self.learning_rate, self.decay)
+    def averaging(self):
+        """The Averaging of weights, or None."""
+        return Averaging.of(self.average_epochs, self.average_decay, range(1, self.epochs + 1))
 
     @property
     def layers(self):
@@ -165,7 +190,15 @@ class Recipe:
 
 
 # The fields that earlier versions do not have.
-_ADDED = "elastic", "label_smoothing", "views"
+_ADDED = (
+    "elastic",
+    "schedule",
+    "warm_up",
+    "label_smoothing",
+    "average_epochs",
+    "average_decay",
+    "views",
+)
 
 
 def completed(saved):

@@ -14,8 +14,8 @@ where they are equal), Ho Wo output rows and columns, K = kh*kw*Cin, or the inpu
 - `window` is a geometry.Window.
 - `workspace` is an array of bytes, as many as the operation's `..._workspace` returns for the sizes
   of the call. Its content does not outlive the operation.
-- `step`, an integer, and `learning_rate`, a float64, are arrays of one element on the device, so
-  that a captured step reads their current values.
+- `step`, an integer, is an array of one element on the device, so that a captured step reads its
+  current value. `learning_rate` (n,) float64 lies there, too: it holds the rate of each step.
 """
 
 from typing import Protocol, runtime_checkable
@@ -154,4 +154,13 @@ class Backend(Protocol):
         """source (E, ...) -> target (E, steps, ...) at `step`; step += 1."""
 
     def adam(self, params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
-        """params, gradients, m, v (E, P) -> params, m, v in place; step += 1."""
+        """params, gradients, m, v (E, P), learning_rate (n,) -> params, m, v, in place; step += 1.
+
+        The step with number s, from 0, takes learning_rate[s % n].
+        """
+
+    def average(self, params, averaged, step, weights):
+        """params (E, P), weights (n,) float64 -> averaged (E, P), in place, after a step.
+
+        The step with number s, from 0, has weights[s % n]; `step` is s + 1.
+        """

@@ -183,12 +183,16 @@ class BlockPlan:
         for step in self.backward_steps():
             step.run()
 
-    def update_moving(self):
-        """Update the moving statistics after a training step."""
+    def update_moving(self, momentum=None):
+        """Update the moving statistics after a training step, or a forward pass in training.
+
+        momentum: of the update (default: that of each layer).
+        """
         for block, a in zip(self.network.blocks, self.arrays, strict=True):
             layer, moving = block.normalization.layer, block.normalization.moving
-            self._ops.update_moving(moving.moving_mean, a.mean, layer.momentum)
-            self._ops.update_moving(moving.moving_variance, a.variance, layer.momentum)
+            keep = layer.momentum if momentum is None else momentum
+            self._ops.update_moving(moving.moving_mean, a.mean, keep)
+            self._ops.update_moving(moving.moving_variance, a.variance, keep)
 
     def forward_steps(self):
         """The Steps of the forward pass, in order."""

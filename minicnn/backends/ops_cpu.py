@@ -215,9 +215,17 @@ class Operations(Backend):
         self._call(
             "adam",
             w=params, g=gradients, m=m, v=v, P=_elements(params), step=step,
-            learning_rate=learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon,
+            learning_rate=learning_rate, rates=len(learning_rate),
+            beta_1=beta_1, beta_2=beta_2, epsilon=epsilon,
         )  # fmt: skip
         self._python(np.add, step, 1, step)
+
+    def average(self, params, averaged, step, weights):
+        self._call(
+            "average",
+            w=params, averaged=averaged, P=_elements(params), step=step,
+            weights=weights, count=len(weights),
+        )  # fmt: skip
 
 
 _ONE_PIXEL = Window.fit((1, 1), (1, 1), "valid", (1, 1))

@@ -222,10 +222,18 @@ class Operations(Backend):
         P = _elements(params)
         self._launch_for_each(
             _ceil_div(P, 16), "adam.cu", "adam",  # adam.cu's WEIGHTS_PER_THREAD
-            w=params, g=gradients, m=m, v=v, P=P, step=step, learning_rate=learning_rate,
+            w=params, g=gradients, m=m, v=v, P=P, step=step,
+            learning_rate=learning_rate, rates=len(learning_rate),
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon,
         )  # fmt: skip
         self._increment(step)
+
+    def average(self, params, averaged, step, weights):
+        P = _elements(params)
+        self._launch_for_each(
+            _ceil_div(P, 16), "adam.cu", "average",  # adam.cu's WEIGHTS_PER_THREAD
+            w=params, averaged=averaged, P=P, step=step, weights=weights, count=len(weights),
+        )  # fmt: skip
 
     def _increment(self, step):
         self.launch("metrics.cu", "increment", (1,), (1,), step)

@@ -563,15 +563,16 @@ def adam(params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
 
         step += 1
         m = beta_1 * m + (1 - beta_1) * g;  v = beta_2 * v + (1 - beta_2) * g*g
-        rate = learning_rate * sqrt(1 - beta_2**step) / (1 - beta_1**step)
+        rate = learning_rate[(step - 1) % n] * sqrt(1 - beta_2**step) / (1 - beta_1**step)
         params -= rate * m / (sqrt(v) + epsilon)
 
-    `step` and `learning_rate` are arrays of one element. Source: D. Kingma, J. Ba,
+    `step` is an array of one element, learning_rate (n,). Source: D. Kingma, J. Ba,
     arXiv:1412.6980; the order of computation is that of the end of its section 2, as in Keras.
     """
+    rate = float(learning_rate[int(step[0]) % len(learning_rate)])
     step += 1
     t = int(step[0])
-    rate = float(learning_rate[0]) * (1 - beta_2**t) ** 0.5 / (1 - beta_1**t)
+    rate = rate * (1 - beta_2**t) ** 0.5 / (1 - beta_1**t)
     P = params.shape[1]
     for e in range(len(params)):
         for part in chunks(P, 5, params.dtype):
@@ -586,3 +587,21 @@ def adam(params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
             change += epsilon
             np.divide(m_, change, out=change)
             w -= np.multiply(change, rate, out=change)
+
+
+def average(params, averaged, step, weights):
+    """Take params (E, P) into their average, after a step: averaged (E, P) in place.
+
+        averaged = (1 - w) * averaged + w * params,  w = weights[(step - 1) % n]
+
+    computed as averaged + w * (params - averaged), so that equal params change nothing. `step` is
+    an array of one element, the steps so far; weights (n,). With the weights 1, 1/2, 1/3, ... it is
+    the mean.
+    """
+    weight = float(weights[(int(step[0]) - 1) % len(weights)])
+    for e in range(len(params)):
+        for part in chunks(params.shape[1], 3, params.dtype):
+            w, a = params[e, part], averaged[e, part]
+            change = scratch("change", w.shape, w.dtype)
+            np.subtract(w, a, out=change)
+            a += np.multiply(change, weight, out=change)

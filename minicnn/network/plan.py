@@ -123,10 +123,13 @@ class Plan:
         for layer, frame in self.backward_passes:
             layer.backward(self._ops, frame)
 
-    def update_moving(self):
-        """Update the moving statistics after a training step."""
+    def update_moving(self, momentum=None):
+        """Update the moving statistics after a training step, or a forward pass in training.
+
+        momentum: of the update (default: that of each layer).
+        """
         for layer, frame in self.passes:
-            layer.update(self._ops, frame)
+            layer.update(self._ops, frame, momentum)
 
     def _plan_backward(self, nodes, frames, view):
         """Set doutput, the frames' dx and dy, and backward_passes, the last layer first."""

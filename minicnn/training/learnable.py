@@ -103,20 +103,25 @@ def _check_batch(recipe):
 
 
 def _check_rates(recipe, steps):
-    rate, decay = recipe.learning_rate, recipe.decay
+    rate, decay, epochs = recipe.learning_rate, recipe.decay, recipe.epochs
     check_rate(rate)
-    whole = recipe.epochs if decay == 1 else (1 - decay**recipe.epochs) / (1 - decay)
+    falls_by_decay = recipe.schedule == "exponential"
+    if not falls_by_decay:
+        whole = epochs / 2  # the mean of a rise from 0 and of a fall to 0
+    else:
+        whole = epochs if decay == 1 else (1 - decay**epochs) / (1 - decay)
     way = steps * rate * whole
     if way < _LEAST_WAY:
         _warn(
             f"learning rate {rate:g} moves a weight by at most about {way:.1g} in "
             "the whole training, which is too little to learn"
         )
-    if recipe.schedule(recipe.epochs) < _LEAST_RATE:
+    # The other schedules end at 0, and only their last steps change nothing.
+    if falls_by_decay and rate * decay ** (epochs - 1) < _LEAST_RATE:
         idle = 2 + floor(log(_LEAST_RATE / rate) / log(decay))
         _warn(
             f"decay {decay:g} makes the learning rate so small that float32 rounds its "
-            f"changes away: from epoch {idle} of {recipe.epochs} on the nets learn nothing"
+            f"changes away: from epoch {idle} of {epochs} on the nets learn nothing"
         )
 
 
@@ -191,7 +196,7 @@ def warn_of_guessing(recipe, data, history, test_accuracy):
     if measured > _by_guessing(share, images):
         return
     cause, done = "are the labels right?", steps * recipe.epochs
-    if recipe.momentum**done > _OF_START:
+    if recipe.averaging is None and recipe.momentum**done > _OF_START:
         needed = log(_OF_START) / log(recipe.momentum)
         cause = (
             f"the moving statistics of batch normalisation need about {needed:.0f} steps at "

@@ -160,9 +160,19 @@ def adam(given):
     inputs["gradients"] *= 10.0 ** given.random.integers(-6, 2, flat)
     inputs["gradients"] = np.float64(np.float32(inputs["gradients"]))
     inputs["v"] = given.normal(*flat) ** 2
-    others = {"step": np.array([given.random.integers(30_000)]), "learning_rate": np.array([0.01])}
+    step, rates = given.random.integers(30_000), 0.01 * (1 + given.random.random(7))
+    others = {"step": np.array([step]), "learning_rate": rates[: 1 + step % 7]}
     others |= {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
     return Case("adam", inputs, changed=("params", "m", "v"), others=others)
+
+
+def average(given):
+    E, _, H, W, C = given.shape
+    flat = E, 11 * H * W * C
+    inputs = {name: given.normal(*flat) for name in ("params", "averaged")}
+    step, weights = 1 + given.random.integers(30_000), given.random.random(7)
+    others = {"step": np.array([step]), "weights": weights[: 1 + step % 7]}
+    return Case("average", inputs, changed=("averaged",), others=others)
 
 
 def load_batch(given, ranges=RANGES):
@@ -205,6 +215,7 @@ OPERATIONS = {
     "accumulate": accumulate,
     "collect": collect,
     "adam": adam,
+    "average": average,
 }
 
 

@@ -10,6 +10,7 @@ from layer_frames import DTYPES, assert_close, central_differences, poisoned
 from levels import examples
 
 from minicnn.backends import ops_numpy
+from minicnn.network.optim import Averaging
 
 pytestmark = pytest.mark.every_device
 
@@ -170,7 +171,7 @@ def test_accumulate_counts_steps_until_a_loss_is_not_finite(ops, wrong):
 
 
 # ---------------------------------------------------------------------------------------------
-# Adam on flat arrays
+# Adam on flat arrays, and their average
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -181,13 +182,14 @@ def test_adam_is_kerass(ops, monkeypatch, dtype, cache):
     E, P = 3, 37
     w = random.normal(size=(E, P)).astype(dtype)
     arrays = [ops.to_device(a) for a in (w.copy(), np.zeros_like(w), np.zeros_like(w))]
-    step, rate = ops.to_device(np.zeros(1, np.int64)), ops.to_device(np.zeros(1))
+    # The first four steps take the rates in turn, later ones the same again.
+    rates = [1e-3, 1e-2, 0.0, 0.5]
+    step, on_device = ops.to_device(np.zeros(1, np.int64)), ops.to_device(np.array(rates))
     expected = [[w[e].astype(float), np.zeros(P), np.zeros(P)] for e in range(E)]
-    for t, learning_rate in enumerate([1e-3, 1e-2, 0.0, 0.5], start=1):
+    for t, learning_rate in enumerate([*rates, *rates[:2]], start=1):
         # From tiny to large, to show that epsilon is added to the root, not under it.
         g = (random.normal(size=(E, P)) * 10.0 ** random.integers(-9, 2, (E, P))).astype(dtype)
-        rate[...] = learning_rate
-        ops.adam(arrays[0], ops.to_device(g), *arrays[1:], step, rate, 0.9, 0.999, 1e-7)
+        ops.adam(arrays[0], ops.to_device(g), *arrays[1:], step, on_device, 0.9, 0.999, 1e-7)
         assert int(ops.to_host(step)[0]) == t
         for e in range(E):
             w_, m, v = expected[e]
@@ -197,3 +199,29 @@ def test_adam_is_kerass(ops, monkeypatch, dtype, cache):
                 np.testing.assert_allclose(
                     ops.to_host(found)[e], wanted, rtol=tolerance, atol=tolerance * 1e-2
                 )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("decay", [0.0, 0.75])
+@pytest.mark.parametrize("cache", [1 << 20, 3 * 8 * 4])
+def test_average_is_the_mean_or_the_exponential_average(ops, monkeypatch, dtype, decay, cache):
+    """Of the weights after each step of three epochs with four steps each."""
+    monkeypatch.setattr("minicnn.backends.scratch._CACHE_BYTES", cache)
+    steps, first = 4, 3  # steps of an epoch; the first epoch that is averaged
+    params = np.random.default_rng(0).normal(size=(3 * steps, 2, 37)).astype(dtype)
+    averaged = ops.zeros((2, 37), dtype)
+    averaging = Averaging(range(first, first + 3), decay)
+    assert averaging.weights(first - 1, steps) is None
+    step = ops.to_device(np.array([(first - 1) * steps]))
+    for epoch in averaging.epochs:
+        weights = ops.to_device(averaging.weights(epoch, steps))
+        for w in params[(epoch - first) * steps :][:steps]:
+            step += 1
+            ops.average(ops.to_device(w), averaged, step, weights)
+    expected = np.mean(params.astype(float), axis=0)
+    if decay:
+        expected = params[0].astype(float)
+        for w in params[1:]:
+            expected = decay * expected + (1 - decay) * w
+    tolerance = 20 * np.finfo(dtype).eps
+    np.testing.assert_allclose(ops.to_host(averaged), expected, rtol=tolerance, atol=tolerance)

@@ -38,6 +38,9 @@ def test_an_ordinary_training_is_no_occasion_for_words():
         )
         == []
     )
+    # They end at 0, and decay is not theirs.
+    for schedule in ("linear", "cosine"):
+        assert checked(epochs=2000, schedule=schedule, warm_up=0.1, decay=0.1) == []
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,7 @@ def test_settings_that_never_learn_are_refused(fields, named):
         ({"batch_size": 2}, "batch_normalization_6 normalise 2 values per channel"),
         ({"label_smoothing": 0.51}, "label smoothing 0.51 spreads more than half of each label"),
         ({"learning_rate": 1e-6}, "learning rate 1e-06 moves a weight by at most about 9e-06"),
+        ({"learning_rate": 1e-5, "schedule": "cosine"}, "weight by at most about 5e-05 in"),
         ({"epochs": 9, "decay": 0.01}, "from epoch 5 of 9 on the nets learn nothing"),
         ({"zoom": 0.9}, "zoom 0.9 moves much of an image out of its frame"),
         ({"width_shift": 0.8}, "width shift 0.8 moves much"),
