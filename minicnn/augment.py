@@ -33,10 +33,10 @@ class RandomAffine:
 
     Elastic distortion displaces each pixel by another amount, which changes smoothly over the
     image: see affine_transform. The displacement of each node is drawn like tx and ty, with
-    elastic_range. A pixel's displacement is a mean over 16 nodes around it, so its standard
-    deviation is about a quarter of the range. Source of the idea: P. Simard, D. Steinkraus, J.
-    Platt, "Best practices for convolutional neural networks applied to visual document analysis",
-    ICDAR 2003.
+    elastic_range. A pixel's displacement is a weighted mean of the 16 nodes around it, so its
+    standard deviation is about a quarter of the range. Source of the idea: P. Simard,
+    D. Steinkraus, J. Platt, "Best practices for convolutional neural networks applied to visual
+    document analysis", ICDAR 2003.
 
     Raises ValueError that names the argument.
     """

@@ -68,7 +68,10 @@ def affine(images, parameters, out, nodes=None):
     row = [sin * zx, cos * zy, sin * tx + cos * ty + (H - 1) / 2]
     column = [cos * zx, -sin * zy, cos * tx - sin * ty + (W - 1) / 2]
     matrices = np.array([row, column]).transpose(0, 2, 1)  # (2, B, 3)
-    for part in chunks(B, (4 + 4 * C) * H * W, np.float64):
+    numbers = (4 + 4 * C) * H * W  # of scratch memory, an image
+    if nodes is not None:
+        numbers += 2 * (H + NODES) * W
+    for part in chunks(B, numbers, np.float64):
         positions = scratch("positions", (2, part.stop - part.start, H * W), np.float64)
         np.matmul(matrices[:, part], _grid(H, W), out=positions)
         if nodes is not None:
