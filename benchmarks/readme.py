@@ -546,6 +546,8 @@ def keep(folder):
         for study, seed in store.studies():
             found = of_study(store.results(study, seed))
             kind = "full-trials" if _is_full(found) else f"study-{study}"
+            if study == "trials" and set(found["cells"]) != {"seed"}:
+                kind += "-" + "-".join(found["cells"])
             timing.write(kind, found | about)
 
 
@@ -561,6 +563,7 @@ def _is_full(found):
     epochs = {cell["recipe"]["epochs"] for cell in found["cells"].values()}
     return (
         found["study"] == "trials"
+        and set(found["cells"]) == {"seed"}
         and found["settings"]["train_images"] >= 60_000
         and min(epochs) >= 30
     )

@@ -139,7 +139,7 @@ def views(count, height, width):
     values are equal: nothing in a view is random. The first is None, the image itself.
 
     A view is shifted by 1/28 of the width, by 1/28 of the height and rotated by 5 degrees, each in
-    either direction or not at all. The shift is one pixel of 28, which needs no interpolation. The
+    either direction or not at all. Of 28 pixels the shift is one, which needs no interpolation. The
     rotation moves the pixels of a square image as far: sqrt(6)/28 radians are 5.01 degrees (root
     mean square). So a view with k changes is sqrt(k) such distances from the image, and views come
     in this order: 6 with one change, 12 with two, 8 with three. After each view comes the one with

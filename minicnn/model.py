@@ -263,8 +263,8 @@ class Sequential(Nets):
 
         x: bytes or floats in [0, 1], (N, H, W) or (N, H, W, C), as for fit. views: 1 to 27; with
         more than one, the probabilities are means over that many views of each image: itself, and
-        copies that are shifted by a pixel of 28 or rotated by 5 degrees, or both (augment.views).
-        Changes no state.
+        copies that are shifted by 1/28 of a side or rotated by 5 degrees, or both (augment.views).
+        (A run of minicnn.train predicts with as many as its recipe says.) Changes no state.
         """
         if len(self.input_shape) != 3:
             return super().predict(x, views)

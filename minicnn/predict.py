@@ -86,7 +86,7 @@ def _parser():
         type=integer,
         metavar="N",
         help="predict each image as the mean over N views of it, at most 27: itself, and copies "
-        "shifted by a pixel of 28 or rotated by 5 degrees, or both (default: as in the training)",
+        "shifted by 1/28 of a side or rotated by 5 degrees, or both (default: as in the training)",
     )
     parser.add_argument("--device", choices=devices.NAMES, default="auto", help=DEVICE_HELP)
     parser.add_argument(

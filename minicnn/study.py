@@ -1,4 +1,4 @@
-"""python -m minicnn.study NAME: one of the notebook's studies, on this machine or on a cluster.
+"""python -m minicnn.study NAME: a study, most of them the notebook's, here or on a cluster.
 
 A study trains many nets, stores each result in the study folder as soon as it is known, and writes
 tables and figures. (The study `variance` measures images and trains nothing.) This module reads the
@@ -173,7 +173,7 @@ def _cells(arguments, module, data):
     }
     about_data = {"input_shape": data.input_shape, "classes": data.classes}
     try:
-        # No validation images: a study selects nothing, so all training images are used.
+        # No validation images: nothing is selected by them, so all training images are used.
         recipe = RECIPES[getattr(arguments, "recipe", "seed")]
         recipe = replace(recipe, validation_fraction=0.0, **given, **about_data)
         cells = module.cells(recipe, arguments)
@@ -198,7 +198,12 @@ def _cells(arguments, module, data):
     for cell in cells:
         cell.recipe.check_size()
     for cell in cells if module is recipes else cells[-1:]:
-        learnable.check(cell.recipe, data)
+        try:
+            learnable.check(cell.recipe, data)
+        except ValueError as error:
+            if module is not recipes or isinstance(error, DataError):
+                raise
+            raise ValueError(f"argument --candidate: {cell.name}: {error}") from None
     return cells
 
 
@@ -265,8 +270,9 @@ def _place(arguments, client, cells, data, warn):
         return cluster.cluster(client, arguments.dask, warn)
     _, ops, _ = devices.choose(arguments.device, arguments.precision)
     nets = sum(cell.recipe.nets * cell.trials for cell in cells)
-    recipe = replace(cells[-1].recipe, nets=min(nets, processes(ops, arguments.workers)))
-    _, count = share(recipe, data, ops, arguments.memory, arguments.workers)
+    nets = min(nets, processes(ops, arguments.workers))
+    limits = arguments.memory, arguments.workers
+    count = min(share(replace(cell.recipe, nets=nets), data, ops, *limits)[1] for cell in cells)
     message = "a worker process died; another one repeats its task"
     return executors.local(count, lambda: warn(message))
 
@@ -278,8 +284,8 @@ def _parser():
     parser = Parser(
         prog="minicnn.study",
         usage="python -m minicnn.study NAME [--quick] [--data DIR] [--out DIR] [options]",
-        description="Run one of the notebook's studies: train many networks, and write tables and "
-        "figures. By default, a study has the notebook's size and uses MNIST: days on a CPU. "
+        description="Run a study: train many networks, and write tables and figures. By default, "
+        "it uses MNIST, and a study of the notebook has the notebook's size: days on a CPU. "
         "--quick uses the embedded digits and takes two minutes.",
         epilog="For the options of a study: python -m minicnn.study NAME --help. Each result is "
         "stored in results.sqlite in the study folder as soon as it is known. To continue a "

@@ -270,7 +270,7 @@ def _parser():
         "average_decay": "predict with an exponential average of the weights after each step, "
         "which keeps this fraction of itself, such as 0.999; not with --average-epochs",
         "views": "predict each test image as the mean over N views of it, at most 27: itself, and "
-        "copies shifted by a pixel of 28 or rotated by 5 degrees, or both",
+        "copies shifted by 1/28 of a side or rotated by 5 degrees, or both",
         "seed": "seed of all random numbers",
     }
     for name, text in helps.items():

@@ -184,21 +184,21 @@ def steps(table):
     return figure
 
 
-def gains(table, what):
-    """The gain of each candidate over the first one with its interval, from top to bottom."""
+def gains(table, what, base):
+    """The gain of each candidate over the one called `base` with its interval, top to bottom."""
     pixels = 150 + 44 * len(table)
     figure = page(pixels, "", "", width=PANEL)
     axes = figure.add_axes((0.36, 80 / pixels, 0.6, 1 - 140 / pixels))
     places = np.arange(len(table))
-    gain, low, high = (100 * table[name].fillna(0) for name in ("gain", "gain_low", "gain_high"))
+    gain, low, high = (100 * table[name].to_numpy() for name in ("gain", "gain_low", "gain_high"))
     axes.axvline(0, color=QUIET, linewidth=0.8, dashes=(4, 2))
     axes.hlines(places, low, high, color=VALIDATION, linewidth=5, alpha=0.35)
     axes.plot(gain, places, color=VALIDATION, marker="o", linestyle="none")
-    axes.set_yticks(places, table["candidate"])
+    axes.set_yticks(places, table["candidate"], parse_math=False)
     axes.tick_params(axis="y", labelcolor=TEXT, labelsize=9)
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set_xlabel("gain in percentage points")
-    axes.set_title(f"Gain of {what} over '{table['candidate'].iloc[0]}'", loc="left", pad=10)
+    axes.set_title(f"Gain of {what} over '{base}'", loc="left", pad=10, parse_math=False)
     return figure
 
 

@@ -21,7 +21,7 @@ from .store import Cell
 
 NAME = "recipes"
 HELP = "candidate recipes compared in pairs, on training images held out from all of them"
-FULL = {"trials": 1, "nets": 15, "epochs": 6, "hold_out": 10_000}
+FULL = {"trials": 3, "nets": 5, "epochs": 6, "hold_out": 10_000}
 QUICK = {
     "trials": 2,
     "nets": 2,
@@ -33,7 +33,7 @@ QUICK = {
 }
 
 # What is compared unless --candidate is given: for each name, the fields in which it differs from
-# the seed recipe. The first is what the others are compared with; each of them has one change more.
+# the seed recipe. The first is what the others are compared with: each changes one thing in it.
 _LINEAR = {"learning_rate": 2e-3, "schedule": "linear", "warm_up": 0.1}
 CANDIDATES = {
     "linear": _LINEAR,
@@ -45,7 +45,7 @@ CANDIDATES = {
     "dropout 0.2": _LINEAR | {"dropout": 0.2},
     "no dropout": _LINEAR | {"dropout": 0.0},
     "smooth labels": _LINEAR | {"label_smoothing": 0.1},
-    "mean of 2 epochs": _LINEAR | {"average_epochs": 2},
+    "average of weights": _LINEAR | {"average_decay": 0.998},
     "elastic": _LINEAR | {"elastic": 0.1},
     "9 views": _LINEAR | {"views": 9},
 }
@@ -53,6 +53,8 @@ CANDIDATES = {
 # The fields of a recipe in which candidates cannot differ: they are the study's.
 _FIXED = {"nets", "first_net", "validation_fraction", "seed", "input_shape", "classes"}
 VARIED = tuple(field.name for field in fields(Recipe) if field.name not in _FIXED)
+
+_MOST_NAME = 40  # characters
 
 _FRACTIONS = "mean", "low", "high", "gain", "gain_low", "gain_high"
 
@@ -64,8 +66,9 @@ def add_arguments(group):
         action="append",
         metavar="NAME:FIELD=VALUE,...",
         help='compare the recipe NAME, which differs from seed in some fields, such as "smooth: '
-        'dropout=0.2, label_smoothing=0.1"; give it several times; the first is what the others '
-        "are compared with (default: the candidates in studies/recipes.py)",
+        'dropout=0.2, label_smoothing=0.1"; give it several times; the first one '
+        "in the study folder is what the others are compared with (default: the candidates in "
+        "studies/recipes.py; --quick: two)",
     )
     group.add_argument(
         "--hold-out",
@@ -93,8 +96,11 @@ def cells(recipe, arguments):
 def _parsed(text):
     """(name, {field: value}) from "NAME: FIELD=VALUE, ..."."""
     match = re.fullmatch(r"\s*([^:=,]*[^:=,\s])\s*:(.*)", text, re.DOTALL)
-    if not match:
-        raise ValueError(f"candidate: got {brief(repr(text))}, expected NAME:FIELD=VALUE,...")
+    if not match or not match[1].isprintable() or len(match[1]) > _MOST_NAME:
+        raise ValueError(
+            f"candidate: got {brief(repr(text))}, expected NAME:FIELD=VALUE,... with a name of at "
+            f"most {_MOST_NAME} characters"
+        )
     changes = {}
     for part in filter(None, (part.strip() for part in match[2].split(","))):
         field, equals, value = (piece.strip() for piece in part.partition("="))
@@ -103,6 +109,8 @@ def _parsed(text):
                 f"candidate: {match[1]}: got {brief(repr(part))}, expected FIELD=VALUE with one of "
                 f"the fields {', '.join(VARIED)}"
             )
+        if field in changes:
+            raise ValueError(f"candidate: {match[1]}: got {field} twice, expected it once")
         kind = type(getattr(Recipe, field))
         try:
             changes[field] = kind(value)
@@ -111,6 +119,10 @@ def _parsed(text):
             raise ValueError(
                 f"candidate: {match[1]}: {field}: got {brief(repr(value))}, expected {wanted}"
             ) from None
+    if "decay" in changes and changes.get("schedule", "exponential") != "exponential":
+        raise ValueError(
+            f"candidate: {match[1]}: got decay, which schedule={changes['schedule']} does not use"
+        )
     return match[1], changes
 
 
@@ -147,17 +159,19 @@ def findings(results):
         what = f"ensembles of {nets}" if kind == "ensembles" else kind
         name = kind.replace(" ", "_")
         tables[name] = Table(
-            f"Accuracy of {what} on the held-out images; images and seconds of a net's training; "
-            f"gain over '{first}' with the same nets; 95 % intervals",
+            f"Accuracy of {what} on the held-out images; images and seconds of a net's training "
+            "(seconds only where nets are trained one by one, as on a CPU); gain over "
+            f"'{first}' with the same nets; 95 % intervals, each for one comparison alone",
             part,
             _FRACTIONS,
         )
-        shown = part[part["n"] > 0]
-        lines += [_line(row, what) for row in shown.to_dict("records")]
+        lines += [_line(row, what) for row in part[part["n"] > 0].to_dict("records")]
+        shown = part[part["gain"].notna()]
         if len(shown):
             pictures[name] = Picture(
-                f"Gain of {what} over '{first}' in percentage points, with its 95 % interval",
-                lambda shown=shown, what=what: plots.gains(shown, what),
+                f"Gain of {what} over '{first}' in percentage points, with its 95 % interval where "
+                "there is more than one",
+                lambda shown=shown, what=what: plots.gains(shown, what, first),
             )
     return Findings("Recipes compared", [*lines, *results.notes()], tables, pictures)
 
@@ -187,7 +201,11 @@ def _costs(results, cell):
     """{"images", "seconds"} of the training of one net of a cell."""
     recipe = results.cells[cell]
     steps = results.settings["train_images"] // recipe.batch_size
-    spent = results.history(cell).groupby("net")["seconds"].sum()
+    nets = results.nets[results.nets["cell"] == cell].dropna(subset="accuracy")
+    # A GPU trains nets together: then each has the seconds of all.
+    alone = [maker.get("device") in ("cpu", "numpy") for maker in nets["made_by"]]
+    history = results.history(cell)
+    spent = history[history["net"].isin(nets["net"][alone])].groupby("net")["seconds"].sum()
     return {
         "images": recipe.epochs * steps * recipe.batch_size,
         "seconds": spent.mean() if len(spent) else np.nan,

@@ -108,8 +108,9 @@ class Store:
     def claim(self, study, seed, settings, labels, cells, varied=()):
         """Add a study and its cells, or check that the file has the same study already.
 
-        varied: the fields in which the recipes of its cells may differ. More trials than before are
-        recorded. Raises ValueError if the study in the file differs.
+        varied: the fields in which the recipes of its cells may differ; () if its cells are always
+        the same. More trials than before are recorded. Raises ValueError if the study in the file
+        differs.
         """
         with self._transaction():
             known = self._rows("SELECT settings FROM study WHERE study=? AND seed=?", study, seed)
@@ -144,6 +145,11 @@ class Store:
         names = {cell.name for cell in cells}
         rows = self._rows("SELECT cell, recipe FROM cell WHERE study=? AND seed=?", study, seed)
         for name, recipe in rows:
+            if name not in names and not varied:
+                raise ValueError(
+                    f"argument --out: {self.path} has the study {study} of the recipe "
+                    f"{brief(name)}, got {cells[0].name}; choose another folder"
+                )
             if name not in names:
                 new = cells[0].recipe.as_dict()
                 for field in varied:

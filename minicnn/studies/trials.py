@@ -39,8 +39,8 @@ def add_arguments(group):
         "--recipe",
         choices=sorted(RECIPES),
         default="seed",
-        help="what is trained; with another recipe than seed, its numbers of networks and epochs "
-        "and its momentum are the defaults (default: seed)",
+        help="what is trained; with another recipe, --nets, --epochs and --momentum default to its "
+        "values (default: seed)",
     )
     group.add_argument(
         "--distorted",

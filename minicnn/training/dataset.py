@@ -72,7 +72,8 @@ def _hold_out(source, count):
     x, y = source.x_train, source.y_train
     if count >= len(x):
         raise DataError(
-            f"held-out images: got {count:,}, expected fewer than the {len(x):,} training images"
+            f"argument --hold-out: got {count:,}, expected fewer than the {len(x):,} images to "
+            "train on"
         )
     about = {"x_train": x[:-count], "y_train": y[:-count], "x_test": x[-count:]}
     return replace(source, **about, y_test=y[-count:], test_ids=None)

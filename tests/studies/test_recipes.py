@@ -47,6 +47,11 @@ def test_the_candidates_of_the_study_are_recipes_with_the_base_first():
         (["a: decay=fast"], "candidate: a: decay: got 'fast', expected a number"),
         (["a: dropout=1"], "candidate: a: dropout: got 1.0, expected"),
         (["a:", "a: epochs=3"], "candidate: got the same name twice"),
+        (["a: epochs=2, epochs=3"], "candidate: a: got epochs twice, expected it once"),
+        (["a: decay=0.5, schedule=linear"], "candidate: a: got decay, which schedule=linear does"),
+        (["a: schedule=step"], "candidate: a: schedule: got 'step', expected"),
+        (["a\nb: epochs=2"], "candidate: got 'a\\nb: epochs=2', expected NAME"),
+        (["a" * 41 + ":"], "candidate: got"),
     ],
 )
 def test_a_candidate_that_is_not_one_is_refused(texts, told):
@@ -76,7 +81,7 @@ def test_held_out_images_are_the_last_of_the_training_images():
 
 
 def test_some_images_must_remain_to_train_on():
-    with pytest.raises(DataError, match=r"held-out images: got 6,000, expected fewer than the 6"):
+    with pytest.raises(DataError, match=r"--hold-out: got 6,000, expected fewer than the 6"):
         Source("digits", held_out=6000).load()
 
 
@@ -105,7 +110,7 @@ def stored(tmp_path):
                     "validation_accuracy": None,
                 }
                 history = [row | {"net": net, "epoch": e, "seconds": net} for e in (1, 2)]
-                nets.append(TrainedNet(net, history, None, probabilities, {}))
+                nets.append(TrainedNet(net, history, None, probabilities, {"device": "cpu"}))
             store.add("recipes", 0, cell, nets, labels)
         yield store, candidates, labels
 
@@ -160,3 +165,46 @@ def test_other_candidates_join_a_study_but_not_with_another_size(stored):
     wide = Cell("wide", Recipe(nets=3), 1)
     with pytest.raises(ValueError, match=r"the study recipes \(base\) with nets 2, got 3"):
         store.claim("recipes", 0, settings, labels, [wide], recipes.VARIED)
+
+
+def test_a_base_without_results_leaves_accuracies_but_no_gains(tmp_path):
+    labels = np.arange(10)
+    candidates = [Cell(name, Recipe(nets=1), 1) for name in ("base", "odd $name$")]
+    with Store(tmp_path / FILE) as store:
+        store.claim("recipes", 0, SETTINGS, labels, candidates, recipes.VARIED)
+        about = {"device": "emulated"}
+        store.add("recipes", 0, candidates[0], [TrainedNet(1, [], (1, 2), None, about)], labels)
+        right = np.eye(10, dtype=np.float32)
+        store.add("recipes", 0, candidates[1], [TrainedNet(1, [], None, right, about)], labels)
+        found = recipes.findings(store.results("recipes", 0))
+    base, other = found.tables["single_nets"].data.to_dict("records")
+    assert (base["n"], other["n"], other["mean"]) == (0, 1, 1.0)
+    assert np.isnan([other["gain"], base["seconds"], other["seconds"]]).all()
+    assert not found.pictures
+    assert found.lines[0] == "odd $name$: single nets 100.000 %"
+
+
+def test_names_are_drawn_as_they_are(stored):
+    store, (base, _), labels = stored
+    named = Cell("b $\\bad$", Recipe(nets=2, decay=0.5), 1)
+    settings = SETTINGS | {"train_images": 200}
+    store.claim("recipes", 0, settings, labels, [base, named], recipes.VARIED)
+    guesses = np.random.default_rng(1).random((50, 10), np.float32)
+    nets = [TrainedNet(net, [], None, guesses, {}) for net in (1, 2)]
+    store.add("recipes", 0, named, nets, labels)
+    pictures = recipes.findings(store.results("recipes", 0)).pictures
+    assert set(pictures) == {"single_nets", "ensembles"}
+    for picture in pictures.values():
+        figure = picture.build()
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        shown = [text.get_text() for text in axes.get_yticklabels()]
+        assert shown == ["other", named.name]
+        assert axes.get_title(loc="left").endswith("over 'base'")
+
+
+def test_a_study_of_one_recipe_refuses_another(tmp_path):
+    with Store(tmp_path / FILE) as store:
+        store.claim("trials", 0, SETTINGS, np.arange(6), [Cell("seed", Recipe(), 1)])
+        with pytest.raises(ValueError, match="has the study trials of the recipe seed, got demo"):
+            store.claim("trials", 0, SETTINGS, np.arange(6), [Cell("demo", Recipe(), 1)])
