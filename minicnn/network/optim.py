@@ -158,8 +158,8 @@ class Averaging:
             return cls(epochs, average_decay)
         return cls(epochs[-average_epochs:], 0.0) if average_epochs else None
 
-    def weights(self, epoch, steps):
-        """The weights (steps,) float64 that an epoch's steps have in ops_numpy.average, or None."""
+    def shares(self, epoch, steps):
+        """The shares (steps,) float64 of an epoch's steps in ops_numpy.average, or None."""
         if epoch not in self.epochs:
             return None
         count = 1 + self.epochs.index(epoch) * steps + np.arange(steps)  # of the steps averaged

@@ -84,10 +84,10 @@ class Trainer:
         self.plan = self.model.plan(recipe.batch_size, training=True)
         self.order = self.ops.empty((len(nets), self.steps, recipe.batch_size), np.int32)
         self.rates = self.ops.empty((self.steps,), np.float64)  # learning rates of the epoch
-        self.averaged = self.average_weights = None
+        self.averaged = self.average_shares = None
         if recipe.averaging is not None:
             self.averaged = self.ops.zeros(self.model.params.shape, self.model.dtype)  # (E, P)
-            self.average_weights = self.ops.empty((self.steps,), np.float64)
+            self.average_shares = self.ops.empty((self.steps,), np.float64)
         # Of the epoch so far: loss, correct predictions, steps before the first loss not finite.
         self.sums = self.ops.zeros((len(nets), 3), np.float64)
         self.seconds = 0.0  # time spent in the epoch so far
@@ -126,12 +126,12 @@ class Trainer:
     def begin_epoch(self, epoch):
         """Set what the steps of an epoch, counted from 0, take: rates, averaging, new shuffles."""
         self._set_for_steps(self.rates, self._learning_rates(epoch))
-        averaging, weights = self.recipe.averaging, None
+        averaging, shares = self.recipe.averaging, None
         if averaging is not None:
-            weights = averaging.weights(epoch + 1, self.steps)
-        self._averages = weights is not None
+            shares = averaging.shares(epoch + 1, self.steps)
+        self._averages = shares is not None
         if self._averages:
-            self._set_for_steps(self.average_weights, weights)
+            self._set_for_steps(self.average_shares, shares)
         self._shuffle(epoch)
 
     def _shuffle(self, epoch):
@@ -162,7 +162,7 @@ class Trainer:
         self._load_batch()
         model.train_step(plan, self.rates)
         if self._averages:
-            self.ops.average(model.params, self.averaged, model.step, self.average_weights)
+            self.ops.average(model.params, self.averaged, model.step, self.average_shares)
         self.ops.accumulate(plan.loss, plan.correct, self.sums)
 
     def _captured_step(self):
