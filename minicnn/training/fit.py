@@ -41,14 +41,12 @@ class RatePerEpoch:
 
     def rates(self, epoch, steps, epochs):
         """The rates (steps,) of an epoch, from 1."""
-        return np.full(steps, self._rate(epoch))
+        return np.full(steps, self.rate_of_epoch[epoch - self.first])
 
     def extremes(self, trained, steps, epochs):
-        """The epochs of `trained`, a range, with the lowest and the highest rate."""
-        return [extreme(trained, key=self._rate) for extreme in (min, max)]
-
-    def _rate(self, epoch):
-        return self.rate_of_epoch[epoch - self.first]
+        """An epoch with the lowest and one with the highest rate; `trained` are all that it has."""
+        given = self.rate_of_epoch
+        return [self.first + given.index(extreme(given)) for extreme in (min, max)]
 
 
 @dataclass(frozen=True)
