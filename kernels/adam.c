@@ -1,5 +1,6 @@
-// Adam over the flat array of all weights, on a CPU, and the average of the weights. Source: D. Kingma, J. Ba, arXiv:1412.6980; the
-// order of computation is that of the end of its section 2, as in Keras.
+// Adam over the flat array of all weights, and the average of the weights, on a CPU. Source of Adam:
+// D. Kingma, J. Ba, arXiv:1412.6980; the order of computation is that of the end of its section 2,
+// as in Keras.
 #include <math.h>
 
 #include "vector.h"
@@ -22,13 +23,13 @@ KERNEL adam(
     }
 }
 
-// averaged += weight * (w - averaged); both (P,). `step` is the number of steps so far; step number
-// s, from 0, has the weight number s % count of an array.
+// averaged += share * (w - averaged); both (P,). `step` is the number of steps so far; step number
+// s, from 0, takes shares[s % count].
 // Twin: ops_numpy.average
 KERNEL average(
     const float PER_NET w, float PER_NET averaged, int P, const long long* step,
-    const double* weights, int count) {
-    float weight = weights[(*step - 1) % count];
+    const double* shares, int count) {
+    float share = shares[(*step - 1) % count];
 #pragma omp parallel for simd if (P >= WORTH_SHARING)
-    for (int i = 0; i < P; ++i) averaged[i] += weight * (w[i] - averaged[i]);
+    for (int i = 0; i < P; ++i) averaged[i] += share * (w[i] - averaged[i]);
 }

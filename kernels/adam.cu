@@ -1,5 +1,6 @@
-// Adam over the flat array of all weights, and the average of the weights. Source: D. Kingma, J. Ba, arXiv:1412.6980, in the
-// reordered form at the end of section 2, which Keras uses.
+// Adam over the flat array of all weights, and the average of the weights. Source of Adam:
+// D. Kingma, J. Ba, arXiv:1412.6980, in the reordered form at the end of section 2, which Keras
+// uses.
 #include "common.cuh"
 
 constexpr int WEIGHTS_PER_THREAD = 16, BATCH = 4;
@@ -26,8 +27,8 @@ extern "C" __global__ void adam(
     float rate = shared_rate[0];
     float keep_1 = beta_1, take_1 = 1.0 - beta_1, keep_2 = beta_2, take_2 = 1.0 - beta_2;
 
-    // Neighbouring threads update neighbouring weights; those of one thread are blockDim.x apart. It
-    // loads BATCH of them before it stores any, so that their loads are in flight together.
+    // Neighbouring threads update neighbouring weights; those of one thread are blockDim.x apart.
+    // It loads BATCH of them before it stores any, so that their loads are in flight together.
     int first = blockIdx.x * blockDim.x * WEIGHTS_PER_THREAD + threadIdx.x;
     for (int batch = 0; batch < WEIGHTS_PER_THREAD; batch += BATCH) {
         float weight[BATCH], gradient[BATCH], moment_1[BATCH], moment_2[BATCH];
@@ -54,14 +55,13 @@ extern "C" __global__ void adam(
 }
 
 // After a step, for a net's P weights; w and averaged are (P,):
-//     averaged += weight * (w - averaged)
-// `step` is the number of steps so far; step number s, from 0, has the weight number s % count of an
-// array.
+//     averaged += share * (w - averaged)
+// `step` is the number of steps so far; step number s, from 0, takes shares[s % count].
 // Twin: ops_numpy.average
 extern "C" __global__ void average(
     PerNet<const float> w, PerNet<float> averaged, int P, const long long* step,
-    const double* weights, int count) {
-    float weight = weights[(step[0] - 1) % count];
+    const double* shares, int count) {
+    float share = shares[(step[0] - 1) % count];
     int first = blockIdx.x * blockDim.x * WEIGHTS_PER_THREAD + threadIdx.x;
     for (int batch = 0; batch < WEIGHTS_PER_THREAD; batch += BATCH) {
         float now[BATCH], before[BATCH];
@@ -76,7 +76,7 @@ extern "C" __global__ void average(
         for (int k = 0; k < BATCH; ++k) {
             int i = first + (batch + k) * int(blockDim.x);
             if (i >= P) break;
-            averaged.row()[i] = fmaf(weight, now[k] - before[k], before[k]);
+            averaged.row()[i] = fmaf(share, now[k] - before[k], before[k]);
         }
     }
 }

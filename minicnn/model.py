@@ -131,8 +131,9 @@ class Sequential(Nets):
 
         The History is that of this call. Ctrl-C ends the training after the current step: the nets
         keep the weights that they have then, `self.history` has the complete epochs, and
-        KeyboardInterrupt is raised. So it is if on_epoch raises. A net whose loss or weights are
-        not finite stops, with a warning. Raises ValueError that names the argument.
+        KeyboardInterrupt is raised. So it is if on_epoch raises. After the very last step, the
+        average is taken first. A net whose loss or weights are not finite stops, with a warning.
+        Raises ValueError that names the argument.
         """
         recipe, data = prepare(
             self,

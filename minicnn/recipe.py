@@ -30,8 +30,9 @@ class Recipe:
     of RandomAffine: degrees and fractions.
 
     learning_rate is the highest one. schedule says how it falls: "exponential", by the factor decay
-    after each epoch; "linear" or "cosine", with each step, to 0 at the end. Before that it rises
-    linearly in the fraction warm_up of all steps: see network/optim.py.
+    after each whole epoch that follows the warm-up; "linear" or "cosine", with each step, to 0 at
+    the end. In the warm-up, the fraction warm_up of all steps, it rises linearly from 0: see
+    network/optim.py.
 
     With label_smoothing s the targets in training are (1 - s) * onehot + s / classes; the
     validation loss is that of the labels themselves. momentum is that of batch normalisation's

@@ -255,7 +255,8 @@ def _parser():
         "elastic": "elastic distortion: largest random displacement of the nodes of a grid of 6x6, "
         "as a fraction of the width and of the height",
         "learning_rate": "Adam's highest learning rate, in the first epoch or after the warm-up",
-        "decay": "factor on the learning rate after each epoch, for schedule exponential only",
+        "decay": "factor on the learning rate after each whole epoch that follows the warm-up, for "
+        "schedule exponential only",
         "schedule": "how the learning rate falls: exponential, epoch by epoch; linear or cosine, "
         "step by step, to 0 at the end",
         "warm_up": "fraction of all steps in which the learning rate first rises linearly from 0; "

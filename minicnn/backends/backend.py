@@ -159,8 +159,8 @@ class Backend(Protocol):
         The step with number s, from 0, takes learning_rate[s % n].
         """
 
-    def average(self, params, averaged, step, weights):
-        """params (E, P), weights (n,) float64 -> averaged (E, P), in place, after a step.
+    def average(self, params, averaged, step, shares):
+        """params (E, P), shares (n,) float64 -> averaged (E, P), in place, after a step.
 
-        The step with number s, from 0, has weights[s % n]; `step` is s + 1.
+        The step with number s, from 0, takes shares[s % n]; `step` is s + 1.
         """

@@ -220,11 +220,11 @@ class Operations(Backend):
         )  # fmt: skip
         self._python(np.add, step, 1, step)
 
-    def average(self, params, averaged, step, weights):
+    def average(self, params, averaged, step, shares):
         self._call(
             "average",
             w=params, averaged=averaged, P=_elements(params), step=step,
-            weights=weights, count=len(weights),
+            shares=shares, count=len(shares),
         )  # fmt: skip
 
 

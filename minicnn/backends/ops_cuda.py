@@ -228,11 +228,11 @@ class Operations(Backend):
         )  # fmt: skip
         self._increment(step)
 
-    def average(self, params, averaged, step, weights):
+    def average(self, params, averaged, step, shares):
         P = _elements(params)
         self._launch_for_each(
             _ceil_div(P, 16), "adam.cu", "average",  # adam.cu's WEIGHTS_PER_THREAD
-            w=params, averaged=averaged, P=P, step=step, weights=weights, count=len(weights),
+            w=params, averaged=averaged, P=P, step=step, shares=shares, count=len(shares),
         )  # fmt: skip
 
     def _increment(self, step):

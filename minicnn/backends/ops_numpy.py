@@ -589,19 +589,19 @@ def adam(params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
             w -= np.multiply(change, rate, out=change)
 
 
-def average(params, averaged, step, weights):
+def average(params, averaged, step, shares):
     """Take params (E, P) into their average, after a step: averaged (E, P) in place.
 
-        averaged = (1 - w) * averaged + w * params,  w = weights[(step - 1) % n]
+        averaged = (1 - share) * averaged + share * params,  share = shares[(step - 1) % n]
 
-    computed as averaged + w * (params - averaged), so that equal params change nothing. `step` is
-    an array of one element, the steps so far; weights (n,). With the weights 1, 1/2, 1/3, ... it is
-    the mean.
+    computed as averaged + share * (params - averaged), so that equal params change nothing. `step`
+    is an array of one element, the steps so far; shares (n,). With the shares 1, 1/2, 1/3, ... it
+    is the mean.
     """
-    weight = float(weights[(int(step[0]) - 1) % len(weights)])
+    share = float(shares[(int(step[0]) - 1) % len(shares)])
     for e in range(len(params)):
         for part in chunks(params.shape[1], 3, params.dtype):
             w, a = params[e, part], averaged[e, part]
             change = scratch("change", w.shape, w.dtype)
             np.subtract(w, a, out=change)
-            a += np.multiply(change, weight, out=change)
+            a += np.multiply(change, share, out=change)

@@ -1,7 +1,7 @@
 """The optimizer, the learning-rate schedules, and the averaging of weights."""
 
 from dataclasses import dataclass
-from math import inf
+from math import ceil, cos, inf, pi
 
 import numpy as np
 
@@ -53,12 +53,28 @@ class Adam:
         )
 
 
+def warm_up_epochs(warm_up, steps, epochs):
+    """How many epochs have steps in the warm-up, the fraction warm_up of all steps."""
+    # Step i, from 0, belongs to it if (i + 0.5) / (steps * epochs) < warm_up: see Schedule.
+    return ceil(warm_up * epochs - 0.5 / steps)
+
+
 class Schedule:
     """The learning rate of each step of a training, in which the progress p goes from 0 to 1.
 
-    rate(p) = initial * min(1, p / warm_up) * fall, where `fall` is the subclass's. So the rate
-    first rises linearly from 0, in the fraction warm_up of all steps, unless that is 0.
+    rate(p) = initial * min(1, p / warm_up) * fall, where `fall` is the subclass's: it is 1 during
+    the warm-up, and monotone after it. So the rate first rises linearly from 0, in the fraction
+    warm_up of all steps, unless that is 0. Subclasses are dataclasses with the fields initial and
+    warm_up.
     """
+
+    def __post_init__(self):
+        self._check("initial", 0, ends="(]")
+        self._check("warm_up", 0, 1, "[)")
+
+    def _check(self, name, *limits, **options):
+        """Check a number and keep it as Python's float, whatever its type was."""
+        object.__setattr__(self, name, checks.number(name, getattr(self, name), *limits, **options))
 
     def rates(self, epoch, steps, epochs):
         """The rates (steps,) float64 of an epoch, from 1, of `epochs` with `steps` steps each.
@@ -67,19 +83,26 @@ class Schedule:
         """
         p = (np.arange(steps) + float((epoch - 1) * steps) + 0.5) / float(steps * epochs)
         rise = np.minimum(1, p / self.warm_up) if self.warm_up else 1.0
-        after = np.maximum(0, p - self.warm_up) / (1 - self.warm_up)
-        return self.initial * self._fall(epoch, after) * rise
+        return self.initial * self._fall(epoch, p, epochs) * rise
 
-    def __post_init__(self):
-        checks.number("initial", self.initial, 0, ends="(]")
-        checks.number("warm_up", self.warm_up, 0, 1, "[)")
+    def extremes(self, trained, steps, epochs):
+        """A few of the epochs `trained`, a range, which have the lowest and the highest rate."""
+        # The rate is monotone in the warm-up and after it.
+        last = warm_up_epochs(self.warm_up, steps, epochs)
+        ends = {trained[0], last, last + 1, trained[-1]}
+        return sorted(epoch for epoch in ends if epoch in trained)
+
+    def _after(self, p):
+        """The fractions of the steps after the warm-up that have been done at the progress p."""
+        return np.maximum(0, p - self.warm_up) / (1 - self.warm_up)
 
 
 @dataclass(frozen=True)
 class ExponentialDecay(Schedule):
     """The learning rate of epoch e (from 1): initial * decay**(e - 1), equal in all its steps.
 
-    With warm_up, it first rises: see Schedule.
+    With warm_up the rate first rises: see Schedule. Then e counts the epochs from the first one
+    that lies wholly after the warm-up; the steps between have the rate `initial`.
     """
 
     initial: float
@@ -88,14 +111,21 @@ class ExponentialDecay(Schedule):
 
     def __post_init__(self):
         super().__post_init__()
-        checks.number("decay", self.decay, 0, ends="(]")
+        self._check("decay", 0, ends="(]")
 
     def __call__(self, epoch):
-        """The learning rate of an epoch, from 1, after the warm-up."""
-        return self.initial * self.decay ** (epoch - 1)
+        """The learning rate of an epoch, counted from 1 as above; infinite if no float holds it."""
+        return self.initial * self._power(epoch - 1)
 
-    def _fall(self, epoch, after):
-        return np.full(after.shape, self.decay ** (epoch - 1))
+    def _fall(self, epoch, p, epochs):
+        before = warm_up_epochs(self.warm_up, len(p), epochs)
+        return np.full(len(p), self._power(max(0, epoch - 1 - before)))
+
+    def _power(self, exponent):
+        try:
+            return self.decay**exponent
+        except OverflowError:  # it may be above 1
+            return inf
 
 
 @dataclass(frozen=True)
@@ -108,8 +138,8 @@ class LinearDecay(Schedule):
     initial: float
     warm_up: float = 0.0
 
-    def _fall(self, epoch, after):
-        return 1 - after
+    def _fall(self, epoch, p, epochs):
+        return 1 - self._after(p)
 
 
 @dataclass(frozen=True)
@@ -123,8 +153,10 @@ class CosineDecay(Schedule):
     initial: float
     warm_up: float = 0.0
 
-    def _fall(self, epoch, after):
-        return np.cos(np.pi / 2 * after) ** 2  # the same value, without cancellation near a = 1
+    def _fall(self, epoch, p, epochs):
+        # cos(pi / 2 * a)**2 is the same value, without cancellation near a = 1. The last bit of
+        # NumPy's cosine depends on the CPU.
+        return np.array([cos(pi / 2 * a) for a in self._after(p).tolist()]) ** 2
 
 
 @dataclass(frozen=True)
@@ -147,8 +179,8 @@ class Averaging:
         average_epochs: the mean over so many last epochs, if not 0; average_decay: the exponential
         average over all, if not 0. Raises ValueError that names the argument.
         """
-        checks.integer("average_epochs", average_epochs, 0, len(epochs))
-        checks.number("average_decay", average_decay, 0, 1, "[)")
+        average_epochs = checks.integer("average_epochs", average_epochs, 0, len(epochs))
+        average_decay = checks.number("average_decay", average_decay, 0, 1, "[)")
         if average_epochs and average_decay:
             raise ValueError(
                 f"average_decay: got {average_decay!r} with average_epochs {average_epochs}, "
@@ -158,8 +190,8 @@ class Averaging:
             return cls(epochs, average_decay)
         return cls(epochs[-average_epochs:], 0.0) if average_epochs else None
 
-    def weights(self, epoch, steps):
-        """The weights (steps,) float64 that an epoch's steps have in ops_numpy.average, or None."""
+    def shares(self, epoch, steps):
+        """The shares (steps,) float64 of an epoch's steps in ops_numpy.average, or None."""
         if epoch not in self.epochs:
             return None
         count = 1 + self.epochs.index(epoch) * steps + np.arange(steps)  # of the steps averaged

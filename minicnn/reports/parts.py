@@ -16,8 +16,11 @@ _MOST_IN_MATRIX = 62  # classes: EMNIST's largest split has so many
 _MOST_PAIRS = 30
 
 
-def curves(history, which=""):
-    """The learning curves of nets, in two panels. `which` ends the caption's first sentence."""
+def curves(history, which="", averages=False):
+    """The learning curves of nets, in two panels. `which` ends the caption's first sentence.
+
+    averages: whether the recipe ends with an average of the weights.
+    """
     nets = history["net"].drop_duplicates()
     shown = history[history["net"].isin(nets[:_MOST_CURVES])]
     count = f"{len(nets):,} nets" if len(nets) > 1 else "one net"
@@ -28,6 +31,8 @@ def curves(history, which=""):
     caption += " label smoothing"
     if history["validation_loss"].notna().any():
         caption += "; validation after it, without"
+        if averages:
+            caption += ". The last validation is that of the averaged weights"
     last = shown[shown["epoch"] == shown["epoch"].max()]
     pictures = []
     for measure, of in (("accuracy", "Error rate"), ("loss", "Loss")):

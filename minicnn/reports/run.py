@@ -64,7 +64,9 @@ def parts(arguments, should_stop):
         ("Settings", _settings_of_run(config, recipe, summary), False),
     ]
     if len(history):
-        found.append(("Learning curves", curves(history), False))
+        found.append(
+            ("Learning curves", curves(history, averages=recipe.averaging is not None), False)
+        )
     if predictions and predictions.labels is not None:
         found.append(("Confusion matrix", _confusion_of_run(summary, recipe, predictions), False))
     if pictures := _figures(folder / "figures"):

@@ -179,7 +179,9 @@ def _nets(path, results):
     which = "" if len(results.cells) == 1 else f" of the cell “{cell}”, the last one"
     history = checked_history(path, results.history(cell))
     if len(history):
-        html += webpage.heading(3, "Learning curves") + curves(history, which)
+        html += webpage.heading(3, "Learning curves") + curves(
+            history, which, averages=results.cells[cell].averaging is not None
+        )
     if results.labels is not None:
         html += _confusion_of_study(results, cell)
         html += _accuracies(results)

@@ -4,8 +4,8 @@ A state is a pair of dicts, (arrays, about):
 
 - arrays: `params` (E, P) and Adam's `moment_1` and `moment_2` (E, P); `moving`, the moving
   statistics of batch normalisation, (E, M); `sums` (E, 3), the metrics of the epoch so far;
-  `history`, one row for each net and epoch, columns HISTORY_COLUMNS. Until the last epoch of a
-  training that averages its weights, also `averaged` (E, P), their averages so far.
+  `history`, one row for each net and epoch, columns HISTORY_COLUMNS. Until the end of the last
+  epoch of a training that averages its weights, also `averaged` (E, P), their averages so far.
 - about: the rest: net numbers (from 0), step, seed, recipe, architecture, data set, diverged nets.
   Rows of `history` and of `diverged` count nets from 1.
 
@@ -23,7 +23,7 @@ from . import archive
 HISTORY_COLUMNS = (
     "net",
     "epoch",
-    "learning_rate",
+    "learning_rate",  # of the epoch's last step
     "train_loss",
     "train_accuracy",
     "validation_loss",
@@ -223,7 +223,17 @@ def select(arrays, about, nets, path):
 
 
 def concatenate(states):
-    """Merge the states of several groups of trained nets into one state (arrays, about)."""
+    """Merge the states of several groups of trained nets into one state (arrays, about).
+
+    Raises ValueError for nets whose training is not complete: which still have averages.
+    """
+    for arrays, about in states:
+        trained = {net + 1 for net in about["nets"]} - {row["net"] for row in about["diverged"]}
+        if AVERAGED in arrays and trained:
+            raise ValueError(
+                f"{AVERAGED}: got a state of net {min(trained)} with averages, expected none "
+                "after the last epoch"
+            )
     arrays, abouts = zip(*states, strict=True)
     merged = {name: np.concatenate([a[name] for a in arrays]) for name in _ARRAYS}
     joined = {**abouts[0], "step": max(about["step"] for about in abouts)}

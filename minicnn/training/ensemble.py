@@ -92,12 +92,13 @@ def _saved(folder, nets):
     for path, inside in files.items():
         held = [net for net in nets if net in inside]
         if held:
-            about = checkpoint.load(path)[1]
+            arrays, about = checkpoint.load(path)
             diverged = {row["net"] for row in about["diverged"]}
             for net in held:
-                # After the last step, predicting the test images may still find that a net
-                # diverged. That file is newer, though its step is the same.
-                progress = about["step"], net in diverged
+                # After the last step, the validation completes the epoch. Then predicting the test
+                # images may still find that the net diverged. The step stays the same.
+                epochs = np.count_nonzero(arrays["history"][:, 0] == net)
+                progress = about["step"], epochs, net in diverged
                 if best[net] is None or progress > best[net]:
                     best[net], found[net] = progress, (path, about["step"])
     return found

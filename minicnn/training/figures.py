@@ -202,13 +202,13 @@ def _curves(axes, table, color, dashes, marker, label):
 
 def _scales(axes, epochs, percent):
     """Set the axes: whole epochs across; up, a logarithmic scale that shows all lines."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator  # noqa: PLC0415
+    from matplotlib import ticker  # noqa: PLC0415
 
     first, last = epochs.min(), epochs.max()
     room = min(max(0.03 * (last - first), 0.2), 0.9)  # less than 1: no tick at epoch 0
     axes.set_xlim(first - room, last + room)
     axes.set_xlabel("epoch", labelpad=8)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
     values = np.concatenate([[], *(line.get_ydata() for line in axes.lines)])
     values = values[np.isfinite(values) & (values > 0)]
     if not len(values):
@@ -219,10 +219,10 @@ def _scales(axes, epochs, percent):
     axes.set_ylim(low / widen, min(high * widen, 1.1 if percent else np.inf))
     for line in axes.lines:  # draw zeros on the lower axis: their logarithm is -infinity
         line.set_ydata(np.maximum(line.get_ydata(), low / widen))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda y, _: in_percent(y) if percent else f"{y:g}")
+        ticker.FuncFormatter(lambda y, _: in_percent(y) if percent else f"{y:g}")
     )
 
 

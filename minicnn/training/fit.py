@@ -19,7 +19,7 @@ from ..augment import RandomAffine
 from ..files import brief
 from ..nets import Nets
 from ..network.architecture import Architecture
-from ..network.optim import Adam, Averaging, Schedule
+from ..network.optim import Adam, Averaging, ExponentialDecay, Schedule
 from ..network.stack import check_batch
 from . import arguments, checkpoint, learnable
 from .dataset import Data
@@ -30,18 +30,23 @@ from .workers import Interrupted, in_worker, run_jobs, sendable
 
 
 @dataclass(frozen=True)
-class RatePerEpoch(Schedule):
-    """A Schedule of given learning rates: equal in all steps of an epoch, from epoch `first` on."""
+class RatePerEpoch:
+    """Given learning rates: equal in all steps of an epoch, from epoch `first` on.
+
+    It has the methods of a Schedule (optim.py) that a training needs.
+    """
 
     rate_of_epoch: tuple
     first: int
 
-    def __post_init__(self):
-        pass
-
     def rates(self, epoch, steps, epochs):
         """The rates (steps,) of an epoch, from 1."""
         return np.full(steps, self.rate_of_epoch[epoch - self.first])
+
+    def extremes(self, trained, steps, epochs):
+        """An epoch with the lowest and one with the highest rate; `trained` are all that it has."""
+        given = self.rate_of_epoch
+        return [self.first + given.index(extreme(given)) for extreme in (min, max)]
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class FitRecipe:
     batch_size: int
     validation_fraction: float
     augment: RandomAffine
-    schedule: Schedule
+    schedule: Schedule | RatePerEpoch
     averaging: Averaging | None
     label_smoothing: float
     initial_step: int = 0
@@ -166,7 +171,7 @@ def _images_and_labels(model, x_name, x, y_name, y):
 
 
 def _schedule(learning_rate, epochs):
-    """The Schedule of a number, of a function of the epoch, or the Schedule itself."""
+    """What gives the rates of a number, of a function of the epoch, or of a Schedule: itself."""
     if isinstance(learning_rate, Schedule):
         return learning_rate
     if callable(learning_rate):
@@ -174,15 +179,14 @@ def _schedule(learning_rate, epochs):
             checks.number(f"learning_rate({epoch})", learning_rate(epoch), 0, ends="(]")
             for epoch in epochs
         )
-    else:
-        rates = (checks.number("learning_rate", learning_rate, 0, ends="(]"),) * len(epochs)
-    return RatePerEpoch(rates, epochs[0])
+        return RatePerEpoch(rates, epochs[0])
+    return ExponentialDecay(checks.number("learning_rate", learning_rate, 0, ends="(]"), 1.0)
 
 
 def _highest_rate(recipe, steps):
     """The highest learning rate of all steps. Raises ValueError unless all are positive numbers."""
-    highest = 0.0
-    for epoch in range(recipe.initial_epoch + 1, recipe.epochs + 1):
+    highest, trained = 0.0, range(recipe.initial_epoch + 1, recipe.epochs + 1)
+    for epoch in recipe.schedule.extremes(trained, steps, recipe.epochs):
         rates = recipe.learning_rates(epoch, steps)
         for rate in (rates.min(), rates.max()):
             checks.number(f"learning_rate({epoch})", float(rate), 0, ends="(]")

@@ -39,7 +39,8 @@ class History:
     def rows(self):
         """Dicts: net and epoch (both from 1), learning_rate, loss, accuracy, seconds.
 
-        With validation images also val_loss and val_accuracy.
+        With validation images also val_loss and val_accuracy. learning_rate is that of the epoch's
+        last step.
         """
         return [named(row) for row in self.trained]
 

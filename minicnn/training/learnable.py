@@ -14,6 +14,7 @@ from ..data.sources import size_text
 from ..data.split import validation_count
 from ..files import DataError, brief
 from ..network.layers import Flatten
+from ..network.optim import warm_up_epochs
 from ..network.stack import check_batch
 from ..recipe import MNIST_SHAPE, RECIPES
 from .trainer import steps_per_epoch
@@ -28,7 +29,7 @@ _MOST_PIXELS = 16  # left for the dense layer, as a multiple of what is left of 
 _MOST_DISTORTION = 0.5  # zoom and shifts
 _MOST_ELASTIC = 0.2  # it folds none of 4,000 images; 0.3 folds 4 % of them, 0.4 folds 50 %
 _FEW_STEPS = 20
-_OF_START = 0.01  # of their initial values, that moving statistics may hold at the end
+_OF_START = 0.01  # of the first values, that moving statistics or an average may hold at the end
 
 
 def check(recipe, data):
@@ -39,6 +40,8 @@ def check(recipe, data):
     steps = steps_per_epoch(recipe, len(data.train_images))
     _check_batch(recipe)
     _check_rates(recipe, steps)
+    if cause := _slow_average(recipe, steps * recipe.epochs):
+        _warn(cause)
     check_images(recipe.classes, data)
     _warn_of_size(recipe)
     for name in ("zoom", "width_shift", "height_shift"):
@@ -105,24 +108,40 @@ def _check_batch(recipe):
 def _check_rates(recipe, steps):
     rate, decay, epochs = recipe.learning_rate, recipe.decay, recipe.epochs
     check_rate(rate)
+    rise = recipe.warm_up * epochs
+    fall = epochs - rise
     falls_by_decay = recipe.schedule == "exponential"
     if not falls_by_decay:
-        whole = epochs / 2  # the mean of a rise from 0 and of a fall to 0
+        whole = fall / 2  # epochs of the full rate that are worth as much
     else:
-        whole = epochs if decay == 1 else (1 - decay**epochs) / (1 - decay)
-    way = steps * rate * whole
+        whole = fall if decay == 1 else (1 - decay**fall) / (1 - decay)
+    way = steps * rate * (rise / 2 + whole)
     if way < _LEAST_WAY:
         _warn(
             f"learning rate {rate:g} moves a weight by at most about {way:.1g} in "
             "the whole training, which is too little to learn"
         )
     # The other schedules end at 0, and only their last steps change nothing.
-    if falls_by_decay and rate * decay ** (epochs - 1) < _LEAST_RATE:
-        idle = 2 + floor(log(_LEAST_RATE / rate) / log(decay))
+    before = warm_up_epochs(recipe.warm_up, steps, epochs)
+    if falls_by_decay and rate * decay ** max(0, epochs - 1 - before) < _LEAST_RATE:
+        idle = before + 2 + floor(log(_LEAST_RATE / rate) / log(decay))
         _warn(
             f"decay {decay:g} makes the learning rate so small that float32 rounds its "
             f"changes away: from epoch {idle} of {epochs} on the nets learn nothing"
         )
+
+
+def _slow_average(recipe, steps):
+    """What is unwise about an average that so many steps hardly move; None if they do."""
+    decay = recipe.average_decay  # the average begins with the weights after the first step
+    if decay ** (steps - 1) <= _OF_START:
+        return None
+    needed = 1 + log(_OF_START) / log(decay)
+    return (
+        f"the average of the weights needs about {needed:,.0f} steps at average decay {decay:g} to "
+        f"leave the first weights, this training has {steps:,}; train longer or use a smaller "
+        "average decay"
+    )
 
 
 def _check_classes(classes, data):
@@ -196,7 +215,9 @@ def warn_of_guessing(recipe, data, history, test_accuracy):
     if measured > _by_guessing(share, images):
         return
     cause, done = "are the labels right?", steps * recipe.epochs
-    if recipe.averaging is None and recipe.momentum**done > _OF_START:
+    if slow := _slow_average(recipe, done):
+        cause = slow
+    elif recipe.averaging is None and recipe.momentum**done > _OF_START:
         needed = log(_OF_START) / log(recipe.momentum)
         cause = (
             f"the moving statistics of batch normalisation need about {needed:.0f} steps at "

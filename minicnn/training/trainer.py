@@ -4,7 +4,7 @@ for each epoch:
     take the cores that other worker processes have left (workers.py)
     set the learning rates of its steps and shuffle the training images
     for each step: load a batch, model.train_step, add loss and correct predictions to sums
-    after the last epoch: take the average of the weights, if the recipe says so
+    after the last step of the last epoch: take the average of the weights, if the recipe has one
     predict the validation images and append a row per net to the history
 
 Images, labels, shuffles, step counter, averages and sums stay in the device's memory during an
@@ -84,10 +84,10 @@ class Trainer:
         self.plan = self.model.plan(recipe.batch_size, training=True)
         self.order = self.ops.empty((len(nets), self.steps, recipe.batch_size), np.int32)
         self.rates = self.ops.empty((self.steps,), np.float64)  # learning rates of the epoch
-        self.averaged = self.average_weights = None
+        self.averaged = self.average_shares = None
         if recipe.averaging is not None:
             self.averaged = self.ops.zeros(self.model.params.shape, self.model.dtype)  # (E, P)
-            self.average_weights = self.ops.empty((self.steps,), np.float64)
+            self.average_shares = self.ops.empty((self.steps,), np.float64)
         # Of the epoch so far: loss, correct predictions, steps before the first loss not finite.
         self.sums = self.ops.zeros((len(nets), 3), np.float64)
         self.seconds = 0.0  # time spent in the epoch so far
@@ -126,12 +126,12 @@ class Trainer:
     def begin_epoch(self, epoch):
         """Set what the steps of an epoch, counted from 0, take: rates, averaging, new shuffles."""
         self._set_for_steps(self.rates, self._learning_rates(epoch))
-        averaging, weights = self.recipe.averaging, None
+        averaging, shares = self.recipe.averaging, None
         if averaging is not None:
-            weights = averaging.weights(epoch + 1, self.steps)
-        self._averages = weights is not None
+            shares = averaging.shares(epoch + 1, self.steps)
+        self._averages = shares is not None
         if self._averages:
-            self._set_for_steps(self.average_weights, weights)
+            self._set_for_steps(self.average_shares, shares)
         self._shuffle(epoch)
 
     def _shuffle(self, epoch):
@@ -162,7 +162,7 @@ class Trainer:
         self._load_batch()
         model.train_step(plan, self.rates)
         if self._averages:
-            self.ops.average(model.params, self.averaged, model.step, self.average_weights)
+            self.ops.average(model.params, self.averaged, model.step, self.average_shares)
         self.ops.accumulate(plan.loss, plan.correct, self.sums)
 
     def _captured_step(self):
@@ -187,28 +187,24 @@ class Trainer:
             plan.labels,
         )
 
-    def _take_average(self, should_stop):
-        """After the last step: the averages become the weights; moving statistics follow from them.
+    def _take_average(self):
+        """After the last step: make the averages the weights, and compute their moving statistics.
 
-        They are the means of those of batches as in training, augmented and with dropout: so many
-        that they have _STATISTICS_IMAGES, but at most an epoch. The batches are those that an epoch
-        after the last would begin with. Called again, it computes the same bits. Raises
-        Interrupted, after the first batch at the earliest.
+        The moving statistics are the means of the statistics of batches, augmented and with dropout
+        as in training. The batches hold _STATISTICS_IMAGES images, or an epoch's if that is fewer;
+        they are the first ones of the epoch that would follow. This is never interrupted, so the
+        weights always have statistics of their own. Called again, it computes the same bits.
         """
         step, done = self.model.step, self.steps_done
         batches = min(self.steps, -(-_STATISTICS_IMAGES // self.recipe.batch_size))
         self.ops.copy(self.averaged, self.model.params)
         self._shuffle(self.recipe.epochs)
-        try:
-            for i in range(batches):
-                if i and should_stop():
-                    raise Interrupted
-                self._load_batch()
-                self.plan.forward()
-                self.plan.update_moving(momentum=i / (i + 1))
-                step[...] = done + i + 1
-        finally:
-            step[...] = done
+        for i in range(batches):
+            self._load_batch()
+            self.plan.forward()
+            self.plan.update_moving(momentum=i / (i + 1))
+            step[...] = done + i + 1
+        step[...] = done
 
     def train_epoch(self, report, should_stop):
         """Train to the end of the current epoch and validate. Returns the new rows of the history.
@@ -218,7 +214,9 @@ class Trainer:
         affect the other nets.
 
         report(n): n more images were trained on. When should_stop() returns True, raises
-        Interrupted before the next step; calling train_epoch again continues from there.
+        Interrupted before the next step, or in the validation; calling train_epoch again continues
+        from there. After the last step the weights are their averages, if the recipe has some, and
+        the moving statistics are those of the averages.
         """
         recipe, epoch = self.recipe, self.epochs_done
         first_step = recipe.initial_step + (epoch - recipe.initial_epoch) * self.steps
@@ -235,7 +233,7 @@ class Trainer:
                     report(self.recipe.batch_size * len(self.nets))
                 loss, correct, finite_steps = self.ops.to_host(self.sums).T  # (E,) each
                 if self.averaged is not None and epoch + 1 == recipe.epochs:
-                    self._take_average(should_stop)
+                    self._take_average()
                 validation = self._validate(should_stop)
                 self.sums[...] = 0
         finally:
@@ -246,7 +244,7 @@ class Trainer:
             {
                 "net": net,
                 "epoch": epoch + 1,
-                "learning_rate": last_rate,
+                "learning_rate": last_rate,  # of the last step
                 "train_loss": float(train_loss) / self.steps,
                 "train_accuracy": float(train_correct) / (self.steps * recipe.batch_size),
                 "validation_loss": validation_loss,

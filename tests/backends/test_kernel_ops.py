@@ -170,8 +170,8 @@ def average(given):
     E, _, H, W, C = given.shape
     flat = E, 11 * H * W * C
     inputs = {name: given.normal(*flat) for name in ("params", "averaged")}
-    step, weights = 1 + given.random.integers(30_000), given.random.random(7)
-    others = {"step": np.array([step]), "weights": weights[: 1 + step % 7]}
+    step, shares = 1 + given.random.integers(30_000), given.random.random(7)
+    others = {"step": np.array([step]), "shares": shares[: 1 + step % 7]}
     return Case("average", inputs, changed=("averaged",), others=others)
 
 

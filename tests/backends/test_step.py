@@ -131,7 +131,7 @@ def test_statistics_after_averaging_are_numpys_in_fused_blocks(block_job):
         model, ops = trainer.model, trainer.ops
         with ops.session():
             ops.copy(model.params, trainer.averaged)
-            trainer._take_average(lambda: False)
+            trainer._take_average()
     ours, reference = (trainer.ops.to_host(trainer.model.moving) for trainer in trainers)
     assert relative(ours, reference) < 2e-3
     initial = trainers[1].recipe.model(range(1, 4), "numpy")

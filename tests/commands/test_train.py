@@ -278,7 +278,8 @@ def test_a_bad_argument_is_one_line_and_status_2(
 def test_kaggles_files_give_a_submission_without_a_score(tmp_path, monkeypatch, capsys):
     (images, labels), (test_images, _) = load_data("digits")
     names = ",".join(f"pixel{i}" for i in range(784))
-    rows = [f"{y},{','.join(map(str, x.ravel()))}" for x, y in zip(images[:100], labels)]  # noqa: B905
+    pairs = zip(images[:100], labels[:100], strict=True)
+    rows = [f"{y},{','.join(map(str, x.ravel()))}" for x, y in pairs]
     (tmp_path / "train.csv").write_text("\n".join([f"label,{names}", *rows, ""]))
     rows = [",".join(map(str, x.ravel())) for x in test_images[:20]]
     (tmp_path / "test.csv").write_text("\n".join([names, *rows, ""]))

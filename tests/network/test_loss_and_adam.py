@@ -211,13 +211,13 @@ def test_average_is_the_mean_or_the_exponential_average(ops, monkeypatch, dtype,
     params = np.random.default_rng(0).normal(size=(3 * steps, 2, 37)).astype(dtype)
     averaged = ops.zeros((2, 37), dtype)
     averaging = Averaging(range(first, first + 3), decay)
-    assert averaging.weights(first - 1, steps) is None
+    assert averaging.shares(first - 1, steps) is None
     step = ops.to_device(np.array([(first - 1) * steps]))
     for epoch in averaging.epochs:
-        weights = ops.to_device(averaging.weights(epoch, steps))
+        shares = ops.to_device(averaging.shares(epoch, steps))
         for w in params[(epoch - first) * steps :][:steps]:
             step += 1
-            ops.average(ops.to_device(w), averaged, step, weights)
+            ops.average(ops.to_device(w), averaged, step, shares)
     expected = np.mean(params.astype(float), axis=0)
     if decay:
         expected = params[0].astype(float)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import re
+from fractions import Fraction
 from math import cos, pi
 
 import numpy as np
 import pytest
 
 from minicnn import Adam, CosineDecay, ExponentialDecay, LinearDecay
+from minicnn.network.optim import Averaging
 
 pytestmark = pytest.mark.every_device
 
@@ -49,23 +51,25 @@ def test_exponential_decay_counts_epochs_from_1():
     assert rates == sorted(rates, reverse=True)
 
 
-@pytest.mark.parametrize("warm_up", [0, 0.25, 0.3])
+@pytest.mark.parametrize("warm_up", [0, 0.01, 0.25, 0.3, 0.74, 0.999])
 def test_rates_are_those_of_the_closed_formulas(warm_up):
     """Step by step, in Python's floats."""
     steps, epochs = 5, 4
     schedules = ExponentialDecay(0.5, 0.9, warm_up), LinearDecay(0.5, warm_up)
     schedules = *schedules, CosineDecay(0.5, warm_up)
+    whole = 0  # epochs before this one that lie wholly after the warm-up
     for epoch in range(1, epochs + 1):
         found = [schedule.rates(epoch, steps, epochs) for schedule in schedules]
         for k in range(steps):
             p = ((epoch - 1) * steps + k + 0.5) / (steps * epochs)
             after = (p - warm_up) / (1 - warm_up)
-            falls = 0.9 ** (epoch - 1), 1 - after, (1 + cos(pi * after)) / 2
+            falls = 0.9**whole, 1 - after, (1 + cos(pi * after)) / 2
             if p < warm_up:
-                falls = falls[0] * p / warm_up, *[p / warm_up] * 2
+                falls = [p / warm_up] * 3
             assert [rates[k] for rates in found] == pytest.approx(
                 [0.5 * f for f in falls], rel=1e-12
             )
+        whole += (epoch - 1) * steps + 0.5 >= warm_up * steps * epochs
 
 
 def test_no_rate_is_0():
@@ -80,6 +84,53 @@ def test_without_warm_up_exponential_decay_is_equal_in_an_epoch():
     schedule = ExponentialDecay(1e-3, 0.95)
     for epoch in (1, 2, 45):
         assert schedule.rates(epoch, 3, 45).tolist() == [schedule(epoch)] * 3
+
+
+def test_exponential_decay_begins_after_the_warm_up():
+    """Four steps an epoch: the warm-up ends with the third epoch, or in the middle of it."""
+    for warm_up, rise in ((0.3, 12), (0.25, 10)):
+        schedule = ExponentialDecay(0.1, 0.5, warm_up)
+        rates = np.concatenate([schedule.rates(epoch, 4, 10) for epoch in range(1, 11)])
+        assert (np.diff(rates[: rise + 1]) > 0).all()
+        assert rates[rise:16].tolist() == [0.1] * (16 - rise)
+        assert rates[16:].tolist() == np.repeat([0.1 * 0.5**k for k in range(1, 7)], 4).tolist()
+
+
+@pytest.mark.parametrize("warm_up", [0, 0.2, 0.33, 0.9])
+@pytest.mark.parametrize("first", [1, 2, 3, 9])
+def test_extremes_are_those_of_all_epochs(warm_up, first):
+    falls, rises = (ExponentialDecay(0.1, decay, warm_up) for decay in (0.7, 1.5))
+    for schedule in (falls, rises, LinearDecay(0.1, warm_up), CosineDecay(0.1, warm_up)):
+        trained = range(first, 11)
+        some = schedule.extremes(trained, 3, 10)
+        of_some, of_all = (
+            [schedule.rates(epoch, 3, 10) for epoch in epochs] for epochs in (some, trained)
+        )
+        assert len(some) <= 4 and set(some) <= set(trained)
+        assert (np.min(of_some), np.max(of_some)) == (np.min(of_all), np.max(of_all))
+
+
+def test_a_rate_that_no_float_holds_is_infinite():
+    schedule = ExponentialDecay(1.0, 2.0)
+    assert schedule(1024) == 2.0**1023 and schedule(1025) == float("inf")
+    assert schedule.rates(1025, 2, 2000).tolist() == [float("inf")] * 2
+
+
+@pytest.mark.parametrize("kind", [Fraction, np.float32, np.float64])
+def test_numbers_of_other_types_are_floats(kind):
+    """0.5 and 0.25 have the same value in each."""
+    half, quarter = kind(0.5), kind(0.25)
+    for schedule, same in (
+        (ExponentialDecay(half, half, quarter), ExponentialDecay(0.5, 0.5, 0.25)),
+        (LinearDecay(half, quarter), LinearDecay(0.5, 0.25)),
+        (CosineDecay(half, quarter), CosineDecay(0.5, 0.25)),
+    ):
+        assert schedule == same and type(schedule.initial) is type(schedule.warm_up) is float
+        rates = schedule.rates(2, 3, 5)
+        assert rates.dtype == np.float64 and rates.tolist() == same.rates(2, 3, 5).tolist()
+    averaging = Averaging.of(0, quarter, range(1, 3))
+    assert averaging == Averaging(range(1, 3), 0.25) and type(averaging.decay) is float
+    assert averaging.shares(1, 3).tolist() == [1, 0.75, 0.75]
 
 
 @pytest.mark.parametrize(

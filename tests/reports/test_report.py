@@ -6,6 +6,7 @@ import sqlite3
 from argparse import Namespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from digit_files import csv_bytes, csv_rows
 from report_pages import (
@@ -16,6 +17,7 @@ from report_pages import (
     TRAIN_LABELS,
     Page,
     edit,
+    histories,
     ink,
     made,
     one_cell,
@@ -27,9 +29,9 @@ from study_oracle import Oracle
 
 from minicnn import drawing, train
 from minicnn.recipe import Recipe
-from minicnn.reports import webpage
+from minicnn.reports import parts, study, webpage
 from minicnn.studies import STUDIES, hardest, variance
-from minicnn.studies.store import FILE, Store
+from minicnn.studies.store import FILE, Cell, Store
 
 # ---- runs ----------------------------------------------------------------------------------------
 
@@ -180,6 +182,34 @@ def test_trials(capsys, tmp_path):
         np.add.at(counts, (oracle.labels, votes.reshape(-1, 10).argmax(axis=1)), 1)
     assert counts.sum() == 480 and np.array_equal(page.confusion(), counts)
     assert "4 of 4" in page.words
+
+
+def test_learning_curves_tell_what_the_last_validation_is_of():
+    rows = histories(1) + histories(2)
+    told = "The last validation is that of the averaged weights."
+    for validation, averages in ((0.5, True), (0.5, False), (np.nan, True)):
+        measured = dict.fromkeys(("validation_loss", "validation_accuracy"), validation)
+        html = parts.curves(pd.DataFrame(rows).assign(**measured), averages=averages)
+        assert (told in html) == (averages and validation == 0.5)
+
+
+def test_the_curves_of_a_run_know_its_recipe(capsys, folder):
+    fields = json.loads((folder / "config.json").read_text())["recipe"]
+    for count in (0, 1):
+        edit(folder / "config.json", recipe={**fields, "average_epochs": count})
+        page, _ = made(capsys, folder)
+        assert ("the averaged weights" in page.words) == (count == 1)
+
+
+def test_the_curves_of_a_study_know_its_recipe(monkeypatch, capsys, tmp_path):
+    asked, plain = [], study.curves
+    monkeypatch.setattr(
+        study, "curves", lambda *args, averages: asked.append(averages) or plain(*args, averages)
+    )
+    for count in (0, 1):
+        cell = Cell("seed", Recipe(nets=1, epochs=2, average_epochs=count), 1)
+        made(capsys, put(tmp_path / str(count), "trials", [cell]))
+    assert asked == [False, True]
 
 
 def test_every_study_at_once(capsys, tmp_path):

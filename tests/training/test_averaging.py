@@ -1,5 +1,6 @@
 """Averages of weights over steps: in a Trainer, its checkpoints, a command and Sequential.fit."""
 
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -144,9 +145,9 @@ def test_alone_in_company_captured_or_not(device, recipe):
 
 
 # Calls of should_stop before the one that stops: in the first epoch, and the first that the mean
-# takes; after all steps: in the statistics, and in the validation.
+# takes; after all steps, in the validation.
 ALL = 3 * STEPS + 2  # steps, and validations
-STOPS = 3, STEPS + 3, 2 * STEPS + 4, ALL, ALL + 2, ALL + STEPS - 1
+STOPS = 3, STEPS + 3, 2 * STEPS + 4, ALL
 
 
 @pytest.mark.full(but="numpy-mean|cpu-exponential")
@@ -155,7 +156,7 @@ STOPS = 3, STEPS + 3, 2 * STEPS + 4, ALL, ALL + 2, ALL + STEPS - 1
 def test_a_resumed_training_has_the_same_bits(device, recipe, tmp_path):
     job = make_job(recipe, device)
     expected = bits(trained(job))
-    for stop in STOPS if device == "numpy" else STOPS[2:5:2]:
+    for stop in STOPS if device == "numpy" else STOPS[2:]:
         first, path = Trainer(job, NETS), tmp_path / f"{stop}.npz"
         stops = iter([False] * stop + [True])
         with pytest.raises(workers.Interrupted):
@@ -247,33 +248,68 @@ def test_another_array_at_the_end_of_a_checkpoint_is_refused(tmp_path):
 # ---- ensembles and fit ---------------------------------------------------------------------------
 
 
+def run_ensemble(folder, group_size, recipe=MEAN, stop=10_000):
+    """What must be equal of the ensemble in a folder; should_stop is true after `stop` calls."""
+    folder.mkdir(exist_ok=True)
+    job, calls = (
+        replace(make_job(recipe), folder=folder, group_size=group_size),
+        iter(range(10_000)),
+    )
+    found = ensemble.train_ensemble(job, should_stop=lambda: next(calls) >= stop)
+    arrays, about = checkpoint.load(folder / ensemble.FINAL)
+    assert "averaged" not in arrays
+    assert [path.name for path in folder.iterdir()] == [ensemble.FINAL]
+    arrays["history"] = arrays["history"][:, :-1]
+    return (
+        found.probabilities.tobytes(),
+        {n: a.tobytes() for n, a in arrays.items()},
+        about["step"],
+    )
+
+
 @pytest.mark.parametrize("group_size", [1, 2])
 def test_an_ensemble_that_is_stopped_anywhere_ends_with_the_same_file(tmp_path, group_size):
-    def run(name, recipe=MEAN, should_stop=never):
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        job = replace(make_job(recipe), folder=folder, group_size=group_size)
-        found = ensemble.train_ensemble(job, should_stop=should_stop)
-        arrays, about = checkpoint.load(folder / ensemble.FINAL)
-        assert "averaged" not in arrays
-        assert [path.name for path in folder.iterdir()] == [ensemble.FINAL]
-        arrays["history"] = arrays["history"][:, :-1]
-        return (
-            found.probabilities.tobytes(),
-            {n: a.tobytes() for n, a in arrays.items()},
-            about["step"],
-        )
-
-    expected = run("whole")
-    assert run("plain", PLAIN)[1] != expected[1]
+    expected = run_ensemble(tmp_path / "whole", group_size)
+    assert run_ensemble(tmp_path / "plain", group_size, PLAIN)[1] != expected[1]
     for stop in STOPS:
-        calls = iter(range(10_000))
+        folder = tmp_path / str(stop)
         with pytest.raises(workers.Interrupted):
-            run(str(stop), should_stop=lambda calls=calls, stop=stop: next(calls) >= stop)
-        (path,) = (tmp_path / str(stop)).iterdir()
+            run_ensemble(folder, group_size, stop=stop)
+        (path,) = folder.iterdir()
         assert "averaged" in checkpoint.load(path)[0]
-        assert run(str(stop)) == expected, stop
-        assert run(str(stop)) == expected, stop  # from the file of all nets
+        assert run_ensemble(folder, group_size) == expected, stop
+        assert run_ensemble(folder, group_size) == expected, stop  # from the file of all nets
+
+
+@pytest.mark.parametrize("order", [sorted, lambda paths: sorted(paths, reverse=True)])
+@pytest.mark.parametrize("recipe", [PLAIN, MEAN], ids=["plain", "mean"])
+def test_groups_of_another_size_go_on(tmp_path, monkeypatch, recipe, order):
+    """In whatever order a folder lists the files: that of the pair stays until the end."""
+    listed = ensemble._partial_checkpoints
+    monkeypatch.setattr(
+        ensemble,
+        "_partial_checkpoints",
+        lambda folder: {path: listed(folder)[path] for path in order(listed(folder))},
+    )
+    expected = run_ensemble(tmp_path / "whole", 2, recipe)
+    for stop in STOPS[-2:]:
+        folder = tmp_path / str(stop)
+        with pytest.raises(workers.Interrupted):
+            run_ensemble(folder, 2, recipe, stop)
+        with pytest.raises(workers.Interrupted):  # the first net's epochs are complete
+            run_ensemble(folder, 1, recipe, ALL + 1 - stop)
+        assert len(list(folder.iterdir())) == 2
+        assert run_ensemble(folder, 1, recipe) == expected, stop
+
+
+def test_states_with_averages_are_not_merged():
+    made = Trainer(make_job(MEAN), NETS)
+    made.train_epoch(lambda images: None, never)
+    with pytest.raises(ValueError, match=r"^averaged: got a state of net 1 with averages"):
+        checkpoint.concatenate([made.state()])
+    arrays, about = made.state()
+    about["diverged"] = [{"net": net, "epoch": 1, "step": 1} for net in NETS]
+    assert "averaged" not in checkpoint.concatenate([(arrays, about)])[0]
 
 
 def network(device="numpy", **options):
@@ -324,6 +360,48 @@ def test_an_average_begins_with_fit():
     of_nets = np.split(np.array(after_steps)[:, 0], 2)
     for found, of_net in zip(model.params, of_nets, strict=True):
         assert_close(found, average_by_hand(EXPONENTIAL, of_net))
+
+
+def test_a_stop_during_the_statistics_leaves_whole_ones(monkeypatch):
+    """Ctrl-C in the third batch of the statistics ends fit in the validation that follows."""
+    one = {"average_epochs": 2, "workers": 1}
+    whole, stopped = (Sequential(small_layers(0.4, 0.9), device="numpy", seed=4) for _ in range(2))
+    fitted(whole, **one)
+    loads, plain = [], Trainer._load_batch
+    monkeypatch.setattr(stopped.ops, "capture", None)
+
+    def watched(self):
+        plain(self)
+        loads.append(None)
+        if len(loads) == 3 * STEPS + 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_load_batch", watched)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(stopped, **one)
+    assert len(loads) == 4 * STEPS and stopped.history.epoch == [1, 2]
+    assert weights(stopped) == weights(whole)
+
+
+@pytest.mark.parametrize("recipe", [MEAN, EXPONENTIAL], ids=["mean", "exponential"])
+def test_a_net_of_a_group_that_is_stopped_keeps_its_own_weights(recipe):
+    """It still takes part in the steps, but its state is that after its last epoch."""
+    whole, made = trained(make_job(recipe)), Trainer(make_job(recipe), NETS)
+    made.train_epoch(lambda images: None, never)
+    own = {name: getattr(made.model, name)[0].copy() for name in NAMES}
+    made.stop(1)
+    train_on(made)
+    arrays, _ = made.state()
+    assert made.steps_of_nets == {1: STEPS, 2: 3 * STEPS} and "averaged" not in arrays
+    for name in NAMES:
+        np.testing.assert_array_equal(arrays[name][0], own[name])
+        np.testing.assert_array_equal(arrays[name][1], getattr(whole.model, name)[1])
+
+
+@pytest.mark.full(beside="test_fit_gives_the_commands_weights")
+def test_fit_in_two_processes_gives_the_same_weights():
+    one, two = (fitted(network(), average_epochs=2, workers=count) for count in (1, 2))
+    assert weights(one) == weights(two)
 
 
 def test_a_net_that_ends_sooner_keeps_its_own_weights():

@@ -74,6 +74,16 @@ def test_settings_that_never_learn_are_refused(fields, named):
         ({"learning_rate": 1e-6}, "learning rate 1e-06 moves a weight by at most about 9e-06"),
         ({"learning_rate": 1e-5, "schedule": "cosine"}, "weight by at most about 5e-05 in"),
         ({"epochs": 9, "decay": 0.01}, "from epoch 5 of 9 on the nets learn nothing"),
+        (
+            {"epochs": 9, "decay": 0.01, "warm_up": 0.3},
+            "from epoch 8 of 9 on the nets learn nothing",
+        ),
+        ({"learning_rate": 4e-5, "warm_up": 0.5, "decay": 1.0}, "by at most about 0.0003 in"),
+        (
+            {"average_decay": 0.999},
+            "the average of the weights needs about 4,604 steps at average decay 0.999 to leave "
+            "the first weights, this training has 9",
+        ),
         ({"zoom": 0.9}, "zoom 0.9 moves much of an image out of its frame"),
         ({"width_shift": 0.8}, "width shift 0.8 moves much"),
         ({"height_shift": 1.0}, "height shift 1 moves much"),
@@ -84,6 +94,10 @@ def test_settings_that_never_learn_are_refused(fields, named):
 def test_settings_that_are_unwise_are_told(fields, told):
     (line,) = checked(**fields)
     assert told in line
+
+
+def test_an_average_that_leaves_the_first_weights_is_no_occasion_for_words():
+    assert checked(average_decay=0.5) == [] == checked(average_decay=0.999, epochs=1600, decay=1.0)
 
 
 def test_any_number_of_epochs_is_checked_at_once():
@@ -223,6 +237,15 @@ def test_a_validation_that_is_guessing_is_told_with_its_likely_cause(recipe, epo
         learnable.warn_of_guessing(recipe, data, [], None)  # every net diverged
         rows[0]["train_accuracy"] = 0.05
         learnable.warn_of_guessing(replace(recipe, epochs=6), data, rows, None)  # 18 steps
+
+
+def test_an_average_of_the_first_weights_is_told_as_the_cause():
+    data = Data.of(LETTERS)
+    recipe = replace(RECIPES["demo"], epochs=20).of(data)  # 60 steps
+    rows = [{"epoch": 20, "train_accuracy": 0.9, "validation_accuracy": 0.05}]
+    for decay, told in ((0.95, r"needs about 91 steps at .* 0\.95 .*, this .* 60"), (0.9, "right")):
+        with pytest.warns(UserWarning, match=f"^guessing is as good as the validation .*{told}"):
+            learnable.warn_of_guessing(replace(recipe, average_decay=decay), data, rows, None)
 
 
 def test_test_labels_of_something_else_are_told(tmp_path, monkeypatch, capsys):

@@ -8,11 +8,12 @@ from runs import TINY, small_layers, state
 
 import minicnn
 import minicnn.recipe
-from minicnn import CosineDecay, ExponentialDecay, LinearDecay, Sequential, train
+from minicnn import CosineDecay, Dense, ExponentialDecay, Flatten, LinearDecay, Sequential, train
 from minicnn.data.digits import draw_digits
 from minicnn.recipe import Recipe
 from minicnn.training import checkpoint, workers
 from minicnn.training.dataset import Data
+from minicnn.training.fit import FitRecipe
 from minicnn.training.trainer import Job, Trainer
 
 X, Y = draw_digits(100, 0)
@@ -145,10 +146,25 @@ def test_a_shifted_training_takes_each_rate_in_its_step(monkeypatch):
 
 
 def test_fit_refuses_rates_that_are_none():
-    with pytest.raises(ValueError, match=r"^learning_rate\(2\): got 0\.0, expected a positive"):
+    with pytest.raises(ValueError, match=r"^learning_rate\(3\): got 0\.0, expected a positive"):
         fitted(network(), ExponentialDecay(1e-3, 1e-323))
     with pytest.raises(ValueError, match=r"^learning_rate: got .*, expected at least 9e-10"):
         fitted(network(), LinearDecay(1e-10))
+
+
+@pytest.mark.parametrize("rate", [1e-3, lambda epoch: 1e-3 / epoch, CosineDecay(1e-3, 0.1)])
+def test_fit_with_very_many_epochs_begins_at_once(monkeypatch, rate):
+    """It computes the rates of a few epochs, not of all."""
+    calls, plain = [], FitRecipe.learning_rates
+
+    def counted(recipe, epoch, steps):
+        calls.append(epoch)
+        return plain(recipe, epoch, steps)
+
+    monkeypatch.setattr(FitRecipe, "learning_rates", counted)
+    model = Sequential([Flatten(), Dense(10, activation="softmax")], device="numpy")
+    fitted(model, rate, epochs=100_000, on_epoch=lambda row: True)
+    assert model.history.epoch == [1] and len(calls) <= 6
 
 
 def test_the_command_takes_a_schedule_and_an_average(tmp_path):
