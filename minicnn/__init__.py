@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 from . import augment, rng
 from .augment import RandomAffine
+from .data.handwriting import prepare_digits
 from .data.load import load_data
 from .model import Sequential, load_model, mnist_cnn
 from .network.layers import (
@@ -43,5 +44,6 @@ __all__ = [
     "load_data",
     "load_model",
     "mnist_cnn",
+    "prepare_digits",
     "rng",
 ]
