@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..files import brief
-from .strokes import find_digits
+from .strokes import breadth, find_digits
 
 SIDE = 28  # pixels, the side of a prepared image
 _FITTED = 20  # pixels, the longer side of the digit in it
@@ -30,6 +30,7 @@ _COARSE = 128  # pixels, the shorter side at which the light is estimated
 _STROKE = 0.25  # of the shorter side: strokes are narrower than that
 _NOISE = 5  # standard deviations of the paper's noise: ink is stronger
 _CONTRAST = 16  # of 255: ink is stronger
+_FAINT = 0.4  # of the contrast of the strokes: what is weaker is none of them
 _MOST_INK = 0.5  # of the sheet: more is no writing
 _BAND = 16  # rows of a reduced image that are made at a time
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green, blue: ITU-R BT.601
@@ -48,8 +49,9 @@ def prepare_digits(image):
     """
     image = _checked(image)
     grey, scale = _sheet(image)
-    sheet = _ink_of(grey)
-    labels, boxes = find_digits(sheet.mask, max(_LOWEST, _LOWEST * scale))
+    lowest = _LOWEST * max(scale, 1)
+    sheet = _sheet_of(grey, lowest)
+    labels, boxes = find_digits(sheet.mask, lowest)
     digits = [_prepared(sheet, labels, i + 1, box) for i, box in enumerate(boxes)]
     places = boxes / scale
     places[:, ::2], places[:, 1::2] = np.floor(places[:, ::2]), np.ceil(places[:, 1::2])
@@ -118,15 +120,25 @@ class _Sheet(NamedTuple):
     ink: np.ndarray  # float32 (h, w): how much stronger than the paper
     paper: float  # the ink up to which there is only paper with its noise
     mask: np.ndarray  # bool (h, w): where strokes are
+    contrast: float  # of the strokes with the paper, 0 without strokes
+
+
+def _sheet_of(grey, lowest):
+    """The _Sheet of a grey image (h, w): light removed, strokes found. lowest: the lowest digit.
+
+    Both dark strokes on light paper and light ones on dark are tried. Strokes are narrow; what lies
+    between them, which is found with the wrong choice, is less so, or it is faint.
+    """
+    sheets = _ink_of(-grey), _ink_of(grey)
+    least = _FAINT * max(sheet.contrast for sheet in sheets)
+    strong = [sheet for sheet in sheets if sheet.contrast >= least]
+    return min(strong, key=lambda sheet: breadth(sheet.mask, lowest))
 
 
 def _ink_of(grey):
-    """The _Sheet of a grey image (h, w): its light removed, its strokes found."""
+    """The _Sheet of a grey image (h, w) with strokes that are lighter than the paper."""
     factor = -(-min(grey.shape) // _COARSE)
-    coarse = _reduced(grey, factor)
-    if _is_dark_on_light(coarse):
-        grey, coarse = -grey, -coarse
-    ink = grey - _enlarged(_paper(coarse), factor, grey.shape)
+    ink = grey - _enlarged(_paper(_reduced(grey, factor)), factor, grey.shape)
     smooth = ndimage.gaussian_filter(ink, 1)
     # The darkest fifth is paper, whatever is written. For normal noise its quantiles tell the rest.
     low, high = np.percentile(smooth, [5, 20])
@@ -136,14 +148,8 @@ def _ink_of(grey):
     mask = smooth > max(_threshold(smooth[smooth > least], level), least)
     if mask.mean() > _MOST_INK:
         mask[:] = False
-    return _Sheet(ink, level + 2 * deviation, mask)
-
-
-def _is_dark_on_light(coarse):
-    """Whether what differs most from its surroundings is darker than them."""
-    small = _reduced(coarse, max(1, min(coarse.shape) // 32))
-    difference = small - ndimage.median_filter(small, min(small.shape) // 2 + 1, mode="nearest")
-    return (difference**3).sum() < 0
+    contrast = np.median(smooth[mask]) - level if mask.any() else 0
+    return _Sheet(ink, level + 2 * deviation, mask, contrast)
 
 
 def _paper(coarse):

@@ -15,6 +15,7 @@ _FRAGMENT = 0.6  # a smaller piece may be a part of a digit
 _NEAR = 0.2  # a fragment belongs to the piece that is as near as that
 _BREAK = 0.12  # a gap in a stroke
 _LOW = 0.3  # a lower digit is none: a dash, a dot
+_BLOB = 0.6  # of its longer side: a piece with thicker strokes is none
 _LARGE = 4  # a larger piece is none: the edge of the paper, a margin line
 
 
@@ -25,19 +26,41 @@ def find_digits(mask, least):
     digit's strokes are, else 0. boxes: the first and the end of the rows, the first and the end of
     the columns.
     """
-    pieces, _ = ndimage.label(without_rules(mask), _EIGHT)
+    mask = without_rules(mask)
+    pieces, count = ndimage.label(mask, _EIGHT)
     numbers, boxes = _sizeable(pieces, least)
     groups = _joined(boxes, least)
+    area, radius = _area_and_radius(mask, pieces, count)
     outlines = np.array([_around(boxes[group]) for group in groups], int).reshape(-1, 4)
     height, width = _sides(outlines)
     usual = _usual(outlines, least)
     digit = (height >= max(least, _LOW * usual)) & ((width < 2.5 * height) | (height > usual / 2))
+    thick = np.array([2 * radius[numbers[group] - 1].max() for group in groups])
+    digit &= thick <= _BLOB * np.maximum(height, width)
     chosen = np.flatnonzero(digit)
     chosen = chosen[reading_order(outlines[chosen])]
-    table = np.zeros(pieces.max() + 1, np.int32)
+    table = np.zeros(count + 1, np.int32)
     for number, group in enumerate(chosen, start=1):
         table[numbers[groups[group]]] = number
+    small = np.max(_sides(_boxes_of(pieces)), axis=0) < least
+    if area[small].sum() > area[(table[1:] > 0) & ~small].sum():
+        # Noise: its largest spots are no digits either.
+        return np.zeros_like(pieces), outlines[:0]
     return table[pieces], outlines[chosen]
+
+
+def breadth(mask, least):
+    """How broad the strokes in a mask (h, w) are for their length; infinity if there are none.
+
+    The mean, weighted by area, of the ratios: twice the largest distance of a piece's pixels to its
+    outside, by the longer side of its box. least: pixels, the longer side of a piece that counts.
+    """
+    pieces, count = ndimage.label(mask, _EIGHT)
+    extent = np.max(_sides(_boxes_of(pieces)), axis=0)
+    if not (extent >= least).any():
+        return np.inf
+    area, radius = _area_and_radius(mask, pieces, count)
+    return np.average(2 * radius / extent, weights=area * (extent >= least))
 
 
 def without_rules(mask):
@@ -76,14 +99,28 @@ def _opened(mask, length, axis):
 
 def _sizeable(pieces, least):
     """(numbers (n,), boxes (n, 4)) of the pieces that are neither dirt nor larger than digits."""
-    boxes = np.array(
-        [(r.start, r.stop, c.start, c.stop) for r, c in ndimage.find_objects(pieces)], int
-    ).reshape(-1, 4)
-    extent = np.max(_sides(boxes), axis=0)
+    boxes = _boxes_of(pieces)
+    shorter, extent = np.sort(_sides(boxes), axis=0)
     usual = _usual(boxes, least)
-    kept = np.flatnonzero((extent >= max(_SPECK * usual, 2)) & (extent <= _LARGE * usual))
+    ends = np.array(pieces.shape).repeat(2) * [0, 1, 0, 1]
+    across = (boxes == ends).reshape(-1, 2, 2).all(axis=2).any(axis=1)  # from edge to edge
+    fitting = (extent >= max(_SPECK * usual, 2)) & (extent <= _LARGE * usual)
+    kept = np.flatnonzero(fitting & ~(across & (extent > 8 * shorter)))
     kept = kept[np.argsort(-extent[kept], kind="stable")[:_MOST_PIECES]]
     return kept + 1, boxes[kept]
+
+
+def _boxes_of(pieces):
+    """The boxes (n, 4) of the pieces that labels (h, w) number from 1 to n."""
+    found = ndimage.find_objects(pieces)
+    return np.array([(r.start, r.stop, c.start, c.stop) for r, c in found], int).reshape(-1, 4)
+
+
+def _area_and_radius(mask, pieces, count):
+    """Of each piece of a mask: its pixels, and the largest distance of one to the outside."""
+    inside = ndimage.distance_transform_edt(mask)
+    radius = np.asarray(ndimage.maximum(inside, pieces, np.arange(1, count + 1)))
+    return np.bincount(pieces.ravel(), minlength=count + 1)[1:], radius
 
 
 def _usual(boxes, least):

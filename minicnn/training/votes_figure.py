@@ -1,4 +1,4 @@
-"""The figure of minicnn.predict --images: each photo, its digits as the nets saw them, the votes."""
+"""The figure of minicnn.predict --images: photos, their digits as the nets saw them, the votes."""
 
 import numpy as np
 
