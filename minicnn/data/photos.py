@@ -74,13 +74,16 @@ def read_photo(path):
         try:
             image = PIL.Image.open(io.BytesIO(content), formats=image_files.FORMATS)
         except PIL.Image.DecompressionBombError:
-            raise DataError(f"{path}: got too many pixels, expected {_AT_MOST}") from None
+            raise DataError(
+                f"{path}: got too many pixels, expected at most {MOST_PIXELS:,}"
+            ) from None
         except Exception as error:  # Pillow's errors for broken files are of many kinds
             raise image_files.broken(path, error) from None
         width, height = image.size
         if width * height > MOST_PIXELS:
-            got = f"{width * height:,} pixels"
-            raise DataError(f"{path}: got {got}, expected {_AT_MOST}")
+            raise DataError(
+                f"{path}: got {width * height:,} pixels, expected at most {MOST_PIXELS:,}"
+            )
         check_memory(path, 4 * width * height)
         try:
             factor = -(-max(width, height) // _MOST_SIDE)
@@ -88,9 +91,6 @@ def read_photo(path):
             return Photo(_on_background(image), factor)
         except Exception as error:
             raise image_files.broken(path, error) from None
-
-
-_AT_MOST = f"at most {MOST_PIXELS:,}"
 
 
 def _small(image, factor):
