@@ -21,7 +21,7 @@ from ..drawing import (
 )
 
 MOST_SIDE = 1600  # pixels, of a picture
-MOST_DIGITS = 48  # are drawn
+MOST_DIGITS = 40  # are drawn
 
 _ACROSS = 8  # digits in a row
 _CELL = (WIDTH - 2 * MARGIN) // _ACROSS  # pixels, the width of a digit and its votes
@@ -39,7 +39,7 @@ def votes(path, sheets, probabilities, answers, classes):
     sheets: objects with a name, a picture (H, W) or (H, W, 3) uint8, its scale shrunk, digits (n,
     28, 28) uint8 and boxes (n, 4) in pixels of the file. probabilities: (nets, all digits,
     classes). answers: for each digit an object with a name, probability, agreeing, nets, is_unsure.
-    At most 48 digits are drawn.
+    At most 40 digits are drawn.
     """
     save(path, _votes, sheets, probabilities, answers, classes)
 
