@@ -19,6 +19,7 @@ from ..drawing import (
     save,
     visible,
 )
+from ..files import brief, printable
 
 MOST_SIDE = 1600  # pixels, of a picture
 MOST_DIGITS = 40  # are drawn
@@ -26,7 +27,7 @@ MOST_DIGITS = 40  # are drawn
 _ACROSS = 8  # digits in a row
 _CELL = (WIDTH - 2 * MARGIN) // _ACROSS  # pixels, the width of a digit and its votes
 _BARS = 84  # pixels, the height of the votes
-_ROW = TILE + _BARS + 112  # pixels, with the heading and the names of the classes
+_ROW = TILE + _BARS + 128  # pixels, with the heading and the names of the classes
 _CAPTION = 36  # pixels above a photo
 _MOST_HEIGHT = 520  # pixels, of a photo
 _MOST_CLASSES = 12  # all are shown; of more classes the most probable ones
@@ -120,10 +121,10 @@ def _digit(figure, page_height, corner, number, image, answer):
     # As the nets see it: white on black
     axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     color = WRONG if answer.is_unsure else TEXT
-    name = _end(answer.name, 10)
-    axes.set_title(
-        f"{number}:  {name}", loc="left", pad=18, color=color, weight="bold", parse_math=False
-    )
+    name = brief(answer.name, 8)
+    size = 11 if len(name) <= 6 else 8
+    style = {"color": color, "weight": "bold", "size": size, "parse_math": False}
+    axes.set_title(f"{number}:  {name}", loc="left", pad=18, **style)
     sure = "> 99 %" if answer.probability > 0.99 else f"{100 * answer.probability:.0f} %"
     text = f"{sure}, {answer.agreeing} of {answer.nets}"
     axes.text(0, 1.05, text, size=8, color=color, transform=axes.transAxes)
@@ -151,6 +152,6 @@ def _bars(figure, page_height, corner, probabilities, names):
     axes.tick_params(length=0, pad=2, rotation=90 if long else 0)
 
 
-def _end(text, most=100):
-    """A text without its beginning if it is long: a path's end says more."""
-    return text if len(text) <= most else "..." + text[-most:]
+def _end(path, most=100):
+    """A path without its beginning if it is long, in printable characters."""
+    return printable(path if len(path) <= most else "..." + path[-most:])

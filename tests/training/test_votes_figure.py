@@ -104,14 +104,14 @@ def test_the_pixels_of_a_digit_have_equal_size(built):
 
 
 def test_more_digits_than_are_drawn(built, monkeypatch):
-    monkeypatch.setattr(votes_figure, "MOST_DIGITS", 12)
-    sheets = [sheet(10, "a.png", (100, 900)), sheet(4, "b.png"), sheet(2, "c.png")]
-    figure = built(sheets, np.repeat(votes_of([3, 4]), 16, axis=1), answers(16), DIGITS)
+    monkeypatch.setattr(votes_figure, "MOST_DIGITS", 3)
+    sheets = [sheet(2, "a.png"), sheet(2, "b.png"), sheet(1, "c.png")]
+    figure = built(sheets, np.repeat(votes_of([3, 4]), 5, axis=1), answers(5), DIGITS)
     titles = [axes.get_title("left") for axes in figure.axes]
     assert [title for title in titles if title.endswith(".png")] == ["a.png", "b.png"]
-    assert sum(title.endswith(":  3") for title in titles) == 12
-    assert len(figure.axes[0].lines) == 10
-    assert any("The first 12 of 16 digits" in text.get_text() for text in figure.texts)
+    assert sum(title.endswith(":  3") for title in titles) == 3
+    assert len(figure.axes[5].lines) == 2
+    assert any("The first 3 of 5 digits" in text.get_text() for text in figure.texts)
 
 
 def test_many_classes_with_long_names(built):
@@ -123,6 +123,7 @@ def test_many_classes_with_long_names(built):
     assert sorted(bars)[-2:] == pytest.approx([1 / 3, 2 / 3]) and bars.index(max(bars)) > 1
 
 
+@pytest.mark.full(but="shape0|shape3")
 @pytest.mark.parametrize("shape", [(2, 1_600), (1_600, 2), (1, 1), (30, 40, 3)])
 def test_photos_of_any_shape(built, shape):
     figure = built([sheet(1, shape=shape)], votes_of([3]), answers(1), DIGITS)
