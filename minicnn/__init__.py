@@ -14,7 +14,6 @@ __version__ = "0.1.0"
 
 from . import augment, rng
 from .augment import RandomAffine
-from .data.handwriting import prepare_digits
 from .data.load import load_data
 from .model import Sequential, load_model, mnist_cnn
 from .network.layers import (
@@ -47,3 +46,12 @@ __all__ = [
     "prepare_digits",
     "rng",
 ]
+
+
+def __getattr__(name):
+    """prepare_digits, imported on its first use: scipy.ndimage takes a while to import."""
+    if name != "prepare_digits":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .data.handwriting import prepare_digits  # noqa: PLC0415
+
+    return prepare_digits

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import drawing
 from .command import check_out_file, images_bar, one_line
-from .data.handwriting import SIDE, prepare_digits
+from .data.digits import SIZE
 from .data.image_files import check_pillow
 from .data.photos import photo_files, read_photo
 from .files import DataError, printable
@@ -48,7 +48,7 @@ def predict_images(arguments, device, ops, should_stop):
     _check_shape(trained)
     check_pillow("--images")
     sheets, faults = _sheets(photo_files(arguments.images), should_stop)
-    digits = np.concatenate([np.zeros((0, SIDE, SIDE), np.uint8), *(s.digits for s in sheets)])
+    digits = np.concatenate([np.zeros((0, SIZE, SIZE), np.uint8), *(s.digits for s in sheets)])
     if len(digits):
         with images_bar(len(trained.nets) * len(digits), arguments.quiet) as bar:
             probabilities = prediction.probabilities_of(
@@ -68,15 +68,18 @@ def predict_images(arguments, device, ops, should_stop):
 
 def _check_shape(trained):
     shape = trained.architecture.input_shape
-    if shape != (SIDE, SIDE, 1):
+    if shape != (SIZE, SIZE, 1):
         raise DataError(
             f"{trained.path}: was trained on {trained.architecture.purpose}, expected "
-            f"{SIDE}x{SIDE} images in grey: --images prepares digits in that size"
+            f"{SIZE}x{SIZE} images in grey: --images prepares digits in that size"
         )
 
 
 def _sheets(paths, should_stop):
     """(the Sheets in files, the DataErrors of those that cannot be read)."""
+    # It imports scipy.ndimage, which takes a while; worker processes need neither.
+    from .data.handwriting import prepare_digits  # noqa: PLC0415
+
     sheets, faults = [], []
     for path in paths:
         if should_stop():

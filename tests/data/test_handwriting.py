@@ -7,6 +7,7 @@ import levels
 import numpy as np
 import pytest
 from digit_files import MNIST, needs_mnist
+from runs import python
 from sheets import blown_up, decoded, no_digits, pen_drawing, sheet
 
 import minicnn
@@ -168,6 +169,14 @@ def test_a_digit_is_fitted_into_20_pixels_and_centred_by_its_mass():
 
 def test_the_public_name():
     assert minicnn.prepare_digits is prepare_digits
+    with pytest.raises(AttributeError, match="module 'minicnn' has no attribute 'prepare_digit'"):
+        _ = minicnn.prepare_digit
+
+
+def test_importing_the_package_does_not_import_what_only_photos_need():
+    code = "import sys, minicnn.predict; sys.exit('scipy.ndimage' in sys.modules)"
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 # ---- no digits -----------------------------------------------------------------------------------
