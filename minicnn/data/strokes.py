@@ -11,7 +11,7 @@ _EIGHT = np.ones((3, 3), bool)  # pixels that touch at a corner belong together
 
 # Sizes relative to the usual height of the digits
 _SPECK = 0.12  # a smaller piece is dirt
-_FRAGMENT = 0.6  # a smaller piece may be a part of a digit
+_FRAGMENT = 0.7  # a smaller piece may be a part of a digit
 _NEAR = 0.2  # a fragment belongs to the piece that is as near as that
 _BREAK = 0.12  # a gap in a stroke
 _LOW = 0.3  # a lower digit is none: a dash, a dot
