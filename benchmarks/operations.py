@@ -87,8 +87,9 @@ def _passes(trainer):
         found.append(
             Operation(names[id(layer)], "forward", forward, _bytes(*moved), flops_of(layer, f))
         )
-    loss = plan.output, plan.labels, plan.loss, plan.correct, plan.doutput
-    found.append(Operation("loss", "both", lambda: ops.softmax_cross_entropy(*loss), _bytes(*loss)))
+    given, results = (plan.output, plan.labels), (plan.loss, plan.correct, plan.doutput)
+    loss = lambda: ops.softmax_cross_entropy(*given, model.label_smoothing, *results)  # noqa: E731
+    found.append(Operation("loss", "both", loss, _bytes(*given, *results)))
     for layer, f in plan.backward_passes:
         backward = _backward_product if isinstance(layer, Conv2D | Dense) else _backward
         found += [Operation(names[id(layer)], *rest) for rest in backward(ops, layer, f)]
@@ -139,7 +140,7 @@ def _updates(trainer):
     # The statistics of the batch, which are as large, are only read.
     moved = 3 * sum(_bytes(*_all(node.moving)) for node in model.nodes)
     kept = model.params, model.moment_1, model.moment_2
-    adam = kept[0], model.gradients, *kept[1:], model.step, model.learning_rate
+    adam = kept[0], model.gradients, *kept[1:], model.step, trainer.rates
     metrics = plan.loss, plan.correct, trainer.sums
     return [
         Operation("moving statistics", "update", plan.update_moving, moved),

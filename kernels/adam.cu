@@ -1,4 +1,4 @@
-// Adam over the flat array of all weights. Source: D. Kingma, J. Ba, arXiv:1412.6980, in the
+// Adam over the flat array of all weights, and the average of the weights. Source: D. Kingma, J. Ba, arXiv:1412.6980, in the
 // reordered form at the end of section 2, which Keras uses.
 #include "common.cuh"
 
@@ -8,18 +8,19 @@ constexpr int WEIGHTS_PER_THREAD = 16, BATCH = 4;
 //     m = beta_1 * m + (1 - beta_1) * g
 //     v = beta_2 * v + (1 - beta_2) * g * g
 //     w -= learning_rate * sqrt(1 - beta_2^t) / (1 - beta_1^t) * m / (sqrt(v) + epsilon)
-// `step`, the number of steps done before this one, and the learning rate are read from device
-// memory, because a captured graph repeats a launch with fixed arguments.
+// `step`, the number of steps done before this one, and the learning rate, number `step` % rates of
+// an array, are read from device memory, because a captured graph repeats a launch with fixed
+// arguments.
 // Twin: ops_numpy.adam
 extern "C" __global__ void adam(
     PerNet<float> w, PerNet<const float> g, PerNet<float> m, PerNet<float> v, int P,
-    const long long* step, const double* learning_rate, double beta_1, double beta_2,
+    const long long* step, const double* learning_rate, int rates, double beta_1, double beta_2,
     float epsilon) {
     __shared__ float shared_rate[1];
     if (threadIdx.x == 0) {  // once per block: pow in double takes as long as all the rest
         double t = step[0] + 1;
         double correction = sqrt(1.0 - pow(beta_2, t)) / (1.0 - pow(beta_1, t));
-        shared_rate[0] = learning_rate[0] * correction;
+        shared_rate[0] = learning_rate[step[0] % rates] * correction;
     }
     __syncthreads();
     float rate = shared_rate[0];
@@ -48,6 +49,34 @@ extern "C" __global__ void adam(
             m.row()[i] = next_1;
             v.row()[i] = next_2;
             w.row()[i] = fmaf(-rate, next_1 / (sqrtf(next_2) + epsilon), weight[k]);
+        }
+    }
+}
+
+// After a step, for a net's P weights; w and averaged are (P,):
+//     averaged += weight * (w - averaged)
+// `step` is the number of steps so far; step number s, from 0, has the weight number s % count of an
+// array.
+// Twin: ops_numpy.average
+extern "C" __global__ void average(
+    PerNet<const float> w, PerNet<float> averaged, int P, const long long* step,
+    const double* weights, int count) {
+    float weight = weights[(step[0] - 1) % count];
+    int first = blockIdx.x * blockDim.x * WEIGHTS_PER_THREAD + threadIdx.x;
+    for (int batch = 0; batch < WEIGHTS_PER_THREAD; batch += BATCH) {
+        float now[BATCH], before[BATCH];
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) {
+            int i = first + (batch + k) * int(blockDim.x);
+            bool exists = i < P;
+            now[k] = exists ? w.row()[i] : 0.0f;
+            before[k] = exists ? averaged.row()[i] : 0.0f;
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) {
+            int i = first + (batch + k) * int(blockDim.x);
+            if (i >= P) break;
+            averaged.row()[i] = fmaf(weight, now[k] - before[k], before[k]);
         }
     }
 }

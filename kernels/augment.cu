@@ -17,16 +17,25 @@ __device__ inline Between between(double position, int length) {
     return {lower, float(position - lower)};
 }
 
-// result (H, W, C) = the image at the positions that the map gives, interpolated bilinearly. All
-// channels of a pixel come from the same position. The block's threads share the pixels.
+// result (H, W, C) = the image at the positions that the map and, if DISPLACED, the nodes give,
+// interpolated bilinearly. All channels of a pixel come from the same position. The block's threads
+// share the pixels.
+template <bool DISPLACED>
 __device__ __forceinline__ void resample(
-    const unsigned char* image, const Map& map, int H, int W, int C, float* result) {
+    const unsigned char* image, const Map& map, const Nodes* nodes, int H, int W, int C,
+    float* result) {
     int right = C * min(W - 1, 1), below = C * W * min(H - 1, 1);
+    double down = double(INTERVALS) / max(H - 1, 1), across = double(INTERVALS) / max(W - 1, 1);
     for (int i = threadIdx.x; i < H * W; i += blockDim.x) {
         const double *of_row = map.row, *of_column = map.column;
         double from_x = i % W - (W - 1) / 2.0, from_y = i / W - (H - 1) / 2.0;
-        Between row = between(of_row[0] * from_x + of_row[1] * from_y + of_row[2], H);
-        Between column = between(of_column[0] * from_x + of_column[1] * from_y + of_column[2], W);
+        double at_row = of_row[0] * from_x + of_row[1] * from_y + of_row[2];
+        double at_column = of_column[0] * from_x + of_column[1] * from_y + of_column[2];
+        if (DISPLACED) {
+            Weights of_rows = spline_weights(i / W, down);
+            displace(nodes, of_rows, spline_weights(i % W, across), &at_row, &at_column);
+        }
+        Between row = between(at_row, H), column = between(at_column, W);
 
         const unsigned char* corner = image + (row.lower * W + column.lower) * C;
         for (int c = 0; c < C; ++c) {
@@ -43,8 +52,9 @@ __device__ __forceinline__ void resample(
 
 // For each image b of the batch, with i = order[step % steps, b]:
 //     x[b] = augmented(images[i] / 255),  y[b] = labels[i]
-// x (B, H, W, C), y (B,), order (steps, B). Without `ranges` (see draw_affine) images are not
-// augmented; without `labels` y does not change.
+// x (B, H, W, C), y (B,), order (steps, B). ranges (2, parameters): the lowest and the highest
+// value of each parameter of the map and, if there are two more, of the nodes along x and y.
+// Without `ranges` images are not augmented; without `labels` y does not change.
 //
 // One thread block per image. It reads each byte about four times, as one of the four pixels around
 // a position, but only once from memory: __ldg reads through a cache that is larger than an image.
@@ -52,9 +62,11 @@ __device__ __forceinline__ void resample(
 extern "C" __global__ void load_batch(
     MAY_BE_LARGE const unsigned char* images, MAY_BE_NULL const unsigned short* labels,
     PerNet<const int> order, int steps, int B, int H, int W, int C,
-    MAY_BE_NULL const float* ranges, unsigned seed, PerNet<const long long> nets, unsigned stream,
-    const long long* step, PerNet<float> x, PerNet<long long> y) {
+    MAY_BE_NULL const float* ranges, int parameters, unsigned seed, PerNet<const long long> nets,
+    unsigned stream, unsigned elastic_stream, const long long* step, PerNet<float> x,
+    PerNet<long long> y) {
     __shared__ Map map[1];
+    __shared__ Nodes nodes[1];
     int b = blockIdx.x;
     int index = order.row()[int(step[0] % steps) * B + b];
     const unsigned char* image = images + (long long)index * (H * W * C);
@@ -64,8 +76,14 @@ extern "C" __global__ void load_batch(
         if (labels) y.row()[b] = labels[index];
         if (ranges) {
             Random random{seed, unsigned(nets.row()[0]), stream, unsigned(step[0])};
-            map[0] = affine_map(draw_affine(ranges, random, b), H, W);
+            map[0] = affine_map(draw_affine(ranges, ranges + parameters, random, b), H, W);
         }
+    }
+    bool displaced = ranges && parameters > AFFINE;
+    if (displaced) {
+        const float *low = ranges + AFFINE, *high = low + parameters;
+        Random random{seed, unsigned(nets.row()[0]), elastic_stream, unsigned(step[0])};
+        draw_nodes(low, high, random, b, nodes);
     }
     __syncthreads();
 
@@ -73,9 +91,11 @@ extern "C" __global__ void load_batch(
         for (int i = threadIdx.x; i < H * W * C; i += blockDim.x) {
             result[i] = __ldg(image + i) * UNIT;
         }
+    } else if (displaced) {
+        resample<true>(image, map[0], nodes, H, W, C, result);
     } else if (C == 1) {
-        resample(image, map[0], H, W, 1, result);  // without a loop over channels
+        resample<false>(image, map[0], nodes, H, W, 1, result);  // without a loop over channels
     } else {
-        resample(image, map[0], H, W, C, result);
+        resample<false>(image, map[0], nodes, H, W, C, result);
     }
 }

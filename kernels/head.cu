@@ -7,7 +7,7 @@ constexpr int THREADS = 512;
 
 // Inputs: y (B, F), the last block's activation as block_forward writes it, with F / C pixels of C
 // channels; `moments` (moments_count, STATISTICS, C), the partial sums of its moments; kernel
-// (F, units), bias (units,), labels (B,). Results:
+// (F, units), bias (units,), labels (B,) and their smoothing. Results:
 //     logits (B, units), loss, correct       as softmax_cross_entropy (loss.cu) computes them
 //     dkernel (F, units), dbias (units,)     gradients of the dense layer
 //     dx (B, F), sums (1, SUMS, C)           of the block, as block_input_gradient computes them
@@ -18,7 +18,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(
     PerNet<const float> y, PerNet<const float> gamma, PerNet<const float> beta,
     PerNet<const float> moments, int moments_count, float epsilon, float kept_scale,
     MAY_BE_NULL PerNet<const unsigned> kept, PerNet<const float> kernel, PerNet<const float> bias,
-    PerNet<const long long> labels, int B, int F, int C, int units, int images,
+    PerNet<const long long> labels, float smoothing, int B, int F, int C, int units, int images,
     PerNet<float> mean, PerNet<float> variance, PerNet<float> logits, PerNet<float> loss,
     PerNet<long long> correct, PerNet<float> dkernel, PerNet<float> dbias, PerNet<float> dx,
     PerNet<float> sums) {
@@ -42,6 +42,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(
         dweights[i] = 0.0f;
     }
     for (int i = thread; i < SUMS * slices * F; i += threads) column_sums[i] = 0.0f;
+
+    // Targets of the loss
+    float of_others = smoothing / units, of_label = 1.0f - smoothing + of_others;
 
     double loss_sum = 0.0;   // of all images; only the first thread computes it
     int right = 0;           // the same
@@ -68,18 +71,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(
         for (int b = thread; b < here; b += threads) {
             float* z = outputs + b * units;
             int label = labels.row()[first + b], best = 0;
-            float peak = z[0], total = 0.0f, of_label = z[label];
+            float peak = z[0], total = 0.0f, shifted_sum = 0.0f;
             for (int n = 0; n < units; ++n) {
                 logits.row()[(first + b) * units + n] = z[n];
                 if (z[n] > peak) best = n;
                 peak = fmaxf(peak, z[n]);
             }
+            float at_target = z[label] - peak;  // z - peak, averaged over the target
             for (int n = 0; n < units; ++n) {
-                z[n] = expf(z[n] - peak);
+                float shifted = z[n] - peak;
+                shifted_sum += shifted;
+                z[n] = expf(shifted);
                 total += z[n];
             }
-            for (int n = 0; n < units; ++n) z[n] = (z[n] / total - (n == label)) / B;
-            losses[b] = logf(total) - (of_label - peak);
+            for (int n = 0; n < units; ++n)
+                z[n] = (z[n] / total - (n == label ? of_label : of_others)) / B;
+            if (smoothing > 0.0f)  // without it 0 * -infinity would be NaN
+                at_target = (1.0f - smoothing) * at_target + of_others * shifted_sum;
+            losses[b] = logf(total) - at_target;
             hits[b] = best == label && total > 0.0f;  // false if total is NaN
         }
         __syncthreads();

@@ -25,17 +25,19 @@ from .network.layers import (
     Flatten,
     MaxPooling2D,
 )
-from .network.optim import Adam, ExponentialDecay
+from .network.optim import Adam, CosineDecay, ExponentialDecay, LinearDecay
 
 __all__ = [
     "Activation",
     "Adam",
     "BatchNormalization",
     "Conv2D",
+    "CosineDecay",
     "Dense",
     "Dropout",
     "ExponentialDecay",
     "Flatten",
+    "LinearDecay",
     "MaxPooling2D",
     "RandomAffine",
     "Sequential",

@@ -99,6 +99,9 @@ class Sequential(Nets):
         on_epoch=None,
         workers=1,
         memory=None,
+        label_smoothing=0.0,
+        average_epochs=0,
+        average_decay=0.0,
     ):
         """Train every net on images x with labels y. Returns a History; also as `self.history`.
 
@@ -109,8 +112,16 @@ class Sequential(Nets):
         - The epochs after initial_epoch are trained, up to `epochs`; an epoch has only whole
           batches. Its number, from 1, decides its shuffles, and is the argument of learning_rate:
           so to train on, give initial_epoch.
-        - augment: a RandomAffine. learning_rate: a number, or a function of the epoch, from 1
+        - augment: a RandomAffine. learning_rate: a number, a function of the epoch, from 1, or a
+          schedule: LinearDecay, CosineDecay or ExponentialDecay, of which `epochs` is the end
           (default: the optimizer's).
+        - label_smoothing: in [0, 1), the fraction of each label that is spread evenly over all
+          classes. `loss` in the History is with it, `val_loss` without.
+        - average_epochs: the nets end with the mean of their weights after each step of so many
+          last epochs; average_decay: or with an exponential average over this call's steps, which
+          keeps this fraction of itself. The moving statistics follow from training images. Only the
+          last epoch's validation is that of the average; a net that ends before keeps its own
+          weights. Adam's moments stay as they are.
         - on_epoch(row): called after each epoch of each net with its row of the History, in the
           process that trains it; if it returns true, the training of this net ends.
         - verbose: 1 shows a progress bar, 2 prints a line for each net and epoch, 0 nothing.
@@ -134,6 +145,9 @@ class Sequential(Nets):
             validation_data=validation_data,
             augment=augment,
             learning_rate=learning_rate,
+            label_smoothing=label_smoothing,
+            average_epochs=average_epochs,
+            average_decay=average_decay,
         )
         if verbose == "auto" or isinstance(verbose, bool):
             verbose = int(bool(verbose))
@@ -244,36 +258,40 @@ class Sequential(Nets):
 
     # ---- prediction ---------------------------------------------------------------------------
 
-    def predict(self, x):
+    def predict(self, x, views=1):
         """Class probabilities (E, N, classes) by each net, for images x.
 
-        x: bytes or floats in [0, 1], (N, H, W) or (N, H, W, C), as for fit. Changes no state.
+        x: bytes or floats in [0, 1], (N, H, W) or (N, H, W, C), as for fit. views: 1 to 27; with
+        more than one, the probabilities are means over that many views of each image: itself, and
+        copies that are shifted by a pixel of 28 or rotated by 5 degrees, or both (augment.views).
+        Changes no state.
         """
         if len(self.input_shape) != 3:
-            return super().predict(x)
+            return super().predict(x, views)
         x = arguments.shaped("x", x, self.input_shape)
         if x.dtype.kind == "f":
             arguments.check_range("x", x)
-            return super().predict(x)
+            return super().predict(x, views)
         if not len(x):
-            return super().predict(x.astype(self.dtype))
+            return super().predict(x.astype(self.dtype), views)
         x = arguments.images("x", x, self.input_shape)
         everything = np.broadcast_to(np.arange(len(x)), (len(self.nets), len(x)))
-        return inference.predict(self, self.ops.to_device(x), everything)
+        return inference.predict(self, self.ops.to_device(x), everything, views=views)
 
-    def evaluate(self, x, y):
+    def evaluate(self, x, y, views=1):
         """Loss and accuracy on images x with labels y.
 
-        x and y: as for fit. Returns {"loss": (E,), "accuracy": (E,), "ensemble_accuracy": a float}:
-        of each net, and of the class that the nets choose together. Nets whose predictions are not
-        finite have no vote. Raises ValueError that names the argument.
+        x and y: as for fit; views: as for predict. Returns {"loss": (E,), "accuracy": (E,),
+        "ensemble_accuracy": a float}: of each net, and of the class that the nets choose together.
+        Nets whose predictions are not finite have no vote. Raises ValueError that names the
+        argument.
         """
         arguments.check_classifier(self.architecture)
         x = arguments.shaped("x", x, self.input_shape)
         if not len(x):
             raise ValueError("x: got no images, expected at least one")
         y = arguments.labels("y", y, "x", len(x), len(self.classes))
-        probabilities = self.predict(x)
+        probabilities = self.predict(x, views)
         finite = np.isfinite(probabilities).all(axis=(1, 2))
         scores = [inference.score(of_net, y) for of_net in probabilities]
         loss, accuracy = np.where(finite, np.array(scores).T, np.nan)

@@ -16,7 +16,7 @@ import warnings
 
 import numpy as np
 
-from . import checks, devices, rng
+from . import augment, checks, devices, rng
 from .network.optim import Adam
 from .network.plan import make_plan
 from .network.stack import batch_problem, views, weights_layout
@@ -31,7 +31,8 @@ class Nets:
     only. The loss is softmax cross-entropy, so to be trained the stack must end in activation
     "softmax". device: a name in devices.py or a Backend (backends/backend.py), such as the
     Operations of ops_cuda.py or ops_cpu.py; dtype: "float32" or "float64"; precision: "float32" or
-    "tf32", that of matrix products; optimizer: an Adam. Raises ValueError that names the argument.
+    "tf32", that of matrix products; optimizer: an Adam; label_smoothing: in [0, 1), of the loss in
+    training (ops_numpy.softmax_cross_entropy). Raises ValueError that names the argument.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Nets:
         dtype="float32",
         precision="float32",
         optimizer=None,
+        label_smoothing=0.0,
     ):
         self.dtype = _check_dtype(dtype)
         self.device, self.ops, self.device_reason = devices.choose(
@@ -58,6 +60,7 @@ class Nets:
         self.optimizer = Adam() if optimizer is None else optimizer
         if not isinstance(self.optimizer, Adam):
             raise ValueError(f"optimizer: got {optimizer!r}, expected an Adam")
+        self.label_smoothing = checks.number("label_smoothing", label_smoothing, 0, 1, "[)")
         self.architecture = architecture
         self.layers, self.input_shape = list(architecture.layers), architecture.input_shape
         self.nodes = architecture.nodes
@@ -164,22 +167,38 @@ class Nets:
 
     # ---- public methods: NumPy arrays in, NumPy arrays out ------------------------------------
 
-    def predict(self, x):
+    def predict(self, x, views=1):
         """Class probabilities (E, N, classes) by each net, for images x (N, H, W, C) in [0, 1].
 
-        Changes no state.
+        views: they are means over so many views of each image, see augment.views. Changes no state.
         """
-        x = self._check_images("x", x, "N")
+        x, shown = self._check_images("x", x, "N"), self.views_of_images(views)
         outputs = np.empty((len(self.nets), len(x), *self.output_shape), self.dtype)
         plan = self.plan(min(PREDICT_BATCH, max(len(x), 1)), training=False)
         with self.ops.session():
             for first in range(0, len(x), plan.batch):
                 part = x[first : first + plan.batch]
-                # A short last batch leaves older images in the other rows; they are not used.
-                plan.x[:, : len(part)] = self.ops.to_device(part)
-                probabilities = self.ops.to_host(self.infer(plan))
-                outputs[:, first : first + len(part)] = probabilities[:, : len(part)]
+                total = outputs[:, first : first + len(part)]
+                for view in shown:
+                    seen = part if view is None else _seen(part, view)
+                    # A short last batch leaves older images in the other rows; they are not used.
+                    plan.x[:, : len(part)] = self.ops.to_device(seen)
+                    found = self.ops.to_host(self.infer(plan))[:, : len(part)]
+                    total[...] = found if view is None else total + found
+        if views > 1:
+            outputs /= views
         return outputs
+
+    def views_of_images(self, count):
+        """The views, as augment.views gives them, over which predictions are averaged.
+
+        Raises ValueError for more than one unless a network takes images and returns vectors.
+        """
+        if len(self.input_shape) == 3 and len(self.output_shape) == 1:
+            return augment.views(count, *self.input_shape[:2])
+        if count != 1:
+            raise ValueError(f"views: got {count!r}, expected 1: they are for classes of images")
+        return [None]
 
     def loss_and_gradients(self, x, y):
         """Loss (E,) and gradients of a batch in training mode, without changing any state.
@@ -277,8 +296,11 @@ class Nets:
             self.ops.activate("softmax", plan.output)
         return plan.output
 
-    def train_step(self, plan):
-        """One training step on the batch in plan.x and plan.labels."""
+    def train_step(self, plan, learning_rate=None):
+        """One training step on the batch in plan.x and plan.labels.
+
+        learning_rate (n,) float64, on the device: see Adam.update (default: self.learning_rate).
+        """
         plan.forward_backward()
         plan.update_moving()
         self.optimizer.update(
@@ -288,8 +310,13 @@ class Nets:
             self.moment_1,
             self.moment_2,
             self.step,
-            self.learning_rate,
+            self.learning_rate if learning_rate is None else learning_rate,
         )
+
+
+def _seen(images, view):
+    """Images (B, H, W, C) in one of augment.views."""
+    return augment.affine_transform(images, *np.tile(view[0, :, None], len(images)))
 
 
 def _check_dtype(dtype):

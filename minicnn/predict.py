@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import devices, machine, predict_images
+from . import checks, devices, machine, predict_images
+from .augment import MOST_VIEWS
 from .command import (
     CHECKPOINT_HELP,
     DATA_HELP,
@@ -19,6 +20,7 @@ from .command import (
     Parser,
     check_out_file,
     images_bar,
+    integer,
     positive,
     run_short,
 )
@@ -33,6 +35,8 @@ def main(argv=None):
 
 def predict(arguments, should_stop=lambda: False):
     """Predict the test images, and write the submission, as the parsed arguments say."""
+    if arguments.views is not None:
+        checks.integer("argument --views", arguments.views, 1, MOST_VIEWS)
     machine.use_threads(arguments.threads)
     device, ops, _ = devices.choose_openly(arguments.device)
     if arguments.images is not None:
@@ -45,9 +49,10 @@ def predict(arguments, should_stop=lambda: False):
     images, truth = data.x_test, data.y_test
     if arguments.data != "digits":  # the embedded digits need no explanation
         print(f"Data: {data.description}", file=sys.stderr)
-    with images_bar(len(trained.nets) * len(images), arguments.quiet) as bar:
+    views = arguments.views or trained.views
+    with images_bar(len(trained.nets) * views * len(images), arguments.quiet) as bar:
         probabilities = prediction.probabilities_of(
-            trained, images, device, ops, arguments.workers, bar.update, should_stop
+            trained, images, views, device, ops, arguments.workers, bar.update, should_stop
         )
     labels = ensemble.vote(probabilities)
     write_submission(out, labels, trained.architecture.classes, data.test_ids)
@@ -90,6 +95,13 @@ def _parser():
         metavar="FILE",
         help="the submission to write (default: submission.csv), or with --images the figure "
         f"(default: {predict_images.OUT})",
+    )
+    parser.add_argument(
+        "--views",
+        type=integer,
+        metavar="N",
+        help="predict each image as the mean over N views of it, at most 27: itself, and copies "
+        "shifted by a pixel of 28 or rotated by 5 degrees, or both (default: as in the training)",
     )
     parser.add_argument("--device", choices=devices.NAMES, default="auto", help=DEVICE_HELP)
     parser.add_argument(

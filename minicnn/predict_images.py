@@ -50,9 +50,10 @@ def predict_images(arguments, device, ops, should_stop):
     sheets, faults = _sheets(photo_files(arguments.images), should_stop)
     digits = np.concatenate([np.zeros((0, SIZE, SIZE), np.uint8), *(s.digits for s in sheets)])
     if len(digits):
-        with images_bar(len(trained.nets) * len(digits), arguments.quiet) as bar:
+        views = arguments.views or trained.views
+        with images_bar(len(trained.nets) * views * len(digits), arguments.quiet) as bar:
             probabilities = prediction.probabilities_of(
-                trained, digits, device, ops, arguments.workers, bar.update, should_stop
+                trained, digits, views, device, ops, arguments.workers, bar.update, should_stop
             )
         answers = _answers(probabilities, trained.architecture.classes)
     else:

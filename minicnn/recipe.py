@@ -8,26 +8,38 @@ from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 from . import checks
-from .augment import RandomAffine
+from .augment import MOST_VIEWS, RandomAffine
 from .data.labels import DIGITS
 from .files import brief
 from .nets import Nets
 from .network.architecture import Architecture, checked_classes
 from .network.layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten
-from .network.optim import ExponentialDecay
+from .network.optim import Averaging, CosineDecay, ExponentialDecay, LinearDecay
 from .network.stack import connect
 
 MNIST_SHAPE = 28, 28, 1
 _MOST_SIDE = 1 << 16  # pixels
+SCHEDULES = "exponential", "linear", "cosine"  # of the learning rate
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How an ensemble is trained. The defaults are the notebook's.
 
-    Nets are numbered from 1. rotation, zoom, width_shift and height_shift are the ranges of
-    RandomAffine: degrees and fractions. The learning rate of epoch e (from 1) is
-    learning_rate * decay**(e - 1). momentum is that of batch normalisation's moving statistics.
+    Nets are numbered from 1. rotation, zoom, width_shift, height_shift and elastic are the ranges
+    of RandomAffine: degrees and fractions.
+
+    learning_rate is the highest one. schedule says how it falls: "exponential", by the factor decay
+    after each epoch; "linear" or "cosine", with each step, to 0 at the end. Before that it rises
+    linearly in the fraction warm_up of all steps: see network/optim.py.
+
+    With label_smoothing s the targets in training are (1 - s) * onehot + s / classes; the
+    validation loss is that of the labels themselves. momentum is that of batch normalisation's
+    moving statistics. With average_epochs or average_decay the weights that predict are an average
+    over steps: see Averaging in network/optim.py. Of the history, only the last epoch's validation
+    is that of the average. Probabilities of test images are means over the first `views` of
+    augment.views; validation uses the images themselves.
+
     input_shape is (H, W, C) of an image, classes holds the names of the classes. They follow from
     the data: see `of`. Raises ValueError that names the field out of range.
     """
@@ -41,10 +53,17 @@ class Recipe:
     zoom: float = 0.1
     width_shift: float = 0.1
     height_shift: float = 0.1
+    elastic: float = 0.0
     learning_rate: float = 1e-3
     decay: float = 0.95
+    schedule: str = "exponential"
+    warm_up: float = 0.0
+    label_smoothing: float = 0.0
     dropout: float = 0.4
     momentum: float = 0.99
+    average_epochs: int = 0
+    average_decay: float = 0.0
+    views: int = 1
     seed: int = 0
     input_shape: tuple = MNIST_SHAPE
     classes: tuple = DIGITS
@@ -61,13 +80,17 @@ class Recipe:
         checks.integer("first_net", self.first_net, 1, 2**32 - 1 - self.nets)
         for name in ("epochs", "batch_size"):
             checks.word(name, checks.integer(name, getattr(self, name), 1))
-        for name in ("validation_fraction", "zoom", "dropout", "momentum"):
+        for name in ("validation_fraction", "zoom", "label_smoothing", "dropout", "momentum"):
             checks.number(name, getattr(self, name), 0, 1, "[)")
-        for name in ("width_shift", "height_shift"):
+        for name in ("width_shift", "height_shift", "elastic"):
             checks.number(name, getattr(self, name), 0, 1)
         checks.number("learning_rate", self.learning_rate, 0, ends="(]")
         checks.number("decay", self.decay, 0, 1, "(]")
+        checks.choice("schedule", self.schedule, SCHEDULES)
+        checks.number("warm_up", self.warm_up, 0, 1, "[)")
         checks.number("rotation", self.rotation, 0, 180)
+        checks.integer("views", self.views, 1, MOST_VIEWS)
+        _ = self.averaging  # raises unless average_epochs and average_decay fit
         checks.word("seed", self.seed)
 
     @property
@@ -78,12 +101,22 @@ class Recipe:
     @property
     def augment(self):
         """The augmentation, a RandomAffine."""
-        return RandomAffine(self.rotation, self.zoom, self.width_shift, self.height_shift)
+        shifts = self.width_shift, self.height_shift
+        return RandomAffine(self.rotation, self.zoom, *shifts, self.elastic)
+
+    def learning_rates(self, epoch, steps):
+        """The learning rates (steps,) of an epoch, from 1, that has so many steps."""
+        if self.schedule == "exponential":
+            schedule = ExponentialDecay(self.learning_rate, self.decay, self.warm_up)
+        else:
+            kind = LinearDecay if self.schedule == "linear" else CosineDecay
+            schedule = kind(self.learning_rate, self.warm_up)
+        return schedule.rates(epoch, steps, self.epochs)
 
     @property
-    def schedule(self):
-        """The learning rate as a function of the epoch."""
-        return ExponentialDecay(self.learning_rate, self.decay)
+    def averaging(self):
+        """The Averaging of weights, or None."""
+        return Averaging.of(self.average_epochs, self.average_decay, range(1, self.epochs + 1))
 
     @property
     def layers(self):
@@ -104,7 +137,8 @@ class Recipe:
         """New, untrained Nets: those whose numbers, from 1, are in `nets`."""
         # Nets of an ensemble are numbered from 1, those of Nets from 0.
         numbers = [net - 1 for net in nets]
-        return Nets(self.architecture, numbers, self.seed, device, precision=precision)
+        settings = {"precision": precision, "label_smoothing": self.label_smoothing}
+        return Nets(self.architecture, numbers, self.seed, device, **settings)
 
     def of(self, data):
         """A copy for a data set: `data` has input_shape and classes. Raises ValueError.
@@ -156,7 +190,15 @@ class Recipe:
 
 
 # The fields that earlier versions do not have.
-_ADDED = ()
+_ADDED = (
+    "elastic",
+    "schedule",
+    "warm_up",
+    "label_smoothing",
+    "average_epochs",
+    "average_decay",
+    "views",
+)
 
 
 def completed(saved):

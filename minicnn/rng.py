@@ -17,7 +17,7 @@ import threading
 import numpy as np
 
 # A stream for each use of random numbers. Dropout layer number i (from 0) has stream DROPOUT + i.
-WEIGHTS, SPLIT, SHUFFLE, AUGMENTATION, DIGITS, BOOTSTRAP = range(6)
+WEIGHTS, SPLIT, SHUFFLE, AUGMENTATION, DIGITS, BOOTSTRAP, ELASTIC = range(7)
 DROPOUT = 16
 
 _ROUNDS = 10

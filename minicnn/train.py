@@ -39,7 +39,7 @@ from .command import (
     set_threads,
 )
 from .files import DataError, in_use, remove_unfinished
-from .recipe import RECIPES, Recipe
+from .recipe import RECIPES, SCHEDULES, Recipe
 from .training import cluster, crews, ensemble, learnable, messages, run_folder
 from .training.dataset import Source
 from .training.interruption import StopOnSignal
@@ -252,18 +252,33 @@ def _parser():
         "zoom": "largest random zoom, as a fraction, separately for each axis",
         "width_shift": "largest random shift, as a fraction of the width",
         "height_shift": "largest random shift, as a fraction of the height",
-        "learning_rate": "Adam's learning rate in the first epoch",
-        "decay": "factor on the learning rate after each epoch",
+        "elastic": "elastic distortion: largest random displacement of the nodes of a grid of 6x6, "
+        "as a fraction of the width and of the height",
+        "learning_rate": "Adam's highest learning rate, in the first epoch or after the warm-up",
+        "decay": "factor on the learning rate after each epoch, for schedule exponential only",
+        "schedule": "how the learning rate falls: exponential, epoch by epoch; linear or cosine, "
+        "step by step, to 0 at the end",
+        "warm_up": "fraction of all steps in which the learning rate first rises linearly from 0; "
+        "with schedule linear or cosine this is a one-cycle policy",
+        "label_smoothing": "fraction of each label that is spread evenly over all classes; the "
+        "training loss includes it, the validation loss does not",
         "dropout": "fraction of the values that a dropout layer sets to 0",
         "momentum": "of batch normalisation's moving statistics; 0.9 suits trainings of fewer than "
         "about 500 steps",
+        "average_epochs": "predict with the mean of the weights after each step of the last N "
+        "epochs; of the history, only the last epoch's validation is that of the mean",
+        "average_decay": "predict with an exponential average of the weights after each step, "
+        "which keeps this fraction of itself, such as 0.999; not with --average-epochs",
+        "views": "predict each test image as the mean over N views of it, at most 27: itself, and "
+        "copies shifted by a pixel of 28 or rotated by 5 degrees, or both",
         "seed": "seed of all random numbers",
     }
     for name, text in helps.items():
         default, demo = (getattr(RECIPES[recipe], name) for recipe in ("seed", "demo"))
         values = f"default: {default}" if demo == default else f"seed: {default}, demo: {demo}"
         kind, metavar = (integer, "N") if isinstance(default, int) else (number, "X")
-        group.add_argument(_option(name), type=kind, metavar=metavar, help=f"{text} ({values})")
+        takes = {"choices": SCHEDULES} if name == "schedule" else {"type": kind, "metavar": metavar}
+        group.add_argument(_option(name), help=f"{text} ({values})", **takes)
 
     group = parser.add_argument_group("data")
     group.add_argument(
@@ -341,7 +356,12 @@ def _wanted(arguments):
         if getattr(arguments, field.name, None) is not None
     }
     with _naming_options():
-        return replace(recipe, **given), source, config
+        recipe = replace(recipe, **given)
+    if "decay" in given and recipe.schedule != "exponential":
+        raise ValueError(
+            f"argument --decay: schedule {recipe.schedule} has none, expected schedule exponential"
+        )
+    return recipe, source, config
 
 
 @contextlib.contextmanager

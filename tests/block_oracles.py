@@ -131,16 +131,16 @@ def head(given):
     logits = x @ given.kernel + given.bias
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     share = odds / odds.sum(axis=1, keepdims=True)
-    dlogits = share.copy()
-    dlogits[images, given.labels] -= 1
-    dlogits /= len(x)
+    targets = np.full(share.shape, given.smoothing / share.shape[1])
+    targets[images, given.labels] += 1 - given.smoothing
+    dlogits = (share - targets) / len(x)
     dx = (dlogits @ given.kernel.T.astype(np.float64)).reshape(given.y_below.shape)
     dx = drop(dx * given.kept_scale, given)
     mean, variance = moments(given.parts_below)
     z = (given.y_below - mean) / np.sqrt(variance + given.epsilon_below)
     return {
         "logits": logits,
-        "loss": -np.log(share[images, given.labels]).mean(),
+        "loss": -(targets * np.log(share)).sum(axis=1).mean(),
         "correct": (logits.argmax(axis=1) == given.labels).sum(),
         "dkernel": x.T @ dlogits,
         "dbias": dlogits.sum(axis=0),

@@ -4,7 +4,7 @@ Every function computes one net: arrays have no net axis. They are slow; use tin
 """
 
 import numpy as np
-from scipy import ndimage
+from scipy import interpolate, ndimage
 
 
 def meetings(rows, columns, size, strides, padding):
@@ -136,7 +136,7 @@ def activate(name, z):
     return z
 
 
-def softmax_cross_entropy(logits, labels):
+def softmax_cross_entropy(logits, labels, smoothing=0.0):
     """(loss, correct, dlogits) of logits (B, N), labels (B,): means over the batch."""
     B, N = logits.shape
     loss, correct, dlogits = 0.0, 0, np.zeros((B, N))
@@ -144,10 +144,11 @@ def softmax_cross_entropy(logits, labels):
         row = [float(z) for z in logits[b]]
         peak = max(row)
         total = sum(np.exp(z - peak) for z in row)
-        loss += (peak + np.log(total) - row[labels[b]]) / B
         correct += row.index(peak) == labels[b]
         for n in range(N):
-            dlogits[b, n] = (np.exp(row[n] - peak) / total - (n == labels[b])) / B
+            target = smoothing / N + (1 - smoothing if n == labels[b] else 0)
+            loss += target * (peak + np.log(total) - row[n]) / B
+            dlogits[b, n] = (np.exp(row[n] - peak) / total - target) / B
     return loss, correct, dlogits
 
 
@@ -181,3 +182,30 @@ def affine(image, theta, tx, ty, zx, zy):
         for c in range(C)
     ]
     return np.stack(channels, axis=-1)
+
+
+def distort(image, theta, tx, ty, zx, zy, nodes):
+    """SciPy's map_coordinates of an image (H, W, C), displaced by B-splines of nodes (2, 6, 6)."""
+    image = np.asarray(image, np.float64)
+    H, W, C = image.shape
+    along_x, along_y = (_surface(of_axis, H, W) for of_axis in np.asarray(nodes, np.float64))
+    theta, tx, ty, zx, zy = (float(number) for number in (theta, tx, ty, zx, zy))
+    angle = complex(np.cos(np.radians(theta)), np.sin(np.radians(theta)))
+    at = np.empty((2, H, W))
+    for r in range(H):
+        for c in range(W):
+            x, y = zx * (c - (W - 1) / 2) + tx, zy * (r - (H - 1) / 2) + ty
+            turned = angle * complex(x, y)
+            at[0, r, c] = turned.imag + (H - 1) / 2 + along_y[r, c]
+            at[1, r, c] = turned.real + (W - 1) / 2 + along_x[r, c]
+    channels = [
+        ndimage.map_coordinates(image[..., c], at, order=1, mode="nearest") for c in range(C)
+    ]
+    return np.stack(channels, axis=-1)
+
+
+def _surface(nodes, H, W):
+    """The values (H, W) of SciPy's cubic B-spline with coefficients (6, 6) and knots -3 to 6."""
+    knots = np.arange(-3.0, 7.0)
+    columns = interpolate.BSpline(knots, nodes, 3)(np.linspace(0, 3, H))  # (H, 6)
+    return interpolate.BSpline(knots, columns.T, 3)(np.linspace(0, 3, W)).T

@@ -373,15 +373,19 @@ def test_load_batch_augments_as_random_affine_does(ops, step, H, W, C, dtype):
         assert_scipys(x[e], scaled, drawn)
 
 
-def test_a_nets_batch_is_the_same_beside_others(ops):
+@pytest.mark.parametrize("elastic", [0, 0.1])
+def test_a_nets_batch_is_the_same_beside_others(ops, elastic):
     # 37 images are more than a chunk of the augmentation.
-    ranges = RandomAffine(**SEED_RECIPE).bounds(28, 28)
+    ranges = RandomAffine(**SEED_RECIPE, elastic_range=elastic).bounds(28, 28)
     _, x, _, _ = load(ops, ranges, 4, nets=(4, 9, 2), B=37)
     _, first, _, _ = load(ops, ranges, 4, nets=(4,), B=37)
     np.testing.assert_array_equal(first[0], x[0])
 
 
-@pytest.mark.parametrize("ranges", [None, RandomAffine(25, 0.3, 0.2, 0.1).bounds(15, 12)])
+@pytest.mark.parametrize(
+    "ranges",
+    [None, *(RandomAffine(25, 0.3, 0.2, 0.1, elastic).bounds(15, 12) for elastic in (0, 0.1))],
+)
 def test_each_channel_is_augmented_as_a_grey_image_is(ops, ranges):
     images, x, _, chosen = load(ops, ranges, 5, H=15, W=12, C=3)
     nets, step = ops.to_device(np.array([4, 9])), ops.to_device(np.array([5]))

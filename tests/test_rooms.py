@@ -79,8 +79,8 @@ def test_what_readme_has_shown_can_be_imported(module, names):
 
 def test_public_names_stay():
     expected = """
-        Activation Adam BatchNormalization Conv2D Dense Dropout ExponentialDecay Flatten
-        MaxPooling2D RandomAffine Sequential augment load_data load_model mnist_cnn prepare_digits
-        rng
+        Activation Adam BatchNormalization Conv2D CosineDecay Dense Dropout ExponentialDecay Flatten
+        LinearDecay MaxPooling2D RandomAffine Sequential augment load_data load_model mnist_cnn
+        prepare_digits rng
     """
     assert set(minicnn.__all__) == set(expected.split())

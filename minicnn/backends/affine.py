@@ -1,4 +1,9 @@
-"""The affine augmentation in NumPy: its random parameters, and the resampling of images."""
+"""The augmentation in NumPy: its random parameters, and the resampling of images.
+
+An affine map says which position of the image each output pixel shows. An elastic distortion adds
+a displacement to it, which changes smoothly over the image: a B-spline whose control points, here
+called nodes, are drawn at random.
+"""
 
 from functools import lru_cache
 
@@ -6,6 +11,23 @@ import numpy as np
 
 from .. import rng
 from .scratch import chunks, scratch
+
+_AFFINE = 5  # parameters of an affine map
+_INTERVALS = 3  # of the spline, along each axis of an image
+NODES = _INTERVALS + 3  # of the spline, along each axis
+
+
+def augment(images, ranges, seed, net, step, out):
+    """out = images (B, H, W, C), resampled with the parameters drawn for (seed, net, step).
+
+    ranges (2, 5) float32: the lowest and the highest value of each of affine_parameters. ranges
+    (2, 7): also those of elastic_nodes.
+    """
+    parameters = affine_parameters(ranges[:, :_AFFINE], seed, net, step, len(images))
+    nodes = None
+    if ranges.shape[1] > _AFFINE:
+        nodes = elastic_nodes(ranges[:, _AFFINE:], seed, net, step, len(images))
+    affine(images, parameters, out, nodes)
 
 
 def affine_parameters(ranges, seed, net, step, count):
@@ -19,13 +41,26 @@ def affine_parameters(ranges, seed, net, step, count):
     return rng.draw(low, high, words.reshape(count, 8)[:, :5].T)
 
 
-def affine(images, parameters, out):
+def elastic_nodes(ranges, seed, net, step, count):
+    """Draw the nodes' displacements in pixels: (count, 2, NODES, NODES), along x, then along y.
+
+    ranges (2, 2) float32: the lowest and the highest displacement along x and along y. Image b uses
+    the random blocks 18b to 18b + 17, word after word.
+    """
+    words = np.empty((count, 2, NODES, NODES), np.uint32)
+    rng.random_words(seed, net, rng.ELASTIC, step, words.reshape(-1))
+    low, high = ranges[:, :, None, None]
+    return rng.draw(low, high, words)
+
+
+def affine(images, parameters, out, nodes=None):
     """out = images (B, H, W, C), resampled at affinely mapped positions: bilinear, edges repeated.
 
-        out[p] = image[R(theta) @ ([zx, zy] * p + [tx, ty])]    # p: (column, row) from the centre
-
-    parameters (5, B): theta, tx, ty, zx, zy. Positions are computed in float64, so that only the
-    interpolation rounds to the images' type.
+        out[p] = image[R(theta) @ ([zx, zy] * p + [tx, ty]) + d[p]]    # p: (column, row) from the
+                                                                       # centre
+    parameters (5, B): theta, tx, ty, zx, zy. nodes (B, 2, NODES, NODES): the displacement d is
+    their B-spline, see `_spline`; None: there is none. Positions are computed in float64, so that
+    only the interpolation rounds to the images' type.
     """
     B, H, W, C = images.shape
     theta, tx, ty, zx, zy = np.asarray(parameters, np.float64)
@@ -33,10 +68,47 @@ def affine(images, parameters, out):
     row = [sin * zx, cos * zy, sin * tx + cos * ty + (H - 1) / 2]
     column = [cos * zx, -sin * zy, cos * tx - sin * ty + (W - 1) / 2]
     matrices = np.array([row, column]).transpose(0, 2, 1)  # (2, B, 3)
-    for part in chunks(B, (4 + 4 * C) * H * W, np.float64):
+    numbers = (4 + 4 * C) * H * W  # of scratch memory, an image
+    if nodes is not None:
+        numbers += 2 * (H + NODES) * W
+    for part in chunks(B, numbers, np.float64):
         positions = scratch("positions", (2, part.stop - part.start, H * W), np.float64)
         np.matmul(matrices[:, part], _grid(H, W), out=positions)
+        if nodes is not None:
+            _displace(positions, nodes[part], H, W)
         _resample(images[part], positions, out[part])
+
+
+def _displace(positions, nodes, H, W):
+    """Add the splines of nodes (B, 2, NODES, NODES) to positions (2, B, H*W), row and column."""
+    of_rows = nodes[:, ::-1].transpose(1, 0, 2, 3)  # (2, B, NODES, NODES), along y, then along x
+    across = scratch("across", (*of_rows.shape[:3], W), np.float64)
+    np.matmul(of_rows, _spline(W), out=across)
+    displacements = scratch("displacements", (*of_rows.shape[:2], H, W), np.float64)
+    np.matmul(_spline(H).T, across, out=displacements)
+    positions += displacements.reshape(positions.shape)
+
+
+@lru_cache(maxsize=8)
+def _spline(length):
+    """Weights (NODES, length) of the nodes in the displacement of each pixel along an axis.
+
+    The spline is cubic and uniform: its second derivative is continuous, and each of its intervals
+    depends on four nodes. The first pixel's centre is where the first interval starts, the last
+    one's where the last interval ends. No weight is negative, and those of a pixel add up to 1. So
+    no displacement is larger than the nodes' largest.
+    """
+    along = np.arange(length) * (_INTERVALS / max(length - 1, 1))
+    interval = np.minimum(along.astype(int), _INTERVALS - 1)
+    t = along - interval
+    rest = 1 - t
+    weights = np.zeros((NODES, length))
+    pixels = np.arange(length)
+    weights[interval, pixels] = rest**3 / 6
+    weights[interval + 1, pixels] = (4 - 3 * t**2 * (1 + rest)) / 6
+    weights[interval + 2, pixels] = (4 - 3 * rest**2 * (1 + t)) / 6
+    weights[interval + 3, pixels] = t**3 / 6
+    return weights
 
 
 def _resample(images, positions, out):

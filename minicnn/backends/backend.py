@@ -14,8 +14,8 @@ where they are equal), Ho Wo output rows and columns, K = kh*kw*Cin, or the inpu
 - `window` is a geometry.Window.
 - `workspace` is an array of bytes, as many as the operation's `..._workspace` returns for the sizes
   of the call. Its content does not outlive the operation.
-- `step`, an integer, and `learning_rate`, a float64, are arrays of one element on the device, so
-  that a captured step reads their current values.
+- `step`, an integer, is an array of one element on the device, so that a captured step reads its
+  current value. `learning_rate` (n,) float64 lies there, too: it holds the rate of each step.
 """
 
 from typing import Protocol, runtime_checkable
@@ -66,7 +66,7 @@ class Backend(Protocol):
 
     def load_batch(self, images, labels, order, ranges, seed, nets, step, x, y):
         """images (N, H, W) or (N, H, W, C), labels (N,) or None, order (E, steps, B), ranges (2, 5)
-        or None -> x (E, B, H, W, C) and, unless labels is None, y (E, B).
+        or (2, 7) or None -> x (E, B, H, W, C) and, unless labels is None, y (E, B).
         """
 
     # ---- activations, in place -----------------------------------------------------------------
@@ -144,8 +144,8 @@ class Backend(Protocol):
 
     # ---- loss, metrics, optimizer --------------------------------------------------------------
 
-    def softmax_cross_entropy(self, logits, labels, loss, correct, dlogits):
-        """logits (E, B, classes), labels (E, B) -> loss, correct (E,), dlogits."""
+    def softmax_cross_entropy(self, logits, labels, smoothing, loss, correct, dlogits):
+        """logits (E, B, classes), labels (E, B), a number -> loss, correct (E,), dlogits."""
 
     def accumulate(self, loss, correct, sums):
         """loss, correct (E,) -> sums (E, 3) float64, in place."""
@@ -154,4 +154,13 @@ class Backend(Protocol):
         """source (E, ...) -> target (E, steps, ...) at `step`; step += 1."""
 
     def adam(self, params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
-        """params, gradients, m, v (E, P) -> params, m, v in place; step += 1."""
+        """params, gradients, m, v (E, P), learning_rate (n,) -> params, m, v, in place; step += 1.
+
+        The step with number s, from 0, takes learning_rate[s % n].
+        """
+
+    def average(self, params, averaged, step, weights):
+        """params (E, P), weights (n,) float64 -> averaged (E, P), in place, after a step.
+
+        The step with number s, from 0, has weights[s % n]; `step` is s + 1.
+        """

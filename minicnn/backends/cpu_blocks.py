@@ -136,6 +136,7 @@ class BlockPlan:
         # is freed as soon as the model is.
         self._ops, self._call = model.ops, model.ops.cpu.call
         self._seed, self._nets, self._step = model.seed, model.net_numbers, model.step
+        self._smoothing = model.label_smoothing
         layout = network.layout(model.nodes, len(model.nets), batch, training, model.dtype)
         # A short batch does not fill x, so x starts as zeros.
         made = {
@@ -182,12 +183,16 @@ class BlockPlan:
         for step in self.backward_steps():
             step.run()
 
-    def update_moving(self):
-        """Update the moving statistics after a training step."""
+    def update_moving(self, momentum=None):
+        """Update the moving statistics after a training step, or a forward pass in training.
+
+        momentum: of the update (default: that of each layer).
+        """
         for block, a in zip(self.network.blocks, self.arrays, strict=True):
             layer, moving = block.normalization.layer, block.normalization.moving
-            self._ops.update_moving(moving.moving_mean, a.mean, layer.momentum)
-            self._ops.update_moving(moving.moving_variance, a.variance, layer.momentum)
+            keep = layer.momentum if momentum is None else momentum
+            self._ops.update_moving(moving.moving_mean, a.mean, keep)
+            self._ops.update_moving(moving.moving_variance, a.variance, keep)
 
     def forward_steps(self):
         """The Steps of the forward pass, in order."""
@@ -289,7 +294,7 @@ class BlockPlan:
 
     def _loss(self):
         self._ops.softmax_cross_entropy(
-            self.output, self.labels, self.loss, self.correct, self.doutput
+            self.output, self.labels, self._smoothing, self.loss, self.correct, self.doutput
         )
 
     def _dense_weight_gradient(self):

@@ -49,6 +49,7 @@ class BlockPlan:
         # No reference to the model, which refers to this plan: without a cycle the memory of both
         # is freed as soon as the model is.
         self._seed, self._nets, self._step = model.seed, model.net_numbers, model.step
+        self._smoothing = model.label_smoothing
         self._params, self._gradients, self._moving = model.params, model.gradients, model.moving
         self.batch, self.training = batch, training
         self._arrays = arrays = BlockArrays(model, network, batch, training)
@@ -59,11 +60,16 @@ class BlockPlan:
     # ---- passes ------------------------------------------------------------------------------
 
     def forward(self):
-        """Compute the logits of x, at inference."""
+        """Compute the logits of x; in training also the loss, with the head's gradients."""
         blocks, arrays = self.network.blocks, self._arrays
+        if self.training:
+            self._draw_dropout()
         self._pack_weights()
         for i in range(len(blocks)):
             self.forward_block(i)
+        if self.training:
+            self.head()
+            return
         last, dense = blocks[-1].normalization, self.network.dense
         self.ops.batch_norm_inference(
             x=arrays.y[-1], gamma=last.weights.gamma, beta=last.weights.beta,
@@ -77,11 +83,7 @@ class BlockPlan:
     def forward_backward(self):
         """Compute loss and gradients of the batch in x and labels."""
         blocks, arrays = self.network.blocks, self._arrays
-        self._draw_dropout()
-        self._pack_weights()
-        for i in range(len(blocks)):
-            self.forward_block(i)
-        self.head()
+        self.forward()
         for i in reversed(range(len(blocks))):
             self.weight_gradient(i)
             if i:
@@ -92,16 +94,19 @@ class BlockPlan:
             sums=sums.reshape(-1), parts=arrays.all_parts, gradients=self._gradients,
         )  # fmt: skip
 
-    def update_moving(self):
-        """Update the moving statistics after a training step."""
-        layers = [block.normalization.layer for block in self.network.blocks]
-        if len({layer.momentum for layer in layers}) == 1:  # one launch for all blocks
-            self.ops.update_moving(self._moving, self._arrays.all_moments, layers[0].momentum)
+    def update_moving(self, momentum=None):
+        """Update the moving statistics after a training step, or a forward pass in training.
+
+        momentum: of the update (default: that of each layer).
+        """
+        blocks = self.network.blocks
+        keep = [b.normalization.layer.momentum if momentum is None else momentum for b in blocks]
+        if len(set(keep)) == 1:  # one launch for all blocks
+            self.ops.update_moving(self._moving, self._arrays.all_moments, keep[0])
             return
-        for block, moments in zip(self.network.blocks, self._arrays.moments, strict=True):
+        for block, moments, of_block in zip(blocks, self._arrays.moments, keep, strict=True):
             for name, moving in vars(block.normalization.moving).items():
-                momentum = block.normalization.layer.momentum
-                self.ops.update_moving(moving, vars(moments)[name], momentum)
+                self.ops.update_moving(moving, vars(moments)[name], of_block)
 
     # ---- launches ----------------------------------------------------------------------------
 
@@ -166,6 +171,7 @@ class BlockPlan:
             kept_scale=block.drop.scale, kept=arrays.kept[-1],
             # the dense layer and the loss
             kernel=dense.weights.kernel, bias=dense.weights.bias, labels=self.labels,
+            smoothing=self._smoothing,
             # sizes
             B=self.batch, F=prod(arrays.y[-1].shape[2:]), C=block.filters, units=dense.layer.units,
             images=self.network.head_images,

@@ -75,10 +75,12 @@ class Operations(Backend):
     def load_batch(self, images, labels, order, ranges, seed, nets, step, x, y):
         _, steps, B = order.shape
         H, W, C = x.shape[2:]
+        parameters = 0 if ranges is None else ranges.shape[1]
         self._call(
             "load_batch",
             images=images, labels=labels, order=order, steps=steps, B=B, H=H, W=W, C=C,
-            ranges=ranges, seed=seed, net=nets, stream=rng.AUGMENTATION, step=step, x=x, y=y,
+            ranges=ranges, parameters=parameters, seed=seed, net=nets, stream=rng.AUGMENTATION,
+            elastic_stream=rng.ELASTIC, step=step, x=x, y=y,
         )  # fmt: skip
 
     # ---- activations -------------------------------------------------------------------------
@@ -195,11 +197,11 @@ class Operations(Backend):
 
     # ---- loss, metrics, optimizer ------------------------------------------------------------
 
-    def softmax_cross_entropy(self, logits, labels, loss, correct, dlogits):
+    def softmax_cross_entropy(self, logits, labels, smoothing, loss, correct, dlogits):
         B, classes = logits.shape[1:]
         self._call(
             "softmax_cross_entropy",
-            logits=logits, labels=labels, B=B, classes=classes,
+            logits=logits, labels=labels, B=B, classes=classes, smoothing=smoothing,
             loss=loss, correct=correct, dlogits=dlogits,
         )  # fmt: skip
 
@@ -213,9 +215,17 @@ class Operations(Backend):
         self._call(
             "adam",
             w=params, g=gradients, m=m, v=v, P=_elements(params), step=step,
-            learning_rate=learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon,
+            learning_rate=learning_rate, rates=len(learning_rate),
+            beta_1=beta_1, beta_2=beta_2, epsilon=epsilon,
         )  # fmt: skip
         self._python(np.add, step, 1, step)
+
+    def average(self, params, averaged, step, weights):
+        self._call(
+            "average",
+            w=params, averaged=averaged, P=_elements(params), step=step,
+            weights=weights, count=len(weights),
+        )  # fmt: skip
 
 
 _ONE_PIXEL = Window.fit((1, 1), (1, 1), "valid", (1, 1))

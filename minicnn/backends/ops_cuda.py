@@ -60,12 +60,13 @@ class Operations(Backend):
     def load_batch(self, images, labels, order, ranges, seed, nets, step, x, y):
         _, steps, B = order.shape
         H, W, C = x.shape[2:]
+        parameters = 0 if ranges is None else ranges.shape[1]
         # One thread block per image: its threads share the map, and the cache with the image.
         self.launch(
             "augment.cu", "load_batch", (B,), (_THREADS,),
             images=images, labels=labels, order=order, steps=steps, B=B, H=H, W=W, C=C,
-            ranges=ranges, seed=seed, nets=nets, stream=rng.AUGMENTATION, step=step,
-            x=x, y=y,
+            ranges=ranges, parameters=parameters, seed=seed, nets=nets, stream=rng.AUGMENTATION,
+            elastic_stream=rng.ELASTIC, step=step, x=x, y=y,
         )  # fmt: skip
 
     # ---- activations -------------------------------------------------------------------------
@@ -200,12 +201,12 @@ class Operations(Backend):
 
     # ---- loss, metrics, optimizer ------------------------------------------------------------
 
-    def softmax_cross_entropy(self, logits, labels, loss, correct, dlogits):
+    def softmax_cross_entropy(self, logits, labels, smoothing, loss, correct, dlogits):
         _, B, classes = logits.shape
         block = _WARP, min(B, 32)  # up to 32 warps; each takes an image at a time
         self.launch(
             "loss.cu", "softmax_cross_entropy", (1,), block,
-            logits=logits, labels=labels, B=B, classes=classes,
+            logits=logits, labels=labels, B=B, classes=classes, smoothing=smoothing,
             loss=loss, correct=correct, dlogits=dlogits,
         )  # fmt: skip
 
@@ -221,10 +222,18 @@ class Operations(Backend):
         P = _elements(params)
         self._launch_for_each(
             _ceil_div(P, 16), "adam.cu", "adam",  # adam.cu's WEIGHTS_PER_THREAD
-            w=params, g=gradients, m=m, v=v, P=P, step=step, learning_rate=learning_rate,
+            w=params, g=gradients, m=m, v=v, P=P, step=step,
+            learning_rate=learning_rate, rates=len(learning_rate),
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon,
         )  # fmt: skip
         self._increment(step)
+
+    def average(self, params, averaged, step, weights):
+        P = _elements(params)
+        self._launch_for_each(
+            _ceil_div(P, 16), "adam.cu", "average",  # adam.cu's WEIGHTS_PER_THREAD
+            w=params, averaged=averaged, P=P, step=step, weights=weights, count=len(weights),
+        )  # fmt: skip
 
     def _increment(self, step):
         self.launch("metrics.cu", "increment", (1,), (1,), step)

@@ -24,7 +24,7 @@ from .. import rng
 from ..machine import free_memory  # noqa: F401  one of the functions of a backend
 from ..shared_context import SharedContext
 from . import im2col
-from .affine import affine, affine_parameters
+from .affine import augment
 from .scratch import chunks, scratch
 
 name = "numpy"
@@ -97,18 +97,18 @@ def _row_sums(x):
 
 
 # ---------------------------------------------------------------------------------------------
-# The batch: gathered from the data set, rotated, zoomed and shifted
+# The batch: gathered from the data set and augmented
 
 
 def load_batch(images, labels, order, ranges, seed, nets, step, x, y):
     """Fill x (E, B, H, W, C) and y (E, B) with each net's next batch.
 
         i = order[step % steps, b];  y[b] = labels[i]
-        x[b] = affine(images[i] / 255, parameters drawn for (seed, net, step, b))
+        x[b] = augment(images[i] / 255, with what is drawn for (seed, net, step, b))
 
     images uint8 (N, H, W), with C = 1, or (N, H, W, C); labels (N,) uint16, or None, then y is not
     written; order (E, steps, B) int32; nets (E,), the nets' numbers; step an array of one integer.
-    ranges (2, 5) are those of affine_parameters; None: images are not resampled.
+    ranges (2, 5) or (2, 7) are those of affine.augment; None: images are not resampled.
     """
     for e, net in enumerate(nets):
         chosen = order[e, int(step[0]) % order.shape[1]]
@@ -119,8 +119,7 @@ def load_batch(images, labels, order, ranges, seed, nets, step, x, y):
         plain = x[e] if ranges is None else scratch("plain", x[e].shape, x.dtype)
         np.multiply(batch.reshape(plain.shape), x.dtype.type(1 / 255), out=plain)
         if ranges is not None:
-            drawn = affine_parameters(ranges, seed, int(net), int(step[0]), len(chosen))
-            affine(plain, drawn, x[e])
+            augment(plain, ranges, seed, int(net), int(step[0]), x[e])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -510,28 +509,33 @@ def _pool_taps(window):
 # Loss and optimizer
 
 
-def softmax_cross_entropy(logits, labels, loss, correct, dlogits):
+def softmax_cross_entropy(logits, labels, smoothing, loss, correct, dlogits):
     """loss, correct (E,), dlogits (E, B, classes) from logits (E, B, classes), labels (E, B).
 
-        loss = mean over b of -log(softmax(logits[b])[label])
-        dlogits[b] = (softmax(logits[b]) - onehot(label)) / B
+        target[b] = (1 - smoothing) * onehot(label) + smoothing / classes
+        loss = mean over b of -sum(target[b] * log(softmax(logits[b])))
+        dlogits[b] = (softmax(logits[b]) - target[b]) / B
         correct = number of images with argmax(logits[b]) == label    # the first of equals
 
-    Computed from logits, the loss never saturates.
+    smoothing: a number in [0, 1), of the labels; 0 leaves them as they are. Source: C. Szegedy and
+    others, arXiv:1512.00567. Computed from logits, the loss never saturates.
     """
-    B = labels.shape[1]
+    B, classes = logits.shape[1:]
     at_label = labels[..., None]
     np.subtract(logits, logits.max(axis=-1, keepdims=True), out=dlogits)
-    shifted = np.take_along_axis(dlogits, at_label, axis=-1)[..., 0]  # (E, B)
+    # The logits, less the largest, averaged over the target
+    at_target = np.take_along_axis(dlogits, at_label, axis=-1)[..., 0]  # (E, B)
+    if smoothing:  # without it 0 * -inf would be NaN
+        at_target = (1 - smoothing) * at_target + smoothing * dlogits.mean(axis=-1)
     np.exp(dlogits, out=dlogits)
     total = dlogits.sum(axis=-1, keepdims=True)  # (E, B, 1)
-    np.mean(np.log(total[..., 0]) - shifted, axis=1, out=loss)
+    np.mean(np.log(total[..., 0]) - at_target, axis=1, out=loss)
     right = (logits.argmax(axis=-1) == labels) & (total[..., 0] > 0)  # false if it is NaN
     np.sum(right, axis=1, out=correct)
     dlogits /= total
-    np.put_along_axis(
-        dlogits, at_label, np.take_along_axis(dlogits, at_label, axis=-1) - 1, axis=-1
-    )
+    dlogits -= smoothing / classes
+    of_label = np.take_along_axis(dlogits, at_label, axis=-1) - (1 - smoothing)
+    np.put_along_axis(dlogits, at_label, of_label, axis=-1)
     dlogits /= B
 
 
@@ -559,15 +563,16 @@ def adam(params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
 
         step += 1
         m = beta_1 * m + (1 - beta_1) * g;  v = beta_2 * v + (1 - beta_2) * g*g
-        rate = learning_rate * sqrt(1 - beta_2**step) / (1 - beta_1**step)
+        rate = learning_rate[(step - 1) % n] * sqrt(1 - beta_2**step) / (1 - beta_1**step)
         params -= rate * m / (sqrt(v) + epsilon)
 
-    `step` and `learning_rate` are arrays of one element. Source: D. Kingma, J. Ba,
+    `step` is an array of one element, learning_rate (n,). Source: D. Kingma, J. Ba,
     arXiv:1412.6980; the order of computation is that of the end of its section 2, as in Keras.
     """
+    rate = float(learning_rate[int(step[0]) % len(learning_rate)])
     step += 1
     t = int(step[0])
-    rate = float(learning_rate[0]) * (1 - beta_2**t) ** 0.5 / (1 - beta_1**t)
+    rate = rate * (1 - beta_2**t) ** 0.5 / (1 - beta_1**t)
     P = params.shape[1]
     for e in range(len(params)):
         for part in chunks(P, 5, params.dtype):
@@ -582,3 +587,21 @@ def adam(params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
             change += epsilon
             np.divide(m_, change, out=change)
             w -= np.multiply(change, rate, out=change)
+
+
+def average(params, averaged, step, weights):
+    """Take params (E, P) into their average, after a step: averaged (E, P) in place.
+
+        averaged = (1 - w) * averaged + w * params,  w = weights[(step - 1) % n]
+
+    computed as averaged + w * (params - averaged), so that equal params change nothing. `step` is
+    an array of one element, the steps so far; weights (n,). With the weights 1, 1/2, 1/3, ... it is
+    the mean.
+    """
+    weight = float(weights[(int(step[0]) - 1) % len(weights)])
+    for e in range(len(params)):
+        for part in chunks(params.shape[1], 3, params.dtype):
+            w, a = params[e, part], averaged[e, part]
+            change = scratch("change", w.shape, w.dtype)
+            np.subtract(w, a, out=change)
+            a += np.multiply(change, weight, out=change)

@@ -4,5 +4,5 @@ stack.py     a list of layers: names, shapes, and where the weights lie in flat 
 layers.py    the layers: formulas, weights, forward and backward pass
 geometry.py  strides and padding of a sliding window
 plan.py      the arrays of one batch, and the passes over them
-optim.py     Adam and the learning-rate schedule
+optim.py     Adam, learning-rate schedules, averaging of weights
 """

@@ -79,8 +79,11 @@ class Layer:
         if not f.dy_is_before_activation:
             ops.activate_backward(self.activation, f.y, f.dy)
 
-    def update(self, ops, f):
-        """Update the moving statistics f.moving after a training step."""
+    def update(self, ops, f, momentum=None):
+        """Update the moving statistics f.moving after a forward pass in training.
+
+        momentum: of the update (default: the layer's).
+        """
 
 
 class Conv2D(Layer):
@@ -190,9 +193,10 @@ class BatchNormalization(Layer):
             f.input_activation,
         )
 
-    def update(self, ops, f):
-        ops.update_moving(f.moving.moving_mean, f.saved.mean, self.momentum)
-        ops.update_moving(f.moving.moving_variance, f.saved.variance, self.momentum)
+    def update(self, ops, f, momentum=None):
+        momentum = self.momentum if momentum is None else momentum
+        ops.update_moving(f.moving.moving_mean, f.saved.mean, momentum)
+        ops.update_moving(f.moving.moving_variance, f.saved.variance, momentum)
 
 
 class Dropout(Layer):

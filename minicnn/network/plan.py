@@ -61,7 +61,7 @@ class Plan:
 
     def __init__(self, model, batch, training):
         self.batch, self.training = batch, training
-        self._ops = model.ops
+        self._ops, self._smoothing = model.ops, model.label_smoothing
         E, ops = len(model.nets), model.ops
         layout = plan_layout(model.nodes, E, batch, training, model.dtype, ops)
         # A short batch does not fill x, so x starts as zeros.
@@ -118,15 +118,18 @@ class Plan:
         """Compute the loss and the gradients of the batch in x and labels."""
         self.forward()
         self._ops.softmax_cross_entropy(
-            self.output, self.labels, self.loss, self.correct, self.doutput
+            self.output, self.labels, self._smoothing, self.loss, self.correct, self.doutput
         )
         for layer, frame in self.backward_passes:
             layer.backward(self._ops, frame)
 
-    def update_moving(self):
-        """Update the moving statistics after a training step."""
+    def update_moving(self, momentum=None):
+        """Update the moving statistics after a training step, or a forward pass in training.
+
+        momentum: of the update (default: that of each layer).
+        """
         for layer, frame in self.passes:
-            layer.update(self._ops, frame)
+            layer.update(self._ops, frame, momentum)
 
     def _plan_backward(self, nodes, frames, view):
         """Set doutput, the frames' dx and dy, and backward_passes, the last layer first."""

@@ -24,7 +24,8 @@ def curves(history, which=""):
     caption = f"Learning curves of {count}{which}{first_of(len(nets), _MOST_CURVES)}."
     if len(nets) > 1:
         caption += " Thin: each net; bold: their mean."
-    caption += " Training is measured during the epoch, with augmentation and dropout"
+    caption += " Training is measured during the epoch, with the recipe's augmentation, dropout and"
+    caption += " label smoothing"
     if history["validation_loss"].notna().any():
         caption += "; validation after it, without"
     last = shown[shown["epoch"] == shown["epoch"].max()]

@@ -12,6 +12,7 @@ import pandas as pd
 from .. import devices
 from ..command import images_bar, one_line
 from ..files import DataError
+from ..recipe import completed
 from ..studies import hardest
 from ..training import ensemble, prediction
 from ..training.json_files import read_config
@@ -91,13 +92,15 @@ def _predict_again(config, recipe, arguments, should_stop):
     """Predict the test images of a run with its nets. Raises DataError, Interrupted."""
     path = arguments.folder / ensemble.FINAL
     trained = prediction.load(path)
-    if trained.about["data"] != config["data"] or trained.about["recipe"] != config["recipe"]:
+    fields = completed(trained.about["recipe"]), completed(config["recipe"])
+    if trained.about["data"] != config["data"] or fields[0] != fields[1]:
         raise DataError(f"{path}: belongs to another run than {CONFIG}, expected the same")
     images, labels = test_images(config, (recipe.input_shape, recipe.classes), arguments)
     device, ops, _ = devices.choose_openly(arguments.device)
-    with images_bar(len(trained.nets) * len(images), arguments.quiet) as bar:
+    views = recipe.views
+    with images_bar(len(trained.nets) * views * len(images), arguments.quiet) as bar:
         probabilities = prediction.probabilities_of(
-            trained, images, device, ops, None, bar.update, should_stop
+            trained, images, views, device, ops, None, bar.update, should_stop
         )
     return _Predictions(images, labels, probabilities, device)
 

@@ -21,7 +21,7 @@ _AUGMENTED = STEPS.index("augmentation")
 
 def cells(recipe, arguments):
     """The Cells to train: one net per trial of each step, but an ensemble per trial of the last."""
-    plain = {"rotation": 0.0, "zoom": 0.0, "width_shift": 0.0, "height_shift": 0.0}
+    plain = dict.fromkeys(("rotation", "zoom", "width_shift", "height_shift", "elastic"), 0.0)
     found = []
     for changes, name in enumerate(STEPS):
         values = {**recipe.as_dict(), "changes": changes}

@@ -33,10 +33,21 @@ QUICK = {
 }
 
 # What is compared unless --candidate is given: for each name, the fields in which it differs from
-# the seed recipe. The first is what the others are compared with.
+# the seed recipe. The first is what the others are compared with; each of them has one change more.
+_LINEAR = {"learning_rate": 2e-3, "schedule": "linear", "warm_up": 0.1}
 CANDIDATES = {
-    "decay": {"learning_rate": 2e-3, "decay": 0.5},
-    "dropout 0.2": {"learning_rate": 2e-3, "decay": 0.5, "dropout": 0.2},
+    "linear": _LINEAR,
+    "exponential": {"learning_rate": 2e-3, "decay": 0.5},
+    "cosine": _LINEAR | {"schedule": "cosine"},
+    "rate 0.004": _LINEAR | {"learning_rate": 4e-3},
+    "batches of 32": _LINEAR | {"batch_size": 32},
+    "batches of 128": _LINEAR | {"batch_size": 128},
+    "dropout 0.2": _LINEAR | {"dropout": 0.2},
+    "no dropout": _LINEAR | {"dropout": 0.0},
+    "smooth labels": _LINEAR | {"label_smoothing": 0.1},
+    "mean of 2 epochs": _LINEAR | {"average_epochs": 2},
+    "elastic": _LINEAR | {"elastic": 0.1},
+    "9 views": _LINEAR | {"views": 9},
 }
 
 # The fields of a recipe in which candidates cannot differ: they are the study's.

@@ -107,7 +107,7 @@ def _distorted_accuracies(trainer, data, batch=1000):
         x = data.test_images[first : first + batch]
         x = (x.reshape(len(x), *image_shape(x)) / 255).astype(np.float32)  # (B, H, W, C)
         x = trainer.recipe.augment(x, _DISTORTION, 0, first)
-        predicted = trainer.model.predict(x).argmax(axis=-1)  # (E, B)
+        predicted = trainer.model.predict(x, trainer.recipe.views).argmax(axis=-1)  # (E, B)
         correct += (predicted == data.test_labels[first : first + batch]).sum(axis=1)
     accuracies = correct / len(data.test_images)
     return {

@@ -45,8 +45,7 @@ def add_arguments(group):
     group.add_argument(
         "--distorted",
         action="store_true",
-        help="test each net on randomly distorted test images, too: rotated, zoomed and shifted "
-        "as in training",
+        help="test each net on randomly distorted test images, too: augmented as in training",
     )
 
 

@@ -46,7 +46,9 @@ class Work:
                 groups[_network(task)] = min(measured.group for measured in found)
         seconds = sum(
             # Predicting an image takes about a third of the time of training on it.
-            len(missing) * (_images_of_a_net(task) + test_images / 3) / rates[_network(task)]
+            len(missing)
+            * (_images_of_a_net(task) + task.recipe.views * test_images / 3)
+            / rates[_network(task)]
             for task, missing in zip(self._tasks, self._missing, strict=True)
         )
         return seconds, groups

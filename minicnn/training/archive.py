@@ -62,11 +62,11 @@ def write(path, arrays, about):
         file.write(digest.hexdigest().encode())
 
 
-def read(path, names):
+def read(path, names, last=None):
     """Read a file of write(): (arrays, about), two dicts.
 
-    names: the names of the arrays, in the order written. The arrays are read-only. Raises DataError
-    for any file that write() cannot have written.
+    names: the names of the arrays, in the order written; last: that of one which may follow them.
+    The arrays are read-only. Raises DataError for any file that write() cannot have written.
     """
     content = _content(path)
     end = _END.search(content, max(0, len(content) - 128))
@@ -83,6 +83,8 @@ def read(path, names):
     arrays, at = {}, 0
     for name in ("about", *names):
         arrays[name], at = _array(path, content, at, name, end.start())
+    if last is not None and content.startswith(b"PK\3\4", at):  # another entry, no directory
+        arrays[last], _ = _array(path, content, at, last, end.start())
     return arrays, _about(path, arrays.pop("about"))
 
 

@@ -4,7 +4,8 @@ A state is a pair of dicts, (arrays, about):
 
 - arrays: `params` (E, P) and Adam's `moment_1` and `moment_2` (E, P); `moving`, the moving
   statistics of batch normalisation, (E, M); `sums` (E, 3), the metrics of the epoch so far;
-  `history`, one row for each net and epoch, columns HISTORY_COLUMNS.
+  `history`, one row for each net and epoch, columns HISTORY_COLUMNS. Until the last epoch of a
+  training that averages its weights, also `averaged` (E, P), their averages so far.
 - about: the rest: net numbers (from 0), step, seed, recipe, architecture, data set, diverged nets.
   Rows of `history` and of `diverged` count nets from 1.
 
@@ -33,11 +34,13 @@ MAX_NETS = 10_000
 
 MODEL_ARRAYS = "params", "moving", "moment_1", "moment_2"
 _ARRAYS = *MODEL_ARRAYS, "sums", "history"
+AVERAGED = "averaged"  # the one array that a state may lack
 
 
 def save(path, arrays, about):
     """Write a state to a file atomically. Raises OSError."""
-    archive.write(path, {name: arrays[name] for name in _ARRAYS}, about)
+    names = (*_ARRAYS, AVERAGED) if AVERAGED in arrays else _ARRAYS
+    archive.write(path, {name: arrays[name] for name in names}, about)
 
 
 def load(path):
@@ -45,7 +48,7 @@ def load(path):
 
     check_shapes and restore_model check the rest: whether the arrays fit a network.
     """
-    arrays, about = archive.read(path, _ARRAYS)
+    arrays, about = archive.read(path, _ARRAYS, AVERAGED)
     for name, (expected, is_fine) in _FIELDS.items():
         if not is_fine(about.get(name)):
             raise DataError(f"{path}: {name}: got {_shown(about.get(name))}, expected {expected}")
@@ -176,6 +179,10 @@ def check_shapes(path, arrays, nodes):
     for name, (shape, _) in weights_layout(nodes, nets, np.dtype(np.float32)).items():
         if name in MODEL_ARRAYS and arrays[name].shape != shape:
             raise DataError(f"{path}: {name}: got shape {arrays[name].shape}, expected {shape}")
+    averaged = arrays.get(AVERAGED)
+    if averaged is not None and averaged.shape != arrays["params"].shape:
+        expected = arrays["params"].shape
+        raise DataError(f"{path}: {AVERAGED}: got shape {averaged.shape}, expected {expected}")
 
 
 def restore_model(model, arrays, about, path):
@@ -216,9 +223,9 @@ def select(arrays, about, nets, path):
 
 
 def concatenate(states):
-    """Merge the states of several groups of nets into one state (arrays, about)."""
+    """Merge the states of several groups of trained nets into one state (arrays, about)."""
     arrays, abouts = zip(*states, strict=True)
-    merged = {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
+    merged = {name: np.concatenate([a[name] for a in arrays]) for name in _ARRAYS}
     joined = {**abouts[0], "step": max(about["step"] for about in abouts)}
     for name in ("nets", "diverged"):
         joined[name] = [value for about in abouts for value in about[name]]

@@ -134,7 +134,10 @@ def _ranges(augment):
     shift = f"shift ±{in_percent(across)}"
     if across != down:
         shift += f" of the width and ±{in_percent(down)} of the height"
-    return f"Rotation ±{augment.rotation_range:g}°, zoom ±{in_percent(augment.zoom_range)}, {shift}"
+    text = f"Rotation ±{augment.rotation_range:g}°, zoom ±{in_percent(augment.zoom_range)}, {shift}"
+    if augment.elastic_range:
+        text += f", elastic ±{in_percent(augment.elastic_range)}"
+    return text
 
 
 def _learning_curves(history):

@@ -19,7 +19,7 @@ from ..augment import RandomAffine
 from ..files import brief
 from ..nets import Nets
 from ..network.architecture import Architecture
-from ..network.optim import Adam
+from ..network.optim import Adam, Averaging, Schedule
 from ..network.stack import check_batch
 from . import arguments, checkpoint, learnable
 from .dataset import Data
@@ -30,10 +30,25 @@ from .workers import Interrupted, in_worker, run_jobs, sendable
 
 
 @dataclass(frozen=True)
+class RatePerEpoch(Schedule):
+    """A Schedule of given learning rates: equal in all steps of an epoch, from epoch `first` on."""
+
+    rate_of_epoch: tuple
+    first: int
+
+    def __post_init__(self):
+        pass
+
+    def rates(self, epoch, steps, epochs):
+        """The rates (steps,) of an epoch, from 1."""
+        return np.full(steps, self.rate_of_epoch[epoch - self.first])
+
+
+@dataclass(frozen=True)
 class FitRecipe:
     """What a Trainer asks of a recipe (recipe.py), from the arguments of Sequential.fit.
 
-    all_nets: numbers from 1. rates: the learning rates of the epochs from initial_epoch on.
+    all_nets: numbers from 1. schedule: that of the learning rate, from initial_epoch on.
     initial_step: the optimizer steps of a group's nets before this training; see fit_group.
     """
 
@@ -47,7 +62,9 @@ class FitRecipe:
     batch_size: int
     validation_fraction: float
     augment: RandomAffine
-    rates: tuple
+    schedule: Schedule
+    averaging: Averaging | None
+    label_smoothing: float
     initial_step: int = 0
 
     @property
@@ -65,14 +82,14 @@ class FitRecipe:
         """The network's layers with their names and shapes."""
         return self.architecture.nodes
 
-    def schedule(self, epoch):
-        """The learning rate of an epoch, from 1."""
-        return self.rates[epoch - 1 - self.initial_epoch]
+    def learning_rates(self, epoch, steps):
+        """The learning rates (steps,) of an epoch, from 1."""
+        return self.schedule.rates(epoch, steps, self.epochs)
 
     def model(self, nets, device, precision):
         """New Nets with the numbers `nets`, from 1."""
         numbers = [net - 1 for net in nets]
-        settings = device, self.dtype, precision, self.optimizer
+        settings = device, self.dtype, precision, self.optimizer, self.label_smoothing
         return Nets(self.architecture, numbers, self.seed, *settings)
 
     def for_checkpoint(self):
@@ -92,6 +109,9 @@ def prepare(
     validation_data,
     augment,
     learning_rate,
+    label_smoothing,
+    average_epochs,
+    average_decay,
 ):
     """(FitRecipe, Data) for a Sequential and the arguments of its fit. Raises ValueError."""
     model.check_trainable()
@@ -103,6 +123,7 @@ def prepare(
     augment = RandomAffine() if augment is None else augment
     if not isinstance(augment, RandomAffine):
         raise ValueError(f"augment: got {augment!r}, expected a RandomAffine")
+    label_smoothing = checks.number("label_smoothing", label_smoothing, 0, 1, "[)")
     fraction = checks.number("validation_split", validation_split, 0, 1, "[)")
     x, y = _images_and_labels(model, "x", x, "y", y)
     held_out = {}
@@ -116,6 +137,7 @@ def prepare(
         fraction = 0.0
     if learning_rate is None:
         learning_rate = model.optimizer.learning_rate
+    trained = range(initial_epoch + 1, epochs + 1)
     recipe = FitRecipe(
         architecture=model.architecture,
         all_nets=tuple(int(net) + 1 for net in model.nets),
@@ -127,11 +149,13 @@ def prepare(
         batch_size=batch_size,
         validation_fraction=fraction,
         augment=augment,
-        rates=_rates(learning_rate, range(initial_epoch + 1, epochs + 1)),
+        schedule=_schedule(learning_rate, trained),
+        averaging=Averaging.of(average_epochs, average_decay, trained),
+        label_smoothing=label_smoothing,
     )
-    steps_per_epoch(recipe, len(x))  # raises if there is none
+    steps = steps_per_epoch(recipe, len(x))  # raises if there is none
     data = Data(x, y, classes=model.classes, **held_out)
-    learnable.check_rate(max(recipe.rates))
+    learnable.check_rate(_highest_rate(recipe, steps))
     learnable.check_images(model.classes, data)
     return recipe, data
 
@@ -141,14 +165,29 @@ def _images_and_labels(model, x_name, x, y_name, y):
     return x, arguments.labels(y_name, y, x_name, len(x), len(model.classes))
 
 
-def _rates(learning_rate, epochs):
-    """The learning rate of each epoch: a number, or a function of the epoch."""
-    if not callable(learning_rate):
-        return (checks.number("learning_rate", learning_rate, 0, ends="(]"),) * len(epochs)
-    return tuple(
-        checks.number(f"learning_rate({epoch})", learning_rate(epoch), 0, ends="(]")
-        for epoch in epochs
-    )
+def _schedule(learning_rate, epochs):
+    """The Schedule of a number, of a function of the epoch, or the Schedule itself."""
+    if isinstance(learning_rate, Schedule):
+        return learning_rate
+    if callable(learning_rate):
+        rates = tuple(
+            checks.number(f"learning_rate({epoch})", learning_rate(epoch), 0, ends="(]")
+            for epoch in epochs
+        )
+    else:
+        rates = (checks.number("learning_rate", learning_rate, 0, ends="(]"),) * len(epochs)
+    return RatePerEpoch(rates, epochs[0])
+
+
+def _highest_rate(recipe, steps):
+    """The highest learning rate of all steps. Raises ValueError unless all are positive numbers."""
+    highest = 0.0
+    for epoch in range(recipe.initial_epoch + 1, recipe.epochs + 1):
+        rates = recipe.learning_rates(epoch, steps)
+        for rate in (rates.min(), rates.max()):
+            checks.number(f"learning_rate({epoch})", float(rate), 0, ends="(]")
+        highest = max(highest, float(rates.max()))
+    return highest
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class History:
     """What Sequential.fit returns: a row for each net and epoch.
 
     trained: rows as a Trainer has them. loss and accuracy are those of the epoch's batches,
-    augmented and with dropout.
+    augmented, with dropout and label smoothing.
     """
 
     def __init__(self, trained):

@@ -1,6 +1,7 @@
 """Predictions of trained nets, batch by batch on the device; a step captured and replayed."""
 
 import contextlib
+from functools import partial
 
 import numpy as np
 
@@ -9,13 +10,20 @@ from .workers import Interrupted, take_cores
 
 
 def predict(
-    model, images, indices, report=lambda images: None, should_stop=lambda: False, graph=True
+    model,
+    images,
+    indices,
+    report=lambda images: None,
+    should_stop=lambda: False,
+    graph=True,
+    views=1,
 ):
     """Class probabilities (E, n, classes), on the host, of n images for each of E nets.
 
     images: (N, H, W) uint8, on the device. indices: (E, n), on the host; row e selects the images
-    of net e. report(n): n more images were predicted. Raises Interrupted when should_stop() returns
-    True.
+    of net e. views: the probabilities are means over so many views of each image, see
+    augment.views. report(n): n more images were predicted, each counted once per view. Raises
+    Interrupted when should_stop() returns True.
     """
     ops = model.ops
     E, n = indices.shape
@@ -25,23 +33,35 @@ def predict(
     padded[:, :n] = indices
     order = ops.to_device(padded.reshape(E, batches, plan.batch))
     outputs = ops.empty((E, batches, plan.batch, *model.output_shape), model.dtype)
-    done = ops.zeros((1,), np.int64)  # batches so far, counted on the device
+    done = ops.zeros((1,), np.int64)  # batches so far of a view, counted on the device
+    of_view = ops.empty((2, 5), np.float32)  # the ranges of the view, if it is not the image itself
 
-    def predict_batch():
+    def predict_batch(ranges):
         ops.load_batch(
-            images, None, order, None, model.seed, model.net_numbers, done, plan.x, plan.labels
+            images, None, order, ranges, model.seed, model.net_numbers, done, plan.x, plan.labels
         )
         ops.collect(model.infer(plan), done, outputs)
 
+    total = None  # of the views' probabilities, in the order of the views
     take_cores()
     with ops.session():
-        run_step = CapturedStep(ops, graph)
-        for batch in range(batches):
-            if should_stop():
-                raise Interrupted
-            run_step(predict_batch)
-            report(E * (min((batch + 1) * plan.batch, n) - batch * plan.batch))
-        return ops.to_host(outputs).reshape(E, -1, *model.output_shape)[:, :n]
+        unchanged = CapturedStep(ops, graph), partial(predict_batch, None)
+        changed = CapturedStep(ops, graph), partial(predict_batch, of_view)
+        for view in model.views_of_images(views):
+            run_step, step = unchanged if view is None else changed
+            if view is not None:
+                ops.copy(ops.to_device(view), of_view)
+                done[...] = 0
+            for batch in range(batches):
+                if should_stop():
+                    raise Interrupted
+                run_step(step)
+                report(E * (min((batch + 1) * plan.batch, n) - batch * plan.batch))
+            found = ops.to_host(outputs)
+            total = found if total is None else np.add(total, found, out=total)
+    if views > 1:
+        total /= views
+    return total.reshape(E, -1, *model.output_shape)[:, :n]
 
 
 class CapturedStep:

@@ -32,6 +32,11 @@ class Checkpoint:
         diverged = {row["net"] for row in self.about["diverged"]}
         return [net + 1 for net in self.about["nets"] if net + 1 not in diverged]
 
+    @property
+    def views(self):
+        """Over how many views of an image the recipe averages predictions."""
+        return self.about["recipe"].get("views", 1)
+
     def restore(self, model):
         """Copy the states of a model's nets into it. Raises DataError."""
         chosen = checkpoint.select(self.arrays, self.about, model.nets, self.path)
@@ -84,15 +89,16 @@ def test_set(trained, source, progress=True):
         raise DataError(f"{error}; {trained.path} was trained on {ours.purpose}") from None
 
 
-def probabilities_of(trained, images, device, ops, workers, report, should_stop):
+def probabilities_of(trained, images, views, device, ops, workers, report, should_stop):
     """Probabilities (nets, N, classes) of images (N, H, W) by the nets of a Checkpoint.
 
-    Nets whose probabilities are not finite are left out with a warning. report(n): the nets
-    predicted n more images, counted per net. Raises DataError if no net remains, and Interrupted.
+    They are means over `views` views of each image, see augment.views. Nets whose probabilities are
+    not finite are left out with a warning. report(n): the nets predicted n more images, counted per
+    net and view. Raises DataError if no net remains, and Interrupted.
     """
     nets, path = trained.nets, trained.path
     groups, workers = _share(trained.architecture, ops, nets, images, workers)
-    shared = trained, device, images
+    shared = trained, device, images, views
     results = run_jobs(
         predict_group, shared, groups, workers, report, lambda probabilities: None, should_stop
     )
@@ -121,8 +127,9 @@ def _share(architecture, ops, nets, images, workers):
 
 def predict_group(shared, nets, report, should_stop):
     """The probabilities (E, N, classes) of the images by E nets of the checkpoint."""
-    trained, device, images = shared
+    trained, device, images, views = shared
     model = Nets(trained.architecture, [net - 1 for net in nets], trained.about["seed"], device)
     trained.restore(model)
     everything = np.broadcast_to(np.arange(len(images)), (len(nets), len(images)))
-    return predict(model, model.ops.to_device(images), everything, report, should_stop)
+    on_device = model.ops.to_device(images)
+    return predict(model, on_device, everything, report, should_stop, views=views)

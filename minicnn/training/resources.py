@@ -26,6 +26,10 @@ def arrays_bytes(recipe, ops, nets, train_images=(), *others, dtype="float32"):
     ]
     if len(train_images):
         layouts.append(plan_layout(nodes, nets, recipe.batch_size, True, dtype, ops))
+        of_steps = (len(train_images) // recipe.batch_size,), np.dtype(np.float64)
+        layouts.append({"rates": of_steps})
+        if recipe.averaging is not None:
+            layouts.append({"average weights": of_steps, "averaged": layouts[0]["params"]})
     held = [images for images in (train_images, *others) if images is not None and len(images)]
     most = max(map(len, held), default=0)
     predictions = nets * most * nodes[-1].output_shape[0] * dtype.itemsize

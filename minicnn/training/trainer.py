@@ -2,13 +2,14 @@
 
 for each epoch:
     take the cores that other worker processes have left (workers.py)
-    set the learning rate and shuffle the training images
+    set the learning rates of its steps and shuffle the training images
     for each step: load a batch, model.train_step, add loss and correct predictions to sums
+    after the last epoch: take the average of the weights, if the recipe says so
     predict the validation images and append a row per net to the history
 
-Images, labels, shuffles, step counter and sums stay in the device's memory during an epoch. A step
-copies nothing to the host. Read nets.py next, for the step itself; ensemble.py trains the groups
-of a command, fit.py those of Sequential.fit.
+Images, labels, shuffles, step counter, averages and sums stay in the device's memory during an
+epoch. A step copies nothing to the host. Read nets.py next, for the step itself; ensemble.py trains
+the groups of a command, fit.py those of Sequential.fit.
 """
 
 import contextlib
@@ -29,6 +30,8 @@ from .dataset import Data
 from .inference import CapturedStep, predict, score
 from .workers import Interrupted, take_cores
 
+_STATISTICS_IMAGES = 6400  # from which moving statistics follow after averaging
+
 
 @dataclass(frozen=True)
 class Job:
@@ -47,7 +50,7 @@ class Trainer:
     """A group of E nets that train in lockstep: each step trains every net on its own batch.
 
     The arrays that a step uses are in the device's memory: images, labels, the order of the images
-    for each net, step counter, learning rate, and the sums of the metrics.
+    for each net, step counter, learning rates of the epoch, and the sums of the metrics.
     """
 
     def __init__(self, job, nets):
@@ -80,6 +83,11 @@ class Trainer:
         self.bounds = None if bounds is None else self.ops.to_device(bounds)
         self.plan = self.model.plan(recipe.batch_size, training=True)
         self.order = self.ops.empty((len(nets), self.steps, recipe.batch_size), np.int32)
+        self.rates = self.ops.empty((self.steps,), np.float64)  # learning rates of the epoch
+        self.averaged = self.average_weights = None
+        if recipe.averaging is not None:
+            self.averaged = self.ops.zeros(self.model.params.shape, self.model.dtype)  # (E, P)
+            self.average_weights = self.ops.empty((self.steps,), np.float64)
         # Of the epoch so far: loss, correct predictions, steps before the first loss not finite.
         self.sums = self.ops.zeros((len(nets), 3), np.float64)
         self.seconds = 0.0  # time spent in the epoch so far
@@ -88,8 +96,10 @@ class Trainer:
         # {net: (optimizer steps, {name: its row of each array of the state})} when it was stopped
         self._stopped = {}
         self.graph = job.graph
-        around_first = trace.printing if nets[0] == recipe.first_net else contextlib.nullcontext
-        self._run_step = CapturedStep(self.ops, job.graph, around_first)
+        is_first = nets[0] == recipe.first_net
+        self._around_first = trace.printing if is_first else contextlib.nullcontext
+        self._averages = False  # whether the steps of the epoch take part in the average
+        self._run_steps = {}  # {whether they do: CapturedStep}
 
     @property
     def steps_done(self):
@@ -114,8 +124,17 @@ class Trainer:
         return len(gone) == len(self.nets) or self.epochs_done >= self.recipe.epochs
 
     def begin_epoch(self, epoch):
-        """Set the learning rate and new shuffles for an epoch, counted from 0."""
-        self.model.learning_rate[...] = self.recipe.schedule(epoch + 1)
+        """Set what the steps of an epoch, counted from 0, take: rates, averaging, new shuffles."""
+        self._set_for_steps(self.rates, self._learning_rates(epoch))
+        averaging, weights = self.recipe.averaging, None
+        if averaging is not None:
+            weights = averaging.weights(epoch + 1, self.steps)
+        self._averages = weights is not None
+        if self._averages:
+            self._set_for_steps(self.average_weights, weights)
+        self._shuffle(epoch)
+
+    def _shuffle(self, epoch):
         used = self.steps * self.recipe.batch_size
         orders = []
         for net, indices in zip(self.model.nets, self.train_indices, strict=True):
@@ -124,8 +143,37 @@ class Trainer:
         order = np.stack(orders).reshape(self.order.shape)
         self.ops.copy(self.ops.to_device(order), self.order)
 
+    def _learning_rates(self, epoch):
+        """The learning rates (steps,) of an epoch, counted from 0."""
+        return self.recipe.learning_rates(epoch + 1, self.steps)
+
+    def _set_for_steps(self, array, values):
+        """Copy values (steps,), one for each step of an epoch, into an array of the device.
+
+        Operations take element s % steps in optimizer step s, and the first step of an epoch need
+        not be a multiple of `steps`: see FitRecipe.initial_step.
+        """
+        turned = np.roll(values, self.recipe.initial_step % self.steps)
+        self.ops.copy(self.ops.to_device(turned), array)
+
     def step(self):
         """One training step of every net; it allocates no array and reads nothing back."""
+        model, plan = self.model, self.plan
+        self._load_batch()
+        model.train_step(plan, self.rates)
+        if self._averages:
+            self.ops.average(model.params, self.averaged, model.step, self.average_weights)
+        self.ops.accumulate(plan.loss, plan.correct, self.sums)
+
+    def _captured_step(self):
+        """What runs the steps of the epoch that begin_epoch has set."""
+        if self._averages not in self._run_steps:
+            around_first = contextlib.nullcontext if self._run_steps else self._around_first
+            self._run_steps[self._averages] = CapturedStep(self.ops, self.graph, around_first)
+        return self._run_steps[self._averages]
+
+    def _load_batch(self):
+        """The images of the next step, shuffled and augmented, into the plan."""
         model, plan = self.model, self.plan
         self.ops.load_batch(
             self.images,
@@ -138,8 +186,29 @@ class Trainer:
             plan.x,
             plan.labels,
         )
-        model.train_step(plan)
-        self.ops.accumulate(plan.loss, plan.correct, self.sums)
+
+    def _take_average(self, should_stop):
+        """After the last step: the averages become the weights; moving statistics follow from them.
+
+        They are the means of those of batches as in training, augmented and with dropout: so many
+        that they have _STATISTICS_IMAGES, but at most an epoch. The batches are those that an epoch
+        after the last would begin with. Called again, it computes the same bits. Raises
+        Interrupted, after the first batch at the earliest.
+        """
+        step, done = self.model.step, self.steps_done
+        batches = min(self.steps, -(-_STATISTICS_IMAGES // self.recipe.batch_size))
+        self.ops.copy(self.averaged, self.model.params)
+        self._shuffle(self.recipe.epochs)
+        try:
+            for i in range(batches):
+                if i and should_stop():
+                    raise Interrupted
+                self._load_batch()
+                self.plan.forward()
+                self.plan.update_moving(momentum=i / (i + 1))
+                step[...] = done + i + 1
+        finally:
+            step[...] = done
 
     def train_epoch(self, report, should_stop):
         """Train to the end of the current epoch and validate. Returns the new rows of the history.
@@ -158,22 +227,26 @@ class Trainer:
         try:
             with self.ops.session():
                 self.begin_epoch(epoch)
+                run_step = self._captured_step()
                 for _ in range(self.steps_done - first_step, self.steps):
                     if should_stop():
                         raise Interrupted
-                    self._run_step(self.step)
+                    run_step(self.step)
                     report(self.recipe.batch_size * len(self.nets))
                 loss, correct, finite_steps = self.ops.to_host(self.sums).T  # (E,) each
+                if self.averaged is not None and epoch + 1 == recipe.epochs:
+                    self._take_average(should_stop)
                 validation = self._validate(should_stop)
                 self.sums[...] = 0
         finally:
             self.seconds = time.monotonic() - started
         self._record_diverged(epoch + 1, finite_steps, [loss for loss, _ in validation])
+        last_rate = float(self._learning_rates(epoch)[-1])
         rows = [
             {
                 "net": net,
                 "epoch": epoch + 1,
-                "learning_rate": recipe.schedule(epoch + 1),
+                "learning_rate": last_rate,
                 "train_loss": float(train_loss) / self.steps,
                 "train_accuracy": float(train_correct) / (self.steps * recipe.batch_size),
                 "validation_loss": validation_loss,
@@ -231,6 +304,7 @@ class Trainer:
             everything,
             should_stop=should_stop,
             graph=self.graph,
+            views=self.recipe.views,
         )
         for net, of_net in zip(self.nets, probabilities, strict=True):
             if net not in self.diverged and not np.isfinite(of_net).all():
@@ -254,6 +328,8 @@ class Trainer:
         for net, (_, rows) in self._stopped.items():
             for name, row in rows.items():
                 arrays[name][self.nets.index(net)] = row
+        if self.averaged is not None and not self.is_done:
+            arrays[checkpoint.AVERAGED] = self.ops.to_host(self.averaged)
         # The values of a diverged net depend on the other nets of its group: do not save them.
         gone = [i for i, net in enumerate(self.nets) if net in self.diverged]
         for array in arrays.values():
@@ -294,14 +370,24 @@ class Trainer:
                 f"{path}: sums: got shape {arrays['sums'].shape}, expected {self.sums.shape}"
             )
         diverged = {row["net"]: (row["epoch"], row["step"]) for row in about["diverged"]}
-        self._check_progress(path, arrays["history"], diverged, about["step"])
+        done = self._check_progress(path, arrays["history"], diverged, about["step"])
+        averages = self.averaged is not None and len(diverged) < len(self.nets)
+        averages = averages and done < self.recipe.epochs
+        if averages and checkpoint.AVERAGED not in arrays:
+            raise DataError(f"{path}: averaged: got nothing, expected averages of the weights")
         checkpoint.restore_model(self.model, arrays, about, path)
+        if averages:
+            averaged = arrays[checkpoint.AVERAGED].astype(self.model.dtype)
+            self.ops.copy(self.ops.to_device(averaged), self.averaged)
         self.ops.copy(self.ops.to_device(arrays["sums"].astype(np.float64)), self.sums)
         self.history = checkpoint.history_rows(arrays["history"])
         self.seconds, self.diverged = about["seconds"], diverged
 
     def _check_progress(self, path, history, diverged, step):
-        """Raise DataError unless the history (rows, columns) has all epochs up to `step`."""
+        """The number of epochs done by the nets that did not diverge.
+
+        Raises DataError unless the history (rows, columns) has all epochs up to `step`.
+        """
         epochs = {net: history[history[:, 0] == net, 1] for net in self.nets}
         alive = [net for net in self.nets if net not in diverged]
         done = max((len(epochs[net]) for net in alive), default=0)
@@ -314,6 +400,7 @@ class Trainer:
             complete &= np.array_equal(epochs[net], np.arange(1, count + 1))
         if not complete or done > self.recipe.epochs:
             raise DataError(f"{path}: history: expected all epochs of each net up to step {step}")
+        return done
 
 
 def steps_per_epoch(recipe, images):

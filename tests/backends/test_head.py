@@ -15,10 +15,11 @@ from minicnn.backends import cuda_tiles
 class Head:
     """The sizes of a network's end, of E nets, and random values for everything it reads."""
 
-    def __init__(self, E, B, image, C, units, drop=True, seed=0):
+    def __init__(self, E, B, image, C, units, drop=True, seed=0, smoothing=0.0):
         random = np.random.default_rng(seed)
         self.E, self.B, self.C, self.units = E, B, C, units
         self.shape, self.inputs = (B, *image, C), prod(image) * C
+        self.smoothing = smoothing
 
         def normal(*shape, scale=1.0, center=0.0):
             return random.normal(center, scale, (E, *shape)).astype(np.float32)
@@ -55,13 +56,14 @@ class Head:
         with driver.session():
             driver.launch(
                 "head.cu", "head", (1,), (cuda_tiles.HEAD_THREADS,), *arrays[:4], 3, EPSILON_BELOW,
-                self.kept_scale, *arrays[4:], self.B, self.inputs, self.C, self.units, images,
-                *results.values(), shared_bytes=shared_bytes,
+                self.kept_scale, *arrays[4:], self.smoothing, self.B, self.inputs, self.C,
+                self.units, images, *results.values(), shared_bytes=shared_bytes,
             )  # fmt: skip
         return {name: driver.to_host(array) for name, array in results.items()}
 
     def expected(self):
         numbers = {"kept_scale": self.kept_scale, "epsilon_below": EPSILON_BELOW}
+        numbers["smoothing"] = self.smoothing
         return stacked(
             block_oracles.head(
                 SimpleNamespace(
@@ -78,6 +80,8 @@ HEADS = [
     Head(1, 2, (3, 4), 52, 3, drop=False),  # more elements than threads
     Head(1, 70, (1, 2), 4, 1),
     Head(2, 1, (1, 1), 4, 2),
+    Head(2, 5, (1, 2), 36, 37, smoothing=0.1),
+    Head(2, 3, (1, 1), 4, 2, smoothing=0.9),
 ]
 each_head = pytest.mark.parametrize("head", HEADS)
 
@@ -91,6 +95,16 @@ def test_the_end_of_a_network_is_right(driver, head, images):
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         assert relative(found[name], array) < EXACT, name
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_class_with_probability_0_costs_something_only_with_smoothing(driver, smoothing):
+    head = Head(2, 5, (1, 1), 4, 3, smoothing=smoothing)
+    head.arrays["bias"][:, 2] = -np.inf
+    head.arrays["labels"] %= 2
+    found = head.run(driver)
+    assert np.isposinf(found["loss"]).all() if smoothing else np.isfinite(found["loss"]).all()
+    assert np.isfinite(found["dkernel"]).all() and np.isfinite(found["dx"]).all()
 
 
 @each_head

@@ -25,12 +25,13 @@ from test_rng import KNOWN_ANSWERS
 
 from minicnn import rng
 from minicnn.backends import ops_numpy
-from minicnn.backends.affine import affine_parameters
+from minicnn.backends.affine import affine_parameters, elastic_nodes
 from minicnn.backends.ops_cuda import Operations
 from minicnn.network.geometry import Window
 
 DRAWING = KERNELS / "random.cu"
 RANGES = np.array([[-20, -2, -3, 0.8, 0.9], [20, 2, 3, 1.2, 1.1]], np.float32)
+ELASTIC = np.concatenate([RANGES, np.float32([[-2, -1.5], [2, 1.5]])], axis=1)
 
 
 class Inputs:
@@ -129,13 +130,14 @@ def max_pool_backward(given):
     return Case("max_pool_backward", inputs, results, others=forward.others)
 
 
-def softmax_cross_entropy(given):
+def softmax_cross_entropy(given, smoothing=0.0):
     E, B, _, _, C = given.shape
     logits = np.round(4 * given.normal(E, B, C)) / 2  # rounded, so that several are equal
     right = given.random.random((E, B)) < 0.5
     labels = np.where(right, logits.argmax(axis=-1), given.random.integers(0, C, (E, B)))
     results = {"loss": ((E,), float), "correct": ((E,), int), "dlogits": ((E, B, C), float)}
-    return Case("softmax_cross_entropy", {"logits": logits, "labels": labels}, results)
+    inputs, others = {"logits": logits, "labels": labels}, {"smoothing": smoothing}
+    return Case("softmax_cross_entropy", inputs, results, others=others)
 
 
 def accumulate(given):
@@ -158,13 +160,23 @@ def adam(given):
     inputs["gradients"] *= 10.0 ** given.random.integers(-6, 2, flat)
     inputs["gradients"] = np.float64(np.float32(inputs["gradients"]))
     inputs["v"] = given.normal(*flat) ** 2
-    others = {"step": np.array([given.random.integers(30_000)]), "learning_rate": np.array([0.01])}
+    step, rates = given.random.integers(30_000), 0.01 * (1 + given.random.random(7))
+    others = {"step": np.array([step]), "learning_rate": rates[: 1 + step % 7]}
     others |= {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
     return Case("adam", inputs, changed=("params", "m", "v"), others=others)
 
 
-def load_batch(given):
-    return load_batch_of(given.random, *given.shape)
+def average(given):
+    E, _, H, W, C = given.shape
+    flat = E, 11 * H * W * C
+    inputs = {name: given.normal(*flat) for name in ("params", "averaged")}
+    step, weights = 1 + given.random.integers(30_000), given.random.random(7)
+    others = {"step": np.array([step]), "weights": weights[: 1 + step % 7]}
+    return Case("average", inputs, changed=("averaged",), others=others)
+
+
+def load_batch(given, ranges=RANGES):
+    return load_batch_of(given.random, *given.shape, ranges)
 
 
 def load_batch_of(random, E, B, H, W, C, ranges=RANGES, labels=True, step=None):
@@ -197,10 +209,13 @@ OPERATIONS = {
     "max_pool": max_pool,
     "max_pool_backward": max_pool_backward,
     "load_batch": load_batch,
+    "load_batch elastic": partial(load_batch, ranges=ELASTIC),
     "softmax_cross_entropy": softmax_cross_entropy,
+    "softmax_cross_entropy smoothed": partial(softmax_cross_entropy, smoothing=0.1),
     "accumulate": accumulate,
     "collect": collect,
     "adam": adam,
+    "average": average,
 }
 
 
@@ -351,6 +366,18 @@ def test_affine_parameters_are_numpys_to_the_bit(driver, step):
     np.testing.assert_array_equal(driver.to_host(drawn), expected)
 
 
+def test_elastic_nodes_are_numpys_to_the_bit(driver):
+    seed, step, B, nets = 2**32 - 5, 26_549, 129, np.array([14, 2**32 - 1])
+    ranges = np.float32([[-2.8, -3.1], [2.8, 3.3]])
+    drawn = driver.to_device(poison((len(nets), B, 72), np.float32))
+    on_device = driver.to_device(ranges), seed, driver.to_device(nets)
+    with driver.session():
+        given = *on_device, rng.ELASTIC, step, drawn
+        driver.launch(DRAWING, "elastic_nodes", (B,), (32,), *given)
+    expected = [elastic_nodes(ranges, seed, int(net), step, B).reshape(B, 72) for net in nets]
+    np.testing.assert_array_equal(driver.to_host(drawn), expected)
+
+
 # ---------------------------------------------------------------------------------------------
 # The batch
 
@@ -360,22 +387,29 @@ def test_affine_parameters_are_numpys_to_the_bit(driver, step):
     shape=st.tuples(
         st.integers(1, 3), st.integers(1, 5), *[st.integers(1, 20)] * 2, st.integers(1, 5)
     ),
-    plain=st.booleans(),
+    parameters=st.sampled_from([0, 5, 7]),
     step=st.integers(0, 2**32 - 1),
     seed=st.integers(0, 2**32 - 1),
 )
-@example((2, 3, 1, 1, 1), False, 4, 0)
-@example((2, 3, 1, 9, 3), False, 5, 1)
-@example((2, 3, 8, 1, 2), False, 6, 2)
-@example((1, 2, 28, 28, 1), False, 7, 3)
-@example((1, 2, 32, 32, 3), False, 8, 4)
-@example((2, 3, 17, 19, 3), True, 9, 5)
-def test_a_batch_is_numpys(kernel_ops, shape, plain, step, seed):
+@example((2, 3, 1, 1, 1), 5, 4, 0)
+@example((2, 3, 1, 9, 3), 5, 5, 1)
+@example((2, 3, 8, 1, 2), 5, 6, 2)
+@example((1, 2, 28, 28, 1), 5, 7, 3)
+@example((1, 2, 32, 32, 3), 5, 8, 4)
+@example((2, 3, 17, 19, 3), 0, 9, 5)
+@example((2, 3, 1, 1, 1), 7, 4, 0)
+@example((2, 3, 1, 9, 3), 7, 5, 1)
+@example((2, 3, 8, 1, 2), 7, 6, 2)
+@example((1, 40, 28, 28, 1), 7, 7, 3)
+@example((2, 3, 3, 71, 1), 7, 8, 4)
+@example((1, 2, 35, 33, 3), 7, 2**32 - 1, 5)
+def test_a_batch_is_numpys(kernel_ops, shape, parameters, step, seed):
     random = np.random.default_rng(seed)
-    ranges = None
+    plain, ranges = parameters == 0, None
     if not plain:  # up to half a turn, and far beyond the edges
-        spread = np.float32([180, 5, 5, 0.5, 0.5])
-        ranges = np.float32([0, 0, 0, 1, 1]) + np.stack([-spread, spread])
+        spread = np.float32([180, 5, 5, 0.5, 0.5, 4, 3])
+        ranges = np.float32([0, 0, 0, 1, 1, 0, 0]) + np.stack([-spread, spread])
+        ranges = np.ascontiguousarray(ranges[:, :parameters])
     case = load_batch_of(random, *shape, ranges, labels=not plain, step=step)
     found, expected = case.run(kernel_ops), case.run(ops_numpy)
     np.testing.assert_array_equal(found["y"], expected["y"])
@@ -444,7 +478,7 @@ def test_collect_counts(kernel_ops):
 @pytest.mark.parametrize("width", [1, 7, 70])
 @pytest.mark.parametrize(
     "operation",
-    ["batch_norm", "max_pool", "softmax_cross_entropy"]
+    ["batch_norm", "max_pool", "softmax_cross_entropy", "softmax_cross_entropy smoothed"]
     + [f"activate {name}" for name in ACTIVATIONS if name != "linear"],
 )
 def test_nan_and_infinity_stay_visible(kernel_ops, operation, width):
@@ -458,6 +492,19 @@ def test_nan_and_infinity_stay_visible(kernel_ops, operation, width):
         np.testing.assert_array_equal(np.isfinite(found[name]), np.isfinite(expected[name]))
         if operation == "max_pool" or name == "correct":
             np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize("classes", [2, 10, 37, 1000])
+def test_the_smoothed_loss_of_few_and_many_classes(kernel_ops, classes):
+    random = np.random.default_rng(classes)
+    for B in (1, 5, 40):
+        case = make_case("softmax_cross_entropy", random, E=3, B=B, C=classes)
+        case.others["smoothing"] = random.uniform(0.01, 0.99)
+        expected = case.run(ops_numpy, dtype=np.float64)
+        found = case.run(kernel_ops)
+        np.testing.assert_array_equal(found["correct"], expected["correct"])
+        assert relative(found["loss"], expected["loss"]) < 1e-6
+        assert relative(found["dlogits"], expected["dlogits"]) < 1e-6
 
 
 def test_the_loss_of_many_images_and_classes(kernel_ops):

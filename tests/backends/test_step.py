@@ -35,7 +35,7 @@ from minicnn.training.trainer import Job, Trainer
 
 E, B = 2, 3
 SEED_NETWORK = Recipe(nets=E, epochs=1, batch_size=B, seed=7)
-STATE = "params", "moving", "moment_1", "moment_2", "step", "learning_rate"
+STATE = "params", "moving", "moment_1", "moment_2", "step"
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,24 @@ def test_a_step_of_fused_blocks_is_numpys_within_the_rounding_of_tf32(block_job)
     images = (block_job.data.test_images[..., None] / 255).astype(np.float32)
     found, expected = (trainer.model.predict(images) for trainer in (ours, reference))
     assert relative(found, expected) < 2e-3
+
+
+def test_statistics_after_averaging_are_numpys_in_fused_blocks(block_job):
+    recipe = replace(block_job.recipe, average_decay=0.5)
+    trainers = [
+        Trainer(replace(block_job, recipe=recipe, device=device, precision=precision), range(1, 4))
+        for device, precision in ((block_job.device, "tf32"), ("numpy", "float32"))
+    ]
+    for trainer in trainers:
+        model, ops = trainer.model, trainer.ops
+        with ops.session():
+            ops.copy(model.params, trainer.averaged)
+            trainer._take_average(lambda: False)
+    ours, reference = (trainer.ops.to_host(trainer.model.moving) for trainer in trainers)
+    assert relative(ours, reference) < 2e-3
+    initial = trainers[1].recipe.model(range(1, 4), "numpy")
+    np.testing.assert_array_equal(trainers[1].model.params, initial.params)
+    assert trainers[0].steps_done == trainers[1].steps_done == 0
 
 
 def step_on_colour(device, precision, layers, shape, B):

@@ -65,7 +65,6 @@ def small():
     ]
     model = Sequential(stack, input_shape=(H, W, 1), nets=E, device="numpy")
     model.ops = Recorder(model.ops)
-    model.learning_rate[...] = 1e-3
     return SimpleNamespace(
         model=model,
         plan=model.plan(B, training=True),
@@ -74,6 +73,7 @@ def small():
         labels=np.zeros(11, np.uint8),
         order=np.zeros((E, 2, B), np.int32),
         bounds=RandomAffine(10, 0.1, 0.1, 0.1).bounds(H, W),
+        rates=np.array([1e-3, 1e-4]),
         sums=np.zeros((E, 3)),
     )
 
@@ -85,7 +85,7 @@ IN_PLACE = {"adam": [0, 2, 3], "accumulate": [2], "update_moving": [0]}
 def bytes_given(trainer, operation):
     """Bytes of the arrays that an operation passes to the backend: each once, in place twice."""
     model, calls = trainer.model, trainer.ops.calls
-    steering = model.net_numbers, model.step, model.learning_rate, trainer.bounds
+    steering = model.net_numbers, model.step, trainer.rates, trainer.bounds
     left_out = [*steering, trainer.plan.passes[0][1].workspace]
     calls.clear()
     operation.run()

@@ -334,10 +334,11 @@ NUMBERS = {
     "first-net": "-1 0 nan inf x 1.5 4294967296",
     "seed": "-1 nan inf x 1.5 4294967296",
     "epochs batch-size limit test-limit workers memory": "-1 0 nan inf x 1.5",
-    "validation-fraction zoom": "-0.1 1 nan inf x",
-    "width-shift height-shift": "-0.1 1.5 nan inf x",
+    "validation-fraction zoom warm-up average-decay": "-0.1 1 nan inf x",
+    "width-shift height-shift elastic": "-0.1 1.5 nan inf x",
     "rotation": "-1 181 nan inf x",
     "learning-rate": "-1 0 nan inf x",
+    "average-epochs": "-1 nan inf x 1.5 3",
     "decay": "-0.5 0 1.5 nan inf x",
 }
 
@@ -369,6 +370,11 @@ ARGUMENTS = {
     "--precision=half": ".*precision: invalid choice: 'half' .*choose from .*float32",
     "--out=data/train.csv": "argument --out: data/train.csv is a file, expected a folder",
     "--recipe=none": "argument --recipe: invalid choice: 'none' .*choose from .*demo.*seed",
+    "--schedule=step": "argument --schedule: invalid choice: 'step' .*choose from .*cosine",
+    "--schedule=linear --decay=0.9": "argument --decay: schedule linear has none, expected",
+    "--average-epochs=1 --average-decay=0.9": (
+        "argument --average-decay: got 0.9 with average_epochs 1, expected only one of them"
+    ),
     "--device=tpu": "argument --device: invalid choice: 'tpu' .*choose from .*auto.*numpy",
     "--data": "argument --data: expected one argument",
     "--frob": "unrecognized arguments: --frob$",

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -120,6 +121,27 @@ def test_resuming_a_finished_run_changes_nothing(run):
     done = command("minicnn.train", *TINY, "--out", run[0], "--resume")
     assert done.returncode == 0, done.stderr
     assert state(run[0]) == before
+
+
+def test_a_run_of_an_earlier_version_resumes(run, tmp_path):
+    """Its files lack the fields that recipes have got since."""
+    folder = tmp_path / "out"
+    shutil.copytree(run[0], folder)
+    known = (
+        "nets first_net epochs batch_size validation_fraction rotation zoom width_shift "
+        "height_shift learning_rate decay dropout momentum seed".split()
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config["recipe"] = {name: config["recipe"][name] for name in known}
+    (folder / "config.json").write_text(json.dumps(config))
+    arrays, about = checkpoint.load(folder / "checkpoint.npz")
+    about["recipe"] = dict(config["recipe"])
+    checkpoint.save(folder / "checkpoint.npz", arrays, about)
+    done = command("minicnn.train", *TINY, "--out", folder, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert state(folder) == state(run[0])
+    done = command("minicnn.train", *TINY, "--schedule=linear", "--out", folder, "--resume")
+    assert done.returncode == 2 and "has schedule exponential, got linear" in done.stderr
 
 
 def test_resume_without_a_first_checkpoint_starts_anew(run, tmp_path):
@@ -295,8 +317,8 @@ def test_help_names_every_option_of_the_command():
     text = command("minicnn.train", "--help").stdout
     for option in (
         "data recipe nets first-net epochs batch-size limit test-limit validation-fraction rotation"
-        " zoom width-shift height-shift learning-rate decay seed device precision memory workers"
-        " no-graph out resume no-figures quiet"
+        " zoom width-shift height-shift learning-rate decay views seed device precision memory"
+        " workers no-graph out resume no-figures quiet"
     ).split():
         assert f"--{option}" in text
 

@@ -22,11 +22,26 @@ extern "C" __global__ void affine_parameters(
     unsigned step, int B, PerNet<float> drawn) {
     int b = blockIdx.x * blockDim.x + threadIdx.x;
     if (b >= B) return;
-    Affine a = draw_affine(ranges, Random{seed, unsigned(nets.row()[0]), stream, step}, b);
+    const float *low = ranges, *high = ranges + AFFINE;
+    Affine a = draw_affine(low, high, Random{seed, unsigned(nets.row()[0]), stream, step}, b);
     float* of_image = drawn.row() + b;
     of_image[0] = a.theta;
     of_image[B] = a.tx;
     of_image[2 * B] = a.ty;
     of_image[3 * B] = a.zx;
     of_image[4 * B] = a.zy;
+}
+
+// drawn (B, 2 * NODES * NODES): the nodes of a net's B images, a thread block for each
+extern "C" __global__ void elastic_nodes(
+    const float* ranges, unsigned seed, PerNet<const long long> nets, unsigned stream,
+    unsigned step, PerNet<float> drawn) {
+    __shared__ Nodes nodes[1];
+    Random random{seed, unsigned(nets.row()[0]), stream, step};
+    draw_nodes(ranges, ranges + 2, random, blockIdx.x, nodes);
+    __syncthreads();
+    constexpr int COUNT = NODES * NODES;
+    for (int i = threadIdx.x; i < 2 * COUNT; i += blockDim.x) {
+        drawn.row()[blockIdx.x * 2 * COUNT + i] = nodes->of_axis[i / COUNT][i % COUNT];
+    }
 }

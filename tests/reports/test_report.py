@@ -185,7 +185,9 @@ def test_trials(capsys, tmp_path):
 def test_every_study_at_once(capsys, tmp_path):
     folder = tmp_path / "study"
     recipe = Recipe(nets=2, epochs=2, validation_fraction=0.0)
-    asked = Namespace(trials=2, rotation=[0, 10], shift=[0])
+    asked = Namespace(
+        trials=2, rotation=[0, 10], shift=[0], recipe="seed", candidate=["a: decay=1", "b:"]
+    )
     for name, module in STUDIES.items():
         if module is variance:
             put(folder, name, [])

@@ -2,6 +2,7 @@
 
 import csv
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import minicnn.recipe
 from minicnn import model
 from minicnn.augment import RandomAffine
 from minicnn.files import DataError
+from minicnn.nets import Nets
 from minicnn.recipe import Recipe
 from minicnn.studies import trials
 from minicnn.studies.store import FILE, Cell, Store
@@ -135,6 +137,24 @@ def test_the_images_are_those_that_the_recipe_distorts(source, monkeypatch):
     monkeypatch.setattr(RandomAffine, "__call__", lambda self, images, *_: np.zeros_like(images))
     for trained in train_nets(asked):  # every image is predicted alike
         assert trained.distorted_accuracy in {np.mean(labels == digit) for digit in range(10)}
+
+
+def test_distorted_images_are_seen_in_the_recipes_views(source, monkeypatch):
+    seen, predict = [], Nets.predict
+
+    def watched(self, x, views=1):
+        seen.append(views)
+        return predict(self, x, views)
+
+    monkeypatch.setattr(Nets, "predict", watched)
+    one, three = (
+        train_nets(replace(asked, recipe=replace(asked.recipe, views=views)))
+        for asked in [task(source, distorted=True)]
+        for views in (1, 3)
+    )
+    assert seen == [1, 1, 3, 3]
+    for before, after in zip(one, three, strict=True):
+        assert (before.probabilities != after.probabilities).any()
 
 
 # ---- the command ---------------------------------------------------------------------------------

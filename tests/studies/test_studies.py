@@ -21,7 +21,7 @@ from scipy import stats
 from stored_nets import SETTINGS
 
 import minicnn.recipe
-from minicnn import __version__, machine, model, study
+from minicnn import RandomAffine, __version__, machine, model, study
 from minicnn.files import DataError
 from minicnn.recipe import Recipe
 from minicnn.studies import ablation, executors, grid, hardest, statistics, variance
@@ -81,6 +81,13 @@ def test_each_network_can_be_trained(changes):
     loss, _ = net.train_on_batch(images, np.arange(8)[None] % 3)
     assert np.isfinite(loss).all()
     assert net.count_params() == ablation._weights(variant)
+
+
+def test_the_ablation_augments_in_its_last_step_alone():
+    recipe = Recipe(elastic=0.1)
+    *before, last = ablation.cells(recipe, Namespace(trials=1))
+    assert {cell.recipe.augment for cell in before} == {RandomAffine()}
+    assert last.recipe.augment == recipe.augment
 
 
 def test_the_grid_has_the_notebooks_cells():
@@ -184,6 +191,10 @@ def test_each_network_has_a_group_of_its_own():
     seconds, groups = work.measure(place, 100, lambda: False)
     assert len(asked) == len(groups) == 8  # two cells have the seed network
     assert seconds == pytest.approx((8 * 2 + 30) * (640 + 100 / 3) / 100)
+    viewed = [replace(cell, recipe=replace(cell.recipe, views=9)) for cell in cells]
+    viewed = Work(viewed, set(), source=Source("digits", images=640))
+    seconds, _ = viewed.measure(place, 100, lambda: False)
+    assert seconds == pytest.approx((8 * 2 + 30) * (640 + 9 * 100 / 3) / 100)
     del asked[:]
     work.do(place, groups, None, lambda cell, nets: None, lambda images: None, lambda: False)
     sizes = {}

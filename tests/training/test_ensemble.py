@@ -334,11 +334,14 @@ def test_nets_are_split_into_consecutive_ranges():
 def test_the_recipes_are_the_notebooks_and_the_demo():
     seed, demo = RECIPES["seed"], RECIPES["demo"]
     assert (seed.nets, seed.epochs, seed.batch_size, seed.momentum) == (15, 45, 64, 0.99)
-    assert [seed.schedule(epoch) for epoch in (1, 3)] == [1e-3, 1e-3 * 0.95**2]
+    assert [[*seed.learning_rates(epoch, 2)] for epoch in (1, 3)] == [
+        [1e-3] * 2,
+        [1e-3 * 0.95**2] * 2,
+    ]
     augment = seed.augment
     ranges = augment.rotation_range, augment.zoom_range
     shifts = augment.width_shift_range, augment.height_shift_range
-    assert (*ranges, *shifts) == (10, 0.1, 0.1, 0.1)
+    assert (*ranges, *shifts, augment.elastic_range) == (10, 0.1, 0.1, 0.1, 0)
     assert demo.momentum == 0.9
     assert replace(demo, nets=15, epochs=45, momentum=0.99) == seed
 
@@ -355,10 +358,21 @@ def test_the_recipes_are_the_notebooks_and_the_demo():
         ("zoom", -0.1),
         ("rotation", "10"),
         ("width_shift", 1.1),
+        ("elastic", 1.1),
         ("learning_rate", 0),
         ("decay", float("inf")),
+        ("label_smoothing", 1),
+        ("label_smoothing", -0.1),
+        ("schedule", "step"),
+        ("schedule", ["linear"]),
+        ("warm_up", 1),
+        ("average_epochs", 46),
+        ("average_epochs", 1.0),
+        ("average_decay", 1),
         ("dropout", 1),
         ("momentum", -1),
+        ("views", 0),
+        ("views", 28),
         ("seed", 2**32),
     ],
 )

@@ -252,6 +252,8 @@ def test_augmentation_in_words(build, digits):
         "Rotation ±7.5°, zoom ±0 %, shift ±12.5 % of the width and ±20 % of the height",
     ]
     assert len(figure.axes) == 11
+    figure = build("augmented_images", images, labels, RandomAffine(10, 0.1, 0.1, 0.1, 0.075))
+    assert notes(figure)[1] == "Rotation ±10°, zoom ±10 %, shift ±10 %, elastic ±7.5 %"
 
 
 # ---- predictions ---------------------------------------------------------------------------------

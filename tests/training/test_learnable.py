@@ -32,7 +32,15 @@ def checked(source=LETTERS, **fields):
 
 def test_an_ordinary_training_is_no_occasion_for_words():
     assert checked() == []
-    assert checked(batch_size=4, learning_rate=1.0, decay=0.5, rotation=180, zoom=0.5) == []
+    assert (
+        checked(
+            batch_size=4, learning_rate=1.0, decay=0.5, rotation=180, zoom=0.5, label_smoothing=0.5
+        )
+        == []
+    )
+    # They end at 0, and decay is not theirs.
+    for schedule in ("linear", "cosine"):
+        assert checked(epochs=2000, schedule=schedule, warm_up=0.1, decay=0.1) == []
 
 
 @pytest.mark.parametrize(
@@ -62,11 +70,14 @@ def test_settings_that_never_learn_are_refused(fields, named):
     ("fields", "told"),
     [
         ({"batch_size": 2}, "batch_normalization_6 normalise 2 values per channel"),
+        ({"label_smoothing": 0.51}, "label smoothing 0.51 spreads more than half of each label"),
         ({"learning_rate": 1e-6}, "learning rate 1e-06 moves a weight by at most about 9e-06"),
+        ({"learning_rate": 1e-5, "schedule": "cosine"}, "weight by at most about 5e-05 in"),
         ({"epochs": 9, "decay": 0.01}, "from epoch 5 of 9 on the nets learn nothing"),
         ({"zoom": 0.9}, "zoom 0.9 moves much of an image out of its frame"),
         ({"width_shift": 0.8}, "width shift 0.8 moves much"),
         ({"height_shift": 1.0}, "height shift 1 moves much"),
+        ({"elastic": 0.4}, "elastic 0.4 distorts images so much that some fold"),
         ({"validation_fraction": 0.6}, "leaves less than half of the images for training"),
     ],
 )

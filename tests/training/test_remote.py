@@ -149,11 +149,14 @@ def test_a_worker_that_goes_on_keeps_its_trainer(recipe, loaded, tmp_path, monke
     assert not remote._kept
 
 
-def test_another_worker_goes_on_with_the_same_bits(recipe, loaded, tmp_path, monkeypatch):
-    class Forgetful(dict):
-        def __setitem__(self, token, trainer):
-            pass
+class Forgetful(dict):
+    """Of a worker: each epoch begins from the state that came back, as if by another worker."""
 
+    def __setitem__(self, token, trainer):
+        pass
+
+
+def test_another_worker_goes_on_with_the_same_bits(recipe, loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_kept", Forgetful())
     training = Training(recipe, loaded, "numpy", tmp_path)
     training.same(training.train(Threads(["a", "b"])))
@@ -191,6 +194,19 @@ def test_the_middle_of_an_epoch_is_no_obstacle(recipe, loaded, tmp_path):
     assert checkpoint.load(path)[1]["step"] == 5  # the validation asks, too
     training.same(training.train(Threads(["a"])))
     assert sum(count for count, _ in training.reports) == (3 * 3 * 4 - 5) * 16
+
+
+@pytest.mark.parametrize("stop", [2, 7, None])
+def test_averages_of_weights_come_back(recipe, loaded, tmp_path, monkeypatch, stop):
+    """Stopped here in the middle of an epoch, or while another worker takes each epoch."""
+    monkeypatch.setattr(remote, "_kept", Forgetful())
+    averaging = replace(recipe, nets=2, average_decay=0.9)
+    training = Training(averaging, loaded, "numpy", tmp_path, group_size=2)
+    if stop is not None:
+        stops = iter([False] * stop + [True])
+        with pytest.raises(Interrupted):
+            ensemble.train_ensemble(training.there, should_stop=lambda: next(stops))
+    training.same(training.train(Threads(["a"])))
 
 
 def test_groups_follow_the_workers_that_come_and_go(recipe, loaded, tmp_path):
