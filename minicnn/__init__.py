@@ -45,5 +45,15 @@ __all__ = [
     "load_data",
     "load_model",
     "mnist_cnn",
+    "prepare_digits",
     "rng",
 ]
+
+
+def __getattr__(name):
+    """prepare_digits, imported on its first use: scipy.ndimage takes a while to import."""
+    if name != "prepare_digits":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .data.handwriting import prepare_digits  # noqa: PLC0415
+
+    return prepare_digits

@@ -1,6 +1,7 @@
 """python -m minicnn.predict: reads a checkpoint and test images, writes a submission.
 
 This module reads the arguments. training/prediction.py loads the checkpoint and predicts.
+predict_images.py does so for photos of handwritten digits.
 """
 
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import checks, devices, machine
+from . import checks, devices, machine, predict_images
 from .augment import MOST_VIEWS
 from .command import (
     CHECKPOINT_HELP,
@@ -38,7 +39,11 @@ def predict(arguments, should_stop=lambda: False):
         checks.integer("argument --views", arguments.views, 1, MOST_VIEWS)
     machine.use_threads(arguments.threads)
     device, ops, _ = devices.choose_openly(arguments.device)
-    check_out_file(arguments.out)
+    if arguments.images is not None:
+        predict_images.predict_images(arguments, device, ops, should_stop)
+        return
+    out = arguments.out or Path("submission.csv")
+    check_out_file(out)
     trained = prediction.load_classifier(arguments.checkpoint)
     data = prediction.test_set(trained, arguments.data, progress=not arguments.quiet)
     images, truth = data.x_test, data.y_test
@@ -50,36 +55,46 @@ def predict(arguments, should_stop=lambda: False):
             trained, images, views, device, ops, arguments.workers, bar.update, should_stop
         )
     labels = ensemble.vote(probabilities)
-    write_submission(arguments.out, labels, trained.architecture.classes, data.test_ids)
+    write_submission(out, labels, trained.architecture.classes, data.test_ids)
     if truth is not None:
         print(f"Ensemble of {len(probabilities)}: Test accuracy={np.mean(labels == truth):.5f}")
-    print(f"{len(labels):,} predictions: {arguments.out}")
+    print(f"{len(labels):,} predictions: {out}")
 
 
 def _parser():
     parser = Parser(
         prog="minicnn.predict",
-        usage="python -m minicnn.predict --checkpoint FILE --data DIR [--out FILE] [options]",
-        description="Predict the classes of images with a trained ensemble and write a Kaggle "
-        "submission. Where the labels are known, print the accuracy.",
+        usage="python -m minicnn.predict --checkpoint FILE (--data DIR | --images FILE ...) "
+        "[--out FILE] [options]",
+        description="Predict the classes of images with a trained ensemble. With --data, write a "
+        "Kaggle submission and, where the labels are known, print the accuracy. With --images, "
+        "find the handwritten digits on photos or drawings, prepare them as MNIST's are, print "
+        "what the nets make of each, and draw it. " + predict_images.UNSURE,
         epilog=f"{EXIT_STATUS}\n\n{DATA_HELP}",
         allow_abbrev=False,
     )
     parser.add_argument(
         "--checkpoint", required=True, type=Path, metavar="FILE", help=CHECKPOINT_HELP
     )
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--data",
-        required=True,
         metavar="DIR",
         help="where the test images are, in a form listed below; training files are not needed",
+    )
+    source.add_argument(
+        "--images",
+        nargs="+",
+        metavar="FILE",
+        help="photos or drawings of handwritten digits: PNG or JPEG files of any size, or folders "
+        "of them; needs Pillow",
     )
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("submission.csv"),
         metavar="FILE",
-        help="the submission to write (default: submission.csv)",
+        help="the submission to write (default: submission.csv), or with --images the figure "
+        f"(default: {predict_images.OUT})",
     )
     parser.add_argument(
         "--views",

@@ -21,7 +21,7 @@ recipe
 training
 model
 command
-studies train predict export
+studies train predict predict_images export
 reports
 study report
 """
@@ -80,6 +80,7 @@ def test_what_readme_has_shown_can_be_imported(module, names):
 def test_public_names_stay():
     expected = """
         Activation Adam BatchNormalization Conv2D CosineDecay Dense Dropout ExponentialDecay Flatten
-        LinearDecay MaxPooling2D RandomAffine Sequential augment load_data load_model mnist_cnn rng
+        LinearDecay MaxPooling2D RandomAffine Sequential augment load_data load_model mnist_cnn
+        prepare_digits rng
     """
     assert set(minicnn.__all__) == set(expected.split())

@@ -16,9 +16,9 @@ from .sources import check_memory, check_size, size_text
 
 MAX_BYTES = 1 << 24  # of a file: more than the largest image takes without compression
 ENDINGS = ".png", ".jpg", ".jpeg"
+FORMATS = "PNG", "JPEG"
 OTHER_ENDINGS = ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".heic", ".avif", ".jp2"
 
-_FORMATS = "PNG", "JPEG"
 _COLOUR = 3  # channels
 _GREY_MODES = "1", "L", "LA"
 _COLOUR_MODES = "RGB", "RGBA", "P", "PA"
@@ -71,12 +71,12 @@ def _decode(path, expected):
     """The pixels of a file, uint8 (H, W) or (H, W, 3). expected: (H, W), or False for any."""
     import PIL.Image  # noqa: PLC0415
 
-    content = _read(path)
+    content = content_of(path)
     try:
-        image = PIL.Image.open(io.BytesIO(content), formats=_FORMATS)
+        image = PIL.Image.open(io.BytesIO(content), formats=FORMATS)
         shape = image.height, image.width
     except Exception as error:  # Pillow's errors for broken files are of many kinds
-        raise _broken(path, error) from None
+        raise broken(path, error) from None
     check_size(path, 1, shape)
     if expected and shape != expected:
         got, wanted = size_text(shape), size_text(expected)
@@ -84,9 +84,9 @@ def _decode(path, expected):
     try:
         image.load()
         opaque = _is_opaque(image)
-        pixels = _pixels(image) if opaque else None
+        pixels = pixels_of(image) if opaque else None
     except Exception as error:
-        raise _broken(path, error) from None
+        raise broken(path, error) from None
     if not opaque:
         raise DataError(
             f"{path}: got transparent pixels, expected an opaque image: choose a background for it"
@@ -96,18 +96,20 @@ def _decode(path, expected):
     return pixels
 
 
-def _read(path):
+def content_of(path, most=MAX_BYTES):
+    """The bytes of a file, at most `most` of them. Raises DataError."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size <= MAX_BYTES:
+            if size <= most:
                 return file.read(size)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    raise DataError(f"{path}: got {size:,} bytes, expected at most {MAX_BYTES:,}")
+    raise DataError(f"{path}: got {size:,} bytes, expected at most {most:,}")
 
 
-def _broken(path, error):
+def broken(path, error):
+    """The DataError for an error of Pillow."""
     if type(error).__name__ == "UnidentifiedImageError":
         return DataError(f"{path}: got another kind of file, expected a PNG or JPEG image")
     text = str(error).rstrip(".") or type(error).__name__
@@ -123,7 +125,7 @@ def _is_opaque(image):
     return np.asarray(image.convert("RGBA"))[..., 3].min() == 255
 
 
-def _pixels(image):
+def pixels_of(image):
     """The pixels of a decoded image, uint8 (H, W) or (H, W, 3); None for modes of other colours."""
     if image.mode.startswith("I"):
         return np.uint8((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535)

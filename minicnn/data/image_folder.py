@@ -106,12 +106,14 @@ def _open(path, root):
                     raise _too_many(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return _Folder(path, root, sorted(folders, key=_order), sorted(images, key=_order), faults)
+    return _Folder(
+        path, root, sorted(folders, key=by_numbers), sorted(images, key=by_numbers), faults
+    )
 
 
 def _check(folder):
     """Raise the first fault of a folder that is to be read."""
-    for name in sorted(folder.faults, key=_order):
+    for name in sorted(folder.faults, key=by_numbers):
         raise DataError(folder.faults[name])
 
 
@@ -119,7 +121,7 @@ def _is_in(path, root):
     return os.path.realpath(path).startswith(os.path.join(root, ""))
 
 
-def _order(name):
+def by_numbers(name):
     """The key that sorts names, with numbers in them by their values."""
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
@@ -151,7 +153,7 @@ def _has_classes(folder):
 def _roles(top):
     """{"train", "test" or "validation": the _Folder}; empty if these names are those of classes."""
     roles = {}
-    for name in sorted([*top.folders, *top.faults], key=_order):
+    for name in sorted([*top.folders, *top.faults], key=by_numbers):
         if role := _role(name):
             if name in top.faults:
                 raise DataError(top.faults[name])

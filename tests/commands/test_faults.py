@@ -442,7 +442,7 @@ PREDICT = {
     "--data=digits --out=missing/labels.csv": "argument --out: got missing/labels.csv, expected a",
     "--data=digits --checkpoint=missing.npz": r"missing\.npz: .*[Nn]o such file",
     "--data=digits --workers=0": "argument --workers: got 0, expected a positive integer",
-    "--quiet": "the following arguments are required: --data",
+    "--quiet": "one of the arguments --data --images is required",
 }
 
 
