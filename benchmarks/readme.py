@@ -142,8 +142,8 @@ def _optional(kind):
 FILES = """
 the command, and every number of a recipe | train.py recipe.py
 training: groups of nets and their votes; the epochs | training/ensemble.py training/trainer.py
-the network: a step, nodes, layers; the arrays of a step; Adam, schedules, averages | nets.py network/stack.py \
-    network/layers.py network/plan.py network/optim.py
+the network: a step, nodes, layers; the arrays of a step; Adam, schedules, averages | nets.py \
+    network/stack.py network/layers.py network/plan.py network/optim.py
 what a backend offers, and all of it in NumPy; im2col; strides and padding | \
     backends/backend.py backends/ops_numpy.py backends/im2col.py network/geometry.py
 random numbers, and augmentation | rng.py augment.py backends/affine.py
