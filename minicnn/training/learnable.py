@@ -134,7 +134,7 @@ def _check_rates(recipe, steps):
 def _slow_average(recipe, steps):
     """What is unwise about an average that so many steps hardly move; None if they do."""
     decay = recipe.average_decay  # the average begins with the weights after the first step
-    if decay ** (steps - 1) <= _OF_START:
+    if not decay or decay ** (steps - 1) <= _OF_START:
         return None
     needed = 1 + log(_OF_START) / log(decay)
     return (

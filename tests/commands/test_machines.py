@@ -200,8 +200,8 @@ from pathlib import Path
 from minicnn.training import ensemble, prediction
 from minicnn.training.trainer import Trainer
 def counted(function):
-    def then_count(*arguments):
-        result = function(*arguments)
+    def then_count(*arguments, **options):
+        result = function(*arguments, **options)
         threads = len(os.listdir("/proc/self/task")) - threading.active_count() + 1
         here, deadline = Path(__file__).parent, time.monotonic() + 60
         (here / f"threads-{os.getpid()}").write_text(str(threads))

@@ -100,6 +100,13 @@ def test_an_average_that_leaves_the_first_weights_is_no_occasion_for_words():
     assert checked(average_decay=0.5) == [] == checked(average_decay=0.999, epochs=1600, decay=1.0)
 
 
+def test_a_training_of_one_step_is_checked_like_any_other():
+    batch = 234  # all images of a net but a few, so that there is one step
+    assert not any("average" in told for told in checked(epochs=1, batch_size=batch))
+    told = checked(epochs=1, batch_size=batch, average_decay=0.5)
+    assert any("needs about 8 steps at average decay 0.5" in line for line in told)
+
+
 def test_any_number_of_epochs_is_checked_at_once():
     (line,) = checked(epochs=10**9, decay=0.999999)
     assert re.search("from epoch 138\\d{5} of 1000000000 on", line)
