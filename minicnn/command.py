@@ -1,6 +1,6 @@
 """Shared by the commands: arguments, one-line errors, output, progress.
 
-The commands are train.py, predict.py, export.py, study.py and report.py.
+The commands are train.py, predict.py, export.py, draw.py, study.py and report.py.
 """
 
 import argparse

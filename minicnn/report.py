@@ -16,13 +16,17 @@ from .command import (
     check_out_file,
     run_short,
 )
+from .draw import write_page
 from .files import DataError, atomic_write
 from .reports import run as run_page
 from .reports import study as study_page
 from .reports import webpage
 from .studies.store import FILE
+from .training.ensemble import FINAL
 from .training.run_folder import CONFIG
 from .training.workers import Interrupted
+
+_DRAW = "draw.html"  # what --draw writes
 
 
 def main(argv=None):
@@ -39,10 +43,18 @@ def report(arguments, should_stop=lambda: False):
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder, expected the folder of a run or study")
     check_out_file(out)
+    if arguments.draw and not (folder / CONFIG).exists():
+        raise ValueError(f"argument --draw: {folder} holds no run, expected one to draw for")
+    if arguments.draw and out.name == _DRAW:
+        raise ValueError(f"argument --out: got {out}, expected another name, as --draw writes it")
     kinds, parts = [], []
     if (folder / CONFIG).exists():
         kinds.append("Run")
         parts += run_page.parts(arguments, should_stop)
+        if arguments.draw:
+            page = out.with_name(_DRAW)
+            write_page(folder / FINAL, page, should_stop=should_stop)
+            parts.append(("Draw", webpage.link(page.name, "A page to draw on"), False))
     if (folder / FILE).exists():
         kinds.append("Studies")
         parts += study_page.parts(arguments, should_stop)
@@ -98,6 +110,12 @@ def _parser():
         metavar="DIR",
         help="where the test images are now, as for minicnn.predict (default: where they were for "
         "the run)",
+    )
+    parser.add_argument(
+        "--draw",
+        action="store_true",
+        help="of a run, also write draw.html beside the page, with its nets to draw for, and link "
+        "to it; see minicnn.draw",
     )
     parser.add_argument("--device", choices=devices.NAMES, default="auto", help=DEVICE_HELP)
     parser.add_argument("--quiet", action="store_true", help="show no progress")

@@ -20,7 +20,14 @@ from minicnn.emulator import Emulator
 
 # A failing assertion in these helpers shows the values, as it does in a test file.
 pytest.register_assert_rewrite(
-    "block_cases", "digit_files", "image_trees", "layer_frames", "report_pages", "stacks"
+    "block_cases",
+    "browser",
+    "digit_files",
+    "image_trees",
+    "javascript",
+    "layer_frames",
+    "report_pages",
+    "stacks",
 )
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(minicnn.__file__).parent
 FLOORS = """
 checks control_groups files machine progress rng shared_context
 drawing data network
-backends exports
+backends exports drawpage
 emulator augment
 devices
 nets
@@ -21,7 +21,7 @@ recipe
 training
 model
 command
-studies train predict predict_images export
+studies train predict predict_images export draw
 reports
 study report
 """

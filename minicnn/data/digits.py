@@ -105,7 +105,7 @@ _WORDS = 2 + len(_RANGES) + 2 * len(_WOBBLE)  # random words per image
 _CHUNK = 64  # images drawn at a time: two float32 arrays (28, 28, 64) fit the L2 cache
 
 
-def _curve(stroke):
+def curve(stroke):
     """A stroke "x,y x,y ..." as closely spaced points (2, S) of a Catmull-Rom spline."""
     p = np.array([point.split(",") for point in stroke.split()], np.float64).T  # (2, P)
     if (p[:, 0] == p[:, -1]).all():
@@ -123,7 +123,7 @@ def _curve(stroke):
 
 def _glyph(shape):
     """The strokes of a shape as evenly spaced points (2, _POINTS), y from -1 to 1."""
-    strokes = [_curve(stroke) for stroke in shape.split("/")]
+    strokes = [curve(stroke) for stroke in shape.split("/")]
     # Distances between neighbouring points of a stroke; 0 from one stroke to the next.
     steps = [np.append(0, np.sqrt((np.diff(stroke) ** 2).sum(0))) for stroke in strokes]
     way = np.cumsum(np.concatenate(steps))

@@ -180,6 +180,11 @@ def paragraph(words, kind=""):
     return f"<p{mark}>{text(words)}</p>"
 
 
+def link(address, words):
+    """A paragraph with a link to a file beside the page."""
+    return f'<p><a href="{text(address)}">{text(words)}</a></p>'
+
+
 def bullets(lines):
     """A bulleted list of lines."""
     return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"

@@ -27,7 +27,8 @@ from report_pages import (
 from runs import TINY, command
 from study_oracle import Oracle
 
-from minicnn import drawing, train
+from minicnn import drawing, load_model, report, train
+from minicnn.drawpage import document
 from minicnn.recipe import Recipe
 from minicnn.reports import parts, study, webpage
 from minicnn.studies import STUDIES, hardest, variance
@@ -128,6 +129,26 @@ def test_a_run_whose_test_images_have_no_labels(capsys, tmp_path):
     for row, picture in zip(rows, page.quiz(), strict=True):
         assert guesses[int(row[4]) - 1] == f"{row[4]},{row[1]}"
         assert np.array_equal(picture, TEST[int(row[4]) - 1])
+
+
+def test_a_page_to_draw_on(capsys, folder):
+    made(capsys, folder, "--draw")
+    assert (
+        '<p><a href="draw.html">A page to draw on</a></p>' in (folder / "report.html").read_text()
+    )
+    model = load_model(folder / "checkpoint.npz", device="numpy")
+    assert (folder / "draw.html").read_text() == document(model)
+
+
+def test_a_page_to_draw_on_that_cannot_be_written(capsys, folder, tmp_path):
+    for arguments, named in (
+        ([folder, f"--out={tmp_path / 'draw.html'}"], "argument --out: got"),
+        ([put(tmp_path / "study", "hardest", one_cell())], "argument --draw: "),
+    ):
+        assert report.main([*map(str, arguments), "--draw"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"minicnn.report: error: {named}") and error.count("\n") == 1
+        assert not (tmp_path / "draw.html").exists()
 
 
 # ---- studies -------------------------------------------------------------------------------------
