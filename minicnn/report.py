@@ -47,13 +47,15 @@ def report(arguments, should_stop=lambda: False):
         raise ValueError(f"argument --draw: {folder} holds no run, expected one to draw for")
     if arguments.draw and out.name == _DRAW:
         raise ValueError(f"argument --out: got {out}, expected another name, as --draw writes it")
+    if arguments.draw:  # first: the rest takes longer, and a fault here would lose it
+        page = out.with_name(_DRAW)
+        check_out_file(page)
+        write_page(folder / FINAL, page, should_stop=should_stop)
     kinds, parts = [], []
     if (folder / CONFIG).exists():
         kinds.append("Run")
         parts += run_page.parts(arguments, should_stop)
         if arguments.draw:
-            page = out.with_name(_DRAW)
-            write_page(folder / FINAL, page, should_stop=should_stop)
             parts.append(("Draw", webpage.link(page.name, "A page to draw on"), False))
     if (folder / FILE).exists():
         kinds.append("Studies")

@@ -4,6 +4,7 @@ Tests are skipped where none is installed. MINICNN_TEST_BROWSER names another on
 """
 
 import base64
+import contextlib
 import json
 import os
 import select
@@ -30,6 +31,8 @@ for target, pipe in enumerate(pipes, 3):
 os.execv(sys.argv[3], sys.argv[3:])
 """
 _SECONDS = 60  # the longest wait for an answer
+_KEYS = {" ": 32, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+_KEYS |= {"Delete": 46, "Enter": 13, "Tab": 9, "z": 90}
 
 
 class Browser:
@@ -56,7 +59,7 @@ class Browser:
         )
         os.close(commands)
         os.close(answers)
-        self._read, self._count = b"", 0
+        self._read, self._count, self._tabs = b"", 0, []
         self.events = []  # (session, method, params)
 
     def __enter__(self):
@@ -64,8 +67,9 @@ class Browser:
 
     def __exit__(self, *_):
         try:
-            self.call("Browser.close")
-            self._process.wait(10)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.call("Browser.close")
+                self._process.wait(10)
         finally:
             self._process.kill()
             self._process.wait()
@@ -100,6 +104,7 @@ class Browser:
     def open(self, path, width=1280, height=800, touch=False, scheme="light"):
         """The Tab with a file, in a window of this size."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._tabs.append(target)
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         tab = Tab(self, session)
         for domain in ("Page", "Runtime", "Log"):
@@ -117,6 +122,11 @@ class Browser:
         tab.call("Page.navigate", url=path.resolve().as_uri())
         tab.wait("document.readyState === 'complete' && location.protocol === 'file:'")
         return tab
+
+    def close_tabs(self):
+        """Close all pages, and their workers."""
+        while self._tabs:
+            self.call("Target.closeTarget", targetId=self._tabs.pop())
 
 
 class Tab:
@@ -154,39 +164,46 @@ class Tab:
             if session == self._session and method in ("Log.entryAdded", "Runtime.exceptionThrown")
         ]
 
+    def mouse(self, kind, x, y, buttons=1, **more):
+        """An event of the mouse: mousePressed, mouseMoved or mouseReleased."""
+        self.call(
+            "Input.dispatchMouseEvent",
+            type=kind,
+            x=x,
+            y=y,
+            button="left" if buttons or kind == "mouseReleased" else "none",
+            buttons=0 if kind == "mouseReleased" else buttons,
+            clickCount=1,
+            **more,
+        )
+
+    def touch(self, kind, *places):
+        """An event of fingers at these places: touchStart, touchMove, touchEnd or touchCancel."""
+        points = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(places)]
+        self.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+
     def mouse_stroke(self, points):
         """Draw with the left button of the mouse."""
-        for kind, [x, y] in _phases(points, "mousePressed", "mouseMoved", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent",
-                type=kind,
-                x=x,
-                y=y,
-                button="left",
-                buttons=0 if kind == "mouseReleased" else 1,
-                clickCount=1,
-            )
+        self.mouse("mousePressed", *points[0])
+        for point in points[1:]:
+            self.mouse("mouseMoved", *point)
+        self.mouse("mouseReleased", *points[-1])
 
     def touch_stroke(self, points):
         """Draw with a finger."""
-        for kind, [x, y] in _phases(points, "touchStart", "touchMove", "touchEnd"):
-            places = [] if kind == "touchEnd" else [{"x": x, "y": y}]
-            self.call("Input.dispatchTouchEvent", type=kind, touchPoints=places)
+        self.touch("touchStart", points[0])
+        for point in points[1:]:
+            self.touch("touchMove", point)
+        self.touch("touchEnd")
 
-    def key(self, name):
+    def key(self, name, alt=False, ctrl=False, shift=False):
         """Press and release a key, such as ArrowUp."""
-        code = {" ": 32, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}[name]
+        given = {"key": name, "modifiers": alt + 2 * ctrl + 8 * shift}
+        given["windowsVirtualKeyCode"] = _KEYS[name]
         for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=name, windowsVirtualKeyCode=code)
+            self.call("Input.dispatchKeyEvent", type=kind, **given)
 
     def screenshot(self, path):
         """Save a picture of the whole page as PNG."""
         found = self.call("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(found["data"]))
-
-
-def _phases(points, first, middle, last):
-    yield first, points[0]
-    for point in points[1:]:
-        yield middle, point
-    yield last, points[-1]

@@ -22,6 +22,7 @@ from minicnn.emulator import Emulator
 pytest.register_assert_rewrite(
     "block_cases",
     "browser",
+    "drawn",
     "digit_files",
     "image_trees",
     "javascript",

@@ -64,7 +64,8 @@ def document(model, count=None):
     values = {
         "policy": policy,
         "title": f"Draw {what}",
-        "count": "1 network" if len(nets) == 1 else f"{len(nets):,} networks",
+        "count": "a network" if len(nets) == 1 else f"{len(nets):,} networks",
+        "mean": "" if len(nets) == 1 else f", mean of {len(nets):,} networks",
         "version": html.escape(__version__),
         "style": style,
         "about": _json(about),

@@ -45,12 +45,22 @@ function update(ended) {
   ask(ended ? now : null);
   paintPaper();
   paintGrey(at("seen"), SIDE, SIDE, image ?? new Uint8Array(SIDE * SIDE), 0, 255);
-  at("undo").disabled = !earlier.length;
-  at("clear").disabled = !strokes.length;
+  disable(at("undo"), !earlier.length);
+  disable(at("clear"), !strokes.length);
 }
 
-const url = URL.createObjectURL(new Blob([at("worker").textContent], { type: "text/javascript" }));
-const worker = new Worker(url);
+// A button that is disabled loses the focus, so the paper takes it.
+function disable(button, isDisabled) {
+  if (isDisabled && document.activeElement === button) paper.focus();
+  button.disabled = isDisabled;
+}
+
+function say(words) {
+  at("spoken").textContent = words;
+}
+
+let worker = null;
+let failure = ""; // why no answer can come
 let image = null; // that the networks see
 let isReady = false;
 let asked = 0; // the id of the last question
@@ -63,29 +73,43 @@ function ask(ended) {
   isBehind = isBusy && ended === null && image !== null;
   if (isBehind) return;
   asked++; // the answer to an earlier question is not shown any more
-  isBusy = image !== null;
+  isBusy = image !== null && !failure;
   endedAt = ended;
   if (isBusy) worker.postMessage({ id: asked, image, shown: shownNet() });
   else showNothing();
 }
 
-worker.onmessage = ({ data }) => {
+function receive({ data }) {
   if (data === "ready") {
     isReady = true;
-    update(true);
+    update(pointer === null && !cursor.isDown);
   } else if (data.id === asked) {
     isBusy = false;
     show(data.outputs);
-    if (data.maps) showMaps(data.maps);
+    showMaps(data.maps);
     if (isBehind) ask(null);
   }
-};
-worker.onerror = () => {
-  at("verdict").textContent = "This browser does not run the networks.";
-};
-worker.postMessage(at("network").textContent);
+}
+
+function fail() {
+  failure = "The networks cannot be run: this browser is too old, or the file is damaged.";
+  isBusy = isBehind = false;
+  showNothing();
+}
+
+function startWorker() {
+  const source = new Blob([at("worker").textContent], { type: "text/javascript" });
+  worker = new Worker(URL.createObjectURL(source));
+  worker.onmessage = receive;
+  worker.onerror = fail;
+  worker.postMessage(at("network").textContent);
+}
 
 // ---- what the networks say ----------------------------------------------------------------------
+
+const longest = Math.max(...about.classes.map((name) => name.length)); // characters
+at("names").style.width = `${Math.min(Math.max(longest, 5), 16) + 1}ch`;
+at("answer").classList.toggle("named", longest > 5);
 
 const listed = about.classes.length > MOST_CLASSES ? LISTED : about.classes.length;
 const rows = Array.from({ length: listed }, () => {
@@ -117,25 +141,25 @@ function show(outputs) {
   const winner = best(means);
   const agreeing = voting.filter((output) => best(output) === winner).length;
   const isUnsure = means[winner] < 0.5 || 3 * agreeing < 2 * voting.length;
-  const words =
-    `probability ${percent(means[winner])}, ${agreeing} of ${voting.length} ` +
-    `net${voting.length > 1 ? "s" : ""} agree${voting.length > 1 ? "" : "s"}` +
-    (isUnsure ? ", unsure" : "");
+  const agree = outputs.length > 1 ? `, ${agreeing} of ${voting.length} nets agree` : "";
+  const words = `probability ${percent(means[winner])}${agree}${isUnsure ? ", unsure" : ""}`;
   at("verdict").replaceChildren(element("strong", about.classes[winner]), ` ${words}`);
   showBars(means, winner);
   outputs.forEach((output, net) => showVote(votes[net], about.nets[net], output, winner));
   if (endedAt === null) return;
   at("time").textContent = `Answered in ${Math.round(performance.now() - endedAt)} ms.`;
-  at("spoken").textContent = `${about.classes[winner]}, ${words}`;
+  say(`${about.classes[winner]}, ${words}`);
 }
 
+// means: of each class; winner: the most probable one, or null if there is no answer.
 function showBars(means, winner) {
   const order = [...means.keys()];
   if (means.length > rows.length) order.sort((a, b) => means[b] - means[a]);
   rows.forEach(({ row, name, bar, value }, i) => {
+    const mean = means[order[i]];
     name.textContent = about.classes[order[i]];
-    value.textContent = percent(means[order[i]]);
-    bar.style.width = `${100 * Math.min(Math.max(means[order[i]], 0), 1)}%`;
+    value.textContent = winner === null ? "" : percent(mean);
+    bar.style.width = `${100 * Math.min(Math.max(mean, 0), 1)}%`;
     row.className = order[i] === winner ? "winner" : "";
   });
 }
@@ -149,17 +173,18 @@ function showVote(item, number, output, winner) {
   item.replaceChildren(`net ${number}: `, ...vote);
 }
 
-function showNothing(words = "") {
+function showNothing(problem = failure) {
   const prompt = strokes.length ? "Draw something larger." : `Draw ${about.what}.`;
-  at("verdict").textContent = words || (isReady ? prompt : "The networks are being loaded.");
-  at("spoken").textContent = "";
+  const words = problem || (isReady ? prompt : "The networks are being loaded.");
+  at("verdict").textContent = words;
+  if (problem || endedAt !== null) say(problem || strokes.length ? words : "");
   at("time").textContent = "";
-  showBars(about.classes.map(() => 0), -1);
+  showBars(about.classes.map(() => 0), null);
   votes.forEach((item, net) => {
     item.textContent = `net ${about.nets[net]}`;
     item.className = "";
   });
-  at("maps").replaceChildren();
+  showMaps(null);
 }
 
 // ---- what the layers make of it -----------------------------------------------------------------
@@ -174,17 +199,32 @@ function shownNet() {
 at("layers").addEventListener("toggle", () => ask(null));
 at("net").addEventListener("change", () => ask(null));
 
-// maps: the outputs of all layers. Dropout and Flatten change no value, so they are left out.
+const figures = new Map(); // of each layer that is shown, {canvas, caption}
+
+// maps: the outputs of all layers, or null. Dropout and Flatten change no value, so they are left
+// out.
 function showMaps(maps) {
-  const shown = maps.flatMap((map, i) => {
-    const { kind, name } = about.layers[i];
-    return kind === "Dropout" || kind === "Flatten" ? [] : [layerFigure(name, map)];
-  });
-  at("maps").replaceChildren(...shown);
+  at("maps").hidden = maps === null;
+  at("unmapped").hidden = maps !== null;
+  if (maps === null) return;
+  for (const [i, { kind, name }] of about.layers.entries()) {
+    if (kind === "Dropout" || kind === "Flatten") continue;
+    if (!figures.has(i)) figures.set(i, addFigure(name));
+    paintLayer(figures.get(i), name, maps[i]);
+  }
 }
 
-// A figure of a layer's output: the maps of its channels side by side, or its values as one map.
-function layerFigure(name, { shape, data }) {
+function addFigure(name) {
+  const [figure, canvas, caption] = ["figure", "canvas", "figcaption"].map((tag) => element(tag));
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", `The output of ${name}`);
+  figure.append(canvas, caption);
+  at("maps").append(figure);
+  return { canvas, caption };
+}
+
+// A layer's output: the maps of its channels side by side, or its values as one map.
+function paintLayer({ canvas, caption }, name, { shape, data }) {
   let [H, W, C] = shape;
   let size = `${C} maps of ${H} x ${W} pixels`;
   let pixel = W > 14 ? 2 : W > 5 ? 4 : 8; // of the screen, for one of a map
@@ -194,8 +234,11 @@ function layerFigure(name, { shape, data }) {
     [H, C] = [Math.ceil(data.length / W), 1];
     pixel = 8;
   }
-  const low = data.reduce((a, b) => Math.min(a, b));
-  const high = data.reduce((a, b) => Math.max(a, b));
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of data) {
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
   const count = Math.min(C, MOST_MAPS);
   const across = Math.min(count, ACROSS);
   const width = across * (W + 1) - 1; // a pixel between maps
@@ -207,16 +250,11 @@ function layerFigure(name, { shape, data }) {
       for (let c = 0; c < W && (r * W + c) * C < data.length; c++)
         values[first + r * width + c] = data[(r * W + c) * C + map];
   }
-  const canvas = element("canvas");
-  canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", `The output of ${name}`);
   canvas.style.width = `${width * pixel}px`;
   paintGrey(canvas, width, height, values, low, high);
-  const figure = element("figure");
   const range = `${low.toPrecision(3)} (black) to ${high.toPrecision(3)} (white)`;
   const first = count < C ? `, the first ${count} of them` : "";
-  figure.append(canvas, element("figcaption", `${name}: ${size}${first}, ${range}`));
-  return figure;
+  caption.textContent = `${name}: ${size}${first}, ${range}`;
 }
 
 // ---- painting -----------------------------------------------------------------------------------
@@ -224,11 +262,13 @@ function layerFigure(name, { shape, data }) {
 // Values as grey pixels, from black for `low` to white for `high`; NaN is transparent.
 function paintGrey(canvas, width, height, values, low, high) {
   const pixels = new ImageData(width, height);
-  values.forEach((value, i) => {
-    const grey = high > low ? (255 * (value - low)) / (high - low) : 0;
-    pixels.data.fill(grey, 4 * i, 4 * i + 3);
-    pixels.data[4 * i + 3] = Number.isNaN(value) ? 0 : 255;
-  });
+  const bytes = pixels.data; // red, green, blue, opacity
+  const scale = high > low ? 255 / (high - low) : 0;
+  for (let i = 0, at = 0; i < values.length; i++, at += 4) {
+    const grey = scale * (values[i] - low);
+    bytes[at] = bytes[at + 1] = bytes[at + 2] = grey;
+    bytes[at + 3] = Number.isNaN(grey) ? 0 : 255;
+  }
   if (canvas.width !== width) canvas.width = width;
   if (canvas.height !== height) canvas.height = height;
   canvas.getContext("2d").putImageData(pixels, 0, 0);
@@ -244,4 +284,10 @@ at("example").addEventListener("click", () =>
   change(about.examples[turn++ % about.examples.length]),
 );
 at("example").hidden = !about.examples.length;
+
+try {
+  startWorker();
+} catch {
+  fail();
+}
 update(false);

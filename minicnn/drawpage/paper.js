@@ -1,7 +1,7 @@
 "use strict";
 
 // The paper: the strokes that a person draws on it, with a mouse, a pen, a finger or the keyboard.
-// page.js has update(ended) and updateSoon(), which are called after each change.
+// page.js has update(ended) and updateSoon(), which are called after each change, and say(words).
 
 const PEN = 1 / 12; // its width; the sides of the paper are 1
 const NEAR = 1 / 400; // points of a stroke are no nearer than that
@@ -59,7 +59,11 @@ function place(event) {
 }
 
 paper.addEventListener("pointerdown", (event) => {
-  if (event.button !== 0 || pointer !== null) return; // a second finger, or the palm
+  if (event.button !== 0) return;
+  if (pointer !== null) {
+    if (event.pointerType !== "pen") return; // a second finger, or the palm
+    undo(); // what the palm has drawn before the pen came
+  }
   lift();
   cursor.isShown = false;
   pointer = event.pointerId;
@@ -70,12 +74,18 @@ paper.addEventListener("pointerdown", (event) => {
 
 paper.addEventListener("pointermove", (event) => {
   if (event.pointerId !== pointer) return;
+  if (!event.buttons) {
+    // It was released where the page could not see it.
+    lift();
+    update(true);
+    return;
+  }
   const moves = event.getCoalescedEvents ? event.getCoalescedEvents() : [];
   for (const move of moves.length ? moves : [event]) extend(place(move));
   updateSoon();
 });
 
-for (const kind of ["pointerup", "pointercancel"])
+for (const kind of ["pointerup", "pointercancel", "lostpointercapture"])
   paper.addEventListener(kind, (event) => {
     if (event.pointerId !== pointer) return;
     lift();
@@ -118,8 +128,10 @@ function move(step) {
     cursor.y = Math.min(Math.max(cursor.y + step * ARROWS[key][1], 0), 1);
   }
   cursor.isShown = true;
-  if (cursor.isDown) extend([cursor.x, cursor.y]);
-  updateSoon();
+  if (cursor.isDown) {
+    extend([cursor.x, cursor.y]);
+    updateSoon();
+  } else paintPaper();
 }
 
 function togglePen() {
@@ -128,6 +140,7 @@ function togglePen() {
   else if (pointer === null) {
     cursor.isDown = true;
     begin([cursor.x, cursor.y]);
+    say("The pen is down.");
   }
   update(!cursor.isDown);
 }
@@ -149,9 +162,12 @@ function paintPaper() {
     for (const [x, y] of stroke) pen.lineTo(x * side, y * side);
     pen.stroke();
   }
-  if (!cursor.isShown) return;
-  pen.lineWidth = side / 200;
-  pen.strokeStyle = style.outlineColor;
+  if (cursor.isShown) paintCursor(pen, side, style);
+}
+
+// A circle with a plus in it, a minus if the pen is down: in the paper's colour, wider, so that it
+// can be seen on ink, then in its own.
+function paintCursor(pen, side, style) {
   pen.beginPath();
   pen.arc(cursor.x * side, cursor.y * side, (PEN * side) / 2, 0, 2 * Math.PI);
   pen.moveTo(cursor.x * side - (PEN * side) / 4, cursor.y * side);
@@ -160,12 +176,19 @@ function paintPaper() {
     pen.moveTo(cursor.x * side, cursor.y * side - (PEN * side) / 4);
     pen.lineTo(cursor.x * side, cursor.y * side + (PEN * side) / 4);
   }
+  pen.lineWidth = side / 60;
+  pen.strokeStyle = style.backgroundColor;
+  pen.stroke();
+  pen.lineWidth = side / 200;
+  pen.strokeStyle = style.outlineColor;
   pen.stroke();
 }
 
-// The paper has the pixels of the screen; it is square.
-new ResizeObserver(() => {
+// Gives the paper, which is square, the pixels of the screen.
+function fitPaper() {
   paper.width = paper.height = Math.max(1, Math.round(paper.clientWidth * devicePixelRatio));
   paintPaper();
-}).observe(paper);
+}
+new ResizeObserver(fitPaper).observe(paper);
+addEventListener("resize", fitPaper); // the page is zoomed, or moved to another screen
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paintPaper);

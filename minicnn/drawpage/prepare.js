@@ -1,7 +1,8 @@
 "use strict";
 
 // From the strokes of a drawing to the image that the networks see, prepared as MNIST's images are:
-// a twin of data/handwriting.py for strokes instead of photos, with the same numbers.
+// a twin of data/handwriting.py for strokes instead of photos. Its numbers are the same, but WIDEST,
+// which makes the strokes of small drawings thinner.
 
 const SIDE = 28; // pixels, the side of the image
 const FITTED = 20; // pixels, the longer side of the digit in it

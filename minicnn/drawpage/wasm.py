@@ -1,7 +1,7 @@
 """python -m minicnn.drawpage.wasm: compiles the C kernels that the page uses to WebAssembly.
 
-It writes kernels.wasm, which is in the package: only who changes these kernels needs clang and lld.
-The same versions of them write the same bytes.
+It writes kernels.wasm, which is in the package: only those who change these kernels need clang and
+lld. The same versions of them write the same bytes.
 """
 
 import subprocess

@@ -14,8 +14,15 @@ let newest = null; // the id of the last message
 
 onmessage = ({ data }) => {
   if (network === null) start(data);
-  else answer(data);
+  else answer(data).catch(report);
 };
+
+// Lets the page know of an error: one in an async function would not reach its worker.onerror.
+function report(error) {
+  setTimeout(() => {
+    throw error;
+  });
+}
 
 function start(text) {
   const stored = JSON.parse(text);

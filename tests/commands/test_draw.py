@@ -29,7 +29,7 @@ def test_the_command_writes_a_page(nets, tmp_path):
 def test_the_first_nets_of_a_run(run, tmp_path, capsys):
     checkpoint, out = run[0] / "checkpoint.npz", tmp_path / "a.html"
     assert draw.main([f"--checkpoint={checkpoint}", f"--out={out}", "--nets=1"]) == 0
-    assert capsys.readouterr().out == f"1 net, 0.9 MB: {out}\n"
+    assert capsys.readouterr().out == f"1 net, 1.0 MB: {out}\n"
     assert out.read_bytes() == document(load_model(checkpoint, device="numpy"), 1).encode()
 
 

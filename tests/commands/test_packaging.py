@@ -90,6 +90,7 @@ def test_a_run_from_an_empty_folder(way, checkout, tmp_path):
     assert "CNN 2: Epochs=1" in out and "Ensemble of 2" in out
     assert [path.name for path in empty.iterdir()] == ["run"]
     assert (empty / "run" / "submission.csv").is_file()
+    succeed(python, "-m", "minicnn.draw", "--checkpoint=run/checkpoint.npz", cwd=empty, **variables)
     if way != "bare checkout":
         question = (
             "import importlib.util as u; import minicnn.kernels; "

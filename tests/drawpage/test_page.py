@@ -1,28 +1,26 @@
-"""The page to draw on in a real browser: strokes, answers, keys, layout, and what it may not do."""
+"""The page to draw on in a real browser: its answers, its layout, and what it may not do."""
 
 import json
 import re
 
 import numpy as np
 import pytest
-from browser import Browser, needs_browser
+from browser import needs_browser
 from digit_files import MNIST, needs_mnist
+from drawn import ANSWERED, on_paper, ready, settled, verdict, written
 from export_stacks import randomized
 from runs import small_layers
 
-from minicnn import Conv2D, Dense, Flatten, Sequential, load_data, mnist_cnn
-from minicnn.data.digits import GLYPHS, curve
+from minicnn import Sequential, mnist_cnn
 from minicnn.data.load import load_test
-from minicnn.drawpage import document
 
 pytestmark = needs_browser
 
 HOSTILE = ("<img src=x onerror=hacked=1>", "</script><b>", *"cdefghij")
-ANSWERED = "!isBusy && !isBehind && at('time').textContent !== ''"
 # The probabilities of each net for images, by the page's own worker.
 ASK = """
 (async (images) => {
-  const other = new Worker(url);
+  const other = new Worker(URL.createObjectURL(new Blob([at("worker").textContent])));
   const next = () =>
     new Promise((resolve) => {
       other.onmessage = (event) => resolve(event.data);
@@ -38,60 +36,34 @@ ASK = """
   return found;
 })
 """
+# What the page shows of an answer.
+SHOWN = """
+({
+  image: Array.from(image),
+  verdict: at("verdict").textContent,
+  spoken: at("spoken").textContent,
+  rows: rows.map(({ row, name, bar, value }) => [
+    name.textContent, parseFloat(value.textContent), parseFloat(bar.style.width), row.className,
+  ]),
+  votes: votes.map((vote) => [vote.textContent, vote.className]),
+})
+"""
+GREYS = """
+(([canvas, x, y, width, height]) => {
+  const { data } = canvas.getContext("2d").getImageData(x, y, width, height);
+  return Array.from(data.filter((_, i) => i % 4 === 0));
+})
+"""
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
+def predicted(model, shown):
+    """Of each net, and their mean, for the image that is shown: (E, classes), (classes,)."""
+    image = np.array(shown["image"], np.uint8).reshape(1, 28, 28)
+    probabilities = model.predict(image)[:, 0]
+    return probabilities, probabilities.mean(axis=0)
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """A small ensemble that reads digits drawn by the package."""
-    layers = [
-        Conv2D(8, 5, 2, activation="relu"),
-        Conv2D(16, 5, 2, activation="relu"),
-        Flatten(),
-        Dense(10, "softmax"),
-    ]
-    (x, y), _ = load_data("digits")
-    model = Sequential(layers, nets=2, device="numpy")
-    model.fit(x, y, epochs=4, learning_rate=2e-3, verbose=0)
-    return model
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory, trained):
-    """The file of a page with it."""
-    return written(tmp_path_factory.mktemp("page"), trained)
-
-
-def written(folder, model):
-    path = folder / "draw.html"
-    path.write_bytes(document(model).encode())
-    return path
-
-
-def ready(tab):
-    tab.wait("isReady")
-    return tab
-
-
-def on_paper(tab, digit):
-    """The strokes of a digit, as places in the window."""
-    x, y, side = tab.evaluate(
-        "(() => { const b = paper.getBoundingClientRect(); return [b.left, b.top, b.width]; })()"
-    )
-    strokes = [curve(stroke)[:, ::8].T for stroke in GLYPHS[digit][0].split("/")]
-    points = np.concatenate(strokes)
-    middle = (points.min(axis=0) + points.max(axis=0)) / 2
-    return [((s - middle) * 0.007 * side + [x + side / 2, y + side / 2]).tolist() for s in strokes]
-
-
-def verdict(tab):
-    tab.wait(ANSWERED)
-    return tab.evaluate("document.querySelector('#verdict strong').textContent")
+# ---- answers -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["mouse", "touch"])
@@ -109,6 +81,75 @@ def test_strokes_give_the_digit_expected(browser, page, way):
     assert tab.complaints() == []
 
 
+@pytest.mark.parametrize("sure", [True, False])
+def test_what_is_shown_is_what_the_nets_predict(browser, tmp_path, trained, sure):
+    model = trained if sure else randomized(Sequential(small_layers(0.4, 0.9), nets=3, seed=1))
+    tab = ready(browser.open(written(tmp_path, model)))
+    for stroke in on_paper(tab, 4):
+        tab.mouse_stroke(stroke)
+    settled(tab)
+    shown = tab.evaluate(SHOWN)
+    each, mean = predicted(model, shown)
+    winner = mean.argmax()
+    agree = int((each.argmax(axis=1) == winner).sum())
+    [name, percent, nets, rest] = re.fullmatch(
+        r"(\d) probability ([\d.]+) %, (\d of \d) nets agree(, unsure)?", shown["verdict"]
+    ).groups()
+    assert (name, nets) == (str(winner), f"{agree} of {len(each)}")
+    assert float(percent) == pytest.approx(100 * mean[winner], abs=0.3)
+    assert bool(rest) == (mean[winner] < 0.5 or 3 * agree < 2 * len(each)) == (not sure)
+    assert shown["spoken"] == shown["verdict"].replace(" ", ", ", 1)
+    assert [row[0] for row in shown["rows"]] == list("0123456789")
+    for place in (1, 2):  # in words, and as a bar
+        values = [row[place] for row in shown["rows"]]
+        np.testing.assert_allclose(values, 100 * mean, atol=0.3)
+    assert [row[3] for row in shown["rows"]] == ["winner" if i == winner else "" for i in range(10)]
+    for net, ((text, kind), output) in enumerate(zip(shown["votes"], each, strict=True), 1):
+        choice = output.argmax()
+        vote, percent = re.fullmatch(rf"net {net}: (\d) ([\d.]+) %", text).groups()
+        assert (vote, kind) == (str(choice), "" if choice == winner else "other")
+        assert float(percent) == pytest.approx(100 * output[choice], abs=0.3)
+    seen = tab.evaluate(f"{GREYS}([at('seen'), 0, 0, 28, 28])")
+    assert seen == shown["image"] and max(seen) == 255
+
+
+def test_of_many_classes_the_most_probable_are_listed(browser, tmp_path):
+    classes = [f"class number {i}" for i in range(40)]
+    layers = small_layers(0.4, 0.9, classes=40)
+    model = randomized(Sequential(layers, nets=1, device="numpy", classes=classes))
+    tab = ready(browser.open(written(tmp_path, model), width=320))
+    tab.mouse_stroke(on_paper(tab, 0)[0])
+    settled(tab)
+    shown = tab.evaluate(SHOWN)
+    mean = predicted(model, shown)[1]
+    order = np.argsort(-mean)[:10]
+    assert [row[0] for row in shown["rows"]] == [classes[i] for i in order]
+    assert tab.evaluate("document.querySelector('table').offsetHeight") < 700
+
+
+@needs_mnist
+def test_probabilities_equal_predictions(browser, tmp_path):
+    model = mnist_cnn(nets=2, device="numpy")
+    images = load_test(MNIST, progress=False).x_test[:100]
+    tab = ready(browser.open(written(tmp_path, randomized(model))))
+    found = tab.evaluate(f"{ASK}({json.dumps(images.reshape(100, -1).tolist())})")
+    expected = model.predict(images)
+    np.testing.assert_allclose(np.swapaxes(found, 0, 1), expected, rtol=0, atol=2e-3)
+
+
+def test_what_is_seen_while_the_pen_moves(browser, page, trained):
+    tab = ready(browser.open(page))
+    [stroke] = on_paper(tab, 0)
+    tab.mouse("mousePressed", *stroke[0])
+    for point in stroke[1:]:
+        tab.mouse("mouseMoved", *point)
+    settled(tab)
+    assert tab.evaluate("pointer !== null && at('time').textContent === ''")
+    shown = tab.evaluate(SHOWN)  # the answer is that of the last image
+    values = [row[1] for row in shown["rows"]]
+    np.testing.assert_allclose(values, 100 * predicted(trained, shown)[1], atol=0.3)
+
+
 @pytest.mark.parametrize(("nets", "most"), [(4, 50), (15, 200)])
 def test_the_time_of_an_answer(browser, tmp_path, nets, most):
     tab = ready(browser.open(written(tmp_path, mnist_cnn(nets=nets, device="numpy"))))
@@ -122,53 +163,17 @@ def test_the_time_of_an_answer(browser, tmp_path, nets, most):
     assert min(times) <= most, times
 
 
-@needs_mnist
-def test_probabilities_equal_predictions(browser, tmp_path):
-    model = mnist_cnn(nets=2, device="numpy")
-    images = load_test(MNIST, progress=False).x_test[:100]
-    tab = ready(browser.open(written(tmp_path, randomized(model))))
-    found = tab.evaluate(f"{ASK}({json.dumps(images.reshape(100, -1).tolist())})")
-    expected = model.predict(images)
-    np.testing.assert_allclose(np.swapaxes(found, 0, 1), expected, rtol=0, atol=2e-3)
+# ---- the layers ----------------------------------------------------------------------------------
 
 
-def test_what_is_seen_while_the_pen_moves(browser, page):
+def test_feature_maps_on_request(browser, page, trained):
     tab = ready(browser.open(page))
-    [stroke] = on_paper(tab, 0)
-    x, y = stroke[0]
-    tab.call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, button="left", buttons=1)
-    for x, y in stroke[1:]:
-        tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, button="left", buttons=1)
-    assert tab.wait("document.querySelector('#verdict strong')?.textContent") is not None
-    assert tab.evaluate("pointer !== null && at('time').textContent === ''")
-
-
-def test_undo_clear_and_example(browser, page):
-    tab = ready(browser.open(page))
-    for digit in (2, 3):
-        tab.evaluate("at('time').textContent = ''; at('example').click()")
-        assert verdict(tab) == str(digit)
-    tab.evaluate("at('time').textContent = ''; at('undo').click()")
-    assert verdict(tab) == "2"
-    tab.evaluate("at('clear').click()")
-    assert tab.evaluate("strokes.length === 0 && at('clear').disabled && !at('undo').disabled")
-    tab.evaluate("at('undo').click()")
-    assert verdict(tab) == "2"
-
-
-def test_the_keyboard_draws_a_one(browser, page):
-    tab = ready(browser.open(page))
-    tab.evaluate("paper.focus()")
-    for key in ["ArrowUp"] * 18 + [" "] + ["ArrowDown"] * 36 + [" "]:
-        tab.key(key)
-    assert verdict(tab) == "1"
-
-
-def test_feature_maps_on_request(browser, page):
-    tab = ready(browser.open(page))
-    tab.evaluate("at('layers').open = true; at('example').click()")
-    captions = tab.wait(
-        "at('maps').children.length && [...document.querySelectorAll('#maps figcaption')]"
+    tab.evaluate("at('layers').open = true")
+    assert tab.wait("!at('unmapped').hidden && at('unmapped').offsetHeight > 0")
+    tab.evaluate("at('example').click()")
+    tab.wait("figures.size && !isBusy")
+    captions = tab.evaluate(
+        "[...document.querySelectorAll('#maps figcaption')]"
         ".map((caption) => caption.textContent.split(',')[0])"
     )
     assert captions == [
@@ -176,6 +181,45 @@ def test_feature_maps_on_request(browser, page):
         "conv2d_1: 16 maps of 4 x 4 pixels",
         "dense: 10 values",
     ]
+    first = Sequential(trained.layers[:1], nets=2, device="numpy")
+    first.set_weights(trained.get_weights()[:2])
+    image = np.array(tab.evaluate("Array.from(image)"), np.uint8).reshape(1, 28, 28)
+    for net in (1, 0):
+        tab.evaluate(f"at('net').value = {net}; at('net').dispatchEvent(new Event('change'))")
+        settled(tab)
+        maps = first.predict(image)[net, 0]  # (12, 12, 8)
+        expected = 255 * (maps - maps.min()) / (maps.max() - maps.min())
+        for channel in range(8):
+            where = f"figures.get(0).canvas, {13 * channel}, 0, 12, 12"
+            greys = np.array(tab.evaluate(f"{GREYS}([{where}])")).reshape(12, 12)
+            np.testing.assert_allclose(greys, expected[..., channel], atol=1.5)
+    tab.evaluate("at('clear').click()")
+    assert tab.evaluate("at('maps').hidden && !at('unmapped').hidden")
+
+
+# ---- faults --------------------------------------------------------------------------------------
+
+
+def test_a_damaged_file_says_so(browser, page, tmp_path):
+    text = page.read_text()
+    damaged = tmp_path / "damaged.html"
+    damaged.write_text(re.sub(r'"kernel":"....', '"kernel":"!', text))
+    tab = browser.open(damaged)
+    tab.wait("failure !== ''")
+    tab.mouse_stroke(on_paper(tab, 0)[0])
+    tab.evaluate("at('clear').click()")
+    for place in ("verdict", "spoken"):
+        words = tab.evaluate(f"at('{place}').textContent")
+        assert words.startswith("The networks cannot be run: ")
+
+
+def test_a_fault_during_an_answer_is_told(browser, page):
+    tab = ready(browser.open(page))
+    tab.evaluate("worker.postMessage({ id: 0, image: null, shown: null })")
+    tab.wait("at('verdict').textContent.startsWith('The networks cannot be run: ')")
+
+
+# ---- texts of unknown origin, and the policy -----------------------------------------------------
 
 
 def test_names_of_classes_stay_text(browser, tmp_path):
@@ -212,12 +256,20 @@ def test_the_policy_allows_no_connection(browser, page, where):
     assert tab.evaluate(asked) == "connect-src"
 
 
+# ---- layout --------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
-def test_the_page_fits_the_window(browser, page, tmp_path, width, scheme):
+def test_the_page_fits_the_window(browser, page, width, scheme):
     tab = ready(browser.open(page, width, 844, touch=width < 768, scheme=scheme))
     tab.evaluate("at('layers').open = true; at('example').click()")
-    tab.wait("at('maps').children.length")
-    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    tab.wait("figures.size")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
     ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_the_paper_fits_a_phone_in_landscape(browser, page):
+    tab = ready(browser.open(page, 844, 390, touch=True))
+    assert tab.evaluate("paper.getBoundingClientRect().height") < 300

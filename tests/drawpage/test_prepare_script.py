@@ -49,6 +49,13 @@ def test_a_drawing_and_its_photo_are_the_same_image():
         assert np.abs(image - expected.astype(int)).mean() < 2
 
 
+def test_the_strokes_of_a_small_drawing_are_thinner_than_on_its_photo():
+    strokes = [(np.array(stroke) * 0.3).tolist() for stroke in strokes_of(GLYPHS[0][0])]
+    [image] = prepared([strokes, 9])
+    [expected], _ = prepare_digits(photo(strokes, 9))
+    assert image.sum() < 0.9 * expected.sum()
+
+
 def test_the_digit_is_fitted_and_its_mass_centred():
     [image] = prepared([strokes_of(GLYPHS[7][0]), 10])
     rows, columns = np.nonzero(image > 127)
