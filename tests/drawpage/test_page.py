@@ -117,13 +117,24 @@ def test_of_many_classes_the_most_probable_are_listed(browser, tmp_path):
     classes = [f"class number {i}" for i in range(40)]
     layers = small_layers(0.4, 0.9, classes=40)
     model = randomized(Sequential(layers, nets=1, device="numpy", classes=classes))
-    tab = ready(browser.open(written(tmp_path, model), width=320))
+    tab = ready(browser.open(written(tmp_path, model)))
     tab.mouse_stroke(on_paper(tab, 0)[0])
     settled(tab)
     shown = tab.evaluate(SHOWN)
     mean = predicted(model, shown)[1]
     order = np.argsort(-mean)[:10]
     assert [row[0] for row in shown["rows"]] == [classes[i] for i in order]
+
+
+@pytest.mark.parametrize("size", [(320, 700), (844, 390), (1280, 800)])
+def test_long_names_of_classes_fit_the_window(browser, tmp_path, size):
+    classes = [f"the very long name {i}" for i in range(10)]
+    layers = small_layers(0.4, 0.9)
+    model = randomized(Sequential(layers, nets=15, device="numpy", classes=classes))
+    tab = ready(browser.open(written(tmp_path, model), *size))
+    tab.mouse_stroke(on_paper(tab, 0)[0])
+    settled(tab)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
     assert tab.evaluate("document.querySelector('table').offsetHeight") < 700
 
 
