@@ -161,6 +161,26 @@ def test_what_is_seen_while_the_pen_moves(browser, page, trained):
     np.testing.assert_allclose(values, 100 * predicted(trained, shown)[1], atol=0.3)
 
 
+def test_what_changes_before_an_answer_is_asked_after_it(browser, page, trained):
+    tab = ready(browser.open(page))
+    [stroke] = on_paper(tab, 0)
+    tab.evaluate("worker.onmessage = null")  # so that no answer comes but those below
+    tab.mouse("mousePressed", *stroke[0])
+    for point in stroke[1:]:
+        tab.mouse("mouseMoved", *point)
+    tab.wait("isBehind && frame === null")
+    tab.evaluate(
+        "given = (id) => receive({ data: { id, outputs: [[...'0000000100']], maps: null } })"
+    )
+    tab.evaluate("given(asked - 1)")  # it comes too late
+    assert tab.evaluate("at('verdict').textContent") == "Draw something larger."
+    tab.evaluate("worker.onmessage = receive, given(asked)")
+    settled(tab)
+    shown = tab.evaluate(SHOWN)
+    values = [row[1] for row in shown["rows"]]
+    np.testing.assert_allclose(values, 100 * predicted(trained, shown)[1], atol=0.3)
+
+
 @pytest.mark.parametrize(("nets", "most"), [(4, 50), (15, 200)])
 def test_the_time_of_an_answer(browser, tmp_path, nets, most):
     tab = ready(browser.open(written(tmp_path, mnist_cnn(nets=nets, device="numpy"))))

@@ -71,6 +71,8 @@ def test_a_second_finger_draws_nothing(browser, page):
     for point in stroke[1:10]:
         tab.touch("touchMove", point, stroke[20])
     assert count(tab) == 1
+    across = tab.evaluate("Math.hypot(...strokes[0].at(-1).map((v, i) => v - strokes[0][0][i]))")
+    assert across < 0.5  # the second finger is on the other side of the 0
     tab.touch("touchEnd", stroke[9])  # the finger that is left
     tab.touch("touchEnd")
     assert tab.evaluate("pointer === null")
