@@ -74,17 +74,12 @@ paper.addEventListener("pointerdown", (event) => {
 
 paper.addEventListener("pointermove", (event) => {
   if (event.pointerId !== pointer) return;
-  if (!event.buttons) {
-    // It was released where the page could not see it.
-    lift();
-    update(true);
-    return;
-  }
   const moves = event.getCoalescedEvents ? event.getCoalescedEvents() : [];
   for (const move of moves.length ? moves : [event]) extend(place(move));
   updateSoon();
 });
 
+// The last one comes alone if the page could not see where the pointer was lifted.
 for (const kind of ["pointerup", "pointercancel", "lostpointercapture"])
   paper.addEventListener(kind, (event) => {
     if (event.pointerId !== pointer) return;

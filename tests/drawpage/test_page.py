@@ -36,6 +36,17 @@ ASK = """
   return found;
 })
 """
+# The ids of the answers to three questions that are asked at once.
+ASK_AT_ONCE = """
+new Promise((resolve) => {
+  const answered = [];
+  worker.onmessage = ({ data }) => {
+    answered.push(data.id);
+    if (data.id === 3) resolve(answered);
+  };
+  for (const id of [1, 2, 3]) worker.postMessage({ id, image: new Uint8Array(784), shown: null });
+})
+"""
 # What the page shows of an answer.
 SHOWN = """
 ({
@@ -161,6 +172,10 @@ def test_what_is_seen_while_the_pen_moves(browser, page, trained):
     np.testing.assert_allclose(values, 100 * predicted(trained, shown)[1], atol=0.3)
 
 
+def test_the_worker_leaves_questions_that_newer_ones_replace(browser, page):
+    assert ready(browser.open(page)).evaluate(ASK_AT_ONCE) == [3]
+
+
 def test_what_changes_before_an_answer_is_asked_after_it(browser, page, trained):
     tab = ready(browser.open(page))
     [stroke] = on_paper(tab, 0)
@@ -169,9 +184,8 @@ def test_what_changes_before_an_answer_is_asked_after_it(browser, page, trained)
     for point in stroke[1:]:
         tab.mouse("mouseMoved", *point)
     tab.wait("isBehind && frame === null")
-    tab.evaluate(
-        "given = (id) => receive({ data: { id, outputs: [[...'0000000100']], maps: null } })"
-    )
+    tab.evaluate("other = [...'0000000100'].map(Number)")
+    tab.evaluate("given = (id) => receive({ data: { id, outputs: [other], maps: null } })")
     tab.evaluate("given(asked - 1)")  # it comes too late
     assert tab.evaluate("at('verdict').textContent") == "Draw something larger."
     tab.evaluate("worker.onmessage = receive, given(asked)")
