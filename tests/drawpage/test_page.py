@@ -36,17 +36,6 @@ ASK = """
   return found;
 })
 """
-# The ids of the answers to three questions that are asked at once.
-ASK_AT_ONCE = """
-new Promise((resolve) => {
-  const answered = [];
-  worker.onmessage = ({ data }) => {
-    answered.push(data.id);
-    if (data.id === 3) resolve(answered);
-  };
-  for (const id of [1, 2, 3]) worker.postMessage({ id, image: new Uint8Array(784), shown: null });
-})
-"""
 # What the page shows of an answer.
 SHOWN = """
 ({
@@ -170,10 +159,6 @@ def test_what_is_seen_while_the_pen_moves(browser, page, trained):
     shown = tab.evaluate(SHOWN)  # the answer is that of the last image
     values = [row[1] for row in shown["rows"]]
     np.testing.assert_allclose(values, 100 * predicted(trained, shown)[1], atol=0.3)
-
-
-def test_the_worker_leaves_questions_that_newer_ones_replace(browser, page):
-    assert ready(browser.open(page)).evaluate(ASK_AT_ONCE) == [3]
 
 
 def test_what_changes_before_an_answer_is_asked_after_it(browser, page, trained):
