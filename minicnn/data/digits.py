@@ -1,7 +1,7 @@
 """The embedded data set: draws any number of handwritten digits, without a file or network.
 
-To draw a digit, choose one of its shapes in `GLYPHS` at random, then distort, slant, scale and move
-it, then draw it with a round pen. The images resemble MNIST's.
+To draw a digit, choose one of its shapes in glyphs.py at random, move each of its points, then
+distort, slant and scale it, place it as MNIST's digits are placed, and draw it with a round pen.
 
 Image i of a seed depends on (seed, i) only, and its pixels are the same on every machine. So the
 module uses neither a library's sine nor BLAS, whose last bits differ between machines.
@@ -20,29 +20,29 @@ _DETAIL = 32  # line segments between two points of a stroke, to measure its len
 # The style of an image: random parameters, each uniform in its range
 _RANGES = {
     "slant": (-0.3, 0.6),  # columns to the right per row up
-    "tilt": (-0.2, 0.2),  # rows up per column to the right
+    "tilt": (-0.15, 0.15),  # rows up per column to the right
     "width": (0.75, 1.4),  # factor on the width of the shape, before it is scaled
     "side": (18.5, 20.5),  # pixels, the longer side of the box around the ink
-    "x": (-1.0, 1.0),  # pixels, from the centre of the image to that of mass, to the right
-    "y": (-1.0, 1.0),  # pixels, the same downwards
-    "radius": (0.7, 2.0),  # pixels, of the pen
+    "x": (-0.7, 0.7),  # pixels, from the centre of the image to that of mass, to the right
+    "y": (-0.7, 0.7),  # pixels, the same downwards
+    "radius": (0.065, 0.245),  # of the pen, half the height of the shape being 1
     "pressure": (-0.25, 0.25),  # relative growth of the radius from the middle to the end
-    "ink": (1.0, 1.6),  # brightness; values above 1 saturate
+    "ink": (1.1, 1.6),  # brightness; values above 1 saturate
 }
 _CENTRE = 14  # the pixel on which the centre of mass lies, as in MNIST
-_EDGE = 1.2  # pixels, the width of the pen's soft edge, from full ink to none
+_EDGE = 1.5  # pixels, the width of the pen's soft edge, from full ink to none
 
 # The distortion of a shape, with x and y about -1 to 1 and T the Chebyshev polynomials:
 #     x += sum of wobble_ij * T_i(x) * T_j(y) / (i + j); y likewise, with other wobbles
 # It distorts the plane rather than single strokes, so strokes that meet stay joined.
 _WOBBLE = [(i, n - i) for n in (2, 3, 4) for i in range(n + 1)]
-_WOBBLE_SIZE = 0.14  # the largest |wobble_ij|
-_MOVE = 0.1  # the largest distance, along x and along y, by which a point of a shape is moved
+_WOBBLE_SIZE = 0.1  # the largest |wobble_ij|
+_MOVE = 0.07  # the largest distance, along x and along y, by which a point of a shape is moved
 
 _CHUNK = 64  # images drawn at a time: two float32 arrays (28, 28, 64) fit the L2 cache
 
 
-def _curve(stroke):
+def curve(stroke):
     """A stroke "x,y x,y ..." as closely spaced points (2, S) of a Catmull-Rom spline."""
     return _spline(np.array([point.split(",") for point in stroke.split()], np.float64).T)
 
@@ -69,16 +69,18 @@ def _glyph(shape):
     spaced points of the strokes are sums of the places with these weights.
     """
     names = list(dict.fromkeys(shape.replace("/", " ").split()))
+    strokes = [stroke.split() for stroke in shape.split("/")]
     identity = np.eye(_MOVABLE)
-    curves, weights = [], []
-    for stroke in shape.split("/"):
-        curves.append(_curve(stroke))
-        weights.append(_spline(identity[:, [names.index(name) for name in stroke.split()]]))
+    weights = [_spline(identity[:, [names.index(name) for name in s]]) for s in strokes]
+    weights = np.concatenate(weights, axis=1)
+    curves = [curve(stroke) for stroke in shape.split("/")]
     # Distances between neighbouring points of a stroke; 0 from one stroke to the next.
-    steps = [np.append(0, np.sqrt((np.diff(curve) ** 2).sum(0))) for curve in curves]
+    steps = [np.append(0, np.sqrt((np.diff(c) ** 2).sum(0))) for c in curves]
     way = np.cumsum(np.concatenate(steps))
     at = np.linspace(0, way[-1], _POINTS)
-    weights = np.stack([np.interp(at, way, axis) for axis in np.concatenate(weights, axis=1)])
+    after = np.clip(np.searchsorted(way, at), 1, len(way) - 1)
+    part = (at - way[after - 1]) / (way[after] - way[after - 1])
+    weights = weights[:, after - 1] * (1 - part) + weights[:, after] * part
     curves = np.concatenate(curves, axis=1)
     low, high = curves.min(1, keepdims=True), curves.max(1, keepdims=True)
     places = np.array([name.split(",") for name in names], np.float64).T
@@ -125,8 +127,8 @@ def draw_digits(count, seed=0, first=0):
             for (name, (low, high)), word in zip(_RANGES.items(), style_words, strict=True)
         }
         wobble = rng.draw(-_WOBBLE_SIZE, _WOBBLE_SIZE, wobble_words)
-        x, y = _transform(*_strokes(shape, move_words), wobble, style)
-        images[chunk] = _ink(x, y, style)
+        x, y, radius = _transform(*_strokes(shape, move_words), wobble, style)
+        images[chunk] = _ink(x, y, radius, style)
         labels[chunk] = digit
     return images, labels
 
@@ -161,9 +163,9 @@ def _strokes(shape, words):
 
 
 def _transform(x, y, wobble, style):
-    """Distort, slant, scale and move points x, y (_POINTS, N). Returns x, y in pixels.
+    """Distort, slant, scale and place points x, y (_POINTS, N).
 
-    wobble: (2 * len(_WOBBLE), N); style: {name: values (N,)} of `_RANGES`.
+    Returns x, y and the pen's radius (N,) in pixels. wobble: (2 * len(_WOBBLE), N); style: {name: values (N,)} of `_RANGES`.
     """
     tx, ty = _chebyshev(x), _chebyshev(y)
     for term, (i, j) in enumerate(_WOBBLE):
@@ -172,10 +174,10 @@ def _transform(x, y, wobble, style):
         y = y + wobble[2 * term + 1] * bend
     x = x * style["width"]
     x, y = x - style["slant"] * y, y - style["tilt"] * x
-    inked = style["side"] - 2 * style["radius"]
-    scale = inked / np.maximum(x.max(0) - x.min(0), y.max(0) - y.min(0))
+    longer = np.maximum(x.max(0) - x.min(0), y.max(0) - y.min(0)) + 2 * style["radius"]
+    scale = style["side"] / longer
     x, y = (scale * (axis - axis.sum(0) / len(axis)) for axis in (x, y))
-    return x + (_CENTRE + style["x"]), y + (_CENTRE + style["y"])
+    return x + (_CENTRE + style["x"]), y + (_CENTRE + style["y"]), style["radius"] * scale
 
 
 def _chebyshev(t):
@@ -184,15 +186,18 @@ def _chebyshev(t):
     return 1, t, 2 * square - 1, (4 * square - 3) * t, 8 * square * (square - 1) + 1
 
 
-def _ink(x, y, style):
-    """Draw a round pen at the points x, y (_POINTS, N). Returns images (N, 28, 28) uint8."""
+def _ink(x, y, radius, style):
+    """Draw a round pen at the points x, y (_POINTS, N), with the radius (N,), all in pixels.
+
+    Returns images (N, 28, 28) uint8.
+    """
     along = np.linspace(-1, 1, _POINTS, dtype=np.float32)[:, None]
-    radius = style["radius"] * (1 + style["pressure"] * along)  # (_POINTS, N)
+    pen = radius * (1 + style["pressure"] * along)  # (_POINTS, N)
     grid = np.arange(SIZE, dtype=np.float32)[:, None]
     # With d the distance of a pixel from a point and r the pen's radius there, the point with the
     # smallest d^2 - r^2 gives the pixel most ink. Images are the last axis, so that NumPy's inner
     # loops are long.
-    columns = (grid - x[:, None]) ** 2 - (radius * radius)[:, None]  # (_POINTS, 28, N)
+    columns = (grid - x[:, None]) ** 2 - (pen * pen)[:, None]  # (_POINTS, 28, N)
     rows = (grid - y[:, None]) ** 2
     nearest = np.full((SIZE, SIZE, x.shape[1]), np.float32(SIZE * SIZE))
     power = np.empty_like(nearest)
@@ -200,5 +205,5 @@ def _ink(x, y, style):
         np.add(row[:, None], column, out=power)
         np.minimum(nearest, power, out=nearest)
     # d^2 - r^2 = (d - r) (d + r), about 2 r (d - r) at the edge
-    cover = np.clip(0.5 - nearest / (2 * _EDGE * style["radius"]), 0, 1)
+    cover = np.clip(0.5 - nearest / (2 * _EDGE * radius), 0, 1)
     return np.rint(255 * np.minimum(style["ink"] * cover, 1)).astype(np.uint8).transpose(2, 0, 1)
