@@ -81,11 +81,11 @@ def _glyph(shape):
     after = np.clip(np.searchsorted(way, at), 1, len(way) - 1)
     part = (at - way[after - 1]) / (way[after] - way[after - 1])
     weights = weights[:, after - 1] * (1 - part) + weights[:, after] * part
-    curves = np.concatenate(curves, axis=1)
-    low, high = curves.min(1, keepdims=True), curves.max(1, keepdims=True)
-    places = np.array([name.split(",") for name in names], np.float64).T
-    places = (2 * places - low - high) / (high - low)[1]
-    return np.pad(places, ((0, 0), (0, _MOVABLE - len(names)))), weights
+    places = np.zeros((2, _MOVABLE))
+    places[:, : len(names)] = np.array([name.split(",") for name in names], np.float64).T
+    drawn = (places[..., None] * weights).sum(1)
+    low, high = drawn.min(1, keepdims=True), drawn.max(1, keepdims=True)
+    return (2 * places - low - high) / (high - low)[1], weights
 
 
 _MOVABLE = max(len(set(s.replace("/", " ").split())) for d in range(10) for s in GLYPHS[d])
@@ -165,7 +165,8 @@ def _strokes(shape, words):
 def _transform(x, y, wobble, style):
     """Distort, slant, scale and place points x, y (_POINTS, N).
 
-    Returns x, y and the pen's radius (N,) in pixels. wobble: (2 * len(_WOBBLE), N); style: {name: values (N,)} of `_RANGES`.
+    Returns x, y and the pen's radius (N,) in pixels. wobble: (2 * len(_WOBBLE), N); style: {name:
+    values (N,)} of `_RANGES`.
     """
     tx, ty = _chebyshev(x), _chebyshev(y)
     for term, (i, j) in enumerate(_WOBBLE):
@@ -177,7 +178,13 @@ def _transform(x, y, wobble, style):
     longer = np.maximum(x.max(0) - x.min(0), y.max(0) - y.min(0)) + 2 * style["radius"]
     scale = style["side"] / longer
     x, y = (scale * (axis - axis.sum(0) / len(axis)) for axis in (x, y))
-    return x + (_CENTRE + style["x"]), y + (_CENTRE + style["y"]), style["radius"] * scale
+    radius = style["radius"] * scale
+    margin = radius + 0.5  # pixels between strokes and the border: its pixels stay dark
+    x, y = (
+        axis + np.clip(_CENTRE + offset, margin - axis.min(0), SIZE - 1 - margin - axis.max(0))
+        for axis, offset in ((x, style["x"]), (y, style["y"]))
+    )
+    return x, y, radius
 
 
 def _chebyshev(t):
