@@ -30,7 +30,7 @@ _RANGES = {
     "ink": (1.1, 1.6),  # brightness; values above 1 saturate
 }
 _CENTRE = 14  # the pixel on which the centre of mass lies, as in MNIST
-_EDGE = 1.5  # pixels, the width of the pen's soft edge, from full ink to none
+_EDGE = 1.2  # pixels, the width of the pen's soft edge, from full ink to none
 
 # The distortion of a shape, with x and y about -1 to 1 and T the Chebyshev polynomials:
 #     x += sum of wobble_ij * T_i(x) * T_j(y) / (i + j); y likewise, with other wobbles
