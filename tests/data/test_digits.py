@@ -218,7 +218,7 @@ def test_each_parameter_of_the_hand_has_its_effect(hold):
 
     assert (slope(still(slant=0.4)) < slope(still(slant=0.0)) - 0.1).all()
     assert rise(still(tilt=0.15)).mean() > rise(still(tilt=-0.15)).mean() + 1
-    assert (still(radius=0.18).mean((1, 2)) > 1.25 * still(radius=0.1).mean((1, 2))).all()
+    assert (still(radius=0.2).mean((1, 2)) > 1.4 * still(radius=0.1).mean((1, 2))).all()
     assert (still(ink=1.0, radius=0.1) <= still(ink=1.2, radius=0.1)).all()
     assert (box(still(width=1.2))[0] - box(still(width=0.8))[0]).mean() > 2
     sevens = draw_digits(300)[1] == 7  # drawn from the top to the bottom
