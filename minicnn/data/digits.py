@@ -23,9 +23,9 @@ _RANGES = {
     "tilt": (-0.12, 0.12),  # rows up per column to the right
     "width": (0.8, 1.3),  # factor on the width of the shape, before it is scaled
     "side": (18.5, 20.5),  # pixels, the longer side of the box around the ink
-    "x": (-1.5, 1.5),  # pixels, from the centre of the image to that of mass, to the right
-    "y": (-1.5, 1.5),  # pixels, the same downwards
-    "radius": (0.065, 0.225),  # of the pen, half the height of the shape being 1
+    "x": (-1.2, 1.2),  # pixels, from the centre of the image to that of mass, to the right
+    "y": (-1.2, 1.2),  # pixels, the same downwards
+    "radius": (0.065, 0.245),  # of the pen, half the height of the shape being 1
     "pressure": (-0.25, 0.25),  # relative growth of the radius from the middle to the end
     "ink": (1.1, 1.6),  # brightness; values above 1 saturate
 }
@@ -36,8 +36,8 @@ _EDGE = 1.2  # pixels, the width of the pen's soft edge, from full ink to none
 #     x += sum of wobble_ij * T_i(x) * T_j(y) / (i + j); y likewise, with other wobbles
 # It distorts the plane rather than single strokes, so strokes that meet stay joined.
 _WOBBLE = [(i, n - i) for n in (2, 3, 4) for i in range(n + 1)]
-_WOBBLE_SIZE = 0.07  # the largest |wobble_ij|
-_MOVE = 0.045  # the largest distance, along x and along y, by which a point of a shape is moved
+_WOBBLE_SIZE = 0.08  # the largest |wobble_ij|
+_MOVE = 0.055  # the largest distance, along x and along y, by which a point of a shape is moved
 
 _CHUNK = 64  # images drawn at a time: two float32 arrays (28, 28, 64) fit the L2 cache
 
