@@ -25,7 +25,7 @@ _RANGES = {
     "side": (18.5, 20.5),  # pixels, the longer side of the box around the ink
     "x": (-1.2, 1.2),  # pixels, from the centre of the image to that of mass, to the right
     "y": (-1.2, 1.2),  # pixels, the same downwards
-    "radius": (0.065, 0.245),  # of the pen, half the height of the shape being 1
+    "radius": (0.065, 0.245),  # of the pen; the height of a shape is 2
     "pressure": (-0.25, 0.25),  # relative growth of the radius from the middle to the end
     "ink": (1.1, 1.6),  # brightness; values above 1 saturate
 }

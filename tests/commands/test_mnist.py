@@ -40,7 +40,7 @@ def test_6400_images_5_epochs(trained_on, tmp_path):
 
 @pytest.mark.full(beside="test_digits_lie_where_mnist_has_them")
 def test_a_net_that_saw_the_embedded_digits_only_reads_mnist(tmp_path):
-    """The demo's first net: 95.1 to 96.5 %, with other seeds and other drawn digits."""
+    """The nets of the demo with three seeds: 95.7 to 96.7 %."""
     run = "--nets=1", "--no-figures", "--quiet", "--out", tmp_path / "run"
     done = python("-m", "minicnn.train", *run)
     assert done.returncode == 0, done.stderr
@@ -48,7 +48,7 @@ def test_a_net_that_saw_the_embedded_digits_only_reads_mnist(tmp_path):
     done = python("-m", "minicnn.predict", *given, "--quiet", "--out", tmp_path / "labels.csv")
     assert done.returncode == 0, done.stderr
     accuracy = float(re.search(r"Test accuracy=(\S+)", done.stdout)[1])
-    assert accuracy >= 0.935
+    assert accuracy >= 0.94
 
 
 def test_the_images_vary_as_the_notebook_says(tmp_path):
