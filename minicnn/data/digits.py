@@ -1,7 +1,7 @@
 """The embedded data set: draws any number of handwritten digits, without a file or network.
 
-To draw a digit, choose one of its shapes in `GLYPHS` at random, then distort, slant, scale and move
-it, then draw it with a round pen. The images resemble MNIST's.
+To draw a digit, choose one of its shapes in glyphs.py at random, move each of its points, then
+distort, slant and scale it, place it as MNIST's digits are placed, and draw it with a round pen.
 
 Image i of a seed depends on (seed, i) only, and its pixels are the same on every machine. So the
 module uses neither a library's sine nor BLAS, whose last bits differ between machines.
@@ -10,104 +10,45 @@ module uses neither a library's sine nor BLAS, whose last bits differ between ma
 import numpy as np
 
 from .. import checks, rng
+from .glyphs import GLYPHS
 
 SIZE = 28  # pixels, the side of an image
 
-# The shapes of each digit. A shape is a list of strokes, separated by "/". A stroke is a smooth
-# curve through points x,y (x to the right, y down, about 100 units high); if its first and last
-# points are the same, it is closed smoothly. At a corner, one stroke ends and the next one begins.
-GLYPHS = {
-    0: [
-        "30,0 9,14 0,50 9,86 30,100 51,86 60,50 51,14 30,0",
-        "37,0 14,8 1,36 2,70 20,97 46,96 67,70 70,34 56,7 37,0",
-        "36,0 18,16 8,48 10,82 24,100 40,86 48,52 48,18 36,0",
-        "54,1 33,3 10,19 0,54 11,87 34,100 56,81 61,44 47,13 22,0",
-    ],
-    1: [
-        "6,0 5,50 4,100",
-        "0,30 13,17 22,0 / 22,0 21,50 20,100",
-        "5,28 18,15 26,0 / 26,0 26,50 26,100 / 2,100 26,99 52,100",
-        "0,46 14,27 26,0 / 26,0 25,50 24,100",
-    ],
-    2: [
-        "2,24 11,6 31,0 51,9 54,31 40,57 22,77 2,98 / 2,98 30,97 62,98",
-        "4,20 22,1 46,7 51,30 38,60 20,87 6,96 1,87 11,79 29,88 46,98 66,88",
-        "0,32 9,8 31,0 51,15 47,42 26,70 0,95 / 0,95 17,83 35,89 52,99 72,88",
-        "4,10 27,0 49,7 51,30 30,56 8,78 0,97 / 0,97 34,96 72,92",
-    ],
-    3: [
-        "4,12 23,0 46,6 50,25 38,41 20,46 / 20,46 45,50 58,71 46,93 22,100 0,88",
-        "4,2 30,2 54,1 / 54,1 40,21 26,40 / 26,40 50,46 58,69 45,94 20,100 0,90",
-        "4,14 24,0 46,7 47,27 33,42 17,49 10,43 19,38 38,46 56,62 55,84 34,100 0,92",
-        "6,8 24,0 40,6 42,22 32,35 18,39 / 18,39 46,42 62,65 50,92 24,100 0,90",
-    ],
-    4: [
-        "10,0 6,30 2,60 / 2,60 36,59 72,57 / 54,14 50,55 46,100",
-        "46,0 24,32 0,66 / 0,66 36,66 74,65 / 46,0 46,50 45,100",
-        "4,2 0,30 7,51 29,56 55,50 / 60,0 56,50 51,100",
-        "24,0 14,32 0,63 / 0,63 36,62 72,59 / 47,30 43,66 38,100",
-    ],
-    5: [
-        "12,2 8,24 5,46 / 5,46 26,38 49,46 57,69 44,93 20,100 0,89 / 12,2 34,2 58,0",
-        "56,0 34,2 12,3 / 12,3 9,24 6,44 / 6,44 30,45 50,56 54,76 40,95 18,100 0,94",
-        "60,1 36,0 13,4 / 13,4 6,24 20,38 43,49 55,69 45,92 22,100 0,91",
-        "14,4 11,26 10,44 / 10,44 32,38 52,52 53,78 34,98 14,99 2,86 / 14,4 38,6 64,2",
-    ],
-    6: [
-        "48,0 22,17 5,46 3,76 18,98 41,97 54,78 46,59 26,54 9,65 3,76",
-        "34,0 18,30 5,60 5,85 22,100 42,93 48,75 36,61 20,63 7,76",
-        "42,7 29,0 13,16 3,46 2,76 14,97 34,99 48,84 45,65 30,57 13,64 3,78",
-        "56,4 34,12 14,34 2,62 6,90 26,100 50,92 56,72 42,58 20,64 10,82",
-    ],
-    7: [
-        "0,4 30,3 64,2 / 64,2 46,34 32,66 22,100",
-        "0,4 30,3 64,2 / 64,2 46,36 32,68 22,100 / 16,54 36,51 60,48",
-        "0,20 1,11 2,3 / 2,3 32,4 66,2 / 66,2 50,28 37,62 30,100",
-        "0,18 9,3 38,6 70,2 / 70,2 50,28 37,62 34,100",
-    ],
-    8: [
-        "50,18 32,0 10,8 9,30 30,48 51,65 53,88 30,100 6,89 7,66 30,48 48,34 50,18",
-        "30,0 11,8 9,32 29,46 50,33 50,9 30,0 / 29,46 6,58 3,84 28,100 54,86 52,59 29,46",
-        "54,12 34,0 12,10 13,32 34,51 48,76 34,98 11,95 5,76 22,54 46,34 60,10",
-        "32,0 12,7 10,27 32,41 53,27 51,7 32,0 / 32,41 7,55 1,80 30,100 62,82 56,55 32,41",
-    ],
-    9: [
-        "50,14 31,0 9,9 3,31 17,48 38,44 50,22 / 51,4 49,50 46,100",
-        "52,24 38,1 13,7 3,31 17,49 39,44 52,24 / 52,24 54,54 46,84 28,100 6,93",
-        "50,10 30,0 8,13 4,34 20,45 40,34 52,12 / 52,12 42,52 22,100",
-        "46,2 22,4 3,24 8,46 28,48 46,32 54,3 / 54,3 50,52 52,100",
-    ],
-}
 _POINTS = 80  # points of a digit at which the pen is drawn: about 0.7 pixels apart
 _DETAIL = 32  # line segments between two points of a stroke, to measure its length
 
 # The style of an image: random parameters, each uniform in its range
 _RANGES = {
-    "slant": (-0.2, 0.5),  # columns to the right per row up
-    "tilt": (-0.15, 0.15),  # rows up per column to the right
-    "width": (0.75, 1.3),  # factor on the width of the shape, before it is scaled
-    "side": (15.0, 20.0),  # pixels, the longer side of the box around the strokes
-    "x": (-2.5, 2.5),  # pixels, from the centre of the image to that of the box, to the right
-    "y": (-1.8, 1.8),  # pixels, the same downwards
-    "radius": (0.9, 1.8),  # pixels, of the pen
+    "slant": (-0.25, 0.55),  # columns to the right per row up
+    "tilt": (-0.12, 0.12),  # rows up per column to the right
+    "width": (0.8, 1.3),  # factor on the width of the shape, before it is scaled
+    "side": (18.5, 20.5),  # pixels, the longer side of the box around the ink
+    "x": (-1.2, 1.2),  # pixels, from the centre of the image to that of mass, to the right
+    "y": (-1.2, 1.2),  # pixels, the same downwards
+    "radius": (0.065, 0.245),  # of the pen; the height of a shape is 2
     "pressure": (-0.25, 0.25),  # relative growth of the radius from the middle to the end
-    "ink": (0.9, 1.4),  # brightness; values above 1 saturate
+    "ink": (1.1, 1.6),  # brightness; values above 1 saturate
 }
+_CENTRE = 14  # the pixel on which the centre of mass lies, as in MNIST
 _EDGE = 1.2  # pixels, the width of the pen's soft edge, from full ink to none
 
 # The distortion of a shape, with x and y about -1 to 1 and T the Chebyshev polynomials:
 #     x += sum of wobble_ij * T_i(x) * T_j(y) / (i + j); y likewise, with other wobbles
 # It distorts the plane rather than single strokes, so strokes that meet stay joined.
 _WOBBLE = [(i, n - i) for n in (2, 3, 4) for i in range(n + 1)]
-_WOBBLE_SIZE = 0.14  # the largest |wobble_ij|
-_WORDS = 2 + len(_RANGES) + 2 * len(_WOBBLE)  # random words per image
+_WOBBLE_SIZE = 0.08  # the largest |wobble_ij|
+_MOVE = 0.055  # the largest distance, along x and along y, by which a point of a shape is moved
 
 _CHUNK = 64  # images drawn at a time: two float32 arrays (28, 28, 64) fit the L2 cache
 
 
 def curve(stroke):
     """A stroke "x,y x,y ..." as closely spaced points (2, S) of a Catmull-Rom spline."""
-    p = np.array([point.split(",") for point in stroke.split()], np.float64).T  # (2, P)
+    return _spline(np.array([point.split(",") for point in stroke.split()], np.float64).T)
+
+
+def _spline(p):
+    """Closely spaced values (D, S) of a Catmull-Rom spline through p (D, P)."""
     if (p[:, 0] == p[:, -1]).all():
         before, after = p[:, -2], p[:, 1]
     else:
@@ -118,24 +59,43 @@ def curve(stroke):
     t = np.arange(_DETAIL) / _DETAIL
     # Cubic Hermite spline from a to b with slopes u and v
     curve = a + t * (u + t * (3 * (b - a) - 2 * u - v + t * (2 * (a - b) + u + v)))
-    return np.column_stack([curve.reshape(2, -1), p[:, -1]])
+    return np.column_stack([curve.reshape(len(p), -1), p[:, -1]])
 
 
 def _glyph(shape):
-    """The strokes of a shape as evenly spaced points (2, _POINTS), y from -1 to 1."""
-    strokes = [curve(stroke) for stroke in shape.split("/")]
+    """A shape as (places (2, _MOVABLE), weights (_MOVABLE, _POINTS)), zero beyond its points.
+
+    places: of its different points, y from -1 to 1. A spline is linear in its points, so evenly
+    spaced points of the strokes are sums of the places with these weights.
+    """
+    names = list(dict.fromkeys(shape.replace("/", " ").split()))
+    strokes = [stroke.split() for stroke in shape.split("/")]
+    identity = np.eye(_MOVABLE)
+    weights = [_spline(identity[:, [names.index(name) for name in s]]) for s in strokes]
+    weights = np.concatenate(weights, axis=1)
+    curves = [curve(stroke) for stroke in shape.split("/")]
     # Distances between neighbouring points of a stroke; 0 from one stroke to the next.
-    steps = [np.append(0, np.sqrt((np.diff(stroke) ** 2).sum(0))) for stroke in strokes]
+    steps = [np.append(0, np.sqrt((np.diff(c) ** 2).sum(0))) for c in curves]
     way = np.cumsum(np.concatenate(steps))
     at = np.linspace(0, way[-1], _POINTS)
-    points = np.stack([np.interp(at, way, axis) for axis in np.concatenate(strokes, axis=1)])
-    low, high = points.min(1, keepdims=True), points.max(1, keepdims=True)
-    return (2 * points - low - high) / (high - low)[1]
+    after = np.clip(np.searchsorted(way, at), 1, len(way) - 1)
+    part = (at - way[after - 1]) / (way[after] - way[after - 1])
+    weights = weights[:, after - 1] * (1 - part) + weights[:, after] * part
+    places = np.zeros((2, _MOVABLE))
+    places[:, : len(names)] = np.array([name.split(",") for name in names], np.float64).T
+    drawn = (places[..., None] * weights).sum(1)
+    low, high = drawn.min(1, keepdims=True), drawn.max(1, keepdims=True)
+    return (2 * places - low - high) / (high - low)[1], weights
 
 
-_SHAPES = np.stack([_glyph(s) for d in range(10) for s in GLYPHS[d]], axis=1).astype(np.float32)
+_MOVABLE = max(len(set(s.replace("/", " ").split())) for d in range(10) for s in GLYPHS[d])
+_PLACES, _WEIGHTS = (
+    np.stack(arrays, axis=-1).astype(np.float32)
+    for arrays in zip(*(_glyph(s) for d in range(10) for s in GLYPHS[d]), strict=True)
+)  # (2, _MOVABLE, shapes), (_MOVABLE, _POINTS, shapes)
 _COUNT = np.array([len(GLYPHS[d]) for d in range(10)])
-_FIRST = np.cumsum(_COUNT) - _COUNT  # a digit's first shape in _SHAPES (2, shapes, _POINTS)
+_FIRST = np.cumsum(_COUNT) - _COUNT  # a digit's first shape
+_WORDS = 2 + len(_RANGES) + 2 * len(_WOBBLE) + _MOVABLE  # random words per image
 
 
 def draw_digits(count, seed=0, first=0):
@@ -159,14 +119,16 @@ def draw_digits(count, seed=0, first=0):
         words = _words(seed, first + np.arange(chunk.start, chunk.stop, dtype=np.int64))
         digit = _choose(words[0], 10)
         shape = _FIRST[digit] + _choose(words[1], _COUNT[digit])
-        style_words, wobble_words = np.split(words[2:], [len(_RANGES)])
+        style_words, wobble_words, move_words = np.split(
+            words[2:], np.cumsum([len(_RANGES), 2 * len(_WOBBLE)])
+        )
         style = {
             name: rng.draw(low, high, word)
             for (name, (low, high)), word in zip(_RANGES.items(), style_words, strict=True)
         }
         wobble = rng.draw(-_WOBBLE_SIZE, _WOBBLE_SIZE, wobble_words)
-        x, y = _transform(*_SHAPES[:, shape].transpose(0, 2, 1), wobble, style)
-        images[chunk] = _ink(x, y, style)
+        x, y, radius = _transform(*_strokes(shape, move_words), wobble, style)
+        images[chunk] = _ink(x, y, radius, style)
         labels[chunk] = digit
     return images, labels
 
@@ -187,10 +149,24 @@ def _choose(words, count):
     return (words.astype(np.int64) * count) >> 32
 
 
-def _transform(x, y, wobble, style):
-    """Distort, slant, scale and move points x, y (_POINTS, N). Returns x, y in pixels.
+def _strokes(shape, words):
+    """The points x, y (_POINTS, N) of shapes (N,) whose own points are moved at random.
 
-    wobble: (2 * len(_WOBBLE), N); style: {name: values (N,)} of `_RANGES`.
+    words (_MOVABLE, N): the upper half of a word moves a point along x, the lower one along y.
+    """
+    x, y = (
+        places + rng.draw(-_MOVE, _MOVE, halves)
+        for places, halves in zip(_PLACES[..., shape], (words, words << 16), strict=True)
+    )
+    weights = _WEIGHTS[..., shape]  # (_MOVABLE, _POINTS, N)
+    return ((weights * axis[:, None]).sum(0) for axis in (x, y))
+
+
+def _transform(x, y, wobble, style):
+    """Distort, slant, scale and place points x, y (_POINTS, N).
+
+    Returns x, y and the pen's radius (N,) in pixels. wobble: (2 * len(_WOBBLE), N); style: {name:
+    values (N,)} of `_RANGES`.
     """
     tx, ty = _chebyshev(x), _chebyshev(y)
     for term, (i, j) in enumerate(_WOBBLE):
@@ -199,10 +175,16 @@ def _transform(x, y, wobble, style):
         y = y + wobble[2 * term + 1] * bend
     x = x * style["width"]
     x, y = x - style["slant"] * y, y - style["tilt"] * x
-    scale = style["side"] / np.maximum(x.max(0) - x.min(0), y.max(0) - y.min(0))
-    x, y = (scale * (axis - (axis.min(0) + axis.max(0)) / 2) for axis in (x, y))
-    middle = (SIZE - 1) / 2
-    return x + (middle + style["x"]), y + (middle + style["y"])
+    longer = np.maximum(x.max(0) - x.min(0), y.max(0) - y.min(0)) + 2 * style["radius"]
+    scale = style["side"] / longer
+    x, y = (scale * (axis - axis.sum(0) / len(axis)) for axis in (x, y))
+    radius = style["radius"] * scale
+    margin = radius + 0.5  # pixels between strokes and the border: its pixels stay dark
+    x, y = (
+        axis + np.clip(_CENTRE + offset, margin - axis.min(0), SIZE - 1 - margin - axis.max(0))
+        for axis, offset in ((x, style["x"]), (y, style["y"]))
+    )
+    return x, y, radius
 
 
 def _chebyshev(t):
@@ -211,15 +193,18 @@ def _chebyshev(t):
     return 1, t, 2 * square - 1, (4 * square - 3) * t, 8 * square * (square - 1) + 1
 
 
-def _ink(x, y, style):
-    """Draw a round pen at the points x, y (_POINTS, N). Returns images (N, 28, 28) uint8."""
+def _ink(x, y, radius, style):
+    """Draw a round pen at the points x, y (_POINTS, N), with the radius (N,), all in pixels.
+
+    Returns images (N, 28, 28) uint8.
+    """
     along = np.linspace(-1, 1, _POINTS, dtype=np.float32)[:, None]
-    radius = style["radius"] * (1 + style["pressure"] * along)  # (_POINTS, N)
+    pen = radius * (1 + style["pressure"] * along)  # (_POINTS, N)
     grid = np.arange(SIZE, dtype=np.float32)[:, None]
     # With d the distance of a pixel from a point and r the pen's radius there, the point with the
     # smallest d^2 - r^2 gives the pixel most ink. Images are the last axis, so that NumPy's inner
     # loops are long.
-    columns = (grid - x[:, None]) ** 2 - (radius * radius)[:, None]  # (_POINTS, 28, N)
+    columns = (grid - x[:, None]) ** 2 - (pen * pen)[:, None]  # (_POINTS, 28, N)
     rows = (grid - y[:, None]) ** 2
     nearest = np.full((SIZE, SIZE, x.shape[1]), np.float32(SIZE * SIZE))
     power = np.empty_like(nearest)
@@ -227,5 +212,5 @@ def _ink(x, y, style):
         np.add(row[:, None], column, out=power)
         np.minimum(nearest, power, out=nearest)
     # d^2 - r^2 = (d - r) (d + r), about 2 r (d - r) at the edge
-    cover = np.clip(0.5 - nearest / (2 * _EDGE * style["radius"]), 0, 1)
+    cover = np.clip(0.5 - nearest / (2 * _EDGE * radius), 0, 1)
     return np.rint(255 * np.minimum(style["ink"] * cover, 1)).astype(np.uint8).transpose(2, 0, 1)

@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..data.digits import GLYPHS, curve
+from ..data.digits import curve
+from ..data.glyphs import GLYPHS
 from ..data.labels import DIGITS
 from ..exports.shared import walk
 from ..files import printable

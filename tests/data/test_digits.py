@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from minicnn.data import digits
 from minicnn.data.digits import GLYPHS, draw_digits
 
-MIDDLE = 13.5
+MIDDLE = 14  # the pixel on which the centre of mass lies
 RANGES = dict(digits._RANGES)
 
 
@@ -48,14 +48,15 @@ def box(images):
 
 @pytest.fixture
 def hold(monkeypatch):
-    """Draws without variation: every range at its middle, no wobble, except for given values."""
+    """Draws without variation: ranges at their middle, no wobble or move, except for given ones."""
 
-    def hold_still(wobble=0.0, **values):
+    def hold_still(wobble=0.0, move=0.0, **values):
         still = {name: (sum(ends) / 2,) * 2 for name, ends in RANGES.items()}
         still.update({name: (value, value) for name, value in values.items()})
         assert still.keys() == RANGES.keys()
         monkeypatch.setattr(digits, "_RANGES", still)
         monkeypatch.setattr(digits, "_WOBBLE_SIZE", wobble)
+        monkeypatch.setattr(digits, "_MOVE", move)
 
     return hold_still
 
@@ -117,16 +118,16 @@ def test_stored_sample():
     assert labels.tolist() == [9, 7, 5, 3, 5, 3, 6, 9, 2, 4, 7, 1, 3, 1, 3, 6, 3, 0, 2, 9]
     # fmt: off
     brightness = [
-        26.83, 36.43, 45.13, 34.46, 25.86, 62.29, 39.46, 23.94, 23.65, 23.86,
-        38.95, 20.03, 24.72, 24.94, 38.11, 30.61, 32.56, 38.45, 28.89, 41.43,
+        21.04, 32.99, 38.41, 32.81, 28.66, 67.52, 44.76, 17.67, 18.81, 20.70,
+        28.39, 24.44, 35.22, 29.29, 29.16, 33.04, 33.06, 41.14, 23.34, 43.99,
     ]
     columns = [
-        15.97, 11.80, 11.29, 14.56, 14.41, 16.80, 10.61, 13.31, 11.09, 12.93,
-        12.74, 14.92, 11.87, 11.61, 13.67, 14.57, 17.06, 13.38, 11.33, 13.72,
+        15.03, 12.43, 13.12, 13.66, 14.48, 14.90, 12.93, 13.88, 13.13, 12.92,
+        13.56, 14.38, 12.62, 12.54, 12.80, 14.90, 14.87, 13.81, 13.60, 13.44,
     ]
     rows = [
-        12.62, 11.48, 12.02, 12.17, 11.48, 13.07, 14.26, 11.90, 14.51, 11.96,
-        11.91, 11.46, 14.33, 15.01, 12.91, 13.33, 13.15, 13.45, 15.13, 10.90,
+        14.51, 15.01, 13.15, 13.31, 12.40, 13.87, 14.02, 13.35, 14.08, 13.18,
+        15.33, 12.81, 14.32, 15.50, 13.75, 12.97, 14.17, 15.10, 14.59, 13.20,
     ]
     # fmt: on
     np.testing.assert_allclose(images.mean((1, 2)), brightness, atol=0.02)
@@ -163,15 +164,16 @@ def test_ink_and_background(sample):
 def test_digits_lie_where_mnist_has_them(sample):
     images = sample[0]
     x, y = centre(images)
-    assert abs(x.mean() - MIDDLE) < 0.5
-    assert abs(y.mean() - MIDDLE) < 0.5
-    assert 1 < x.std() < 2.5
-    assert 1 < y.std() < 2.5
-    assert abs(x - MIDDLE).max() < 7
-    assert abs(y - MIDDLE).max() < 8
+    assert abs(x.mean() - MIDDLE) < 0.1
+    assert abs(y.mean() - MIDDLE) < 0.1
+    assert 0.3 < x.std() < 1
+    assert 0.3 < y.std() < 1
+    assert abs(x - MIDDLE).max() < 3
+    assert abs(y - MIDDLE).max() < 3
     longer = np.maximum(*box(images))
-    assert longer.min() >= 15
-    assert 18 < longer.mean() < 23
+    assert longer.min() >= 18
+    assert 20 < longer.mean() < 22
+    assert longer.max() <= 24
     border = np.ones((28, 28), bool)
     border[1:-1, 1:-1] = False
     assert (images[:, border] > 128).any(1).mean() < 0.01
@@ -179,7 +181,7 @@ def test_digits_lie_where_mnist_has_them(sample):
 
 def test_every_shape_is_drawn_and_differs(hold):
     hold()
-    images, labels = draw_digits(2000)
+    images, labels = draw_digits(8000)
     for digit in range(10):
         mine = images[labels == digit].reshape(-1, 784)
         shapes, counts = np.unique(mine, axis=0, return_counts=True)
@@ -192,20 +194,20 @@ def test_every_shape_is_drawn_and_differs(hold):
 
 
 def test_position_is_in_pixels(hold):
-    hold(x=-1.0, y=2.0)
+    hold(side=14.0, x=-1.0, y=2.0)  # small, so that the image's edge does not limit the position
     images, _ = draw_digits(50)
-    hold(x=2.0, y=0.0)
+    hold(side=14.0, x=2.0, y=0.0)
     other, _ = draw_digits(50)
     moved = np.roll(images, (-2, 3), (1, 2)).astype(int)
     assert abs(moved - other).max() <= 1
 
 
 def test_side_is_in_pixels(hold):
-    hold(side=20.0, radius=1.0, pressure=0.0, width=1.3, slant=0.5)
+    hold(side=20.0, radius=0.1, pressure=0.0, width=1.3, slant=0.5)
     width, height = box(draw_digits(200)[0])
     assert (width > height).any()
     assert (width < height).any()
-    reach = 20 + 2 * (1.0 + digits._EDGE / 2)  # of the ink: the pen's radius and its soft edge
+    reach = 20 + digits._EDGE  # of the ink with its soft edge
     assert abs(np.maximum(width, height) - reach).max() < 2
 
 
@@ -216,8 +218,8 @@ def test_each_parameter_of_the_hand_has_its_effect(hold):
 
     assert (slope(still(slant=0.4)) < slope(still(slant=0.0)) - 0.1).all()
     assert rise(still(tilt=0.15)).mean() > rise(still(tilt=-0.15)).mean() + 1
-    assert (still(radius=1.8).mean((1, 2)) > 1.4 * still(radius=1.0).mean((1, 2))).all()
-    assert (still(ink=1.0, radius=1.0) <= still(ink=1.2, radius=1.0)).all()
+    assert (still(radius=0.2).mean((1, 2)) > 1.4 * still(radius=0.1).mean((1, 2))).all()
+    assert (still(ink=1.0, radius=0.1) <= still(ink=1.2, radius=0.1)).all()
     assert (box(still(width=1.2))[0] - box(still(width=0.8))[0]).mean() > 2
     sevens = draw_digits(300)[1] == 7  # drawn from the top to the bottom
     light, heavy = (still(pressure=p)[sevens, 14:].mean((1, 2)) for p in (-0.25, 0.25))
@@ -240,9 +242,9 @@ def test_ink_is_the_area_that_the_pen_covers():
     n, radius = 5, 1.5
     spots = np.random.default_rng(0).uniform(4, 23, (2, 8, n)).astype(np.float32)
     x, y = spots[:, np.arange(digits._POINTS) % 8]
-    hand = {"radius": np.full(n, radius, np.float32), "pressure": np.zeros(n, np.float32)}
+    hand = {"pressure": np.zeros(n, np.float32)}
     hand["ink"] = np.linspace(0.5, 1.2, n, dtype=np.float32)
-    images = digits._ink(x, y, hand)
+    images = digits._ink(x, y, np.full(n, radius, np.float32), hand)
     rows, columns = np.mgrid[:28, :28]
     for i, ink in enumerate(hand["ink"]):
         distance = np.hypot(columns[..., None] - x[:, i], rows[..., None] - y[:, i])
@@ -258,23 +260,55 @@ def test_ink_is_the_area_that_the_pen_covers():
 
 def test_curves_pass_through_their_points():
     stroke = "0,0 10,20 30,15 20,0"
-    curve = digits._curve(stroke)
+    curve = digits.curve(stroke)
     for point in ((0, 0), (10, 20), (30, 15), (20, 0)):
         assert np.hypot(*(curve - np.array(point)[:, None])).min() == 0
     assert np.hypot(*np.diff(curve)).max() < 2  # without a gap
-    ring = digits._curve("0,0 10,10 20,0 10,-10 0,0")
+    ring = digits.curve("0,0 10,10 20,0 10,-10 0,0")
     np.testing.assert_array_equal(ring[:, 0], ring[:, -1])
     steps = np.diff(ring)
     np.testing.assert_allclose(steps[:, 0], steps[:, -1], atol=0.1)  # smooth where it closes
 
 
+def test_moved_points_bend_every_stroke_through_them():
+    shape = "0,0 40,20 0,50 / 0,50 60,50 40,90 0,100"
+    moved = "9,-5 44,20 -9,55 / -9,55 60,40 35,95 3,99"
+    places, weights = digits._glyph(shape)
+    before, after = (
+        np.array([point.split(",") for point in dict.fromkeys(s.replace("/", "").split())], float)
+        for s in (shape, moved)
+    )
+    unit = 50  # the height of the shape is 2 in places
+    places[:, : len(before)] += (after - before).T / unit
+    origin = before[0] - (places[:, 0] * unit - (after - before)[0])
+    points = (places @ weights).T * unit + origin
+    curves = np.concatenate([digits.curve(stroke).T for stroke in moved.split("/")])
+    distance = np.hypot(*(curves[:, None] - points).T)
+    assert distance.shape == (digits._POINTS, len(curves))
+    assert distance.min(1).max() < 1.5  # neighbouring points of a curve are up to 3 apart
+
+
+def test_moves_keep_the_size_and_are_limited(hold):
+    hold(side=18.0)
+    straight, labels = draw_digits(300)
+    hold(side=18.0, move=0.055)
+    bent, bent_labels = draw_digits(300)
+    np.testing.assert_array_equal(bent_labels, labels)
+    changed = abs(bent - straight.astype(float)).sum((1, 2)) / straight.sum((1, 2))
+    assert changed.min() > 0.03
+    assert changed.mean() < 0.5
+    assert abs(np.maximum(*box(bent)) - np.maximum(*box(straight))).max() <= 2
+
+
 def test_points_are_evenly_spaced():
     for shapes in GLYPHS.values():
         for shape in shapes:
-            points = digits._glyph(shape)
+            places, weights = digits._glyph(shape)
+            np.testing.assert_allclose(weights.sum(0), 1)
+            points = places @ weights
             steps = np.sort(np.hypot(*np.diff(points)))
             drawn = steps[: len(steps) - shape.count("/")]  # a lift of the pen is a long step
-            assert drawn.max() < 0.085  # 0.85 pixels where a digit is 20 high
+            assert drawn.max() < 0.0425 * np.ptp(points, axis=1).max()  # 0.85 of 20 pixels
             np.testing.assert_allclose(points[1].min(), -1)
             np.testing.assert_allclose(points[1].max(), 1)
 
