@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from digit_files import MNIST, needs_mnist
 from runs import python
+from scipy import ndimage
 from sheets import blown_up, decoded, no_digits, pen_drawing, sheet
 
 import minicnn
@@ -25,10 +26,10 @@ def likeness(image, other):
 
 
 def centred(image):
-    """An image (28, 28) moved by whole pixels, so that its mass is around pixel 14, 14."""
+    """An image (28, 28) moved so that its mass is around pixel 14, 14: by parts of a pixel, too."""
     mass = image / image.sum()
-    move = [round(14 - mass.sum(axis=1 - axis) @ np.arange(28)) for axis in (0, 1)]
-    return np.roll(image, move, (0, 1))
+    move = [14 - mass.sum(axis=1 - axis) @ np.arange(28) for axis in (0, 1)]
+    return ndimage.shift(image.astype(float), move, order=1)
 
 
 # ---- found and in order --------------------------------------------------------------------------
