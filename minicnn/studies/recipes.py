@@ -16,7 +16,7 @@ from ..files import brief
 from ..recipe import Recipe
 from . import plots
 from .findings import Findings, Picture, Table
-from .statistics import gain_interval, mean_interval
+from .statistics import effects, gain_interval, mean_interval
 from .store import Cell
 
 NAME = "recipes"
@@ -173,7 +173,53 @@ def findings(results):
                 "there is more than one",
                 lambda shown=shown, what=what: plots.gains(shown, what, first),
             )
+    tables |= _effects(results)
     return Findings("Recipes compared", [*lines, *results.notes()], tables, pictures)
+
+
+def _effects(results):
+    """{"effects": Table}: what each field does to the accuracy of single nets, by all candidates.
+
+    {} unless there are more candidates than effects, so that an effect is a mean over several pairs
+    of candidates, and unless the effects can be told apart. In a factorial design, where each value
+    of a field goes with all values of the others, every net tells about every field.
+    """
+    accuracies = {cell: _singles(results, cell) for cell in results.cells}
+    cells = [cell for cell in results.cells if accuracies[cell]]
+    changes = {}  # {which cells have the value: [its field, its text]}; some fields change together
+    for field in VARIED:
+        values = [getattr(results.cells[cell], field) for cell in cells]
+        for value in dict.fromkeys(values[1:]):
+            if value != values[0]:
+                has = tuple(other == value for other in values)
+                changes.setdefault(has, []).append(f"{field} {values[0]} to {value}")
+    nets = sorted({net for of_cell in accuracies.values() for net in of_cell})
+    rows = [(place, net) for place, cell in enumerate(cells) for net in sorted(accuracies[cell])]
+    design = np.array(
+        [
+            [*(has[place] for has in changes), *(net == other for other in nets)]
+            for place, net in rows
+        ],
+        float,
+    )
+    if len(cells) < len(changes) + 2 or np.linalg.matrix_rank(design) < design.shape[1]:
+        return {}
+    found = effects(design, [accuracies[cells[place]][net] for place, net in rows])
+    table = pd.DataFrame(
+        [
+            {"change": ", ".join(texts), "candidates": sum(has), "effect": effect}
+            | {"effect_low": low, "effect_high": high}
+            for (has, texts), (effect, low, high) in zip(
+                changes.items(), found[: len(changes)], strict=True
+            )
+        ]
+    )
+    caption = (
+        f"Effect of each change on the accuracy of single nets, by least squares over {len(rows)} "
+        f"nets of {len(cells)} candidates, with 95 % intervals, each for one change alone. It is "
+        "the mean effect in company of the other changes, as far as they do not act on each other"
+    )
+    return {"effects": Table(caption, table, ("effect", "effect_low", "effect_high"))}
 
 
 def _changes(recipe):

@@ -36,6 +36,24 @@ def gain_interval(gains):
     return gains.mean() - margin, gains.mean() + margin
 
 
+def effects(design, values):
+    """(k, 3): the effect of each of the k columns of a design, and its 95 % interval, low and high.
+
+    design: (n, k), of full rank; it has a column for whatever else matters, such as a constant.
+    values: (n,). The effects are the coefficients of least squares. Student's intervals, from the
+    residuals, with n - k degrees of freedom; NaN without any.
+    """
+    design, values = np.asarray(design, float), np.asarray(values, float)
+    found, *_ = np.linalg.lstsq(design, values)
+    freedom = len(values) - design.shape[1]
+    margins = np.full(len(found), np.nan)
+    if freedom:
+        variance = np.sum((values - design @ found) ** 2) / freedom
+        of_each = np.diag(np.linalg.inv(design.T @ design))
+        margins = stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(variance * of_each)
+    return np.stack([found, found - margins, found + margins], axis=1)
+
+
 def difference_interval(before, after):
     """(low, high): Welch's 95 % interval of mean(after) - mean(before), two sets of accuracies.
 

@@ -208,3 +208,84 @@ def test_a_study_of_one_recipe_refuses_another(tmp_path):
         store.claim("trials", 0, SETTINGS, np.arange(6), [Cell("seed", Recipe(), 1)])
         with pytest.raises(ValueError, match="has the study trials of the recipe seed, got demo"):
             store.claim("trials", 0, SETTINGS, np.arange(6), [Cell("demo", Recipe(), 1)])
+
+
+# ---- effects -------------------------------------------------------------------------------------
+
+
+def factorial(folder, values, accuracies):
+    """Results of candidates with the changes `values`, and accuracies (candidates, nets) of 200."""
+    labels = np.arange(200) % 10
+    candidates = [
+        Cell(f"c{place}", Recipe(nets=accuracies.shape[1], **changes), 1)
+        for place, changes in enumerate(values)
+    ]
+    with Store(folder / FILE) as store:
+        store.claim("recipes", 0, SETTINGS, labels, candidates, recipes.VARIED)
+        for cell, of_cell in zip(candidates, accuracies, strict=True):
+            nets = []
+            for net, accuracy in enumerate(of_cell, start=1):
+                wrong = np.arange(200) >= round(200 * accuracy)
+                guesses = np.eye(10, dtype=np.float32)[(labels + wrong) % 10]
+                nets.append(TrainedNet(net, [], None, guesses, {}))
+            store.add("recipes", 0, cell, nets, labels)
+        return recipes.findings(store.results("recipes", 0))
+
+
+def test_effects_are_the_differences_of_means_in_a_factorial_design(tmp_path):
+    """Against means and sums of squares: the columns of such a design are orthogonal."""
+    shifts = {"width_shift": 0.1, "height_shift": 0.1}, {"width_shift": 0.0, "height_shift": 0.0}
+    values = [
+        {"dropout": (0.4, 0.2)[i], "schedule": ("exponential", "linear")[j], **shifts[k]}
+        for i, j, k in np.ndindex(2, 2, 2)
+    ]
+    accuracies = np.random.default_rng(3).integers(150, 200, (2, 2, 2, 3)) / 200
+    found = factorial(tmp_path, values, accuracies.reshape(8, 3))
+    rows = found.tables["effects"].data.to_dict("records")
+    assert [row["change"] for row in rows] == [
+        "width_shift 0.1 to 0.0, height_shift 0.1 to 0.0",
+        "schedule exponential to linear",
+        "dropout 0.4 to 0.2",
+    ]
+    assert [row["candidates"] for row in rows] == [4, 4, 4]
+    differences = [
+        accuracies.take(1, axis).mean() - accuracies.take(0, axis).mean() for axis in (2, 1, 0)
+    ]
+    assert [row["effect"] for row in rows] == pytest.approx(differences, abs=1e-12)
+    mean = accuracies.mean()
+    squares = np.sum((accuracies - mean) ** 2) - 24 * np.sum(np.square(differences)) / 4
+    squares -= 8 * np.sum((accuracies.mean((0, 1, 2)) - mean) ** 2)
+    margin = stats.t.ppf(0.975, 24 - 6) * np.sqrt(squares / (24 - 6) * 4 / 24)
+    for row in rows:
+        assert row["effect_high"] - row["effect"] == pytest.approx(margin, rel=1e-9)
+        assert row["effect"] - row["effect_low"] == pytest.approx(margin, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [{}, {"dropout": 0.2}],  # one change at a time: that is the gain
+        [{}, {"dropout": 0.2}, {"warm_up": 0.1}],
+        [{}, {"dropout": 0.2}, {"dropout": 0.3}, {"dropout": 0.2, "warm_up": 0.1}],
+    ],
+)
+def test_effects_that_the_candidates_cannot_tell_are_not_told(tmp_path, values):
+    accuracies = np.random.default_rng(3).integers(150, 200, (len(values), 2)) / 200
+    assert "effects" not in factorial(tmp_path, values, accuracies).tables
+
+
+def test_effects_of_a_field_with_three_values_are_over_the_first(tmp_path):
+    pairs = [(batch, dropout) for batch in (64, 32, 16) for dropout in (0.4, 0.2)]
+    values = [{"batch_size": batch, "dropout": dropout} for batch, dropout in pairs]
+    accuracies = np.random.default_rng(4).integers(150, 200, (6, 2)) / 200
+    table = factorial(tmp_path, values, accuracies).tables["effects"].data
+    effects = dict(zip(table["change"], table["effect"], strict=True))
+    of_batch = accuracies.reshape(3, 4).mean(1)
+    assert effects == pytest.approx(
+        {
+            "batch_size 64 to 32": of_batch[1] - of_batch[0],
+            "batch_size 64 to 16": of_batch[2] - of_batch[0],
+            "dropout 0.4 to 0.2": accuracies[1::2].mean() - accuracies[::2].mean(),
+        },
+        abs=1e-12,
+    )
