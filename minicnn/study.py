@@ -243,9 +243,10 @@ def _train(arguments, client, store, cells, data, source, should_stop):
         def report(images):
             bar.update(max(min(before + images, bar.total) - bar.n, 0))
 
-        def keep(cell, nets):
+        def keep(found):
             nonlocal trained
-            store.add(*key, cell, nets, data.test_labels)
+            for cell, nets in found:
+                store.add(*key, cell, nets, data.test_labels)
             trained += len(nets)
             for net in nets:
                 if net.probabilities is not None and data.test_labels is not None:

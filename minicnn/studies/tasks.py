@@ -11,7 +11,7 @@ raises DataError if they differ from those of the study, or if its version of mi
 
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,7 +30,10 @@ _DISTORTION = 99  # seed of the distorted test images, which are the same for ev
 
 @dataclass(frozen=True)
 class Task:
-    """Train some nets of a cell with its recipe."""
+    """Train some nets of a cell with its recipe.
+
+    views: further numbers of views with which they predict the test images.
+    """
 
     cell: str
     recipe: Recipe
@@ -40,6 +43,7 @@ class Task:
     precision: str | None = None
     memory: int | None = None  # bytes
     distorted: bool = False  # whether the nets are tested on distorted images, too
+    views: tuple = ()
     version: str = __version__
 
     @property
@@ -54,7 +58,8 @@ class TrainedNet:
     """The results of training a net.
 
     history: its rows. diverged: (epoch, step), or None. probabilities: (N, classes) of the test
-    images, None if it diverged. made_by: device, precision and versions.
+    images, None if it diverged. by_views: the same, with the further numbers of views of its task.
+    made_by: device, precision and versions.
     """
 
     net: int
@@ -63,6 +68,7 @@ class TrainedNet:
     probabilities: np.ndarray | None
     made_by: dict
     distorted_accuracy: float | None = None  # where the task asks for it
+    by_views: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,17 +90,23 @@ def train_nets(task):
             trainer = _trainer(task, data, device, ops, nets)
             while not trainer.is_done:
                 trainer.train_epoch(workers.report, workers.should_stop)
-            rows = iter(trainer.predict(data.test_images, workers.should_stop))
+            found = {v: _predicted(trainer, data, v) for v in (task.recipe.views, *task.views)}
             distorted = _distorted_accuracies(trainer, data) if task.distorted else {}
             for net in nets:
                 history = [row for row in trainer.history if row["net"] == net]
                 diverged = trainer.diverged.get(net)
-                probabilities = None if diverged else next(rows)
-                made_by = _made_by(device, ops)
-                results.append(
-                    TrainedNet(net, history, diverged, probabilities, made_by, distorted.get(net))
-                )
+                by_views = {v: None if diverged else of_nets[net] for v, of_nets in found.items()}
+                probabilities = by_views.pop(task.recipe.views)
+                about = _made_by(device, ops), distorted.get(net), by_views
+                results.append(TrainedNet(net, history, diverged, probabilities, *about))
         return results
+
+
+def _predicted(trainer, data, views):
+    """{net: probabilities (N, classes) of the test images} of the nets that did not diverge."""
+    rows = trainer.predict(data.test_images, workers.should_stop, views)
+    sound = (net for net in trainer.nets if net not in trainer.diverged)
+    return dict(zip(sound, rows, strict=True))
 
 
 def _distorted_accuracies(trainer, data, batch=1000):

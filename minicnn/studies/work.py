@@ -11,17 +11,19 @@ from .tasks import Task, measure, train_nets
 class Work:
     """The nets of a study's cells that are not trained yet.
 
+    Cells that differ in their recipes' views only have the same nets: these are trained once.
     trained: the set of (cell, net) of the trained nets. about: fields of Task that all tasks share.
     """
 
     def __init__(self, cells, trained, **about):
-        self.cells = cells
-        self._tasks = [
-            Task(cell.name, cell.recipe, range(1, cell.recipe.nets * cell.trials + 1), **about)
-            for cell in cells
-        ]  # one task per cell, with all of its nets
+        same = {}
+        for cell in cells:
+            same.setdefault((replace(cell.recipe, views=1), cell.trials), []).append(cell)
+        self._cells = list(same.values())
+        self._tasks = [_task(of_task, about) for of_task in self._cells]  # each with all its nets
         self._missing = [
-            [net for net in task.nets if (task.cell, net) not in trained] for task in self._tasks
+            [net for net in task.nets if any((cell.name, net) not in trained for cell in of_task)]
+            for of_task, task in zip(self._cells, self._tasks, strict=True)
         ]
         self.nets = sum(map(len, self._missing))
         self.trained_nets = sum(len(task.nets) for task in self._tasks) - self.nets
@@ -47,7 +49,7 @@ class Work:
         seconds = sum(
             # Predicting an image takes about a third of the time of training on it.
             len(missing)
-            * (_images_of_a_net(task) + task.recipe.views * test_images / 3)
+            * (_images_of_a_net(task) + sum((task.recipe.views, *task.views)) * test_images / 3)
             / rates[_network(task)]
             for task, missing in zip(self._tasks, self._missing, strict=True)
         )
@@ -57,14 +59,14 @@ class Work:
         """Train the missing nets at a Place.
 
         A task has at most groups[network] nets, as found by measure(), and at most `most` unless
-        that is None. keep(cell, nets) is called with the TrainedNets of each task that ends.
-        report(n) is called regularly; n is the number of images so far. Raises what a task raises,
-        and Interrupted when should_stop() returns True.
+        that is None. keep([(cell, its TrainedNets), ...]) is called when a task ends. report(n) is
+        called regularly; n is the number of images so far. Raises what a task raises, and
+        Interrupted when should_stop() returns True.
         """
         fair = -(-self.nets // place.count)  # with larger tasks, a process could have none
         parts = [
-            (cell, replace(task, nets=nets))
-            for cell, task, missing in zip(self.cells, self._tasks, self._missing, strict=True)
+            (of_task, replace(task, nets=nets))
+            for of_task, task, missing in zip(self._cells, self._tasks, self._missing, strict=True)
             for nets in split_nets(missing, min(groups[_network(task)], fair, most or fair))
         ]
         # Sorted by trial, so that a study that is stopped has complete trials to evaluate.
@@ -72,10 +74,23 @@ class Work:
         finished = 0
         for ended in run_each(place, train_nets, [task for _, task in parts], should_stop):
             for number, nets in ended:
-                cell, task = parts[number]
-                keep(cell, nets)
+                of_task, task = parts[number]
+                keep([(cell, [_with(net, cell.recipe.views) for net in nets]) for cell in of_task])
                 finished += task.images
             report(finished + place.in_hand())
+
+
+def _task(cells, about):
+    """The Task that trains all nets of cells that differ in their recipes' views only."""
+    recipe, trials = cells[0].recipe, cells[0].trials
+    views = {cell.recipe.views for cell in cells} - {recipe.views}
+    nets = range(1, recipe.nets * trials + 1)
+    return Task(cells[0].name, recipe, nets, views=tuple(sorted(views)), **about)
+
+
+def _with(net, views):
+    """A TrainedNet with its probabilities for a number of views."""
+    return replace(net, probabilities=net.by_views.get(views, net.probabilities), by_views={})
 
 
 def in_words(seconds, place):

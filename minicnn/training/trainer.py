@@ -290,10 +290,11 @@ class Trainer:
             for of_net, indices in zip(probabilities, self.validation_indices, strict=True)
         ]
 
-    def predict(self, images, should_stop):
+    def predict(self, images, should_stop, views=None):
         """Probabilities (nets, N, classes) of images (N, H, W) by the nets that did not diverge.
 
-        A net whose probabilities are not finite is recorded as diverged in the last step.
+        views: over how many views of an image they are averaged (default: the recipe's). A net
+        whose probabilities are not finite is recorded as diverged in the last step.
         """
         everything = np.broadcast_to(np.arange(len(images)), (len(self.nets), len(images)))
         probabilities = predict(
@@ -302,7 +303,7 @@ class Trainer:
             everything,
             should_stop=should_stop,
             graph=self.graph,
-            views=self.recipe.views,
+            views=views or self.recipe.views,
         )
         for net, of_net in zip(self.nets, probabilities, strict=True):
             if net not in self.diverged and not np.isfinite(of_net).all():
