@@ -252,27 +252,18 @@ static void store_sums(const Squares* s, const Finish* f, int group, int n, cons
 }
 
 // to (here, PANEL) = the products of `here` squares at a place: sums over `blocks` blocks of LANES
-// channels, which lie `x_block` floats apart. Long sums are made of several, which loses less
-// precision.
+// channels. Long sums are made of several, which loses less precision. t: a tile whose strides are
+// set; for so few products, setting the others each time would be slow.
 INLINE void multiply_place(
-    const int m, const float* x, size_t x_block, const float* w, int blocks, int here, float* to) {
+    const int m, Tile* t, const float* x, const float* w, int blocks, int here, float* to) {
     const int most = (m == 5 ? 16 : 64) / LANES;  // squares of 5 round more
-    static const float ZEROS[PANEL] = {0};
     float more[TILE * PANEL];
     for (int block = 0; block < blocks; block += most) {
-        Tile t = {
-            .x = x + block * x_block,
-            .x_pixel = LANES,
-            .x_row = x_block,
-            .rows = smaller(most, blocks - block),
-            .length = LANES,
-            .w = w + block * LANES * PANEL,
-            .w_row = LANES * PANEL,
-            .start = ZEROS,
-            .y = block ? more : to,
-            .y_pixel = PANEL,
-        };
-        COMPUTE_TILE[0][here - 1](&t);
+        t->x = x + block * t->x_row;
+        t->rows = smaller(most, blocks - block);
+        t->w = w + block * LANES * PANEL;
+        t->y = block ? more : to;
+        COMPUTE_TILE[0][here - 1](t);
         for (int i = 0; block && i < here * PANEL; i += LANES) {
             store(to + i, load(to + i) + load(more + i));
         }
@@ -305,6 +296,15 @@ INLINE void correlate_panel(
     const int n = m + 2, places = n * n;
     int phases = s->x_step * s->x_step, grids = s->y_step * s->y_step, blocks = s->Cin / LANES;
     size_t w_phase = (size_t)s->Cin * PANEL, w_panel = places * phases * w_phase;
+    static const float ZEROS[PANEL] = {0};
+    Tile tile = {
+        .x_pixel = LANES,
+        .x_row = (size_t)places * PLACE,
+        .length = LANES,
+        .w_row = LANES * PANEL,
+        .start = ZEROS,
+        .y_pixel = PANEL,
+    };
     GroupSums sums[PANEL / LANES];
     memset(sums, 0, sizeof sums);
     for (int k = 0; k < grids; ++k) {
@@ -320,8 +320,8 @@ INLINE void correlate_panel(
                 fetch_next(&fetched->y, 1);
                 fetch_next(&fetched->below, 0);
                 multiply_place(
-                    m, squares + block * PLACE, (size_t)places * PLACE, w_place,
-                    (used.end - used.first) * blocks, here, products + place * TILE * PANEL);
+                    m, &tile, squares + block * PLACE, w_place, (used.end - used.first) * blocks,
+                    here, products + place * TILE * PANEL);
             }
         }
         finish_group(m, s, f, group, q, panel * PANEL, y, products, sums);

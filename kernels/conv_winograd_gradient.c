@@ -22,6 +22,14 @@ enum {
     UNIT = VALUES * PANEL,
 };
 
+// With AVX2, GCC would load the vector again for each multiplication, and a core cannot load as fast
+// as it multiplies.
+#if defined(__AVX__) && !defined(__AVX512F__)
+#define IN_REGISTER(v) __asm__("" : "+x"(v))
+#else
+#define IN_REGISTER(v) (void)0
+#endif
+
 static int most_threads(void) {
 #ifdef _OPENMP
     return omp_get_max_threads();
@@ -45,6 +53,8 @@ INLINE void sum_pair(const Pair* p, const bool is_first, float* sums) {
     for (int left = p->count; left > 0; left -= CHUNK, x += p->x_chunk, dz += p->dz_chunk) {
         for (int q = 0; q < smaller(left, CHUNK); ++q) {
             Vector dz0 = load(dz + q * PANEL), dz1 = load(dz + q * PANEL + LANES);
+            IN_REGISTER(dz0);
+            IN_REGISTER(dz1);
             UNROLL
             for (int k = 0; k < VALUES; ++k) {
                 sum[k][0] += x[q * LANES + k] * dz0;
