@@ -8,18 +8,17 @@ become result files. Do this on the machine that made them.
 """
 
 import importlib
-import json
 import os
 import re
 from pathlib import Path
 
 from benchmarks import frameworks, kernels, limits, timing
 from benchmarks import rungs as rungs_of_c
+from benchmarks.keep import keep
+from benchmarks.studies import accuracies, studies
+from benchmarks.timing import paragraphs
 from minicnn.command import Parser
 from minicnn.files import DataError
-from minicnn.recipe import RECIPES, completed
-from minicnn.studies import STUDIES
-from minicnn.studies.store import FILE, Store
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -68,7 +67,7 @@ def _relative(text, folder):
 
 def summary():
     """The results in brief: accuracy, the demo's time, images a second."""
-    rows, found = [_accuracy_of_trials()], timing.newest("frameworks-cpu")
+    rows, found = accuracies(), timing.newest("frameworks-cpu")
     for what, of_what in frameworks.compared(found["rates"]).items():
         ours, theirs = frameworks.fastest(
             [row for row in of_what.values() if row["precision"] == "float32"]
@@ -83,7 +82,7 @@ def summary():
                 f"{_cores(found['machine'])}",
             ]
         )
-    for job in (*_optional("job-cpu"), *_optional("job-cuda")):
+    for job in (*timing.optional("job-cpu"), *timing.optional("job-cuda")):
         run, where = job["summary"], job["machine"]
         of = f"TF32, {where['gpu']}" if "gpu" in where else f"float32, {_cores(where)}"
         seconds = run["seconds"]
@@ -96,7 +95,7 @@ def summary():
                 f"`{run['device']}`, {of}",
             ]
         )
-    for demo in _optional("demo"):
+    for demo in timing.optional("demo"):
         seconds, rate = demo["summary"]["seconds"], demo["summary"]["images_per_second"]
         accuracy = demo["summary"]["ensemble_test_accuracy"]
         rows.append(
@@ -112,30 +111,6 @@ def summary():
 def _cores(machine):
     """The cores of a result's machine, in words."""
     return f"{machine['cores']} cores of {machine['processor']}"
-
-
-def _accuracy_of_trials():
-    """The row of `summary` on the test accuracy of the seed recipe, in the notebook's size."""
-    study = timing.newest("full-trials")
-    single, ensembles, their_single, their_ensembles = study["tables"]["summary"]["rows"]
-    (recipe,) = (cell["recipe"] for cell in study["cells"].values())
-    n = ensembles["n"]
-    return [
-        f"{ensembles['of']}, {recipe['epochs']} epochs, {study['settings']['train_images']:,} "
-        "images of MNIST",
-        f"**{_fraction(ensembles['mean'], 3)}** right; {single['of']} "
-        f"{_fraction(single['mean'], 3)}",
-        f"`{study['made_by'][0]['device']}`, mean of {n} trial{'s' * (n > 1)}; the notebook: "
-        f"{_fraction(their_ensembles['mean'], 3)} and {_fraction(their_single['mean'], 3)}",
-    ]
-
-
-def _optional(kind):
-    """[the newest result of a kind], [] where there is none."""
-    try:
-        return [timing.newest(kind)]
-    except ValueError:
-        return []
 
 
 # What files do, and their paths in the order in which they are best read.
@@ -186,7 +161,7 @@ def speed():
     absent = [f"{name} ({why})" for name, why in (result["refused"] | result["left_out"]).items()]
     processes = workers["processes"]
     rows = [[count, frameworks.rate(row)] for count, row in processes.items()]
-    return _paragraphs(
+    return paragraphs(
         "![Images a second of every contender](benchmarks/results/frameworks-cpu.png)",
         frameworks.table(rates),
         absent and f"Not measured, or not in every split: {'; '.join(absent)}.",
@@ -197,11 +172,6 @@ def speed():
         f"Whole runs on `cpu`, {workers['what']}, with validation and the start of the processes; "
         f"{_rounds(processes.values())} rounds in turn. {timing.in_words(workers)}",
     )
-
-
-def _paragraphs(*texts):
-    """Texts as paragraphs of Markdown; empty ones are left out."""
-    return "\n\n".join(filter(None, texts))
 
 
 def _rounds(rows):
@@ -220,7 +190,7 @@ def gpu():
         [row["kernels"], *(f"{1e3 * row['seconds'][nets]:.2f}" for nets in ("1", "15"))]
         for row in steps["steps"]
     ]
-    return _paragraphs(
+    return paragraphs(
         frameworks.table(rates),
         absent
         and "Not measured, since not installed, or not compiled in the time that a report has: "
@@ -260,7 +230,7 @@ def accuracy():
             rows.append([*about, device, *shown])
     heads = "training images", "epochs", "momentum", "seeds", "device", "test images"
     where = (f"`{device}`: {timing.in_words(result)}" for device, result in results.items())
-    return _paragraphs(timing.table([*heads, "test images, distorted"], rows), " ".join(where))
+    return paragraphs(timing.table([*heads, "test images, distorted"], rows), " ".join(where))
 
 
 def _percent(values):
@@ -288,7 +258,7 @@ def faults():
         memory = f"{row['peak_memory_bytes'] / 1e6:.0f} MB"
         fuzzing.append([row["reader"], *counts, f"{row['longest_seconds']:.2f} s", memory])
     of_fuzzing = "reader", "inputs", "accepted", "refused", "slowest", "most memory of a process"
-    return _paragraphs(
+    return paragraphs(
         timing.table(heads, kills), timing.table(of_fuzzing, fuzzing), timing.in_words(result)
     )
 
@@ -313,7 +283,7 @@ def ladder():
             cells = [*_counts(found), found["limit"], ", ".join(map(str, registers))]
             convolutions.append([version, name, *cells])
     rates = (result["limits"][k] / 1e12 for k in ("memory", "cache", "arithmetic", "tensor"))
-    return _paragraphs(
+    return paragraphs(
         timing.table(["a step", *heads[:2], "passes", *heads[2:]], steps),
         timing.table(["convolutions", "pass", *heads, "limit", "registers"], convolutions),
         f"{result['nets']} nets, {result['batch']} images each. Passes: memory traffic divided "
@@ -351,7 +321,7 @@ def tile_choices():
     heads = ["layer", "pass", "tile", "warps", "pixels by channels of a warp", "grid"]
     heads += ["shared, KB", "registers", "spilled, bytes", "model, us", "timed, us"]
     heads += ["fastest, us"]
-    return _paragraphs(
+    return paragraphs(
         timing.table(heads, rows),
         f"Batch {result['batch']}. Registers of a thread, and its bytes of stack and spills, "
         f"on {' and '.join(result['architectures'])}, by NVRTC {result['versions']['nvrtc']}. "
@@ -374,7 +344,7 @@ def rungs():
     """What each idea of the convolutions in C gains."""
     result = timing.newest("rungs-cpu")
     rounds = _rounds(result["rungs"].values())
-    return _paragraphs(
+    return paragraphs(
         rungs_of_c.table(result),
         f"Multiplications of all convolutions of a step. {result['what'].capitalize()}; median of "
         f"{rounds} rounds in turn. {timing.in_words(result)}",
@@ -389,116 +359,20 @@ def operations():
     """
     result, earlier = timing.newest("kernels-cpu"), []
     merged = {"limits": dict(result["limits"]), "operations": list(result["operations"])}
-    for before in _optional("kernels-before"):
+    for before in timing.optional("kernels-before"):
         name, of_cpu = f"cpu at {before['commit']}", before["limits"]["cpu"]
         merged["limits"] = {"numpy": None, name: of_cpu, **result["limits"]}
         rows = [row for row in before["operations"] if row["device"] == "cpu"]
         merged["operations"] = [*({**row, "device": name} for row in rows), *result["operations"]]
         words = f"Earlier kernels in C, those of commit {before['commit']}."
         earlier = [f"{words} {timing.in_words(before)}"]
-    return _paragraphs(
+    return paragraphs(
         *kernels.tables(merged),
         f"Median of {result['rounds']} training steps, batch {result['batch']}, the devices in "
         "turn. Per cent: of the rate of a large matrix product (GFLOP/s) or of a large copy "
         f"(GB/s) on as many cores. {'; '.join(limits.in_words(result))}. More than 100% of a "
         f"copy: the arrays lie in a cache. {timing.in_words(result)}",
         *earlier,
-    )
-
-
-# ---- the studies ---------------------------------------------------------------------------------
-
-
-def studies():
-    """What the studies have found, in the sizes that were run."""
-    found = {name: timing.newest(f"study-{name}") for name in ("variance", *_STUDIES)}
-    texts = [
-        f"**variance** ({_size(found['variance'])}): deviations from the mean; angle, slant and "
-        "size from the mean of the image's class. A range of `holds 95 %` either way holds 95 % "
-        "of the images",
-        _variance(found["variance"]["tables"]),
-    ]
-    for name, table in _STUDIES.items():
-        texts += [f"**{name}** ({_size(found[name])})", table(found[name]["tables"])]
-        if name == "trials":
-            full = timing.newest("full-trials")
-            texts += [f"In the notebook's size: {'; '.join(full['lines'])}."]
-        if name in _PICTURES:
-            texts += [f"![{_PICTURES[name]}](benchmarks/results/study-{name}.png)"]
-    return _paragraphs(*texts, "\n".join(dict.fromkeys(map(timing.in_words, found.values()))))
-
-
-def _variance(tables):
-    heads = "", "unit", "mean", "standard deviation", "holds 95 %", "as a setting", "the notebook's"
-    keys = "mean", "sd", "holds_95_%", "setting", "notebook_setting"
-    rows = [
-        [row["of"], row["unit"], *("" if row[k] is None else f"{row[k]:.2f}" for k in keys)]
-        for row in tables["summary"]["rows"]
-    ]
-    return timing.table(heads, rows)
-
-
-def _trials(tables):
-    heads = "test accuracy", "n", "mean, 95 % interval", "standard deviation", "lowest", "highest"
-    rows = []
-    for row in tables["summary"]["rows"]:
-        mean = _interval(row, "mean", "mean_low", "mean_high", digits=3)
-        extremes = (_fraction(row[key]) for key in ("min", "max"))
-        rows.append([row["of"], f"{row['n']:,}", mean, _fraction(row["sd"], 3), *extremes])
-    return timing.table(heads, rows)
-
-
-def _grid(tables):
-    kinds = [tables[name]["rows"] for name in ("ensembles", "single_nets")]
-    ensembles, nets = (rows[0]["n"] for rows in kinds)
-    heads = ["rotation", "zoom", "shift", f"{ensembles} ensembles", "the notebook's 6"]
-    heads += [f"{nets} single nets", "the notebook's 30"]
-    rows = []
-    for pair in zip(*kinds, strict=True):
-        cells = [f"{pair[0][name]:g}" for name in ("rotation", "zoom", "shift")]
-        for row in pair:
-            cells += [_interval(row), _fraction(row["notebook"])]
-        rows.append(cells)
-    return timing.table(heads, rows)
-
-
-def _ablation(tables):
-    heads = "network", "weights", "n", "mean test accuracy, 95 % interval", "gain, 95 % interval"
-    rows = []
-    for row in tables["steps"]["rows"]:
-        gain = _interval(row, "gain", "gain_low", "gain_high", sign="+")
-        rows.append([row["step"], f"{row['weights']:,}", row["n"], _interval(row), gain])
-    return timing.table(heads, rows)
-
-
-def _interval(row, *names, digits=2, sign=""):
-    """A mean with its interval, in percent."""
-    names = names or ("mean", "low", "high")
-    mean, low, high = (_fraction(row[name], digits, sign) for name in names)
-    return f"{mean} ({low[:-2]} to {high[:-2]})" if low else mean
-
-
-def _fraction(value, digits=2, sign=""):
-    return "" if value is None else f"{100 * value:{sign}.{digits}f} %"
-
-
-_STUDIES = {"trials": _trials, "grid": _grid, "ablation": _ablation}
-_PICTURES = {
-    "trials": "How the test accuracies of single nets and of ensembles spread",
-    "ablation": "The error rate after each change",
-}
-
-
-def _size(result):
-    """The size in which a study was run, in words."""
-    images = f"{result['settings']['train_images']:,} training images"
-    if not result["cells"]:
-        return f"MNIST's {images}" if result["settings"]["train_images"] == 60_000 else images
-    last = list(result["cells"].values())[-1]
-    recipe = last["recipe"]
-    return (
-        f"{images}, {recipe['epochs']} epochs, momentum {recipe['momentum']}, {last['trials']} "
-        f"trials, ensembles of {recipe['nets']}, `{result['made_by'][0]['device']}`"
     )
 
 
@@ -509,99 +383,6 @@ TABLES = {
         rungs, operations,
     )
 }  # fmt: skip
-
-
-# ---- the findings of studies and runs as result files --------------------------------------------
-
-
-_WHOLE_JOB = (
-    "the whole job: 15 nets, 45 epochs of 42,000 training images of MNIST, then 10,000 test images"
-)
-_MNIST_TEST = "0910728468be9b097d7aaabb825b9fc24173233cbe5579a343a24560f768710d"  # its fingerprint
-
-
-def keep(folder):
-    """Write the findings in the folder of a study, or of a run, as result files.
-
-    A run is one of the demo, or the whole job. Raises DataError for another folder.
-    """
-    about = {"machine": timing.machine(), "versions": timing.versions("scipy")}
-    if (folder / "summary.json").exists():
-        config, result = (
-            json.loads((folder / name).read_text()) for name in ("config.json", "summary.json")
-        )
-        about["machine"] = timing.machine(result["device"])
-        recipe = completed(config["recipe"])
-        if (recipe, config["source"]) == (RECIPES["demo"].as_dict(), "digits"):
-            timing.write(f"demo-{result['device']}", {"summary": result, **about})
-        elif _is_whole_job(config):
-            job = {"what": _WHOLE_JOB, "summary": result}
-            timing.write(f"job-{result['device']}", job | about)
-        else:
-            raise DataError(
-                f"{folder}: another recipe or data, expected a run of the demo or the whole job"
-            )
-        return
-    with Store(folder / FILE, create=False) as store:
-        for study, seed in store.studies():
-            found = of_study(store.results(study, seed))
-            kind = "full-trials" if _is_full(found) else f"study-{study}"
-            if study == "trials" and set(found["cells"]) != {"seed"}:
-                kind += "-" + "-".join(found["cells"])
-            timing.write(kind, found | about)
-
-
-def _is_whole_job(config):
-    """Whether a run's config is the notebook's recipe on as many MNIST images as Kaggle has."""
-    data = config.get("train_images"), config.get("test_data")
-    is_seed = completed(config.get("recipe", {})) == RECIPES["seed"].as_dict()
-    return is_seed and data == (42_000, _MNIST_TEST)
-
-
-def _is_full(found):
-    """Whether a study's result is trials in the notebook's size: then README shows it first."""
-    epochs = {cell["recipe"]["epochs"] for cell in found["cells"].values()}
-    return (
-        found["study"] == "trials"
-        and set(found["cells"]) == {"seed"}
-        and found["settings"]["train_images"] >= 60_000
-        and min(epochs) >= 30
-    )
-
-
-def of_study(results):
-    """A study's Results as a dict for JSON, with every accuracy that its tables are made of."""
-    found = STUDIES[results.study].findings(results)
-    cells = {
-        name: {
-            "recipe": recipe.as_dict(),
-            "trials": len(results.trials(name)),
-            "accuracies": results.accuracies(name).tolist(),
-            "ensembles": results.ensembles(name).tolist(),
-        }
-        for name, recipe in results.cells.items()
-    }
-    tables = {
-        name: {
-            "caption": table.caption,
-            "fractions": list(table.fractions),
-            "rows": table.data.astype(object).where(table.data.notna(), None).to_dict("records"),
-        }
-        for name, table in found.tables.items()
-    }
-    made_by = []
-    for each in results.nets["made_by"]:
-        if each not in made_by:
-            made_by.append(each)
-    return {
-        "study": results.study,
-        "seed": results.seed,
-        "settings": {**results.settings, "source": Path(results.settings["source"]).name},
-        "made_by": made_by,
-        "lines": found.lines,
-        "tables": tables,
-        "cells": cells,
-    }
 
 
 def main(argv=None):

@@ -142,6 +142,11 @@ def aligned(table):
     return "\n".join(rows)
 
 
+def paragraphs(*texts):
+    """Texts as paragraphs of Markdown; empty ones are left out."""
+    return "\n\n".join(filter(None, texts))
+
+
 def _processor():
     """The processor's name with its widest vectors: one name may stand for several processors."""
     about = {}
@@ -205,3 +210,18 @@ def newest(kind):
     if not dates:
         raise ValueError(f"{RESULTS}: no result of the kind {kind!r}")
     return json.loads(max(dates, key=dates.get).read_text())
+
+
+def optional(kind):
+    """[the newest result of a kind], [] where there is none."""
+    try:
+        return [newest(kind)]
+    except ValueError:
+        return []
+
+
+def every(kind):
+    """All results of kinds that begin with `kind`, the newest first."""
+    paths = RESULTS.glob(f"{kind}*.json")
+    found = [json.loads(path.read_text()) for path in sorted(paths)]
+    return sorted(found, key=lambda result: result["machine"]["date"], reverse=True)

@@ -1,0 +1,169 @@
+"""What the studies have found: their tables in the documents."""
+
+import numpy as np
+
+from benchmarks import timing
+from benchmarks.timing import paragraphs
+from minicnn.recipe import RECIPES
+from minicnn.studies.statistics import mean_interval
+
+
+def accuracies():
+    """Rows of README's first table: what each recipe reaches on all of MNIST, and what it costs."""
+    rows = []
+    for name in RECIPES:
+        found = _full_trials(name)
+        if not found:
+            continue
+        cells = [result["cells"][name] for result in found]
+        recipe, study = cells[0]["recipe"], found[0]
+        steps = study["settings"]["train_images"] // recipe["batch_size"]
+        images = recipe["nets"] * recipe["epochs"] * steps * recipe["batch_size"]
+        minutes = images / timing.newest("job-cpu")["summary"]["images_per_second"] / 60
+        single = np.concatenate([cell["accuracies"] for cell in cells])
+        whole = np.array([sizes[-1] for cell in cells for sizes in cell["ensembles"]])
+        theirs = [_fraction(row["mean"], 3) for row in study["tables"]["summary"]["rows"][-2:]]
+        notebook = f"; the notebook: {theirs[1]} and {theirs[0]}" if name == "seed" else ""
+        rows.append(
+            [
+                f"`{name}`: {recipe['nets']} nets, {recipe['epochs']} epochs of MNIST, "
+                f"{images / 1e6:.1f} million images",
+                f"**{_fraction(whole.mean(), 3)}** right{_in_brackets(whole)}; single nets "
+                f"{_fraction(single.mean(), 3)}",
+                f"`{study['made_by'][0]['device']}`, {len(whole)} "
+                f"ensemble{'s' * (len(whole) > 1)}; {minutes:.0f} minutes at the whole job's rate"
+                + notebook,
+            ]
+        )
+    return rows
+
+
+def _full_trials(name):
+    """The results of a recipe's trials on all of MNIST: the newest of each seed."""
+    found = {}
+    for result in timing.every("full-trials"):
+        if set(result["cells"]) == {name}:
+            found.setdefault(result["seed"], result)
+    return [found[seed] for seed in sorted(found)]
+
+
+def _in_brackets(accuracies):
+    """The 95 % interval of a mean, or, of two accuracies, these."""
+    if len(accuracies) < 2:
+        return ""
+    low, high = np.sort(accuracies) if len(accuracies) == 2 else mean_interval(accuracies)
+    low, high = _fraction(low, 3)[:-2], _fraction(high, 3)[:-2]
+    return f" ({low} {'and' if len(accuracies) == 2 else 'to'} {high})"
+
+
+def studies():
+    """What the studies have found, in the sizes that were run."""
+    found = {name: timing.newest(f"study-{name}") for name in ("variance", *_STUDIES)}
+    texts = [
+        f"**variance** ({_size(found['variance'])}): deviations from the mean; angle, slant and "
+        "size from the mean of the image's class. A range of `holds 95 %` either way holds 95 % "
+        "of the images",
+        _variance(found["variance"]["tables"]),
+    ]
+    for name, table in _STUDIES.items():
+        texts += [f"**{name}** ({_size(found[name])})", table(found[name]["tables"])]
+        if name == "trials":
+            (full,) = (found["lines"] for found in _full_trials("seed") if found["seed"] == 0)
+            texts += [f"In the notebook's size: {'; '.join(full)}."]
+        if name in _PICTURES:
+            texts += [f"![{_PICTURES[name]}](benchmarks/results/study-{name}.png)"]
+    return paragraphs(*texts, "\n".join(dict.fromkeys(map(timing.in_words, found.values()))))
+
+
+def _variance(tables):
+    heads = "", "unit", "mean", "standard deviation", "holds 95 %", "as a setting", "the notebook's"
+    keys = "mean", "sd", "holds_95_%", "setting", "notebook_setting"
+    rows = [
+        [row["of"], row["unit"], *("" if row[k] is None else f"{row[k]:.2f}" for k in keys)]
+        for row in tables["summary"]["rows"]
+    ]
+    return timing.table(heads, rows)
+
+
+def _trials(tables):
+    heads = "test accuracy", "n", "mean, 95 % interval", "standard deviation", "lowest", "highest"
+    rows = []
+    for row in tables["summary"]["rows"]:
+        mean = _interval(row, "mean", "mean_low", "mean_high", digits=3)
+        extremes = (_fraction(row[key]) for key in ("min", "max"))
+        rows.append([row["of"], f"{row['n']:,}", mean, _fraction(row["sd"], 3), *extremes])
+    return timing.table(heads, rows)
+
+
+def _grid(tables):
+    kinds = [tables[name]["rows"] for name in ("ensembles", "single_nets")]
+    ensembles, nets = (rows[0]["n"] for rows in kinds)
+    heads = ["rotation", "zoom", "shift", f"{ensembles} ensembles", "the notebook's 6"]
+    heads += [f"{nets} single nets", "the notebook's 30"]
+    rows = []
+    for pair in zip(*kinds, strict=True):
+        cells = [f"{pair[0][name]:g}" for name in ("rotation", "zoom", "shift")]
+        for row in pair:
+            cells += [_interval(row), _fraction(row["notebook"])]
+        rows.append(cells)
+    return timing.table(heads, rows)
+
+
+def _ablation(tables):
+    heads = "network", "weights", "n", "mean test accuracy, 95 % interval", "gain, 95 % interval"
+    rows = []
+    for row in tables["steps"]["rows"]:
+        gain = _interval(row, "gain", "gain_low", "gain_high", sign="+")
+        rows.append([row["step"], f"{row['weights']:,}", row["n"], _interval(row), gain])
+    return timing.table(heads, rows)
+
+
+def _recipes(tables):
+    """The effects of changes, or where a study has none, the gains of its candidates."""
+    if "effects" in tables:
+        heads = "change", "candidates with it", "effect on single nets' accuracy, 95 % interval"
+        rows = []
+        for row in tables["effects"]["rows"]:
+            effect = _interval(row, "effect", "effect_low", "effect_high", digits=3, sign="+")
+            rows.append([row["change"].replace("_", " "), row["candidates"], effect])
+        return timing.table(heads, rows)
+    heads = "candidate", "changes", "n", "single nets, 95 % interval", "gain", "ensembles", "gain"
+    rows = []
+    for pair in zip(tables["single_nets"]["rows"], tables["ensembles"]["rows"], strict=True):
+        cells = [pair[0]["candidate"], pair[0]["changes"].replace("_", " "), pair[0]["n"]]
+        for row in pair:
+            cells.append(_interval(row, digits=3))
+            cells.append(_interval(row, "gain", "gain_low", "gain_high", digits=3, sign="+"))
+        rows.append(cells)
+    return timing.table(heads, rows)
+
+
+def _interval(row, *names, digits=2, sign=""):
+    """A mean with its interval, in percent."""
+    names = names or ("mean", "low", "high")
+    mean, low, high = (_fraction(row[name], digits, sign) for name in names)
+    return f"{mean} ({low[:-2]} to {high[:-2]})" if low else mean
+
+
+def _fraction(value, digits=2, sign=""):
+    return "" if value is None else f"{100 * value:{sign}.{digits}f} %"
+
+
+_STUDIES = {"trials": _trials, "grid": _grid, "ablation": _ablation, "recipes": _recipes}
+_PICTURES = {
+    "trials": "How the test accuracies of single nets and of ensembles spread",
+    "ablation": "The error rate after each change",
+}
+
+
+def _size(result):
+    """The size in which a study was run, in words."""
+    images = f"{result['settings']['train_images']:,} training images"
+    if not result["cells"]:
+        return f"MNIST's {images}" if result["settings"]["train_images"] == 60_000 else images
+    last = list(result["cells"].values())[-1]
+    recipe = last["recipe"]
+    return (
+        f"{images}, {recipe['epochs']} epochs, momentum {recipe['momentum']}, {last['trials']} "
+        f"trials, ensembles of {recipe['nets']}, `{result['made_by'][0]['device']}`"
+    )
