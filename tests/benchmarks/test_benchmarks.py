@@ -4,13 +4,10 @@ import json
 import re
 
 import pytest
-from stored_nets import LABELS, MADE_BY, SETTINGS, net
 
 from benchmarks import plots, readme, tilings, timing
 from minicnn.backends import cuda_blocks, native
-from minicnn.files import DataError
-from minicnn.recipe import RECIPES, Recipe
-from minicnn.studies.store import FILE, Cell, Store
+from minicnn.recipe import RECIPES
 
 DOCUMENTS = [path for path in readme.DOCUMENTS if path.exists()]
 
@@ -31,8 +28,8 @@ def test_each_table_is_in_a_document():
     ("table", "kind", "places"),
     [
         ("summary", "frameworks-cpu", ["rates", 0]),
-        ("summary", "full-trials", ["tables", "summary", "rows", 0]),
-        ("summary", "full-trials", ["tables", "summary", "rows", 1]),
+        ("summary", "full-trials", ["cells", "seed", "accuracies"]),
+        ("summary", "full-trials", ["cells", "seed", "ensembles", 1]),
         ("speed", "frameworks-cpu", ["rates", 0]),
         ("speed", "workers-cpu", ["processes", "1"]),
         ("accuracy", "accuracy-numpy", ["runs", 0, "test_accuracy"]),
@@ -43,6 +40,7 @@ def test_each_table_is_in_a_document():
         ("studies", "study-grid", ["tables", "ensembles", "rows", 3]),
         ("studies", "study-grid", ["tables", "single_nets", "rows", 0]),
         ("studies", "study-ablation", ["tables", "steps", "rows", 1]),
+        ("studies", "study-recipes", ["tables", "effects", "rows", 2]),
         ("faults", "faults", ["kills", 0]),
         ("operations", "kernels-cpu", ["operations", 0]),
         ("operations", "kernels-cpu", ["limits", "numpy"]),
@@ -202,63 +200,6 @@ def test_the_machine_and_the_versions_are_named():
     assert timing.in_words({"machine": where, "versions": found}).endswith(
         f"numpy {found['numpy']}, pytest {pytest.__version__}."
     )
-
-
-def test_what_is_kept_of_a_study(tmp_path, monkeypatch):
-    """The result file has each accuracy, and the tables are made from it."""
-    cell = Cell("seed", Recipe(nets=2, epochs=3), 2)
-    with Store(tmp_path / FILE) as store:
-        store.claim("trials", 0, SETTINGS, LABELS, [cell])
-        nets = [net(1, [0]), net(2, range(6)), net(3, [1, 2]), net(4, [5])]
-        store.add("trials", 0, cell, nets, LABELS)
-    monkeypatch.setattr(timing, "RESULTS", tmp_path)
-    readme.keep(tmp_path)
-    result = timing.newest("study-trials")
-    assert result["made_by"] == [MADE_BY]
-    assert result["cells"]["seed"]["accuracies"] == pytest.approx([1 / 6, 1, 2 / 6, 1 / 6])
-    with Store(tmp_path / FILE, create=False) as store:
-        expected = store.results("trials", 0).ensembles("seed").tolist()
-    assert result["cells"]["seed"]["ensembles"] == expected
-    shown = readme._trials(result["tables"])
-    assert "| single nets | 4 | 41.667 % (" in shown
-    assert "| 39.675 % | 16.67 % | 100.00 % |" in shown
-    assert "| ensembles of 15, the notebook | 100 | 99.745 % | 0.020 % |  | 99.79 % |" in shown
-    sized = readme._size(result)
-    assert "9 training images, 3 epochs" in sized
-    assert sized.endswith("2 trials, ensembles of 2, `numpy`")
-
-
-def test_what_is_kept_of_a_run(tmp_path, monkeypatch, capsys):
-    """The times of the demo and of the whole job are in the table `summary`."""
-    mnist = timing.newest("full-trials")["settings"]["test_data"]
-    monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
-    found = {"device": "cpu", "seconds": 31.4, "images_per_second": 2087.6}
-    (tmp_path / "summary.json").write_text(json.dumps({**found, "ensemble_test_accuracy": 0.999}))
-    config = {"recipe": RECIPES["seed"].as_dict(), "source": "digits"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(SystemExit) as stopped:
-        readme.main([str(tmp_path)])
-    assert stopped.value.code == 2
-    assert "another recipe or data, expected a run of the demo" in capsys.readouterr().err
-    (tmp_path / "config.json").write_text(
-        json.dumps(config | {"recipe": RECIPES["demo"].as_dict()})
-    )
-    readme.keep(tmp_path)
-    assert timing.newest("demo-cpu")["summary"]["seconds"] == 31.4
-    job = config | {"train_images": 42_000, "test_data": "that of other images"}
-    (tmp_path / "config.json").write_text(json.dumps(job))
-    with pytest.raises(DataError, match="another recipe or data"):
-        readme.keep(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(job | {"test_data": mnist}))
-    found |= {"seconds": 2980.0, "images_per_second": 8555.2, "ensemble_test_accuracy": 0.9975}
-    (tmp_path / "summary.json").write_text(json.dumps(found))
-    readme.keep(tmp_path)
-    for file in (readme.ROOT / "benchmarks" / "results").glob("*.json"):
-        if not file.name.startswith("job-cpu"):
-            (tmp_path / "results" / file.name).write_bytes(file.read_bytes())
-    shown = readme.summary()
-    assert "| **31 s**, 2,088 images a second, 99.90 % right |" in shown
-    assert "| **50 minutes**, 8,555 images a second; 99.75 % right | `cpu`, float32, " in shown
 
 
 @pytest.mark.skipif(native.problem() is not None, reason="the emulator needs a compiler")
