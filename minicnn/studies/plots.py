@@ -184,21 +184,21 @@ def steps(table):
     return figure
 
 
-def gains(table, what, base):
-    """The gain of each candidate over the one called `base` with its interval, top to bottom."""
-    pixels = 150 + 44 * len(table)
+def gains(names, means, lows, highs, title):
+    """Gains by name, top to bottom, with their intervals (NaN without one); fractions."""
+    pixels = 150 + 44 * len(names)
     figure = page(pixels, "", "", width=PANEL)
     axes = figure.add_axes((0.36, 80 / pixels, 0.6, 1 - 140 / pixels))
-    places = np.arange(len(table))
-    gain, low, high = (100 * table[name].to_numpy() for name in ("gain", "gain_low", "gain_high"))
+    places = np.arange(len(names))
+    means, lows, highs = (100 * np.asarray(values, float) for values in (means, lows, highs))
     axes.axvline(0, color=QUIET, linewidth=0.8, dashes=(4, 2))
-    axes.hlines(places, low, high, color=VALIDATION, linewidth=5, alpha=0.35)
-    axes.plot(gain, places, color=VALIDATION, marker="o", linestyle="none")
-    axes.set_yticks(places, table["candidate"], parse_math=False)
+    axes.hlines(places, lows, highs, color=VALIDATION, linewidth=5, alpha=0.35)
+    axes.plot(means, places, color=VALIDATION, marker="o", linestyle="none")
+    axes.set_yticks(places, names, parse_math=False)
     axes.tick_params(axis="y", labelcolor=TEXT, labelsize=9)
-    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("gain in percentage points")
-    axes.set_title(f"Gain of {what} over '{base}'", loc="left", pad=10, parse_math=False)
+    axes.set_title(title, loc="left", pad=10, parse_math=False)
     return figure
 
 

@@ -7,6 +7,7 @@ here, and then `trials --recipe` tests it once.
 
 import re
 from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,9 @@ import pandas as pd
 from ..command import positive
 from ..files import brief
 from ..recipe import Recipe
-from . import plots
+from . import plots, statistics
 from .findings import Findings, Picture, Table
-from .statistics import effects, gain_interval, mean_interval
+from .statistics import gain_interval, mean_interval
 from .store import Cell
 
 NAME = "recipes"
@@ -171,55 +172,68 @@ def findings(results):
             pictures[name] = Picture(
                 f"Gain of {what} over '{first}' in percentage points, with its 95 % interval where "
                 "there is more than one",
-                lambda shown=shown, what=what: plots.gains(shown, what, first),
+                partial(
+                    plots.gains,
+                    shown["candidate"],
+                    *(shown[name] for name in ("gain", "gain_low", "gain_high")),
+                    f"Gain of {what} over '{first}'",
+                ),
             )
-    tables |= _effects(results)
+    if (effects := _effects(results)) is not None:
+        tables["effects"], pictures["effects"] = effects
     return Findings("Recipes compared", [*lines, *results.notes()], tables, pictures)
 
 
 def _effects(results):
-    """{"effects": Table}: what each field does to the accuracy of single nets, by all candidates.
+    """(Table, Picture): what each change does to the accuracy of single nets, by all candidates.
 
-    {} unless there are more candidates than effects, so that an effect is a mean over several pairs
-    of candidates, and unless the effects can be told apart. In a factorial design, where each value
-    of a field goes with all values of the others, every net tells about every field.
+    None unless there are more candidates than effects, so that an effect is a mean over several
+    pairs of candidates, and unless the effects can be told apart. In a factorial design, where each
+    value of a field goes with all values of the others, every net tells about every field.
     """
     accuracies = {cell: _singles(results, cell) for cell in results.cells}
     cells = [cell for cell in results.cells if accuracies[cell]]
-    changes = {}  # {which cells have the value: [its field, its text]}; some fields change together
-    for field in VARIED:
-        values = [getattr(results.cells[cell], field) for cell in cells]
-        for value in dict.fromkeys(values[1:]):
-            if value != values[0]:
-                has = tuple(other == value for other in values)
-                changes.setdefault(has, []).append(f"{field} {values[0]} to {value}")
-    nets = sorted({net for of_cell in accuracies.values() for net in of_cell})
+    changes = _changes_among([results.cells[cell] for cell in cells])
+    nets = sorted({net for cell in cells for net in accuracies[cell]})
     rows = [(place, net) for place, cell in enumerate(cells) for net in sorted(accuracies[cell])]
     design = np.array(
         [
-            [*(has[place] for has in changes), *(net == other for other in nets)]
+            [*(has[place] for has in changes.values()), *(net == other for other in nets)]
             for place, net in rows
         ],
         float,
     )
     if len(cells) < len(changes) + 2 or np.linalg.matrix_rank(design) < design.shape[1]:
-        return {}
-    found = effects(design, [accuracies[cells[place]][net] for place, net in rows])
-    table = pd.DataFrame(
-        [
-            {"change": ", ".join(texts), "candidates": sum(has), "effect": effect}
-            | {"effect_low": low, "effect_high": high}
-            for (has, texts), (effect, low, high) in zip(
-                changes.items(), found[: len(changes)], strict=True
-            )
-        ]
-    )
+        return None
+    found = statistics.effects(design, [accuracies[cells[place]][net] for place, net in rows])
+    columns = "effect", "effect_low", "effect_high"
+    table = pd.DataFrame(found[: len(changes)], columns=columns)
+    table.insert(0, "change", list(changes))
+    table.insert(1, "candidates", [sum(has) for has in changes.values()])
     caption = (
         f"Effect of each change on the accuracy of single nets, by least squares over {len(rows)} "
         f"nets of {len(cells)} candidates, with 95 % intervals, each for one change alone. It is "
         "the mean effect in company of the other changes, as far as they do not act on each other"
     )
-    return {"effects": Table(caption, table, ("effect", "effect_low", "effect_high"))}
+    names = [change.replace(", ", ",\n").replace("_", " ") for change in changes]
+    draw = partial(plots.gains, names, *(table[name] for name in columns))
+    picture = Picture(caption, partial(draw, "Effects of changes on single nets"))
+    return Table(caption, table, columns), picture
+
+
+def _changes_among(recipes):
+    """{change, as text: for each recipe, whether it has it}; changes are of the first recipe.
+
+    Fields that change together are one change.
+    """
+    texts = {}
+    for field in VARIED:
+        values = [getattr(recipe, field) for recipe in recipes]
+        for value in dict.fromkeys(values[1:]):
+            if value != values[0]:
+                has = tuple(other == value for other in values)
+                texts.setdefault(has, []).append(f"{field} {values[0]} to {value}")
+    return {", ".join(parts): has for has, parts in texts.items()}
 
 
 def _changes(recipe):

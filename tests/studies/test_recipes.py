@@ -259,6 +259,13 @@ def test_effects_are_the_differences_of_means_in_a_factorial_design(tmp_path):
     for row in rows:
         assert row["effect_high"] - row["effect"] == pytest.approx(margin, rel=1e-9)
         assert row["effect"] - row["effect_low"] == pytest.approx(margin, rel=1e-9)
+    figure = found.pictures["effects"].build()
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert (
+        axes.get_yticklabels()[0].get_text() == "width shift 0.1 to 0.0,\nheight shift 0.1 to 0.0"
+    )
+    assert list(axes.lines[1].get_xdata()) == pytest.approx([100 * d for d in differences])
 
 
 @pytest.mark.parametrize(
