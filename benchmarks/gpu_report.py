@@ -5,6 +5,7 @@ operation, launch and whole step, runs the tests of the kernels, trains the seed
 compares with the frameworks that are installed, and draws the results. Each part is a process with
 a time limit, so that one that fails or hangs does not stop the others; all of them take less than
 nine minutes. What each prints is in DIR/PART.txt; DIR/report.json is written anew after each part.
+DIR/report.tgz, written at the end, holds all files but the trained nets.
 
 Exit status: 0; 1 if a part failed; 2 for bad arguments, or without a GPU. --device emulated runs
 the parts that need no GPU on the emulator, in tiny sizes: it tests the command itself.
@@ -17,6 +18,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +27,7 @@ from benchmarks import timing
 from minicnn import drawing
 from minicnn.backends import cuda
 from minicnn.command import Parser, one_line
+from minicnn.files import atomic_write
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 530  # for all parts
@@ -48,6 +51,7 @@ class Part(NamedTuple):
     shows: str = ".+"  # an expression for the lines of its output that are shown
     result: str | None = None  # in the report's folder: the file of its results, in JSON
     left_out: str | None = None  # why it cannot run here
+    again: "Part | None" = None  # what runs if it fails, to find out more
 
 
 def parts_of(out, device, data=None):
@@ -66,7 +70,19 @@ def parts_of(out, device, data=None):
         recipe = "--data digits --limit 4 --test-limit 4 --nets 1 --epochs 1 --batch-size 2".split()
         recipe += ["--no-figures"]
     kernels = ["--device", device, *["--quick"] * (not on_gpu), "--out", out / "kernels.json"]
-    tests = ["--device", device, "-v", "--tb=short", "-p", "no:cacheprovider", *test_files()]
+    pytest = module("pytest", "--device", device, "-v", "--tb=short", "-p", "no:cacheprovider")
+    # An illegal access fails whatever follows in its process, so each file has one of its own. If
+    # it fails, launches are synchronous in a second run: then the error names the kernel.
+    tests = {
+        path.stem: Part(
+            [*pytest, str(path)],
+            60,
+            _OUTCOMES,
+            left_out=no_gpu,
+            again=Part(["env", "CUDA_LAUNCH_BLOCKING=1", *pytest, "-x", str(path)], 60, "E  .*"),
+        )
+        for path in test_files()
+    }
     compare = ["--device", device, "--rounds", 9, "--seconds", 0.1, "--within", "SECONDS"]
     compare += ["--out", out / "frameworks.json"]
     train = module("minicnn.train", "--quiet", "--device", device, "--out", out / run, *recipe)
@@ -76,7 +92,7 @@ def parts_of(out, device, data=None):
         "kernels": Part(
             module("benchmarks.kernels", *kernels), 180, "Whole steps.* graph:.*", "kernels.json"
         ),
-        "tests": Part(module("pytest", *tests), 155, _OUTCOMES, left_out=no_gpu),
+        **tests,
         "train": Part(
             train,
             200,
@@ -115,9 +131,12 @@ def make_report(out, device, parts):
         "left_out": {},
     }
     for name, part in parts.items():
-        reserved = PLOT_SECONDS if "plots" in parts and name != "plots" else 0
+        end = began + SECONDS - (PLOT_SECONDS if "plots" in parts and name != "plots" else 0)
         part_began = time.monotonic()
-        entry = run_part(name, part, out, SECONDS - (part_began - began) - reserved)
+        entry = run_part(name, part, out, end - part_began)
+        if entry["status"] == "failed" and part.again:
+            again = run_part(f"{name}-again", part.again, out, end - time.monotonic())
+            entry |= {"again": again, "shown": [*entry["shown"], *again.get("shown", ())]}
         entry["seconds"] = time.monotonic() - part_began
         report["parts"][name] = entry
         shown = ", ".join(entry.get("shown", ()))
@@ -127,7 +146,7 @@ def make_report(out, device, parts):
         report["seconds"] = time.monotonic() - began
         report["finished"] = len(report["parts"]) == len(parts)
         timing.save(out / "report.json", report)
-        print(f"{name:<11}{entry['seconds']:6.1f} s  {shown}", flush=True)
+        print(f"{name:<24}{entry['seconds']:6.1f} s  {shown}", flush=True)
     return report
 
 
@@ -193,6 +212,14 @@ def run_command(command, seconds, log):
                     process.wait(10)
 
 
+def pack(out):
+    """Write report.tgz: all files of a report in one, but for checkpoints and earlier ones."""
+    with atomic_write(out / "report.tgz") as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
+        for path in sorted(out.rglob("*")):
+            if path.is_file() and path.suffix not in (".npz", ".tgz", ".tmp"):
+                tar.add(path, Path(out.name) / path.relative_to(out))
+
+
 def main(argv=None, parts=None):
     """Run the command; returns its exit status."""
     parser = Parser(prog="benchmarks.gpu_report", description=__doc__)
@@ -211,6 +238,7 @@ def main(argv=None, parts=None):
     out = options.out.resolve()
     parts = parts or parts_of(out, options.device, options.data)
     failed = make_report(out, options.device, parts)["failed"]
+    pack(out)
     if failed:
         print(f"benchmarks.gpu_report: failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))

@@ -10,6 +10,7 @@ them all on that device, in full.
 
 import levels
 import pytest
+from hypothesis import Phase, settings
 from runs import TINY, command
 
 from minicnn import devices
@@ -41,6 +42,11 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     levels.in_full = bool(config.getoption("--full") or config.getoption("--device"))
+    if config.getoption("--device") == "cuda":
+        # After an illegal access every later launch fails, so shrinking an example finds nothing.
+        phases = [phase for phase in Phase if phase not in (Phase.shrink, Phase.explain)]
+        settings.register_profile("cuda", phases=phases)
+        settings.load_profile("cuda")
 
 
 def pytest_collection_modifyitems(config, items):

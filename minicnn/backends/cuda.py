@@ -108,6 +108,7 @@ class Cuda(Driver):
     def __init__(self):
         super().__init__()
         self._cupy = _import_cupy()
+        self._device = self._cupy.cuda.runtime.getDevice()
         self._stream = self._cupy.cuda.Stream()
         self._driver = importlib.import_module("cupy_backends.cuda.api.driver")
         self._architecture = _architecture(_capability())
@@ -177,15 +178,17 @@ class Cuda(Driver):
         if self._captured is not None:
             self._captured.append(launch)
         arguments = pointers(launch.values)
-        self._driver.launchKernel(
-            function,
-            *launch.grid,
-            *launch.block,
-            launch.shared_bytes,
-            self._stream.ptr,
-            ctypes.addressof(arguments),
-            0,
-        )
+        sizes = *launch.grid, *launch.block, launch.shared_bytes
+        stream, addresses = self._stream.ptr, ctypes.addressof(arguments)
+        try:
+            self._driver.launchKernel(function, *sizes, stream, addresses, 0)
+        except RuntimeError as error:
+            # An error in a kernel comes up in a later call, unless launches are synchronous.
+            raise RuntimeError(
+                f"{launch.program.path.name}: {launch.name}, grid {launch.grid}, blocks of "
+                f"{launch.block} threads: {error} (an earlier launch may be at fault, unless "
+                "CUDA_LAUNCH_BLOCKING=1 is set)"
+            ) from error
 
     def capture(self, function):
         self._captured = captured = []
@@ -209,8 +212,7 @@ class Cuda(Driver):
 
     @contextlib.contextmanager
     def session(self):
-        runtime = self._cupy.cuda.runtime
-        runtime.setDevice(runtime.getDevice())  # sets the context of a new thread
+        self._cupy.cuda.runtime.setDevice(self._device)  # the calling thread may have another
         with self._stream:
             yield
 

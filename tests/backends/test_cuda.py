@@ -372,11 +372,25 @@ def test_large_shared_memory_is_requested_once(stand_in, calls):
     assert asked == [(55, 9, 100), (55, 8, 100_000), (55, 9, 100)]
 
 
-def test_a_session_gives_the_thread_its_device(stand_in, calls):
+def test_a_session_gives_the_thread_the_device_of_the_driver(stand_in, calls):
     driver = cuda.Cuda()
+    stand_in.cuda.runtime.getDevice = lambda: 0  # what a new thread has
     calls.clear()
     with driver.session():
         assert calls == [("device", 3), "enter"]
+
+
+def test_a_launch_that_fails_names_its_kernel(stand_in, monkeypatch):
+    driver = cuda.Cuda()
+    held = driver.bind(TOY, "scale", (5,), (64, 2), toy_arguments(driver))
+
+    def fail(*given):
+        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr(driver._driver, "launchKernel", fail)
+    told = r"toy\.cu: scale, grid \(5, 1, 2\), blocks of \(64, 2, 1\) threads: CUDA_ERROR_ILLEGAL"
+    with pytest.raises(RuntimeError, match=told):
+        driver.run(held)
 
 
 def test_a_capture_is_made_on_the_stream_and_launched_there(stand_in, calls):

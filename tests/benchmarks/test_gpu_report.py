@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import sys
+import tarfile
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -118,7 +120,7 @@ def test_parts_without_enough_time_are_left_out(tmp_path, monkeypatch, capsys):
     report = gpu_report.make_report(tmp_path, "emulated", parts)
     assert report["left_out"] == {"kernels": "no time: 5 s left"}  # the rest is for the plots
     assert times == [60 - gpu_report.PLOT_SECONDS, 25]
-    assert "kernels       0.0 s  LEFT OUT: no time" in capsys.readouterr().out
+    assert re.search(r"^kernels +0\.0 s  LEFT OUT: no time", capsys.readouterr().out, re.M)
 
 
 def test_the_time_that_is_left_is_in_the_command(tmp_path):
@@ -140,9 +142,46 @@ def test_without_a_gpu_the_parts_that_need_one_are_left_out(tmp_path):
     parts = gpu_report.parts_of(tmp_path, "emulated")
     left_out = {name: part.left_out for name, part in parts.items() if part.left_out}
     left_out.pop("plots", None)  # without matplotlib
-    assert left_out == dict.fromkeys(("machine", "tests", "frameworks"), "needs a GPU")
-    entry = gpu_report.run_part("tests", parts["tests"], tmp_path, 530)
+    files = [path.stem for path in gpu_report.test_files()]
+    assert left_out == dict.fromkeys(("machine", *files, "frameworks"), "needs a GPU")
+    entry = gpu_report.run_part("test_step", parts["test_step"], tmp_path, 530)
     assert entry == {"status": "left out", "why": "needs a GPU"}
+
+
+def test_each_file_of_tests_has_a_process_and_a_second_one_to_name_the_kernel(tmp_path, capsys):
+    """In the second, launches are synchronous; its first error is in the report."""
+    parts = gpu_report.parts_of(tmp_path, "cuda")
+    for path in gpu_report.test_files():
+        tests = parts[path.stem]
+        assert tests.command[-1] == str(path)
+        assert tests.again.command[:2] == ["env", "CUDA_LAUNCH_BLOCKING=1"]
+        assert tests.again.command[2:] == [*tests.command[:-1], "-x", str(path)]
+    code = "import os; print('E  kernel', os.environ.get('CUDA_LAUNCH_BLOCKING')); exit(1)"
+    run = [sys.executable, "-c", code]
+    again = Part(["env", "CUDA_LAUNCH_BLOCKING=1", *run], 60, "E  .*")
+    failing, passing = Part(run, 60, "E  .*", again=again), part(TESTS, again=again)
+    status, report, shown = run_with(tmp_path, {"a": failing, "b": passing}, capsys)
+    assert (status, list(report["failed"])) == (1, ["a"])
+    assert report["parts"]["a"]["shown"] == ["E  kernel None", "E  kernel 1"]
+    assert report["parts"]["a"]["again"]["output"] == "E  kernel 1\n"
+    assert "FAILED: ended with status 1 (E  kernel None, E  kernel 1)" in shown.out
+    assert (tmp_path / "a-again.txt").read_text() == "E  kernel 1\n"
+    assert "again" not in report["parts"]["b"]
+
+
+def test_a_report_travels_as_one_file(tmp_path, capsys):
+    out = tmp_path / "report"
+    (out / "run").mkdir(parents=True)
+    for name in ("run/summary.json", "run/checkpoint.npz", "a.png"):
+        (out / name).write_text(name)
+    for _ in range(2):  # a second one does not hold the first
+        run_with(out, {"machine": part(MACHINE)}, capsys)
+    with tarfile.open(out / "report.tgz") as tar:
+        tar.extractall(tmp_path / "there", filter="data")
+    found = {str(path.relative_to(tmp_path / "there")) for path in tmp_path.glob("there/**/*.*")}
+    names = "a.png", "machine.txt", "report.json", "run/summary.json"
+    assert found == {f"report/{name}" for name in names}
+    assert report_of(tmp_path / "there" / "report")["finished"]
 
 
 @pytest.mark.skipif(not cuda.problem(), reason="there is a GPU")
