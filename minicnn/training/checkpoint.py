@@ -12,6 +12,7 @@ A state is a pair of dicts, (arrays, about):
 archive.py defines the file format and explains how files from an unknown source are read safely.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from math import isfinite, isnan, nan
 
 import numpy as np
@@ -41,6 +42,38 @@ def save(path, arrays, about):
     """Write a state to a file atomically. Raises OSError."""
     names = (*_ARRAYS, AVERAGED) if AVERAGED in arrays else _ARRAYS
     archive.write(path, {name: arrays[name] for name in names}, about)
+
+
+class Saver:
+    """Saves states in a thread, so that the next epoch trains meanwhile; a context manager.
+
+    At its end all states are on disk. While the context lasts, a state is saved once `wait` returns
+    or the next one is being written. An error of a write is raised by the call after it.
+    """
+
+    def __init__(self):
+        self._thread, self._last = ThreadPoolExecutor(1), None
+
+    def save(self, path, arrays, about):
+        """Begin to write a state, which must not change any more. Raises OSError."""
+        self.wait()
+        self._last = self._thread.submit(save, path, arrays, about)
+
+    def wait(self):
+        """Wait until the last state is on disk. Raises OSError."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            self._thread.shutdown()  # waits, too
 
 
 def load(path):

@@ -40,10 +40,11 @@ def train_group(job, nets, report, should_stop):
     """Train a group of nets to the end, from its checkpoint if there is one. Returns a Trained.
 
     report(n): n more images were trained on. report(0, rows): an epoch has ended; rows = {net: its
-    last row of the history, None if it diverged}. Saves a checkpoint after each epoch. When
-    should_stop() returns True, saves the state and raises Interrupted.
+    last row of the history, None if it diverged}. Saves a checkpoint after each epoch, while the
+    next one trains. When should_stop() returns True, saves the state and raises Interrupted.
     """
-    with in_use(job.folder):  # locked by each worker, too: it may end later than its parent
+    # The folder is locked by each worker, too: it may end later than its parent.
+    with in_use(job.folder), checkpoint.Saver() as saver:
         trainer = Trainer(job, nets)
         path = group_checkpoint(job.folder, nets)
         saved = saved_checkpoint(job.folder, nets)
@@ -53,16 +54,17 @@ def train_group(job, nets, report, should_stop):
             try:
                 trainer.train_epoch(report, should_stop)
             except Interrupted:
+                saver.wait()
                 trainer.save(path)
                 raise
-            trainer.save(path)
+            saver.save(path, *trainer.state())
             report(0, last_rows(nets, trainer.history, trainer.diverged))
         probabilities = None
         if job.data.test_images is not None:
             known = len(trainer.diverged)
             probabilities = trainer.predict(job.data.test_images, should_stop)
             if len(trainer.diverged) > known:
-                trainer.save(path)
+                saver.save(path, *trainer.state())
         return Trained(trainer.history, trainer.diverged, probabilities)
 
 

@@ -9,59 +9,74 @@ from ..nets import PREDICT_BATCH
 from .workers import Interrupted, take_cores
 
 
-def predict(
-    model,
-    images,
-    indices,
-    report=lambda images: None,
-    should_stop=lambda: False,
-    graph=True,
-    views=1,
-):
-    """Class probabilities (E, n, classes), on the host, of n images for each of E nets.
+class Predictor:
+    """Predicts the same images with a model again and again; the arrays for that are made once.
 
     images: (N, H, W) uint8, on the device. indices: (E, n), on the host; row e selects the images
-    of net e. views: the probabilities are means over so many views of each image, see
-    augment.views. report(n): n more images were predicted, each counted once per view. Raises
-    Interrupted when should_stop() returns True.
+    of net e.
     """
-    ops = model.ops
-    E, n = indices.shape
-    plan = model.plan(PREDICT_BATCH, training=False)
-    batches = -(-n // plan.batch)
-    padded = np.zeros((E, batches * plan.batch), np.int32)  # fills the last batch
-    padded[:, :n] = indices
-    order = ops.to_device(padded.reshape(E, batches, plan.batch))
-    outputs = ops.empty((E, batches, plan.batch, *model.output_shape), model.dtype)
-    done = ops.zeros((1,), np.int64)  # batches so far of a view, counted on the device
-    of_view = ops.empty((2, 5), np.float32)  # the ranges of the view, if it is not the image itself
 
-    def predict_batch(ranges):
-        ops.load_batch(
-            images, None, order, ranges, model.seed, model.net_numbers, done, plan.x, plan.labels
+    def __init__(self, model, images, indices, graph=True):
+        self.model, self.images = model, images
+        ops, self.plan = model.ops, model.plan(PREDICT_BATCH, training=False)
+        (E, self._count), batch = indices.shape, self.plan.batch
+        self._batches = -(-self._count // batch)
+        padded = np.zeros((E, self._batches * batch), np.int32)  # fills the last batch
+        padded[:, : self._count] = indices
+        self._order = ops.to_device(padded.reshape(E, self._batches, batch))
+        self._outputs = ops.empty((E, self._batches, batch, *model.output_shape), model.dtype)
+        self._done = ops.zeros((1,), np.int64)  # batches so far of a view, counted on the device
+        # The ranges of the view, if it is not the image itself.
+        self._of_view = ops.empty((2, 5), np.float32)
+        self._unchanged, self._changed = CapturedStep(ops, graph), CapturedStep(ops, graph)
+
+    def predict(self, report=lambda images: None, should_stop=lambda: False, views=1):
+        """Class probabilities (E, n, classes), on the host.
+
+        views: they are means over so many views of each image, see augment.views. report(n): n more
+        images were predicted, each counted once per view. Raises Interrupted when should_stop()
+        returns True.
+        """
+        model, ops, batch = self.model, self.model.ops, self.plan.batch
+        total = None  # of the views' probabilities, in the order of the views
+        take_cores()
+        with ops.session():
+            for view in model.views_of_images(views):
+                run_step, ranges = self._unchanged, None
+                if view is not None:
+                    run_step, ranges = self._changed, self._of_view
+                    ops.copy(ops.to_device(view), ranges)
+                self._done[...] = 0
+                for first in range(0, self._batches * batch, batch):
+                    if should_stop():
+                        raise Interrupted
+                    run_step(partial(self._predict_batch, ranges))
+                    report(len(self._outputs) * (min(first + batch, self._count) - first))
+                found = ops.to_host(self._outputs)
+                total = found if total is None else np.add(total, found, out=total)
+        if views > 1:
+            total /= views
+        return total.reshape(len(total), -1, *model.output_shape)[:, : self._count]
+
+    def _predict_batch(self, ranges):
+        model, plan = self.model, self.plan
+        model.ops.load_batch(
+            self.images,
+            None,
+            self._order,
+            ranges,
+            model.seed,
+            model.net_numbers,
+            self._done,
+            plan.x,
+            plan.labels,
         )
-        ops.collect(model.infer(plan), done, outputs)
+        model.ops.collect(model.infer(plan), self._done, self._outputs)
 
-    total = None  # of the views' probabilities, in the order of the views
-    take_cores()
-    with ops.session():
-        unchanged = CapturedStep(ops, graph), partial(predict_batch, None)
-        changed = CapturedStep(ops, graph), partial(predict_batch, of_view)
-        for view in model.views_of_images(views):
-            run_step, step = unchanged if view is None else changed
-            if view is not None:
-                ops.copy(ops.to_device(view), of_view)
-                done[...] = 0
-            for batch in range(batches):
-                if should_stop():
-                    raise Interrupted
-                run_step(step)
-                report(E * (min((batch + 1) * plan.batch, n) - batch * plan.batch))
-            found = ops.to_host(outputs)
-            total = found if total is None else np.add(total, found, out=total)
-    if views > 1:
-        total /= views
-    return total.reshape(E, -1, *model.output_shape)[:, :n]
+
+def predict(model, images, indices, *callbacks, graph=True, views=1):
+    """The probabilities of a Predictor that is used once; callbacks: report and should_stop."""
+    return Predictor(model, images, indices, graph).predict(*callbacks, views=views)
 
 
 class CapturedStep:

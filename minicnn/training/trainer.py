@@ -27,7 +27,7 @@ from ..files import DataError, brief
 from ..recipe import Recipe, completed
 from . import checkpoint
 from .dataset import Data
-from .inference import CapturedStep, predict, score
+from .inference import CapturedStep, Predictor, score
 from .workers import Interrupted, take_cores
 
 _STATISTICS_IMAGES = 6400  # from which moving statistics follow after averaging
@@ -98,6 +98,8 @@ class Trainer:
         self.graph = job.graph
         is_first = nets[0] == recipe.first_net
         self._around_first = trace.printing if is_first else contextlib.nullcontext
+        self._validation = None  # its Predictor, once there is one
+        self._next_order = None, None  # (epoch, its order), prepared in the epoch before
         self._averages = False  # whether the steps of the epoch take part in the average
         self._run_steps = {}  # {whether they do: CapturedStep}
 
@@ -135,13 +137,18 @@ class Trainer:
         self._shuffle(epoch)
 
     def _shuffle(self, epoch):
+        if self._next_order[0] != epoch:
+            self._prepare_order(epoch)
+        self.ops.copy(self.ops.to_device(self._next_order[1]), self.order)
+
+    def _prepare_order(self, epoch):
+        """Shuffle the training images for an epoch, on the host."""
         used = self.steps * self.recipe.batch_size
         orders = []
         for net, indices in zip(self.model.nets, self.train_indices, strict=True):
             shuffle = rng.permutation(self.model.seed, int(net), rng.SHUFFLE, epoch, len(indices))
             orders.append(indices[shuffle[:used]])
-        order = np.stack(orders).reshape(self.order.shape)
-        self.ops.copy(self.ops.to_device(order), self.order)
+        self._next_order = epoch, np.stack(orders).reshape(self.order.shape)
 
     def _learning_rates(self, epoch):
         """The learning rates (steps,) of an epoch, counted from 0."""
@@ -231,6 +238,8 @@ class Trainer:
                         raise Interrupted
                     run_step(self.step)
                     report(self.recipe.batch_size * len(self.nets))
+                if epoch + 1 < recipe.epochs:
+                    self._prepare_order(epoch + 1)  # while a GPU has yet to do the steps
                 loss, correct, finite_steps = self.ops.to_host(self.sums).T  # (E,) each
                 if self.averaged is not None and epoch + 1 == recipe.epochs:
                     self._take_average()
@@ -277,14 +286,11 @@ class Trainer:
         """(loss, accuracy) of each net on its validation images; (None, None) if it has none."""
         if not self.validation_indices.size:
             return [(None, None)] * len(self.nets)
+        if self._validation is None:
+            images = self.validation_images, self.validation_indices
+            self._validation = Predictor(self.model, *images, self.graph)
         # (E, n, classes), n validation images per net
-        probabilities = predict(
-            self.model,
-            self.validation_images,
-            self.validation_indices,
-            should_stop=should_stop,
-            graph=self.graph,
-        )
+        probabilities = self._validation.predict(should_stop=should_stop)
         return [
             score(of_net, self.validation_labels[indices])
             for of_net, indices in zip(probabilities, self.validation_indices, strict=True)
@@ -297,14 +303,10 @@ class Trainer:
         whose probabilities are not finite is recorded as diverged in the last step.
         """
         everything = np.broadcast_to(np.arange(len(images)), (len(self.nets), len(images)))
-        probabilities = predict(
-            self.model,
-            self.ops.to_device(images),
-            everything,
-            should_stop=should_stop,
-            graph=self.graph,
-            views=views or self.recipe.views,
-        )
+        images = self.ops.to_device(images)
+        predictor = Predictor(self.model, images, everything, self.graph)
+        views = views or self.recipe.views
+        probabilities = predictor.predict(should_stop=should_stop, views=views)
         for net, of_net in zip(self.nets, probabilities, strict=True):
             if net not in self.diverged and not np.isfinite(of_net).all():
                 self.diverged[net] = self.recipe.epochs, self.steps
