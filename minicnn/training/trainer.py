@@ -303,6 +303,7 @@ class Trainer:
         whose probabilities are not finite is recorded as diverged in the last step.
         """
         everything = np.broadcast_to(np.arange(len(images)), (len(self.nets), len(images)))
+        self._validation = None  # its arrays make room
         images = self.ops.to_device(images)
         predictor = Predictor(self.model, images, everything, self.graph)
         views = views or self.recipe.views
