@@ -1,5 +1,7 @@
 """What the studies have found: their tables in the documents."""
 
+import json
+
 import numpy as np
 
 from benchmarks import timing
@@ -161,9 +163,16 @@ def _size(result):
     images = f"{result['settings']['train_images']:,} training images"
     if not result["cells"]:
         return f"MNIST's {images}" if result["settings"]["train_images"] == 60_000 else images
-    last = list(result["cells"].values())[-1]
-    recipe = last["recipe"]
+    cells = list(result["cells"].values())
+    recipe, device = cells[-1]["recipe"], result["made_by"][0]["device"]
+    size = f"{images}, {recipe['epochs']} epochs"
+    if result["study"] == "recipes":
+        # Candidates that differ in views only have their nets in common.
+        nets = {
+            json.dumps(cell["recipe"] | {"views": 1}): len(cell["accuracies"]) for cell in cells
+        }
+        return f"{size}, {len(nets)} recipes, {sum(nets.values())} nets, `{device}`"
     return (
-        f"{images}, {recipe['epochs']} epochs, momentum {recipe['momentum']}, {last['trials']} "
-        f"trials, ensembles of {recipe['nets']}, `{result['made_by'][0]['device']}`"
+        f"{size}, momentum {recipe['momentum']}, {cells[-1]['trials']} trials, ensembles of "
+        f"{recipe['nets']}, `{device}`"
     )

@@ -6,7 +6,7 @@ here, and then `trials --recipe` tests it once.
 """
 
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,8 @@ import pandas as pd
 from ..command import positive
 from ..files import brief
 from ..recipe import Recipe
-from . import plots, statistics
+from . import effects, plots
+from .effects import VARIED
 from .findings import Findings, Picture, Table
 from .statistics import gain_interval, mean_interval
 from .store import Cell
@@ -50,10 +51,6 @@ CANDIDATES = {
     "elastic": _LINEAR | {"elastic": 0.1},
     "9 views": _LINEAR | {"views": 9},
 }
-
-# The fields of a recipe in which candidates cannot differ: they are the study's.
-_FIXED = {"nets", "first_net", "validation_fraction", "seed", "input_shape", "classes"}
-VARIED = tuple(field.name for field in fields(Recipe) if field.name not in _FIXED)
 
 _MOST_NAME = 40  # characters
 
@@ -179,61 +176,28 @@ def findings(results):
                     f"Gain of {what} over '{first}'",
                 ),
             )
-    if (effects := _effects(results)) is not None:
-        tables["effects"], pictures["effects"] = effects
+    if (found := _effects(results)) is not None:
+        tables["effects"], pictures["effects"] = found
     return Findings("Recipes compared", [*lines, *results.notes()], tables, pictures)
 
 
 def _effects(results):
-    """(Table, Picture): what each change does to the accuracy of single nets, by all candidates.
-
-    None unless there are more candidates than effects, so that an effect is a mean over several
-    pairs of candidates, and unless the effects can be told apart. In a factorial design, where each
-    value of a field goes with all values of the others, every net tells about every field.
-    """
+    """(Table, Picture) of the effects of changes, None if they cannot be told."""
     accuracies = {cell: _singles(results, cell) for cell in results.cells}
-    cells = [cell for cell in results.cells if accuracies[cell]]
-    changes = _changes_among([results.cells[cell] for cell in cells])
-    nets = sorted({net for cell in cells for net in accuracies[cell]})
-    rows = [(place, net) for place, cell in enumerate(cells) for net in sorted(accuracies[cell])]
-    design = np.array(
-        [
-            [*(has[place] for has in changes.values()), *(net == other for other in nets)]
-            for place, net in rows
-        ],
-        float,
-    )
-    if len(cells) < len(changes) + 2 or np.linalg.matrix_rank(design) < design.shape[1]:
+    known = {cell: recipe for cell, recipe in results.cells.items() if accuracies[cell]}
+    table = effects.of_changes(known, accuracies)
+    if table is None:
         return None
-    found = statistics.effects(design, [accuracies[cells[place]][net] for place, net in rows])
-    columns = "effect", "effect_low", "effect_high"
-    table = pd.DataFrame(found[: len(changes)], columns=columns)
-    table.insert(0, "change", list(changes))
-    table.insert(1, "candidates", [sum(has) for has in changes.values()])
     caption = (
-        f"Effect of each change on the accuracy of single nets, by least squares over {len(rows)} "
-        f"nets of {len(cells)} candidates, with 95 % intervals, each for one change alone. It is "
-        "the mean effect in company of the other changes, as far as they do not act on each other"
+        f"Effect of each change on the accuracy of single nets of {len(known)} candidates, by "
+        "least squares, with 95 % intervals, each for one change alone. It is the mean effect in "
+        "company of the other changes, as far as they do not act on each other. Candidates that "
+        "differ in views only have the same nets: these count once"
     )
-    names = [change.replace(", ", ",\n").replace("_", " ") for change in changes]
-    draw = partial(plots.gains, names, *(table[name] for name in columns))
+    names = [change.replace(", ", ",\n").replace("_", " ") for change in table["change"]]
+    draw = partial(plots.gains, names, *(table[name] for name in effects.COLUMNS))
     picture = Picture(caption, partial(draw, "Effects of changes on single nets"))
-    return Table(caption, table, columns), picture
-
-
-def _changes_among(recipes):
-    """{change, as text: for each recipe, whether it has it}; changes are of the first recipe.
-
-    Fields that change together are one change.
-    """
-    texts = {}
-    for field in VARIED:
-        values = [getattr(recipe, field) for recipe in recipes]
-        for value in dict.fromkeys(values[1:]):
-            if value != values[0]:
-                has = tuple(other == value for other in values)
-                texts.setdefault(has, []).append(f"{field} {values[0]} to {value}")
-    return {", ".join(parts): has for has, parts in texts.items()}
+    return Table(caption, table, effects.COLUMNS), picture
 
 
 def _changes(recipe):

@@ -36,15 +36,14 @@ def gain_interval(gains):
     return gains.mean() - margin, gains.mean() + margin
 
 
-def effects(design, values):
-    """(k, 3): the effect of each of the k columns of a design, and its 95 % interval, low and high.
+def least_squares(design, values):
+    """(k, 3): the k coefficients of a least-squares fit, and their 95 % intervals, low and high.
 
-    design: (n, k), of full rank; it has a column for whatever else matters, such as a constant.
-    values: (n,). The effects are the coefficients of least squares. Student's intervals, from the
-    residuals, with n - k degrees of freedom; NaN without any.
+    design @ coefficients = values, where design is (n, k), of full rank, and values (n,). The
+    intervals are Student's, from the residuals, with n - k degrees of freedom; NaN without any.
     """
     design, values = np.asarray(design, float), np.asarray(values, float)
-    found, *_ = np.linalg.lstsq(design, values)
+    found, *_ = np.linalg.lstsq(design, values, rcond=None)
     freedom = len(values) - design.shape[1]
     margins = np.full(len(found), np.nan)
     if freedom:

@@ -296,3 +296,22 @@ def test_effects_of_a_field_with_three_values_are_over_the_first(tmp_path):
         },
         abs=1e-12,
     )
+
+
+def test_nets_that_several_candidates_have_count_once(tmp_path):
+    """The effects are those without the other views, and views have the paired interval."""
+    values = [{"batch_size": b, "dropout": d} for b in (64, 32) for d in (0.4, 0.2)]
+    random = np.random.default_rng(5)
+    accuracies = random.integers(150, 200, (4, 3)) / 200
+    more = accuracies + random.integers(-5, 6, (4, 3)) / 200
+    (tmp_path / "alone").mkdir()
+    alone = factorial(tmp_path / "alone", values, accuracies).tables["effects"].data
+    viewed = [{**value, "views": 9} for value in values[:2]]
+    found = factorial(tmp_path, values + viewed, np.concatenate([accuracies, more[:2]]))
+    table = found.tables["effects"].data
+    assert table[:2].equals(alone)
+    row = table.iloc[2]
+    assert (row["change"], row["candidates"]) == ("views 1 to 9, of the same nets", 2)
+    interval = stats.ttest_rel(more[:2].ravel(), accuracies[:2].ravel()).confidence_interval(0.95)
+    assert row["effect"] == pytest.approx((more - accuracies)[:2].mean(), abs=1e-12)
+    assert [row["effect_low"], row["effect_high"]] == pytest.approx(list(interval), abs=1e-9)
