@@ -69,6 +69,13 @@ def studies():
     ]
     for name, table in _STUDIES.items():
         texts += [f"**{name}** ({_size(found[name])})", table(found[name]["tables"])]
+        if name == "recipes":
+            judges = found[name]["settings"]["held_out"]
+            texts += [
+                f"Accuracy on {judges:,} training images that no net has trained on. The schedule is "
+                "linear, after a warm-up of a tenth of the steps. An effect is the mean in company "
+                "of the other changes."
+            ]
         if name == "trials":
             (full,) = (found["lines"] for found in _full_trials("seed") if found["seed"] == 0)
             texts += [f"In the notebook's size: {'; '.join(full)}."]
