@@ -70,11 +70,11 @@ def studies():
     for name, table in _STUDIES.items():
         texts += [f"**{name}** ({_size(found[name])})", table(found[name]["tables"])]
         if name == "recipes":
-            judges = found[name]["settings"]["held_out"]
+            held_out = found[name]["settings"]["held_out"]
+            first = found[name]["tables"]["single_nets"]["rows"][0]["changes"].replace("_", " ")
             texts += [
-                f"Accuracy on {judges:,} training images that no net has trained on. The schedule is "
-                "linear, after a warm-up of a tenth of the steps. An effect is the mean in company "
-                "of the other changes."
+                f"Accuracy on {held_out:,} training images that no net has trained on. An effect is "
+                f"the mean in company of the other changes. The first recipe: {first}."
             ]
         if name == "trials":
             (full,) = (found["lines"] for found in _full_trials("seed") if found["seed"] == 0)
