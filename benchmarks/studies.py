@@ -73,8 +73,8 @@ def studies():
             held_out = found[name]["settings"]["held_out"]
             first = found[name]["tables"]["single_nets"]["rows"][0]["changes"].replace("_", " ")
             texts += [
-                f"Accuracy on {held_out:,} training images that no net has trained on. An effect is "
-                f"the mean in company of the other changes. The first recipe: {first}."
+                f"Accuracy on {held_out:,} training images that no net has trained on. An effect "
+                f"is the mean in company of the other changes. The first recipe: {first}."
             ]
         if name == "trials":
             (full,) = (found["lines"] for found in _full_trials("seed") if found["seed"] == 0)
