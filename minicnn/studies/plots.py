@@ -1,5 +1,7 @@
 """The pictures of the studies, as matplotlib Figures that are narrow enough for a phone."""
 
+import textwrap
+
 import numpy as np
 
 from ..data.labels import short_names
@@ -194,7 +196,7 @@ def gains(names, means, lows, highs, title):
     axes.axvline(0, color=QUIET, linewidth=0.8, dashes=(4, 2))
     axes.hlines(places, lows, highs, color=VALIDATION, linewidth=5, alpha=0.35)
     axes.plot(means, places, color=VALIDATION, marker="o", linestyle="none")
-    axes.set_yticks(places, names, parse_math=False)
+    axes.set_yticks(places, [textwrap.fill(name, 24) for name in names], parse_math=False)
     axes.tick_params(axis="y", labelcolor=TEXT, labelsize=9)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("gain in percentage points")

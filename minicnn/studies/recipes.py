@@ -194,7 +194,7 @@ def _effects(results):
         "company of the other changes, as far as they do not act on each other. Candidates that "
         "differ in views only have the same nets: these count once"
     )
-    names = [change.replace(", ", ",\n").replace("_", " ") for change in table["change"]]
+    names = [change.replace("_", " ") for change in table["change"]]
     draw = partial(plots.gains, names, *(table[name] for name in effects.COLUMNS))
     picture = Picture(caption, partial(draw, "Effects of changes on single nets"))
     return Table(caption, table, effects.COLUMNS), picture
