@@ -11,7 +11,7 @@ from runs import TINY, command, small_layers, state
 
 import minicnn.recipe
 from minicnn import load_data, predict, progress, report, train
-from minicnn.training import inference, prediction, resources, trainer
+from minicnn.training import inference, resources
 
 RUN = *TINY, "--views=3", "--workers=1"
 
@@ -19,18 +19,17 @@ RUN = *TINY, "--views=3", "--workers=1"
 @pytest.fixture(scope="module")
 def asked():
     """Over how many views each prediction was made. A small network, one process, every line."""
-    of_each = []
+    of_each, predict = [], inference.Predictor.predict
 
     def watched(*arguments, views=1, **options):
         of_each.append(views)
-        return inference.predict(*arguments, views=views, **options)
+        return predict(*arguments, views=views, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minicnn.recipe, "mnist_layers", small_layers)
         patch.setattr(resources, "cores", lambda: 1)
         patch.setattr(progress, "SECONDS", 0)
-        for module in (prediction, trainer):
-            patch.setattr(module, "predict", watched)
+        patch.setattr(inference.Predictor, "predict", watched)
         yield of_each
 
 

@@ -125,7 +125,7 @@ class Waiting:
         return ops_numpy.to_host(array)
 
 
-@pytest.mark.full
+@pytest.mark.full(beside="test_an_epoch_trains_while_the_state_of_the_last_one_is_written")
 def test_most_of_the_hosts_work_is_done_while_the_device_computes(tmp_path):
     """15 nets with as many images as MNIST has; an epoch takes the device 0.5 seconds.
 
