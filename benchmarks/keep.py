@@ -57,7 +57,9 @@ def _is_whole_job(config):
 
 def _is_full(found):
     """Whether a study's result is trials of whole recipes on all of MNIST: README shows these."""
-    ((name, cell),) = found["cells"].items() if found["study"] == "trials" else ((None, None),)
+    if found["study"] != "trials":
+        return False
+    ((name, cell),) = found["cells"].items()
     if name not in RECIPES or found["settings"]["train_images"] < 60_000:
         return False
     # The notebook's trials have 30 epochs, its submission 45.
