@@ -126,7 +126,7 @@ def time_fused(device, sizes, measured):
     into the second-level cache are read from there.
     """
     driver = cuda.Cuda() if device == "cuda" else Emulator()
-    if not driver.has_tf32:
+    if not driver.has_tensor_cores:
         return []
     launches, marks = record_step(driver, sizes.nets, sizes.batch)
     rows = describe(launches, marks, sizes.nets, sizes.batch)
@@ -154,8 +154,8 @@ def time_steps(device, sizes):
 
     Each is captured as a graph; those of sizes.nets nets also run launch by launch.
     """
-    has_tf32 = device == "emulated" or cuda.Cuda().has_tf32
-    for precision in (p for p in sizes.precisions if has_tf32 or p != "tf32"):
+    has_tensor_cores = device == "emulated" or cuda.Cuda().has_tensor_cores
+    for precision in (p for p in sizes.precisions if has_tensor_cores or p != "tf32"):
         for nets in sizes.step_nets:
             for captured in (True, False) if nets == sizes.nets else (True,):
                 gc.collect()  # frees the arrays of the Trainer before

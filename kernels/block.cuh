@@ -1,5 +1,6 @@
 // What the kernels of fused blocks share. A block is a convolution, its activation, the batch
-// normalisation after it, and dropout if there is any. Products are in TF32, on tensor cores.
+// normalisation after it, and dropout if there is any. Products are on tensor cores, in TF32 or in
+// bfloat16 (stored.cuh).
 //
 //     in memory:     y, the activation's output     dx, the gradient with respect to the output of
 //                                                   the normalisation, before dropout
@@ -16,14 +17,12 @@
 
 #include "common.cuh"
 #include "convolution.cuh"
-#include "ptx.cuh"
 #include "reduce.cuh"
+#include "stored.cuh"
 
 constexpr int CHUNK = 32;  // channels that are staged at a time
 constexpr int QUADS = CHUNK / 4;
-// From a staged pixel to the next one, in elements. It is an odd multiple of eight, so that eight
-// elements of each of four consecutive pixels lie in the 32 different banks of shared memory.
-constexpr int PITCH = CHUNK + 8;
+constexpr int WORDS = CHUNK / PER_WORD;  // of a staged pixel
 
 // How a launch splits its work; cuda_tiles.py chooses it. A tile of results is some rows of an
 // image (a band), or several whole images. All pixels of the source that the window meets for a
@@ -40,7 +39,7 @@ struct Tiling {
     int top, left;                    // first staged row and column, relative to the first result
     int pixel_warps, channel_warps;   // of a thread block
     int groups;                       // of phases, or of taps; each has its own thread blocks
-    int area;                         // of shared memory for staged pixels, in elements
+    int area;                         // of shared memory for staged pixels, in words
 };
 
 // n / divisor for n < 2^20, by a multiplication: n + 0.5 is farther from a multiple of the divisor
@@ -55,13 +54,7 @@ struct Divider {
 __device__ inline float4 load4(const float* from) {
     return *reinterpret_cast<const float4*>(from);
 }
-__device__ inline float4 load4_global(const float* from) {
-    return __ldg(reinterpret_cast<const float4*>(from));
-}
 __device__ inline void store4(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
-__device__ inline float4 to_tf32(float4 v) {
-    return make_float4(to_tf32(v.x), to_tf32(v.y), to_tf32(v.z), to_tf32(v.w));
-}
 __device__ inline float4 add4(float4 a, float4 b) {
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
@@ -223,19 +216,19 @@ struct NormalizationGradient {
 
 // ---- sources of staged elements -----------------------------------------------------------------
 // A source handles four channels of a pixel at a time. `channels` selects them, `load` starts to
-// load their inputs, so that several loads can be in flight, and `finish` computes the staged
-// values from them, rounded to TF32. They are 0 for a pixel that is not `inside`. There is no
-// branch, so that all loads of a thread can be in flight together.
+// load their inputs, so that several loads can be in flight, and `finish` computes the values to be
+// staged from them. They are 0 for a pixel that is not `inside`. There is no branch, so that all
+// loads of a thread can be in flight together.
 
 // A block's input x, from y of the block below.
 struct Normalized {
-    const float* y;
+    const STORED* y;
     const unsigned* kept;          // dropout bits; null: nothing is dropped
     const float *scales, *shifts;  // (C,) in shared memory
     float4 scale, shift;
 
     struct Raw {
-        float4 y;
+        Loaded4 y;
         unsigned kept;
     };
 
@@ -249,7 +242,7 @@ struct Normalized {
         return {load4_global(y + at), inside ? bits : 0};
     }
     __device__ float4 finish(const Raw& raw) const {
-        return to_tf32(keep4(fma4(scale, raw.y, shift), raw.kept));
+        return keep4(fma4(scale, widen(raw.y), shift), raw.kept);
     }
 };
 
@@ -267,14 +260,14 @@ __device__ inline float4 activate(float floor, float4 z) {
 // The gradient dz before a block's activation, from dx and y. `sum` is the sum of all values that
 // the thread has computed, before rounding: the gradient with respect to the bias.
 struct BeforeActivation {
-    const float *dx, *y;
+    const STORED *dx, *y;
     const float *as, *bs, *cs;  // (C,) in shared memory
     float floor;                // of the activation
     float4 a, b, c;
     float4 sum;
 
     struct Raw {
-        float4 dx, y;
+        Loaded4 dx, y;
         bool inside;
     };
 
@@ -287,8 +280,8 @@ struct BeforeActivation {
         at = inside ? at : 0;
         return {load4_global(dx + at), load4_global(y + at), inside};
     }
-    __device__ float4 value(const Raw& raw) {
-        float4 dy = fma4(a, raw.dx, fma4(b, raw.y, c)), y = raw.y;
+    __device__ float4 finish(const Raw& raw) {
+        float4 y = widen(raw.y), dy = fma4(a, widen(raw.dx), fma4(b, y, c));
         float4 dz = make_float4(activate_backward(floor, y.x, dy.x, raw.inside),
                                 activate_backward(floor, y.y, dy.y, raw.inside),
                                 activate_backward(floor, y.z, dy.z, raw.inside),
@@ -296,23 +289,31 @@ struct BeforeActivation {
         sum = add4(sum, dz);
         return dz;
     }
-    __device__ float4 finish(const Raw& raw) { return to_tf32(value(raw)); }
 };
 
 // Prefetches rows of images (B, H, W, C), with all channels: of `images` images from `image` on the
 // `rows` rows from `top` on, where they exist, and what lies between them.
 __device__ inline void prefetch_rows(
-    const float* array, int B, int H, int W, int C, int image, int images, int top, int rows) {
+    const STORED* array, int B, int H, int W, int C, int image, int images, int top, int rows) {
     int last = min(image + images, B) - 1;
     int begin = image * H + max(top, 0), end = last * H + min(top + rows, H);
-    if (begin < end) prefetch(array + begin * W * C, (end - begin) * W * C * 4);
+    if (begin < end) prefetch(array + begin * W * C, (end - begin) * W * C * int(sizeof(STORED)));
+}
+
+// The pixel of a tile that a thread stages first. QUADS threads stage a pixel together. Those that
+// store in the same cycle must meet different banks: with bfloat16 these are the threads of two
+// pixels, which therefore are SPREAD pixels apart. QUADS * 2 * SPREAD must divide the block's size.
+template <int SPREAD>
+__device__ inline int first_pixel() {
+    int n = threadIdx.x / QUADS, in_group = n % (2 * SPREAD);
+    return SPREAD == 1 ? n : n - in_group + in_group / 2 + in_group % 2 * SPREAD;
 }
 
 // Images (B, H, W, C) that tiles are staged from. `table`, in shared memory, has an entry e for
 // each pixel of a tile, relative to the tile's first pixel. e.x is its distance in memory, or far
 // past the last image if its column is outside. e.y has its row in the upper 16 bits and its staged
-// place in the lower ones. Distances and places are in elements. cuda_tiles.py computes the table
-// once; doing so here would take about a hundred instructions per pixel and tile.
+// place in the lower ones. Distances are in elements, places in words. cuda_tiles.py computes the
+// table once; doing so here would take about a hundred instructions per pixel and tile.
 struct Staged {
     int B, H, W, C;
     const int2* table;
@@ -321,13 +322,13 @@ struct Staged {
     // Stages a chunk of channels, from `channel` on, of the tile whose first pixel is (image, top,
     // left), even if that is outside; pixels outside become 0. A thread takes four channels of
     // every `threads`-th pixel, and has the loads of BATCH pixels in flight.
-    template <int BATCH, typename Source>
+    template <int BATCH, int SPREAD, typename Source>
     __device__ void stage(
         Source& source, int image, int top, int left, int channel, float* to) const {
         int quad = threadIdx.x % QUADS * 4, threads = blockDim.x / QUADS;
         int begin = ((image * H + top) * W + left) * C + channel + quad;
         unsigned end = channel + quad < C ? B * H * W * C : 0;
-        for (int first = threadIdx.x / QUADS; first < pixels; first += BATCH * threads) {
+        for (int first = first_pixel<SPREAD>(); first < pixels; first += BATCH * threads) {
             typename Source::Raw raw[BATCH];
             int place[BATCH];
 #pragma unroll
@@ -342,34 +343,9 @@ struct Staged {
             source.channels(channel + quad);  // as late as possible, to save registers
 #pragma unroll
             for (int k = 0; k < BATCH; ++k) {
-                float4 v = source.finish(raw[k]);
-                if (place[k] >= 0) store4_shared(to + place[k] + quad, v);
+                auto words = Operands<STORED>::words(source.finish(raw[k]));
+                if (place[k] >= 0) Operands<STORED>::put(to + place[k] + quad / PER_WORD, words);
             }
         }
     }
 };
-
-// The same for consecutive pixels in memory: stages `here` of them, from pixel `before` on, and
-// fills up with zeros to `pixels`.
-template <int BATCH, typename Source>
-__device__ inline void stage_run(
-    Source& source, int before, int here, int pixels, int C, int channel, float* to) {
-    int quad = threadIdx.x % QUADS * 4, threads = blockDim.x / QUADS;
-    if (channel + quad >= C) here = 0;
-    int begin = before * C + channel + quad;
-    for (int first = threadIdx.x / QUADS; first < pixels; first += BATCH * threads) {
-        typename Source::Raw raw[BATCH];
-#pragma unroll
-        for (int k = 0; k < BATCH; ++k) {
-            int number = first + k * threads;
-            raw[k] = source.load(begin + number * C, number < here);
-        }
-        source.channels(channel + quad);
-#pragma unroll
-        for (int k = 0; k < BATCH; ++k) {
-            int number = first + k * threads;
-            float4 v = source.finish(raw[k]);
-            if (number < pixels) store4_shared(to + number * PITCH + quad, v);
-        }
-    }
-}

@@ -40,7 +40,7 @@ __device__ inline void stage_rows(
 // Twin: block_oracles.forward
 extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
     PerNet<const float> x, PerNet<const float> kernel, PerNet<const float> bias, Convolution s,
-    Tiling t, float floor, PerNet<float> y, MAY_BE_NULL PerNet<float> parts) {
+    Tiling t, float floor, PerNet<STORED> y, MAY_BE_NULL PerNet<float> parts) {
     extern __shared__ __align__(16) float shared[];
     int K = s.kh * s.kw * s.Cin, quads = s.Cout / 4, lanes = blockDim.x / quads;
     float *weights = shared, *staged = weights + K * s.Cout, *rows = staged + t.area;
@@ -60,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
         __syncthreads();  // all threads have read what was staged before
         stage_rows(x.row(), s, t, image, band * s.sh + t.top, staged);
         __syncthreads();
-        float* result = y.row() + (image * s.Ho + band) * s.Wo * s.Cout + filter;
+        STORED* result = y.row() + (image * s.Ho + band) * s.Wo * s.Cout + filter;
         for (int first = lane; works && first < here; first += PIXELS * lanes) {
             float4 sums[PIXELS];
             int at[PIXELS];
@@ -82,13 +82,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
             for (int p = 0; p < PIXELS; ++p) {
                 int pixel = first + p * lanes;
                 if (pixel >= here) break;
-                float4 v = activate(floor, sums[p]);
+                float4 v = put4(result + pixel * s.Cout, activate(floor, sums[p]));
                 if (count == 0) pivot = v;
                 float4 d = sub4(v, pivot);
                 deviations = add4(deviations, d);
                 squares = fma4(d, d, squares);
                 ++count;
-                store4(result + pixel * s.Cout, v);
             }
         }
     }
@@ -112,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
 // block_input_gradient. Thread blocks: x as in block_first_forward; y ROWS rows of the kernel each.
 // Twin: block_oracles.weight_gradient
 extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_gradient(
-    PerNet<const float> x, PerNet<const float> dx, PerNet<const float> y,
+    PerNet<const float> x, PerNet<const STORED> dx, PerNet<const STORED> y,
     PerNet<const float> sums_parts, int sums_count, PerNet<const float> gamma,
     PerNet<const float> mean, PerNet<const float> variance, float epsilon, float floor,
     Convolution s, Tiling t, PerNet<float> parts) {
@@ -155,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_grad
             for (int p = 0; p < PIXELS; ++p) {
                 int pixel = first + p * lanes;
                 if (pixel >= here) break;
-                float4 v = dz.value(raw[p]);
+                float4 v = dz.finish(raw[p]);
                 const float* from = staged + pixel_offset(s, t, pixel);
 #pragma unroll
                 for (int k = 0; k < ROWS; ++k) {

@@ -18,7 +18,7 @@ struct Forward {
     Normalized x;
     const float *packed, *bias;
     float floor;  // of the activation
-    float* y;
+    STORED* y;
 
     // y's moments so far, rows (pixel_warps, PIVOTED, width). They are in shared memory, since the
     // product needs the registers. `pivot` and the members after it are those of the current tile.
@@ -28,8 +28,8 @@ struct Forward {
     int count;
 
     __device__ void stage(int image, int top, int left, int channel, float* pixels) {
-        constexpr int BATCH = FORM_GROUPS > 8 ? 3 : 6;  // as many as the registers allow
-        source.stage<BATCH>(x, image, top, left, channel, pixels);
+        constexpr int BATCH = FORM_GROUPS > 8 ? 3 : PER_WORD == 1 ? 6 : 4;  // as many as the registers allow
+        source.stage<BATCH, SPREAD>(x, image, top, left, channel, pixels);
     }
 
     __device__ void prefetch(const Tiling& t, int image, int band) const {
@@ -57,8 +57,7 @@ struct Forward {
     __device__ Raw load(int, int) const { return {}; }
 
     __device__ void take(int pixel, int filter, float4 v, Raw) {
-        v = activated(v);
-        store4(y + unsigned(pixel * s.Cout + filter), v);
+        v = put4(y + unsigned(pixel * s.Cout + filter), activated(v));
         float4 d = sub4(v, pivot);
         deviations = add4(deviations, d);
         squares = fma4(d, d, squares);
@@ -82,19 +81,19 @@ struct Forward {
 };
 
 // From y_below (B, H, W, Cin): y (B, Ho, Wo, Cout); and, unless null, parts (thread blocks,
-// STATISTICS, Cout) of y's moments. `packed` is the kernel (pack_weights.cu). gamma_below to kept_scale describe the Normalization of
-// y_below, and `kept` has its dropout bits, if any. mean_below and variance_below (Cin,) are
+// STATISTICS, Cout) of y's moments. `packed` is the kernel (pack_weights.cu). gamma_below to
+// kept_scale describe the Normalization of y_below, and `kept` has its dropout bits, if any. mean_below and variance_below (Cin,) are
 // results if parts_below is not null, else inputs.
 //
 // Thread blocks: x tiles, i, i + gridDim.x and so on; y output channels.
 // Twin: block_oracles.forward
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_forward(
-    PerNet<const float> y_below, PerNet<const float> packed, PerNet<const float> bias,
+    PerNet<const STORED> y_below, PerNet<const float> packed, PerNet<const float> bias,
     MAY_BE_NULL PerNet<const float> gamma_below, MAY_BE_NULL PerNet<const float> beta_below,
     MAY_BE_NULL PerNet<const float> parts_below, int count_below,
     MAY_BE_NULL PerNet<float> mean_below, MAY_BE_NULL PerNet<float> variance_below,
     float epsilon_below, float kept_scale, MAY_BE_NULL PerNet<const unsigned> kept, Convolution s,
-    Tiling t, const int* tables, float floor, PerNet<float> y, MAY_BE_NULL PerNet<float> parts) {
+    Tiling t, const int* tables, float floor, PerNet<STORED> y, MAY_BE_NULL PerNet<float> parts) {
     extern __shared__ __align__(16) float shared[];
     int padded = ceil_div(s.Cin, CHUNK) * CHUNK, width = t.channel_warps * WIDE;
     float *scales = shared, *shifts = scales + padded, *rows = shifts + padded;

@@ -20,11 +20,11 @@ struct InputGradient {
     const float* packed;
     // Of the block below: its activation, its dropout's bits and scale, and inverse and shift of
     // its normalised activation z = y_below * inverse + shift.
-    const float* y_below;
+    const STORED* y_below;
     const unsigned* kept;
     float kept_scale;
     const float *inverses, *shifts;  // (Cin,) in shared memory
-    float* dx_below;
+    STORED* dx_below;
 
     // The sums of dx_below and of dx_below * z so far, rows (pixel_warps, SUMS, width) in shared
     // memory. `sum` and `sum_z` are those of the current tile.
@@ -33,11 +33,11 @@ struct InputGradient {
     float4 sum, sum_z;
 
     __device__ void stage(int image, int top, int left, int channel, float* pixels) {
-        source.stage<4>(dz, image, top, left, channel, pixels);
+        source.stage<4, SPREAD>(dz, image, top, left, channel, pixels);
     }
 
     __device__ void prefetch(const Tiling& t, int image, int band) const {
-        for (const float* array : {dz.dx, dz.y})
+        for (const STORED* array : {dz.dx, dz.y})
             prefetch_rows(array, s.B, s.Ho, s.Wo, s.Cout, image, t.images, band + t.top,
                           t.source_rows);
         prefetch_rows(y_below, s.B, s.H, s.W, s.Cin, image, t.images, band * row_step,
@@ -47,7 +47,7 @@ struct InputGradient {
     __device__ void begin(int, int, float4) { sum = sum_z = make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
 
     struct Raw {
-        float4 y;
+        Loaded4 y;
         unsigned kept;
     };
     __device__ Raw load(int pixel, int channel) const {
@@ -58,11 +58,10 @@ struct InputGradient {
     __device__ void take(int pixel, int channel, float4 v, const Raw& raw) {
         unsigned at = pixel * s.Cin + channel;
         v = make_float4(v.x * kept_scale, v.y * kept_scale, v.z * kept_scale, v.w * kept_scale);
-        v = keep4(v, raw.kept);
-        float4 z = fma4(raw.y, load4(inverses + channel), load4(shifts + channel));
+        v = put4(dx_below + at, keep4(v, raw.kept));
+        float4 z = fma4(widen(raw.y), load4(inverses + channel), load4(shifts + channel));
         sum = add4(sum, v);
         sum_z = fma4(v, z, sum_z);
-        store4(dx_below + at, v);
     }
 
     __device__ void end(int row, int channel) {
@@ -83,12 +82,12 @@ struct InputGradient {
 // Thread blocks: x tiles, i, i + gridDim.x and so on; y input channels, and groups of phases.
 // Twin: block_oracles.input_gradient
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_input_gradient(
-    PerNet<const float> dx, PerNet<const float> y, PerNet<const float> sums_parts, int sums_count,
+    PerNet<const STORED> dx, PerNet<const STORED> y, PerNet<const float> sums_parts, int sums_count,
     PerNet<const float> gamma, PerNet<const float> mean, PerNet<const float> variance,
     float epsilon, float floor, PerNet<const float> packed, Convolution s, Tiling t,
-    const int* tables, int phases, PerNet<const float> y_below, PerNet<const float> mean_below,
+    const int* tables, int phases, PerNet<const STORED> y_below, PerNet<const float> mean_below,
     PerNet<const float> variance_below, float epsilon_below,
-    MAY_BE_NULL PerNet<const unsigned> kept, float kept_scale, PerNet<float> dx_below,
+    MAY_BE_NULL PerNet<const unsigned> kept, float kept_scale, PerNet<STORED> dx_below,
     PerNet<float> parts) {
     extern __shared__ __align__(16) float shared[];
     int padded = ceil_div(s.Cout, CHUNK) * CHUNK, padded_below = ceil_div(s.Cin, CHUNK) * CHUNK;

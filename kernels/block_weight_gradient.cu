@@ -4,8 +4,11 @@
 //
 // Both operands of the tensor cores are read from shared memory, where x and dz are staged:
 //
-//     left operand     16 channels of x by 8 pixels, under a tap
-//     right operand    8 pixels by 8 filters (output channels) of dz
+//     left operand     16 channels of x by 8 words of pixels, under a tap
+//     right operand    8 words of pixels by 8 filters (output channels) of dz
+//
+// The depth of these products are pixels. A TF32 word is one of them. A bfloat16 word is two, but in
+// shared memory the neighbours are channels; load_transposed exchanges them.
 //
 // A thread block computes CHUNK channels by CHUNK filters of some taps, over some of the tiles. A
 // warp computes 16 of these channels by all of these filters, for up to FORM_TAPS taps of a row of
@@ -20,31 +23,100 @@
 #define FORM_BLOCKS 2
 #endif
 
-constexpr int STEP = 8;            // pixels of one mma.sync
+constexpr int DEPTH = STEP * PER_WORD;  // pixels of one mma.sync
 constexpr int TALL = 16;           // channels of one mma.sync
 constexpr int EIGHTS = CHUNK / 8;  // groups of eight filters, one mma.sync each
 constexpr int BATCH = 4;           // pixels that a thread loads together; more need more registers
+// From a staged pixel to the next one, in words. The words that a warp loads together lie in
+// different banks: eight of each of four pixels, or, as load_transposed does, four of each of eight.
+constexpr int PITCH = PER_WORD == 1 ? WORDS + 8 : WORDS + 4;
+constexpr int SPREAD = PER_WORD == 1 ? 1 : 4;  // so many pixels apart, 16 words have other banks
 
 // A lane's sums: four elements of each tap and group of filters.
 typedef float Sums[FORM_TAPS][EIGHTS][4];
 
-// Adds the products of eight pixels. A lane holds two of them, four apart; `offset` is that of x
-// for each tap.
-__device__ inline void multiply_pixels(
-    const float* x_first, const float* x_second, const float* dz_first, const float* dz_second,
-    const int (&offset)[FORM_TAPS], Sums& sums) {
-    float b[EIGHTS][2];
+// A lane's part in the products of DEPTH pixels. `x` is where x is staged, `places` where the first
+// input of each of these pixels is; dz begins with them. `offset` is from there to the lane's word of
+// x under a tap. word() is the lane's part of it.
+template <typename T>
+struct Lane;
+
+// A lane loads each word by itself: two pixels, four apart, of one channel and of another.
+template <>
+struct Lane<float> {
+    static __device__ int word() { return threadIdx.x % WARP / 4; }
+
+    static __device__ void multiply(
+        const float* x, const float* dz, const int* places, const int (&offset)[FORM_TAPS],
+        Sums& sums) {
+        int quarter = threadIdx.x % 4;
+        const float *x_first = x + places[quarter], *x_second = x + places[quarter + 4];
+        const float *dz_first = dz + quarter * PITCH + word(), *dz_second = dz_first + 4 * PITCH;
+        float b[EIGHTS][2];
 #pragma unroll
-    for (int j = 0; j < EIGHTS; ++j) {
-        b[j][0] = dz_first[j * 8];
-        b[j][1] = dz_second[j * 8];
+        for (int j = 0; j < EIGHTS; ++j) {
+            b[j][0] = dz_first[j * 8];
+            b[j][1] = dz_second[j * 8];
+        }
+#pragma unroll
+        for (int tap = 0; tap < FORM_TAPS; ++tap) {  // also past the last: such sums are not used
+            const float *first = x_first + offset[tap], *second = x_second + offset[tap];
+            float a[4] = {first[0], first[8], second[0], second[8]};
+#pragma unroll
+            for (int j = 0; j < EIGHTS; ++j) Operands<float>::multiply(sums[tap][j], a, b[j]);
+        }
     }
+};
+
+// Four matrices of eight pixels by eight channels are the left operand, or two right ones.
+template <>
+struct Lane<bfloat16> {
+    static __device__ int word() { return threadIdx.x / 8 % 2 * 4; }
+
+    static __device__ void multiply(
+        const float* x, const float* dz, const int* places, const int (&offset)[FORM_TAPS],
+        Sums& sums) {
+        int lane = threadIdx.x % WARP;
+        const float* x_row = x + places[lane % 8 + lane / 16 * 8];
+        const float* dz_row = dz + lane % 16 * PITCH + lane / 16 * 4;
+        float b[EIGHTS / 2][4];
 #pragma unroll
-    for (int tap = 0; tap < FORM_TAPS; ++tap) {  // also taps past the last: their sums are not used
-        const float *first = x_first + offset[tap], *second = x_second + offset[tap];
-        float a[4] = {first[0], first[8], second[0], second[8]};
+        for (int j = 0; j < EIGHTS / 2; ++j) load_transposed(b[j], dz_row + j * 8);
 #pragma unroll
-        for (int j = 0; j < EIGHTS; ++j) mma_m16n8k8_tf32(sums[tap][j], a, b[j]);
+        for (int tap = 0; tap < FORM_TAPS; ++tap) {
+            float a[4];
+            load_transposed(a, x_row + offset[tap]);
+#pragma unroll
+            for (int j = 0; j < EIGHTS; ++j) {
+                float right[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
+                Operands<bfloat16>::multiply(sums[tap][j], a, right);
+            }
+        }
+    }
+};
+
+// Stages dz of consecutive pixels in memory: `here` of them, from pixel `before` on; fills up with
+// zeros to `pixels`.
+__device__ inline void stage_run(
+    BeforeActivation& dz, int before, int here, int pixels, int C, int channel, float* to) {
+    int quad = threadIdx.x % QUADS * 4, threads = blockDim.x / QUADS;
+    if (channel + quad >= C) here = 0;
+    int begin = before * C + channel + quad;
+    for (int first = first_pixel<SPREAD>(); first < pixels; first += BATCH * threads) {
+        BeforeActivation::Raw raw[BATCH];
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) {
+            int number = first + k * threads;
+            raw[k] = dz.load(begin + number * C, number < here);
+        }
+        dz.channels(channel + quad);
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) {
+            int number = first + k * threads;
+            auto words = Operands<STORED>::words(dz.finish(raw[k]));
+            if (number < pixels)
+                Operands<STORED>::put(to + number * PITCH + quad / PER_WORD, words);
+        }
     }
 }
 
@@ -99,10 +171,10 @@ __device__ inline void write_bias(float4 sum, int filters, float* area, float* p
 // Warps: halves of the channels, rows of taps and some columns of these; shares of the pixels.
 // Twin: block_oracles.weight_gradient
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_weight_gradient(
-    PerNet<const float> y_below, MAY_BE_NULL PerNet<const float> gamma_below,
+    PerNet<const STORED> y_below, MAY_BE_NULL PerNet<const float> gamma_below,
     MAY_BE_NULL PerNet<const float> beta_below, MAY_BE_NULL PerNet<const float> mean_below,
     MAY_BE_NULL PerNet<const float> variance_below, float epsilon_below, float kept_scale,
-    MAY_BE_NULL PerNet<const unsigned> kept, PerNet<const float> dx, PerNet<const float> y,
+    MAY_BE_NULL PerNet<const unsigned> kept, PerNet<const STORED> dx, PerNet<const STORED> y,
     PerNet<const float> sums_parts, int sums_count, PerNet<const float> gamma,
     PerNet<const float> mean, PerNet<const float> variance, float epsilon, float floor,
     Convolution s, Tiling t, const int* table, PerNet<float> parts) {
@@ -112,12 +184,12 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
     float *as = shifts + padded, *bs = as + padded_filters, *cs = bs + padded_filters;
     float* x_pixels = cs + padded_filters;
     float* dz_pixels = x_pixels + t.area;
-    int here = t.images * t.rows * s.Wo, steps = ceil_div(here, STEP);
+    int here = t.images * t.rows * s.Wo, steps = ceil_div(here, DEPTH);
     // Tables: Staged's of x, and where each output pixel's first input is staged.
     int staged = t.images * t.source_rows * t.source_columns;
-    int* staged_table = reinterpret_cast<int*>(dz_pixels + steps * STEP * PITCH);
+    int* staged_table = reinterpret_cast<int*>(dz_pixels + steps * DEPTH * PITCH);
     const int* places = staged_table + staged * 2;
-    for (int i = threadIdx.x; i < staged * 2 + steps * STEP; i += blockDim.x)
+    for (int i = threadIdx.x; i < staged * 2 + steps * DEPTH; i += blockDim.x)
         staged_table[i] = __ldg(table + i);
 
     Normalization between{gamma_below.row(), beta_below.row(), nullptr, 0, mean_below.row(),
@@ -150,7 +222,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
         // Columns are staged grouped by column % stride.
         int column = tap_column + tap, group_columns = ceil_div(t.source_columns, s.sw);
         int place = tap_row * t.row_pitch + column % s.sw * group_columns + column / s.sw;
-        offset[tap] = tap < taps ? place * PITCH + half + row : 0;
+        int word = half / PER_WORD + Lane<STORED>::word();
+        offset[tap] = tap < taps ? place * PITCH + word : 0;
     }
 
     Sums sums;
@@ -162,12 +235,12 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int image = tile / t.bands * t.images, band = tile % t.bands * t.rows;
         __syncthreads();  // all threads have read what was staged before
-        x_source.stage<BATCH>(
+        x_source.stage<BATCH, SPREAD>(
             x, image, band * s.sh + t.top, t.left, first_channel, x_pixels);
-        int first_pixel = (image * s.Ho + band) * s.Wo;
+        int before = (image * s.Ho + band) * s.Wo;
         int rows = min(t.rows, s.Ho - band), images = min(t.images, s.B - image);
-        stage_run<BATCH>(
-            dz, first_pixel, images * rows * s.Wo, steps * STEP, s.Cout, first_filter, dz_pixels);
+        stage_run(
+            dz, before, images * rows * s.Wo, steps * DEPTH, s.Cout, first_filter, dz_pixels);
         int next = tile + gridDim.x, next_image = next / t.bands * t.images;
         if (threadIdx.x == 0 && next < tiles) {
             int next_band = next % t.bands * t.rows;
@@ -177,12 +250,9 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
             prefetch_rows(y.row(), s.B, s.Ho, s.Wo, s.Cout, next_image, t.images, next_band, t.rows);
         }
         __syncthreads();
-        for (int step = share; step < steps; step += t.pixel_warps) {
-            int first = step * STEP + quarter, second = first + 4;
-            multiply_pixels(
-                x_pixels + places[first], x_pixels + places[second],
-                dz_pixels + first * PITCH + row, dz_pixels + second * PITCH + row, offset, sums);
-        }
+        for (int step = share; step < steps; step += t.pixel_warps)
+            Lane<STORED>::multiply(x_pixels, dz_pixels + step * DEPTH * PITCH,
+                                   places + step * DEPTH, offset, sums);
     }
     add_shares(sums, share, t.pixel_warps, item, x_pixels);
 

@@ -8,13 +8,13 @@
 //     shared memory      the source's pixels, CHUNK channels of each, staged once for all taps;
 //                        the weights of one tap, while those of the next two are being copied
 //     a warp             8 * GROUPS pixels by 32 channels
-//     an mma.sync        16 channels by 8 pixels, with depth 8
+//     an mma.sync        16 channels by 8 pixels, with a depth of 8 words
 //
 // Weights are the left operand and pixels the right one. So a lane's results are four consecutive
 // channels, and those of eight lanes fill 128 bytes of memory.
 //
-// pack_weights.cu has rounded the weights to TF32 and put them in the order in which lanes load
-// them, and taps in the order in which thread blocks meet them. So a copy to shared memory is all
+// pack_weights.cu has rounded the weights and put them in the order in which lanes load them, and
+// taps in the order in which thread blocks meet them. So a copy to shared memory is all
 // that is left to do.
 //
 // If tiles are small, SPLITS warps share the same results. Each computes partial sums over its part
@@ -23,8 +23,11 @@
 
 #include "block.cuh"
 
-constexpr int STEP = 8;   // the depth of one mma.sync
 constexpr int WIDE = 32;  // channels of a warp
+// From a staged pixel to the next one, in words. It is an odd multiple of eight, so that eight words
+// of each of four consecutive pixels lie in the 32 different banks of shared memory.
+constexpr int PITCH = WORDS + 8;
+constexpr int SPREAD = PER_WORD;  // so many pixels apart, 16 words lie in the other 16 banks
 constexpr int TAPS_IN_MEMORY = 3;  // taps whose weights are in shared memory: one used, two coming
 
 // The results that meet the same taps. In a forward pass these are all results. In a gradient with
@@ -61,17 +64,17 @@ __device__ inline Tables copy_tables(const int* from, int pixels, int phases, in
     return {reinterpret_cast<const int2*>(copy), after, after + phases * 6, phases};
 }
 
-// Where the packed weights of a tap (CHUNK channels of the depth by `width` result channels) have
-// those of a lane: the left operands of two mma.sync, in the order (steps, 2 operands, quads of
-// result channels, 4 lanes), a float4 each. It has two rows of result channels of the quad by the
-// two channels of the depth from step * STEP + lane * 2 on.
+// Where the packed weights of a tap (WORDS of the depth by `width` result channels) have those of a
+// lane: the left operands of two mma.sync, in the order (steps, 2 operands, quads of result
+// channels, 4 lanes), four words each. These are two rows of result channels of the quad by the two
+// words of the depth from step * STEP + lane * 2 on.
 __device__ inline int packed_at(int step, int operand, int quad, int lane, int width) {
     return ((step * 2 + operand) * width + quad * 4 + lane) * 4;
 }
 
-// Adds one step of depth 8 to the sums. `a` has the left operands of two tiles of 16 channels. Of
-// the right operand a lane holds rows t and t + 4 of a column; here they are two consecutive
-// channels of a pixel. The left operand has its columns in the same order, so the sum is the same.
+// Adds one step to the sums. `a` has the left operands of two tiles of 16 channels. Of the right
+// operand a lane holds words t and t + 4 of a column; here they are two consecutive words of a
+// pixel. The left operand has its columns in the same order, so the sum is the same.
 template <int GROUPS>
 __device__ inline void multiply_step(
     const float (&a)[2][4], const float* pixels, const int (&at)[GROUPS],
@@ -80,8 +83,8 @@ __device__ inline void multiply_step(
     for (int j = 0; j < GROUPS; ++j) {
         float2 pair = *reinterpret_cast<const float2*>(pixels + at[j]);
         float b[2] = {pair.x, pair.y};
-        mma_m16n8k8_tf32(sums[j][0], a[0], b);
-        mma_m16n8k8_tf32(sums[j][1], a[1], b);
+        Operands<STORED>::multiply(sums[j][0], a[0], b);
+        Operands<STORED>::multiply(sums[j][1], a[1], b);
     }
 }
 
@@ -136,6 +139,8 @@ __device__ inline void add_splits(float (&sums)[GROUPS][2][4], int split, int wa
 //     end(row, channel)             after a lane's results of a tile
 template <int GROUPS, int SPLITS, typename Pass>
 __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
+    constexpr int STEPS = WORDS / STEP / SPLITS;  // of a warp, for a tap
+    static_assert(STEPS > 0, "more warps share a tap than it has steps");
     int lane = threadIdx.x % WARP, row = lane / 4, quarter = lane % 4;
     int warp = threadIdx.x / WARP, warps = t.channel_warps * t.pixel_warps;
     int split = warp / warps;
@@ -147,7 +152,7 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
     int first_filter = blockIdx.y / t.groups * width, first_phase = blockIdx.y % t.groups;
     int chunks = ceil_div(pass.channels, CHUNK);
     int tiles = ceil_div(pass.s.B, t.images) * t.bands;
-    int tap_size = CHUNK * width;  // elements
+    int tap_size = WORDS * width;  // words
 
     // A thread block meets the same sequence of weights in each of its tiles; it is contiguous. The
     // copy of a tap's weights starts two taps before they are used, also across tiles; after the
@@ -210,8 +215,8 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
                     const float* of_tap = weights + buffer * tap_size;
                     const float* under = pixels + pass.tables.taps[p.first_tap + tap] * PITCH;
 #pragma unroll
-                    for (int i = 0; i < CHUNK / STEP / SPLITS; ++i) {
-                        int step = split * (CHUNK / STEP / SPLITS) + i;
+                    for (int i = 0; i < STEPS; ++i) {
+                        int step = split * STEPS + i;
                         float a[2][4];
 #pragma unroll
                         for (int operand = 0; operand < 2; ++operand) {

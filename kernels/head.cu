@@ -15,12 +15,12 @@ constexpr int THREADS = 512;
 // Shared memory holds `images` images at a time.
 // Twin: block_oracles.head
 extern "C" __global__ void __launch_bounds__(THREADS) head(
-    PerNet<const float> y, PerNet<const float> gamma, PerNet<const float> beta,
+    PerNet<const STORED> y, PerNet<const float> gamma, PerNet<const float> beta,
     PerNet<const float> moments, int moments_count, float epsilon, float kept_scale,
     MAY_BE_NULL PerNet<const unsigned> kept, PerNet<const float> kernel, PerNet<const float> bias,
     PerNet<const long long> labels, float smoothing, int B, int F, int C, int units, int images,
     PerNet<float> mean, PerNet<float> variance, PerNet<float> logits, PerNet<float> loss,
-    PerNet<long long> correct, PerNet<float> dkernel, PerNet<float> dbias, PerNet<float> dx,
+    PerNet<long long> correct, PerNet<float> dkernel, PerNet<float> dbias, PerNet<STORED> dx,
     PerNet<float> sums) {
     extern __shared__ __align__(16) float shared[];
     int threads = blockDim.x, thread = threadIdx.x;
@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(
         for (int i = thread; i < here * F; i += threads) {
             int b = i / F, f = i - b * F, c = f % C, at = first * F + i;
             bool keep = !kept.data || kept.row()[at / 32] >> at % 32 & 1;
-            inputs[b * pitch + f] = keep ? fmaf(scales[c], y.row()[at], shifts[c]) : 0.0f;
+            inputs[b * pitch + f] = keep ? fmaf(scales[c], widen(y.row()[at]), shifts[c]) : 0.0f;
         }
         __syncthreads();
 
@@ -118,10 +118,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(
                 float v = 0.0f;
                 for (int n = 0; n < units; ++n)
                     v = fmaf(outputs[b * units + n], weights[f * units + n], v);
-                v = keep ? v * kept_scale : 0.0f;
-                dx.row()[at] = v;
+                v = put(dx.row() + at, keep ? v * kept_scale : 0.0f);
                 sum += v;
-                sum_z = fmaf(v, fmaf(y.row()[at], inverse, shift), sum_z);
+                sum_z = fmaf(v, fmaf(widen(y.row()[at]), inverse, shift), sum_z);
             }
             column_sums[i] = sum;
             column_sums[slices * F + i] = sum_z;

@@ -1,4 +1,4 @@
-// Rounds the weights of all blocks to TF32, and arranges them for correlate (correlation.cuh).
+// Rounds the weights of all blocks to operands of tensor cores, and arranges them for correlate (correlation.cuh).
 #include "correlation.cuh"
 
 // The work of one thread block: a tap's weights, CHUNK channels of the depth by `width` result
@@ -23,13 +23,19 @@ extern "C" __global__ void pack_weights(
         return __ldg(kernel + (s.is_gradient ? filter * s.Cout + channel
                                              : channel * s.Cout + filter));
     };
-    for (int i = threadIdx.x; i < CHUNK * s.width / 4; i += blockDim.x) {
+    auto word = [&](int number, int filter) {
+        int channel = s.first_channel + number * PER_WORD;
+        if constexpr (PER_WORD == 1)
+            return Operands<float>::word(weight(channel, filter));
+        else
+            return Operands<bfloat16>::word(weight(channel, filter), weight(channel + 1, filter));
+    };
+    for (int i = threadIdx.x; i < WORDS * s.width / 4; i += blockDim.x) {
         int lane = i % 4, quad = i / 4 % (s.width / 4), operand = i / s.width % 2;
-        int step = i / s.width / 2;
-        int channel = s.first_channel + step * STEP + lane * 2;
+        int step = i / s.width / 2, first = step * STEP + lane * 2;
         int filter = s.first_filter + quad * 4 + operand * 2;
         store4(to + packed_at(step, operand, quad, lane, s.width),
-               to_tf32(make_float4(weight(channel, filter), weight(channel, filter + 1),
-                                   weight(channel + 1, filter), weight(channel + 1, filter + 1))));
+               make_float4(word(first, filter), word(first, filter + 1), word(first + 1, filter),
+                           word(first + 1, filter + 1)));
     }
 }

@@ -1,5 +1,5 @@
-// Instructions that CUDA C++ has no function for: multiplication on tensor cores in TF32, and
-// asynchronous copies to shared memory. For compute capability 8.0 and later.
+// Instructions that CUDA C++ has no function for: multiplication on tensor cores, in TF32 and in
+// bfloat16, and asynchronous copies to shared memory. For compute capability 8.0 and later.
 //
 // The emulator defines PTX_CUH and its own functions of the same names.
 #ifndef PTX_CUH
@@ -27,11 +27,49 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(
           "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
 
+// Rounds two floats to bfloat16, to the nearest value, ties to even: a word, `low` in its lower half.
+__device__ __forceinline__ unsigned to_bfloat16(float low, float high) {
+    unsigned word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+
+// c (16, 8) += a (16, 16) @ b (16, 8), by all lanes of a warp together. a and b are words of two
+// bfloat16 that follow each other along the depth. In words, a lane holds the elements of
+// mma_m16n8k8_tf32; c is the same.
+__device__ __forceinline__ void mma_m16n8k16_bfloat16(
+    float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+          "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
+// Loads four matrices (8, 8) of 16-bit elements from shared memory, transposed, by all lanes of a
+// warp together. Lane i gives the address of row i % 8 of matrix i / 8: 16 bytes, at a multiple of
+// 16. With g = lane / 4 and t = lane % 4 it gets, of matrix m, to[m]: the word of (2t, g) and
+// (2t + 1, g), in rows and columns as they are in memory.
+__device__ __forceinline__ void load_transposed(float (&to)[4], const float* row) {
+    unsigned from = __cvta_generic_to_shared(row), words[4];
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(from) : "memory");
+    for (int m = 0; m < 4; ++m) to[m] = __uint_as_float(words[m]);
+}
+
 // Stores 16 bytes in shared memory by one instruction; the compiler may make four of a plain store.
 __device__ __forceinline__ void store4_shared(float* shared, float4 v) {
     unsigned to = __cvta_generic_to_shared(shared);
     asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};"
                  :: "r"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+
+// The same for 8 bytes.
+__device__ __forceinline__ void store2_shared(float* shared, uint2 v) {
+    unsigned to = __cvta_generic_to_shared(shared);
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" :: "r"(to), "r"(v.x), "r"(v.y) : "memory");
 }
 
 // Starts a copy of 16 bytes from global to shared memory; if not `inside`, it writes zeros instead.

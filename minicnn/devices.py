@@ -10,7 +10,7 @@ from .backends.backend import Backend
 from .emulator import Emulator
 
 NAMES = "auto", "numpy", "cpu", "cuda", "emulated"
-PRECISIONS = "float32", "tf32"
+PRECISIONS = "float32", "tf32", "bfloat16"
 
 
 def choose(device, precision="float32", dtype="float32"):

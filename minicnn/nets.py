@@ -30,9 +30,10 @@ class Nets:
     numbers: the E numbers of the nets, from 0. The random numbers of net n depend on (seed, n)
     only. The loss is softmax cross-entropy, so to be trained the stack must end in activation
     "softmax". device: a name in devices.py or a Backend (backends/backend.py), such as the
-    Operations of ops_cuda.py or ops_cpu.py; dtype: "float32" or "float64"; precision: "float32" or
-    "tf32", that of matrix products; optimizer: an Adam; label_smoothing: in [0, 1), of the loss in
-    training (ops_numpy.softmax_cross_entropy). Raises ValueError that names the argument.
+    Operations of ops_cuda.py or ops_cpu.py; dtype: "float32" or "float64"; precision: one of
+    devices.PRECISIONS, that of matrix products; optimizer: an Adam; label_smoothing: in [0, 1), of
+    the loss in training (ops_numpy.softmax_cross_entropy). Raises ValueError that names the
+    argument.
     """
 
     def __init__(

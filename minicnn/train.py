@@ -304,7 +304,8 @@ def _parser():
         "--precision",
         choices=devices.PRECISIONS,
         help="precision of matrix products: tf32 uses tensor cores, which keep 10 bits of the "
-        "mantissa (default: tf32 on a GPU that has it, else float32)",
+        "mantissa; bfloat16 keeps 7, and also stores activations and their gradients in 16 bits "
+        "(default: tf32 on a GPU that has it, else float32)",
     )
     group.add_argument(
         "--workers",

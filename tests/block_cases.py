@@ -13,16 +13,17 @@ import pytest
 from cases import poison, relative
 
 from minicnn.backends import cuda_tiles
+from minicnn.backends.cuda_forms import BFLOAT16, TF32
 from minicnn.backends.kernel import SOURCES
 from minicnn.network.geometry import Window
 
 EXACT = 1e-5  # of float32
-FREE = 2e-3  # of TF32 against exact products
+FREE = {"tf32": 2e-3, "bfloat16": 16e-3}  # against exact products: the mantissa is 3 bits shorter
 RATE = 0.3
 KEPT_SCALE = float(np.float32(1 / (1 - RATE)))
 EPSILON, EPSILON_BELOW = (float(np.float32(epsilon)) for epsilon in (1e-3, 2e-3))
 
-# Passes with products in TF32, and in float32: (choice in cuda_tiles.py, file, kernel)
+# Passes with products on tensor cores, and in float32: (choice in cuda_tiles.py, file, kernel)
 TENSOR = {
     "forward": (cuda_tiles.forward, "block_forward.cu", "block_forward"),
     "input gradient": (
@@ -47,7 +48,7 @@ FIRST = {
 
 
 def same_roundings(driver):
-    """Bound of the error where the oracle rounds to TF32 too; a GPU truncates its sums."""
+    """Bound of the error where the oracle rounds operands too; a GPU truncates its sums."""
     return 5e-5 if driver.name == "cuda" else 1e-5
 
 
@@ -61,13 +62,19 @@ class Block:
     """The sizes of a block of E nets, and random values for everything that its launches read.
 
     below: the statistics of the block below: "parts" (partial ones), "moments" (final ones), or
-    "nothing" if there is no block below.
+    "nothing" if there is no block below. With storage BFLOAT16, channels are rounded up to whole
+    vectors, and what is stored in 16 bits has values that fit them.
     """
 
     def __init__(
         self, E, B, image, C, N, size, strides=(1, 1), padding="valid", relu=True, drop=True,
-        below="parts", seed=0,
+        below="parts", seed=0, storage=TF32,
     ):  # fmt: skip
+        own = locals()
+        self._arguments = {name: own[name] for name in own if name not in ("self", "own")}
+        self.tensor, self.storage = C >= 8, storage
+        N += -N % storage.alignment
+        C += -C % storage.alignment if self.tensor else 0
         fits = all(k <= length for k, length in zip(size, image, strict=True))
         self.padding = padding if fits else "same"
         self.strides = tuple(map(min, strides, size, image))
@@ -98,15 +105,25 @@ class Block:
             **moments(random, E, N, ""),
             "gamma": normal(N, scale=0.3, center=1),
         }
-        self.tensor = C >= 8
         self.passes = TENSOR if self.tensor else FIRST
+        # A first block's input is in float32.
+        self.stored = {"y", "dx", "dx_below"} | ({"y_below"} if self.tensor else set())
+        if storage is TF32:
+            self.stored = set()
+        for name in self.stored & self.arrays.keys():
+            self.arrays[name] = np.float32(block_oracles.to_bfloat16(self.arrays[name]))
+
+    def in_bfloat16(self):
+        """The same block, stored in 16 bits."""
+        return Block(**{**self._arguments, "storage": BFLOAT16})
 
     def __repr__(self):
         image, size = self.window.input, self.window.size
         return (
             f"Block(E={self.E}, B={self.B}, image={image}, C={self.C}, N={self.N}, size={size}, "
             f"strides={self.strides}, padding={self.padding!r}, relu={self.relu}, "
-            f"drop={self.arrays['kept'] is not None}, below={self.below!r})"
+            f"drop={self.arrays['kept'] is not None}, below={self.below!r}, "
+            f"storage={self.storage.precision})"
         )
 
     @property
@@ -121,7 +138,8 @@ class Block:
 
     def launches(self, what):
         """The launches that cuda_tiles.py chooses from for a pass."""
-        return self.passes[what][0](self.window_of(what), self.C, self.N, self.B)
+        choose = self.passes[what][0]
+        return choose(self.window_of(what), self.C, self.N, self.B, self.storage)
 
     def launch(self, what):
         """The launch that it chooses."""
@@ -138,11 +156,17 @@ class Block:
         results = {}
 
         def get(names):
-            arrays = (self.arrays[name] for name in names.split())
-            return [None if array is None else put(array[nets]) for array in arrays]
+            found = []
+            for name in names.split():
+                array = self.arrays[name]
+                if array is not None and name in self.stored:
+                    array = (array.view(np.uint32) >> 16).astype(np.uint16)
+                found.append(array if array is None else put(array[nets]))
+            return found
 
         def new(name, *shape):
-            results[name] = put(poison((E, *shape), np.float32))
+            dtype = self.storage.dtype if name in self.stored else np.float32
+            results[name] = put(poison((E, *shape), dtype))
             return results[name]
 
         def packed():
@@ -193,7 +217,10 @@ class Block:
                 folder / file, kernel, launch.grid, (launch.threads,), *arguments,
                 shared_bytes=launch.shared_bytes, defines=launch.defines,
             )  # fmt: skip
-        return {name: driver.to_host(array) for name, array in results.items()}
+        found = {name: driver.to_host(array) for name, array in results.items()}
+        for name in self.stored & found.keys():
+            found[name] = (found[name].astype(np.uint32) << 16).view(np.float32)
+        return found
 
     def packed(self, what, launch):
         """The kernels (E, size) as the correlation of a pass reads them, by the oracle."""
@@ -202,8 +229,8 @@ class Block:
         if what == "input gradient":
             kernels, sizes = kernels.swapaxes(2, 3), (self.N, self.C)
         slots = cuda_tiles.weight_slots(launch, *sizes)
-        width = cuda_tiles.packed_width(launch)
-        return np.stack([block_oracles.packed(kernel, slots, width) for kernel in kernels])
+        shape = cuda_tiles.packed_width(launch), self.storage.precision
+        return np.stack([block_oracles.packed(kernel, slots, *shape) for kernel in kernels])
 
     def _sizes(self, window):
         """The sizes as convolution.cuh's struct."""
@@ -231,6 +258,7 @@ class Block:
             **{name: array if array is None else array[e] for name, array in names.items()},
             epsilon=EPSILON, epsilon_below=EPSILON_BELOW, kept_scale=self.kept_scale,
             relu=self.relu, rows=self.rows, strides=self.strides, padding=self.padding,
+            tensor=self.tensor, storage=self.storage.precision,
         )  # fmt: skip
 
     def added_up(self, what, found):
@@ -247,13 +275,22 @@ class Block:
 
     def check(self, driver, what, found):
         """Assert that a pass's results are right."""
-        bounds = {False: FREE, True: same_roundings(driver)} if self.tensor else {False: EXACT}
+        bounds = {True: same_roundings(driver) if self.tensor else EXACT}
+        if self.tensor or self.stored:
+            bounds[False] = FREE[self.storage.precision]
         sums = self.added_up(what, found)
         for rounded, bound in bounds.items():
             expected = self.expected(what, rounded)
             assert sums.keys() == expected.keys()
+            if rounded and self.stored and what == "input gradient":
+                given = [self._given(what, e) for e in range(self.E)]
+                of_found = zip(np.float64(found["dx_below"]), given, strict=True)
+                expected |= stacked(block_oracles.sums_of(*of_net) for of_net in of_found)
             for name, array in expected.items():
-                assert relative(sums[name], array) < bound, (name, rounded)
+                if rounded and name in self.stored:
+                    assert_stored(sums[name], array, bound)
+                else:
+                    assert relative(sums[name], array) < bound, (name, rounded)
         if what == "forward" and "parts" in found:
             rows = found["y"].reshape(self.E, -1, self.N).astype(np.float64)
             for y, parts in zip(rows, found["parts"], strict=True):
@@ -261,6 +298,16 @@ class Block:
                 mean, variance = block_oracles.moments(parts)
                 assert relative(mean, y.mean(axis=0)) < EXACT
                 assert relative(variance, y.var(axis=0)) < EXACT
+
+
+def assert_stored(found, expected, bound):
+    """Assert that each number is the nearest bfloat16 to one within `bound` of what is expected.
+
+    bound: relative to the largest number.
+    """
+    distance = bound * np.abs(expected).max()
+    assert (block_oracles.to_bfloat16(expected - distance) <= found).all()
+    assert (found <= block_oracles.to_bfloat16(expected + distance)).all()
 
 
 def moments(random, E, C, suffix):
@@ -307,12 +354,17 @@ RAGGED = [
     Block(1, 4, (9, 5), 40, 4, (5, 4), (3, 3), "same", drop=False),  # more phases than threads
     Block(1, 1, (1, 1), 8, 4, (1, 1), relu=False),
 ]
+RAGGED += [block.in_bfloat16() for block in RAGGED]
+SEED_NETWORK += [block.in_bfloat16() for block in SEED_NETWORK]
 FIRST_BLOCKS = [
     Block(2, 3, (9, 7), 3, 20, (3, 2), (2, 1), "same", below="nothing"),
     Block(1, 2, (60, 20), 7, 16, (3, 3), relu=False, below="nothing"),  # in bands
     Block(1, 1, (2, 3), 4, 12, (5, 4), below="nothing"),
     Block(2, 2, (32, 32), 3, 32, (3, 3), below="nothing"),  # the seed network's, on colour images
 ]
+
+
+FIRST_BLOCKS += [block.in_bfloat16() for block in FIRST_BLOCKS]
 
 
 def cases_of(blocks):
@@ -322,5 +374,6 @@ def cases_of(blocks):
         for what in block.passes:
             if what != "input gradient" or block.below != "nothing":
                 kind = "block" if block.tensor else "first"
-                cases.append(pytest.param(block, what, id=f"{kind} {i}, {what}"))
+                name = f"{kind} {i}, {what}, {block.storage.precision}"
+                cases.append(pytest.param(block, what, id=name))
     return cases

@@ -1,9 +1,10 @@
 """Oracles of the kernels of fused blocks, for one net, in float64.
 
 The convolutions are those of oracles.py. Everything between them exists in two forms: exact, and
-with `rounded` rounded as kernels/block.cuh describes (to float32, and to TF32 before products), so
-that a kernel differs only in the order of its sums. `given` is a namespace of the block's sizes and
-float32 arrays: one net of a Block of block_cases.py.
+with `rounded` rounded as kernels/block.cuh describes (to float32, and to operands of tensor cores
+before products), so that a kernel differs only in the order of its sums, and in what it does when
+it stores a result in 16 bits. `given` is a namespace of the block's sizes and float32 arrays: one
+net of a Block of block_cases.py. Its `storage` is "tf32" or "bfloat16".
 """
 
 import numpy as np
@@ -16,21 +17,39 @@ def to_tf32(x):
     return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
 
 
-def packed(kernel, slots, width):
-    """The weights of a correlation in the order of pack_weights.cu, float32.
+def to_bfloat16(x):
+    """x rounded to a mantissa of 7 bits, ties to even; as float64."""
+    bits = np.float32(x).view(np.uint32)
+    nearest = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    nearest &= np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), np.nan, nearest.view(np.float32)).astype(np.float64)
+
+
+def operand(x, storage):
+    """x as tensor cores multiply it."""
+    return {"tf32": to_tf32, "bfloat16": to_bfloat16}[storage](x)
+
+
+def packed(kernel, slots, width, storage="tf32"):
+    """The weights of a correlation in the order of pack_weights.cu, in words, as float32.
 
     kernel: (taps, channels of the depth, result channels). slots: [(tap, first channel, first
-    filter)]. A slot is 32 channels by `width` filters, zero outside the kernel.
+    filter)]. A slot is 32 channels by `width` filters, zero outside the kernel. A word is a TF32
+    number, or two bfloat16 ones, the first in its lower half.
     """
     found = []
     for tap, channel, filter in slots:
         weights = np.zeros((32, width), np.float32)
         inside = kernel[tap, channel : channel + 32, filter : filter + width]
         weights[: inside.shape[0], : inside.shape[1]] = inside
-        # channel = 8 * step + 2 * lane + c, filter = 4 * quad + 2 * operand + f
-        apart = weights.reshape(4, 4, 2, width // 4, 2, 2)  # step, lane, c, quad, operand, f
-        found.append(to_tf32(apart.transpose(0, 4, 3, 1, 2, 5)).ravel())
-    return np.concatenate(found).astype(np.float32)
+        words = np.float32(operand(weights, storage))
+        if storage == "bfloat16":
+            halves = words.view(np.uint32) >> 16
+            words = (halves[::2] | halves[1::2] << 16).view(np.float32)
+        # word = 8 * step + 2 * lane + c, filter = 4 * quad + 2 * operand + f
+        apart = words.reshape(-1, 4, 2, width // 4, 2, 2)  # step, lane, c, quad, operand, f
+        found.append(apart.transpose(0, 4, 3, 1, 2, 5).ravel())
+    return np.concatenate(found)
 
 
 def unpack(words, shape):
@@ -91,8 +110,8 @@ def _fma(a, b, c):
 def forward(given, rounded=False):
     """y, and the statistics of the block below unless they were given."""
     x, kernel = block_input(given, rounded), given.kernel
-    if rounded:
-        x, kernel = to_tf32(x), to_tf32(kernel)
+    if rounded and given.tensor:
+        x, kernel = operand(x, given.storage), operand(kernel, given.storage)
     y = conv2d(x, kernel, given.bias, given.strides, given.padding)
     found = {"y": np.maximum(y, 0) if given.relu else y}
     if given.parts_below is not None:
@@ -104,22 +123,26 @@ def input_gradient(given, rounded=False):
     """dx_below, and the sums of dx_below and of dx_below * (normalised y_below)."""
     dz, kernel = before_activation(given, rounded), given.kernel
     if rounded:
-        dz, kernel = to_tf32(dz), to_tf32(kernel)
+        dz, kernel = operand(dz, given.storage), operand(kernel, given.storage)
     x = np.zeros(given.y_below.shape)
     dx = conv2d_gradients(x, kernel, dz, given.strides, given.padding)[0]
     dx = drop(dx * given.kept_scale, given)
+    return {"dx_below": dx, **sums_of(dx, given)}
+
+
+def sums_of(dx, given):
+    """The sums of dx and of dx * (normalised y_below)."""
     inverse = 1 / np.sqrt(np.float64(given.variance_below) + given.epsilon_below)
     z = (given.y_below - np.float64(given.mean_below)) * inverse
-    sums = [(dx * factor).sum(axis=(0, 1, 2)) for factor in (1, z)]
-    return {"dx_below": dx, "sum": sums[0], "sum_z": sums[1]}
+    return {"sum": dx.sum(axis=(0, 1, 2)), "sum_z": (dx * z).sum(axis=(0, 1, 2))}
 
 
 def weight_gradient(given, rounded=False):
     """(dkernel, dbias). dbias has no products, so nothing is rounded in it."""
     x, dz = block_input(given, rounded), before_activation(given, rounded)
     bias = dz.sum(axis=(0, 1, 2))
-    if rounded:
-        x, dz = to_tf32(x), to_tf32(dz)
+    if rounded and given.tensor:
+        x, dz = operand(x, given.storage), operand(dz, given.storage)
     kernel = conv2d_gradients(x, given.kernel, dz, given.strides, given.padding)[1]
     return {"dkernel": kernel, "dbias": bias}
 

@@ -112,7 +112,7 @@ class Cuda(Driver):
         self._stream = self._cupy.cuda.Stream()
         self._driver = importlib.import_module("cupy_backends.cuda.api.driver")
         self._architecture = _architecture(_capability())
-        self.has_tf32 = _capability() >= 80  # tensor cores can multiply in TF32
+        self.has_tensor_cores = _capability() >= 80  # that multiply in TF32 and bfloat16
         self._shared_bytes = {}  # {function: the bytes that its attributes allow}
         self._captured = None  # during a capture, a list of what must stay alive for its graph
 

@@ -40,12 +40,13 @@ def arrays_layout(network, nodes, nets, batch, training, dtype):
     for key, table in _tables(network, nodes, training).items():
         layout[key] = table.shape, table.dtype
     layout["packed"] = (nets, _packings(network, training)[1]), dtype
+    stored = network.storage.dtype
     if not training:
-        return layout | {("buffer", i): ((largest,), dtype) for i in range(2)}
+        return layout | {("buffer", i): ((largest,), stored) for i in range(2)}
     for i, shape in enumerate(shapes):
-        layout["y", i] = shape, dtype
+        layout["y", i] = shape, stored
     for i in range(2):
-        layout["gradient", i] = (largest,), dtype
+        layout["gradient", i] = (largest,), stored
     _, row_size = _parts(network, nodes)
     layout["parts"] = (nets, row_size), dtype
     layout["moments"] = weights_layout(nodes, nets, dtype)["moving"]
@@ -66,7 +67,8 @@ class BlockArrays:
     the output of block i's normalisation; parts[i] has the partial sums of block i's `moments`,
     `sums` and `weights`, each (E, count, size); moments[i] are the batch's mean and variance;
     kept[i] are the bits of dropout, or None. packed["forward", i] and packed["input gradient", i]
-    are block i's weights as correlations read them.
+    are block i's weights as correlations read them, in words of four bytes. The Storage of the
+    network says how y and dx are stored.
     """
 
     def __init__(self, model, network, batch, training):
@@ -144,11 +146,11 @@ def _correlations(network, training):
 
 
 def _packings(network, training):
-    """({(pass, i): (begin, size) in a net's row of packed weights}, size of that row)."""
+    """({(pass, i): (begin, size) in a net's row of packed weights}, size of that row), in words."""
     found, begin = {}, 0
     for key, launch, channels, filters in _correlations(network, training):
         slots = cuda_tiles.weight_slots(launch, channels, filters)
-        size = len(slots) * cuda_tiles.CHUNK * cuda_tiles.packed_width(launch)
+        size = len(slots) * network.storage.words * cuda_tiles.packed_width(launch)
         found[key] = begin, size
         begin += size
     return found, begin
@@ -166,7 +168,7 @@ def _slot_rows(network, nodes, training):
             at = kernel + tap * block.channels * block.filters
             sizes = block.channels, block.filters
             rows.append((at, to, *sizes, channel, filter, width, what == "input gradient"))
-            to += cuda_tiles.CHUNK * width
+            to += network.storage.words * width
     return rows
 
 

@@ -13,32 +13,43 @@ their work, and cuda_block_arrays.py has the arrays. Read kernels/block.cuh next
 correlation.cuh and the kernels.
 """
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from math import prod
 
 from . import cuda_tiles
 from .cuda_block_arrays import BlockArrays, arrays_layout
+from .cuda_forms import TF32
 from .cuda_fusion import Network, find_network
 
 _THREADS = 256
 
 
-def fusion(nodes, batch):
-    """The FusedNetwork of a stack of layers at a batch size; None if it cannot be fused."""
-    network = find_network(nodes, batch)
-    return network and FusedNetwork(*(getattr(network, f.name) for f in fields(network)))
+def fusion(nodes, batch, storage=TF32):
+    """The FusedNetwork of a stack of layers at a batch size; None if it cannot be fused.
+
+    If it cannot with this Storage, it is fused in TF32.
+    """
+    predicts = find_network(nodes, batch, TF32)
+    trains = predicts if storage is TF32 else find_network(nodes, batch, storage) or predicts
+    if not (trains and predicts):
+        return None
+    return FusedNetwork(*(getattr(trains, f.name) for f in fields(trains)), predicts)
 
 
+@dataclass(frozen=True)
 class FusedNetwork(Network):
     """A Network that network/plan.py can plan."""
 
+    predicts: Network  # the same for predictions, which are in TF32: they are a small part of a run
+
     def layout(self, nodes, nets, batch, training, dtype):
         """{key: (shape, dtype)} of every array of its plan, as plan.plan_layout."""
-        return arrays_layout(self, nodes, nets, batch, training, dtype)
+        network = self if training else self.predicts
+        return arrays_layout(network, nodes, nets, batch, training, dtype)
 
     def plan(self, model, batch, training):
         """Its plan for a batch size, which has the attributes and methods of plan.Plan."""
-        return BlockPlan(model, self, batch, training)
+        return BlockPlan(model, self if training else self.predicts, batch, training)
 
 
 class BlockPlan:
@@ -128,6 +139,7 @@ class BlockPlan:
         self._launch(
             "pack_weights.cu", "pack_weights", (len(slots),), (_THREADS,),
             slots=slots.reshape(-1), weights=self._params, packed=self._arrays.all_packed,
+            defines=self.network.storage.defines,
         )  # fmt: skip
 
     def forward_block(self, i):
@@ -164,7 +176,7 @@ class BlockPlan:
         n, parts, moments = block.normalization, arrays.parts[-1], arrays.moments[-1]
         self._launch(
             "head.cu", "head", (1,), (cuda_tiles.HEAD_THREADS,),
-            shared_bytes=self.network.head_bytes,
+            shared_bytes=self.network.head_bytes, defines=self.network.storage.defines,
             # the last block: its activation, normalisation and dropout
             y=arrays.y[-1], gamma=n.weights.gamma, beta=n.weights.beta,
             moments=parts.moments, moments_count=parts.moments.shape[1], epsilon=n.layer.epsilon,

@@ -10,6 +10,7 @@ from math import inf, prod
 from ..network import blocks
 from . import cuda_tiles
 from .cuda_convolution import sizes
+from .cuda_forms import TF32, Storage
 
 _FEW_CHANNELS = 8  # fewer input channels do not fill tensor cores
 
@@ -57,26 +58,30 @@ class Network(blocks.Network):
 
     head_images: int  # that head.cu has in shared memory at a time
     head_bytes: int  # of shared memory
+    storage: Storage
 
 
-def find_network(nodes, batch):
+def find_network(nodes, batch, storage):
     """The Network of a stack of layers at a batch size; None if it cannot be fused.
 
-    It can if it is a network of blocks with multiples of four channels (the input of the first may
-    have any number), and if all launches fit the shared memory of a GPU.
+    It can if it is a network of blocks with multiples of four channels, or eight in bfloat16, and
+    if all launches fit the shared memory of a GPU. The input of the first block is in float32 and
+    may have any number of channels; in bfloat16 it has few.
     """
     found = blocks.find_network(nodes)
     if found is None:
         return None
-    launched = [_launched(block, batch, first=not i) for i, block in enumerate(found.blocks)]
+    launched = [
+        _launched(block, batch, storage, first=not i) for i, block in enumerate(found.blocks)
+    ]
     if not all(launched):
         return None
     values = prod(launched[-1].convolution.output_shape)
     head = cuda_tiles.head(values, launched[-1].filters, found.dense.layer.units, batch)
-    return Network(launched, found.dense, *head) if head else None
+    return Network(launched, found.dense, *head, storage) if head else None
 
 
-def _launched(block, batch, first):
+def _launched(block, batch, storage, first):
     """The Block with its launches; None if no kernel can compute it."""
     window, channels, filters = block.window, block.channels, block.filters
     few = first and channels < _FEW_CHANNELS
@@ -84,9 +89,12 @@ def _launched(block, batch, first):
         stride <= min(size, length)
         for stride, size, length in zip(window.strides, window.size, window.input, strict=True)
     )
-    if filters % 4 or not strides_fit or (channels % 4 and not few):
+    step = storage.alignment
+    if filters % step or not strides_fit or (channels % step and not few):
         return None
-    shape = window, channels, filters, batch
+    if first and not few and storage is not TF32:
+        return None
+    shape = window, channels, filters, batch, storage
     if few:
         ways = cuda_tiles.first_forward(*shape), cuda_tiles.first_weight_gradient(*shape)
     else:

@@ -10,18 +10,30 @@ The choice depends on the layer and the batch alone, because the tiles determine
 result. So the model assumes a fixed GPU, an H200, and a fixed number of nets. All tiles fit the
 99 KB of shared memory that a thread block can have on any GPU with tensor cores for TF32.
 
-benchmarks/tiles.py prints the choices for the seed network. Read kernels/block.cuh next.
+cuda_forms.py has the forms in which the kernels are compiled. benchmarks/tiles.py prints the
+choices for the seed network. Read kernels/block.cuh next.
 """
 
 from dataclasses import replace
-from itertools import product, starmap
+from itertools import product
 from math import ceil, hypot, prod
 from typing import NamedTuple
 
+from .cuda_forms import (
+    BLOCKS,
+    CHUNK,
+    GRADIENT_FORMS,
+    STEP,
+    TF32,
+    WARP,
+    WARPS_AT_ONCE,
+    WEIGHT_FORMS,
+    Storage,
+    weight_defines,
+)
+
 # ---- constants of the kernels: the same as in block.cuh, correlation.cuh and others
-CHUNK, PITCH, WARP = 32, 40, 32
 STATISTICS, SUMS, PIVOTED = 3, 2, 4
-STEP_DEPTH = 8  # channels of one mma.sync
 TAPS_IN_MEMORY = 3  # taps whose weights correlation.cuh holds
 PIXELS_IN_FLIGHT = 4  # of block_weight_gradient.cu
 FIRST_THREADS, FIRST_ROWS = 256, 9  # block_first.cu
@@ -36,37 +48,6 @@ FIRST_SHARED_BYTES = 48 << 10  # of a thread block of block_first.cu, at most
 MOST_IMAGES = 32  # of a tile
 MOST_PHASES = 4  # that one thread block computes one after another
 OUTSIDE = 1 << 30  # in the table of staged pixels: a distance past the last image
-
-
-class Form(NamedTuple):
-    """A form in which correlation.cuh is compiled."""
-
-    groups: int  # of eight pixels, of a warp
-    splits: int  # warps that share the same results
-    warps: int  # of a thread block, at most: 6, with 168 registers a thread, or 8, with 128
-
-    @property
-    def defines(self):
-        """The defines that select it."""
-        return _defines(
-            FORM_GROUPS=self.groups,
-            FORM_SPLITS=self.splits,
-            FORM_THREADS=self.warps * WARP,
-            FORM_BLOCKS=BLOCKS,
-        )
-
-    def pixels_in_flight(self, gradient):
-        """Pixels that a thread loads together while it stages."""
-        return 4 if gradient else 3 if self.groups > 8 else 6
-
-
-BLOCKS = 2  # thread blocks of a multiprocessor, as its registers allow
-FORWARD_FORMS = tuple(
-    starmap(Form, ((9, 1, 6), (6, 1, 6), (3, 2, 6), (8, 2, 6), (4, 1, 8), (2, 4, 8)))
-)
-GRADIENT_FORMS = tuple(starmap(Form, ((9, 1, 6), (6, 1, 6), (4, 1, 8), (2, 1, 8))))
-WEIGHT_FORMS = (3, 6), (5, 6), (5, 10)  # (FORM_TAPS, warps) of block_weight_gradient.cu
-WARPS_AT_ONCE = 12  # of block_weight_gradient.cu, of a multiprocessor
 
 
 class Costs(NamedTuple):
@@ -88,18 +69,6 @@ FORWARD_COSTS = Costs(1.1, 3.38, 17.1, 19, 35.2, 0.738, 5.14, 1130, 584, 995)
 GRADIENT_COSTS = Costs(1.36, 1.58, 27.1, 76.9, 27, 0.948, 4.42, 1530, 660, 626)
 WEIGHT_COSTS = Costs(1.49, 1.37, 25.5, 0, 0, 0.76, 2.18, 871, 0, 2160)
 TENSOR = 640 / 1024  # mma.sync per clock of a multiprocessor, at most
-
-
-def programs():
-    """[(file, defines)] of every form of the fused blocks' kernels that is compiled."""
-    forms = {"block_forward.cu": FORWARD_FORMS, "block_input_gradient.cu": GRADIENT_FORMS}
-    found = [(file, form.defines) for file, of_file in forms.items() for form in of_file]
-    return found + [("block_weight_gradient.cu", _taps(*form)) for form in WEIGHT_FORMS]
-
-
-def _taps(taps, warps):
-    blocks = WARPS_AT_ONCE // warps
-    return _defines(FORM_TAPS=taps, FORM_THREADS=warps * WARP, FORM_BLOCKS=blocks)
 
 
 class TiledLaunch(NamedTuple):
@@ -188,14 +157,14 @@ def best(launches):
     return min(launches, key=lambda launch: launch.clocks, default=None)
 
 
-def forward(window, channels, filters, batch):
+def forward(window, channels, filters, batch, storage=TF32):
     """Every TiledLaunch of block_forward that fits, for a geometry.Window."""
     fixed = 2 * _padded(channels)
-    size = _Correlation(channels, filters, batch, fixed, PIVOTED, gradient=False)
-    return _correlations(FORWARD_FORMS, _axes(window), window.input, size)
+    size = _Correlation(channels, filters, batch, fixed, PIVOTED, gradient=False, storage=storage)
+    return _correlations(storage.forward_forms, _axes(window), window.input, size)
 
 
-def input_gradient(window, channels, filters, batch):
+def input_gradient(window, channels, filters, batch, storage=TF32):
     """Every TiledLaunch of block_input_gradient that fits, for a gradient_window."""
     axes = [
         [
@@ -205,7 +174,7 @@ def input_gradient(window, channels, filters, batch):
         for phases, stride in zip(window.phases, window.strides, strict=True)
     ]
     fixed = 3 * _padded(filters) + 2 * _padded(channels)
-    size = _Correlation(filters, channels, batch, fixed, SUMS, gradient=True)
+    size = _Correlation(filters, channels, batch, fixed, SUMS, gradient=True, storage=storage)
     return _correlations(GRADIENT_FORMS, axes, window.output, size)
 
 
@@ -227,18 +196,21 @@ def _axes(window):
     return [[Axis(0, count, stride, -before, size, 0, 1)] for count, stride, before, size in both]
 
 
-def _tiles(axes, batch):
-    """Every _Tile that may be the best: bands of nearly equal height, or several whole images."""
+def _tiles(axes, batch, run=4):
+    """Every _Tile that may be the best: bands of nearly equal height, or several whole images.
+
+    The words of `run` consecutive pixels are to be in different banks of shared memory.
+    """
     rows, columns = (max(axis.count for axis in of) for of in axes)
     for height in sorted({ceil(rows / bands) for bands in range(1, rows + 1)}):
         for images in range(1, min(batch, MOST_IMAGES) + 1) if height == rows else [1]:
-            staging = _staging(axes, images, height)
+            staging = _staging(axes, images, height, run)
             staged = images * staging["source_rows"] * staging["source_columns"]
             pixels = images * height * columns
             yield _Tile(images, height, ceil(rows / height), pixels, staging, staged)
 
 
-def _staging(axes, images, height):
+def _staging(axes, images, height, run):
     """The fields of Tiling that describe the staging of `images` images, `height` rows of each."""
     width, stride = max(axis.count for axis in axes[1]), axes[1][0].stride
     source = []
@@ -247,13 +219,13 @@ def _staging(axes, images, height):
         source.append((start, (count - 1) * of[0].stride + stop - start))
     (top, source_rows), (left, source_columns) = source
     row_pitch = stride * ceil(source_columns / stride)
-    if width % 4:  # so that consecutive pixels are in different banks also across a row's end
+    if width % run:  # so that consecutive pixels are in different banks also across a row's end
         step = axes[0][0].stride
-        found = (p for p in range(row_pitch, row_pitch + 4) if (step * p - width) % 4 == 0)
+        found = (p for p in range(row_pitch, row_pitch + run) if (step * p - width) % run == 0)
         row_pitch = next(found, row_pitch)
     image_pitch = source_rows * row_pitch
-    if images > 1 and height * width % 4:
-        image_pitch += (height * width - image_pitch) % 4
+    if images > 1 and height * width % run:
+        image_pitch += (height * width - image_pitch) % run
     return {
         "source_rows": source_rows, "source_columns": source_columns, "row_pitch": row_pitch,
         "image_pitch": image_pitch, "top": top, "left": left,
@@ -269,6 +241,7 @@ class _Correlation(NamedTuple):
     fixed: int  # in shared memory: coefficients of channels
     sums: int  # in shared memory: for each filter
     gradient: bool
+    storage: Storage
 
 
 def _correlations(forms, axes, image, size):
@@ -285,7 +258,7 @@ def _correlations(forms, axes, image, size):
 
 def _correlation(form, tile, wide, axes, image, size):
     """One way to launch a correlation, with `wide` warps along the filters; None if too big."""
-    groups, splits, most_warps = form
+    (groups, splits, most_warps), storage = form, size.storage
     phases = prod(map(len, axes))
     # More phases than this occur where a phase has one tap (gradient_window). They are small, so
     # each gets its own thread blocks.
@@ -294,8 +267,8 @@ def _correlation(form, tile, wide, axes, image, size):
     warps, width = pixel_warps * wide * splits, wide * WARP
     taps = sum(r.taps * c.taps for r in axes[0] for c in axes[1])  # of all phases
     adding = (splits - 1) * pixel_warps * wide * groups * 8 * WARP
-    area = max(tile.images * tile.staging["image_pitch"] * PITCH, adding)
-    weights = TAPS_IN_MEMORY * CHUNK * width
+    area = max(tile.images * tile.staging["image_pitch"] * storage.pitch, adding)
+    weights = TAPS_IN_MEMORY * storage.words * width
     tables = 4 * ceil((2 * tile.staged + 6 * phases + taps) / 4)
     sums = pixel_warps * size.sums * width
     shared = 4 * (size.fixed + sums + tables + area + weights)
@@ -304,11 +277,11 @@ def _correlation(form, tile, wide, axes, image, size):
 
     chunks, own_phases = ceil(size.channels / CHUNK), phases // phase_groups
     own_taps = taps / phase_groups * chunks
-    steps = own_taps * CHUNK // STEP_DEPTH * pixel_warps * wide
+    steps = own_taps * storage.words // STEP * pixel_warps * wide
     stagings = chunks * (own_phases if chunks > 1 or splits > 1 else 1)
     results = own_phases * pixel_warps * groups * 8 * width
     positions = own_phases * chunks * warps * groups
-    in_flight = warps * 4 * form.pixels_in_flight(size.gradient)
+    in_flight = warps * 4 * storage.pixels_in_flight(form, size.gradient)
     work = _Work(
         mma=steps * groups * 2,
         steps=steps,
@@ -327,15 +300,17 @@ def _correlation(form, tile, wide, axes, image, size):
         pixel_warps=pixel_warps, channel_warps=wide, groups=phase_groups, area=area
     )
     tables, taps = _taps_tables(axes, tile.staging)
-    tables = (*_staged_table(axes, tile, image, size.channels), *tables)
+    tables = (*_staged_table(axes, tile, image, size.channels, storage.pitch), *tables)
     grid, parts = (blocks, blocks_y), blocks * phase_groups
-    return TiledLaunch(
-        form.defines, tiling, tables, grid, warps * WARP, shared, parts, clocks, taps
-    )
+    defines = *form.defines, *storage.defines
+    return TiledLaunch(defines, tiling, tables, grid, warps * WARP, shared, parts, clocks, taps)
 
 
-def _staged_table(axes, tile, image, channels):
-    """The table of block.cuh's Staged: two integers for each staged pixel."""
+def _staged_table(axes, tile, image, channels, pitch):
+    """The table of block.cuh's Staged: two integers for each staged pixel.
+
+    pitch: from a staged pixel to the next one, in words.
+    """
     (rows, columns), t = image, tile.staging
     table = []
     for which, row, column in product(
@@ -344,7 +319,7 @@ def _staged_table(axes, tile, image, channels):
         inside = 0 <= column + t["left"] < columns
         place = which * t["image_pitch"] + row * t["row_pitch"] + _place(axes, t, column)
         distance = ((which * rows + row) * columns + column) * channels if inside else OUTSIDE
-        table += distance, row << 16 | place * PITCH
+        table += distance, row << 16 | place * pitch
     return table
 
 
@@ -390,17 +365,17 @@ def packed_width(launch):
     return launch.tiling["channel_warps"] * WARP
 
 
-def weight_gradient(window, channels, filters, batch):
+def weight_gradient(window, channels, filters, batch, storage=TF32):
     """Every TiledLaunch of block_weight_gradient that fits."""
     return [
         launch
         for form in WEIGHT_FORMS
-        for tile in _tiles(_axes(window), batch)
-        if (launch := _weight_gradient(form, tile, window, channels, filters, batch))
+        for tile in _tiles(_axes(window), batch, storage.weights_run)
+        if (launch := _weight_gradient(form, tile, window, channels, filters, batch, storage))
     ]
 
 
-def _weight_gradient(form, tile, window, channels, filters, batch):
+def _weight_gradient(form, tile, window, channels, filters, batch, storage):
     """One way to launch block_weight_gradient; None if too big."""
     (kh, kw), (taps, most_warps) = window.size, form
     in_row = ceil(kw / taps)
@@ -412,11 +387,12 @@ def _weight_gradient(form, tile, window, channels, filters, batch):
     blocks_y = ceil(channels / CHUNK) * ceil(filters / CHUNK) * groups
     fixed = 2 * _padded(channels) + 3 * _padded(filters)
     adding = item_warps * taps * CHUNK // 8 * 4 * WARP if shares > 1 else 0
-    steps = ceil(tile.pixels / 8)
-    area = tile.images * tile.staging["image_pitch"] * PITCH
+    depth, pitch = STEP * storage.per_word, storage.weights_pitch
+    steps = ceil(tile.pixels / depth)
+    area = tile.images * tile.staging["image_pitch"] * pitch
     # x; dz and the table of its pixels' places; the table of staged pixels
-    elements = area + steps * 8 * (PITCH + 1) + 2 * tile.staged
-    shared = 4 * (fixed + max(elements, adding, most_warps * CHUNK))
+    words = area + steps * depth * (pitch + 1) + 2 * tile.staged
+    shared = 4 * (fixed + max(words, adding, most_warps * CHUNK))
     if shared > SHARED_BYTES:
         return None
     in_flight = warps * 4 * PIXELS_IN_FLIGHT
@@ -435,13 +411,13 @@ def _weight_gradient(form, tile, window, channels, filters, batch):
     axes, t = _axes(window), tile.staging
     columns, step = window.output[1], window.strides[0] * t["row_pitch"]
     places = []
-    for i in range(steps * 8):
+    for i in range(steps * depth):
         line, column = divmod(min(i, tile.pixels - 1), columns)
         which, row = divmod(line, tile.rows)
-        places.append((which * t["image_pitch"] + row * step + column) * PITCH)
-    table = *_staged_table(axes, tile, window.input, channels), *places
-    grid = blocks, blocks_y
-    return TiledLaunch(_taps(*form), tiling, table, grid, warps * WARP, shared, blocks, clocks)
+        places.append((which * t["image_pitch"] + row * step + column) * pitch)
+    table = *_staged_table(axes, tile, window.input, channels, pitch), *places
+    grid, defines = (blocks, blocks_y), (*weight_defines(*form), *storage.defines)
+    return TiledLaunch(defines, tiling, table, grid, warps * WARP, shared, blocks, clocks)
 
 
 class _Grid(NamedTuple):
@@ -467,18 +443,18 @@ class _Grid(NamedTuple):
         return blocks, rounds * work.clocks(costs, self.warps, at_work)
 
 
-def first_forward(window, channels, filters, batch):
+def first_forward(window, channels, filters, batch, storage=TF32):
     """Every TiledLaunch of block_first_forward that fits."""
-    return _first(window, channels, filters, batch, 1, PIVOTED * filters, at_once=3)
+    return _first(window, channels, filters, batch, storage, 1, PIVOTED * filters, at_once=3)
 
 
-def first_weight_gradient(window, channels, filters, batch):
+def first_weight_gradient(window, channels, filters, batch, storage=TF32):
     """Every TiledLaunch of block_first_weight_gradient that fits."""
     rows = ceil(prod(window.size) * channels / FIRST_ROWS)
-    return _first(window, channels, filters, batch, rows, filters, at_once=2)
+    return _first(window, channels, filters, batch, storage, rows, filters, at_once=2)
 
 
-def _first(window, channels, filters, batch, blocks_y, sums, at_once):
+def _first(window, channels, filters, batch, storage, blocks_y, sums, at_once):
     """Every TiledLaunch of a kernel of block_first.cu that fits.
 
     More rows per tile are better, because these kernels are limited by memory. sums: elements of
@@ -495,9 +471,9 @@ def _first(window, channels, filters, batch, blocks_y, sums, at_once):
         if shared <= FIRST_SHARED_BYTES:
             blocks = min(MULTIPROCESSORS * at_once // NETS, tile.count(batch))
             tiling = tile.tiling(pixel_warps=1, channel_warps=1, groups=1, area=area)
-            grid, clocks = (blocks, blocks_y), float(tile.bands)
+            grid, clocks, defines = (blocks, blocks_y), float(tile.bands), storage.defines
             launches.append(
-                TiledLaunch((), tiling, (), grid, FIRST_THREADS, shared, blocks, clocks)
+                TiledLaunch(defines, tiling, (), grid, FIRST_THREADS, shared, blocks, clocks)
             )
     return launches
 
@@ -519,7 +495,3 @@ def head(features, channels, units, batch):
 def _padded(channels):
     """The number of channels, rounded up to whole chunks."""
     return CHUNK * ceil(channels / CHUNK)
-
-
-def _defines(**values):
-    return tuple(f"{name}={value}" for name, value in values.items())

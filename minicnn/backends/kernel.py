@@ -32,6 +32,7 @@ _NUMBERS = {
     "unsigned": np.uint32,
     "long long": np.int64,
     "unsigned short": np.uint16,
+    "bfloat16": np.uint16,  # stored.cuh
     "unsigned char": np.uint8,
     "bool": np.bool_,
 }
@@ -95,9 +96,15 @@ class Program:
         """{name: [Parameter, ...]} of the kernels: extern "C" __global__ in CUDA, KERNEL in C."""
         code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", self.text, flags=re.DOTALL)
         structs = dict(re.findall(r"\bstruct (\w+) \{(.*?)\};", code, re.DOTALL))
+        # The first definition counts: that of `defines`, before what a file defines by default.
+        macros = dict(reversed(re.findall(r"^#define (\w+) (\w+)$", code, re.MULTILINE)))
         found = re.findall(_DECLARATION + r"\((.*?)\)\s*\{", code, re.DOTALL)
         return {
-            name: [_parameter(self.path, p, structs) for p in parameters.split(",") if p.strip()]
+            name: [
+                _parameter(self.path, p, structs, macros)
+                for p in parameters.split(",")
+                if p.strip()
+            ]
             for name, parameters in found
         }
 
@@ -131,7 +138,7 @@ def _assemble(path, seen):
     return "".join(lines)
 
 
-def _parameter(path, declaration, structs):
+def _parameter(path, declaration, structs, macros):
     words = " ".join(declaration.split())
     match = re.fullmatch(
         r"(?P<null>MAY_BE_NULL )?(?P<large>MAY_BE_LARGE )?"
@@ -142,6 +149,7 @@ def _parameter(path, declaration, structs):
     )
     kind = next((k for k in ("row", "c_row", "array", "value") if match and match[k]), None)
     type_name = match[kind].removeprefix("const ") if kind else None
+    type_name = macros.get(type_name, type_name)
     if kind == "value" and type_name in structs:
         fields = [" ".join(field.split()) for field in structs[type_name].split(";")]
         if not all(re.fullmatch(r"int \w+(, ?\w+)*|", field) for field in fields):
@@ -165,9 +173,9 @@ def _parameter(path, declaration, structs):
 class Driver:
     """Makes arrays and launches kernels: cuda.Cuda on a GPU, emulator.Emulator on a CPU.
 
-    A driver has `name`; `has_tf32`, a bool; `empty`, `zeros`, `to_device`, `to_host`, `copy`,
-    `free_memory`, `session` and `capture` of backend.py; `address(array)`; `compile(program)`,
-    whose result is the `code` of a Launch; and `run(launch)`.
+    A driver has `name`; `has_tensor_cores`, a bool; `empty`, `zeros`, `to_device`, `to_host`,
+    `copy`, `free_memory`, `session` and `capture` of backend.py; `address(array)`;
+    `compile(program)`, whose result is the `code` of a Launch; and `run(launch)`.
     """
 
     def __init__(self):

@@ -17,9 +17,11 @@ from .. import checks, rng
 from . import cuda_blocks
 from .backend import Backend
 from .cuda_convolution import VERSIONS, Dense
+from .cuda_forms import STORAGES
 from .scratch import slice_workspace
 
 _ACTIVATIONS = "linear", "relu", "sigmoid", "tanh"  # in activation.cuh's order
+_STORAGES = {storage.precision: storage for storage in STORAGES}
 _THREADS = 256  # of a thread block, by default
 _WARP = 32
 
@@ -27,16 +29,16 @@ _WARP = 32
 class Operations(Backend):
     """The operations on one driver's arrays.
 
-    convolution: a version in cuda_convolution.VERSIONS. precision: "float32" or "tf32". With "tf32"
-    cuda_blocks.py trains networks that it can fuse, with products on tensor cores; it computes all
-    other networks in float32.
+    convolution: a version in cuda_convolution.VERSIONS. precision: "float32", "tf32" or
+    "bfloat16". With the last two cuda_blocks.py trains networks that it can fuse, with products on
+    tensor cores; all other networks are computed in float32.
     """
 
     lockstep = True  # until the GPU is full, a launch takes as long for one net as for many
 
     def __init__(self, driver, convolution="implicit", precision="float32"):
         self.name = driver.name
-        self.precisions = ("float32", "tf32") if driver.has_tf32 else ("float32",)
+        self.precisions = "float32", *(_STORAGES if driver.has_tensor_cores else ())
         self.precision = checks.choice("precision", precision, self.precisions)
         self.launch = driver.launch
         self._convolution = VERSIONS[checks.choice("convolution", convolution, VERSIONS)](driver)
@@ -48,7 +50,8 @@ class Operations(Backend):
 
     def fusion(self, nodes, batch):
         """The cuda_blocks.FusedNetwork that a stack of layers is at a batch size, or None."""
-        return cuda_blocks.fusion(nodes, batch) if self.precision == "tf32" else None
+        storage = _STORAGES.get(self.precision)
+        return storage and cuda_blocks.fusion(nodes, batch, storage)
 
     def _launch_for_each(self, threads, file, kernel, /, *arguments, **by_name):
         """Launch a kernel with at least so many threads for each net."""

@@ -139,7 +139,7 @@ class Emulator(Driver):
     """
 
     name = "emulated"
-    has_tf32 = True
+    has_tensor_cores = True
 
     def __init__(self, checked=False, order="forward", copies="early", cores=None):
         super().__init__()

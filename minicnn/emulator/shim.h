@@ -245,14 +245,33 @@ inline float to_tf32(float x) {
     return __uint_as_float((finite ? bits + 0x1000 : bits) & 0xffffe000);
 }
 
+// Rounds as cvt.rn.bf16x2.f32 does: to the nearest value, ties to even; NaN becomes 0x7fff.
+inline unsigned short round_to_bfloat16(float x) {
+    unsigned bits = __float_as_uint(x);
+    if (x != x) return 0x7fff;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+inline unsigned to_bfloat16(float low, float high) {
+    return round_to_bfloat16(low) | unsigned(round_to_bfloat16(high)) << 16;
+}
+
 namespace emulator {
 
-inline void tensor_step(
+// Number `half` of the two bfloat16 in a word.
+inline double bfloat16_of(float word, int half) {
+    unsigned bits = __float_as_uint(word);
+    return __uint_as_float(half ? bits & 0xffff0000 : bits << 16);
+}
+
+// c (16, 8) += a @ b on tensor cores, in words: a (16, 8), b (8, 8). A word is a TF32 number, or two
+// bfloat16 ones along the depth.
+template <bool IS_BFLOAT16>
+void tensor_step(
     const char* site, float (&c)[4], const float (&a)[4], const float (&b)[2]) {
     constexpr unsigned WHOLE_WARP = 0xffffffff;
     float operands[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
     for (float x : operands)
-        if (__float_as_uint(x) & 0x1fff)
+        if (!IS_BFLOAT16 && __float_as_uint(x) & 0x1fff)
             fault("gives a tensor core a number that is not TF32", site);
     if (exchange(site, Exchange::tensor_step, WHOLE_WARP, operands, sizeof operands) != WHOLE_WARP)
         fault("takes a step of the tensor cores in a warp that is not whole", site);
@@ -263,18 +282,38 @@ inline void tensor_step(
         for (int k = 0; k < 8; k++) {
             auto* left = (const float*)lane_value(group * 4 + k % 4);
             auto* right = (const float*)lane_value(column * 4 + k % 4);
-            sum += double(left[upper + 2 * (k / 4)]) * right[4 + k / 4];
+            float a = left[upper + 2 * (k / 4)], b = right[4 + k / 4];
+            if (IS_BFLOAT16)
+                for (int half = 0; half < 2; half++)
+                    sum += bfloat16_of(a, half) * bfloat16_of(b, half);
+            else
+                sum += double(a) * b;
         }
         c[i] = float(sum);
     }
-    if (lane() == 0) count_tensor_step(2 * 16 * 8 * 8);
+    if (lane() == 0) count_tensor_step(2 * 16 * 8 * (IS_BFLOAT16 ? 16 : 8));
+}
+
+__forceinline__ void load_transposed(const char* site, float (&to)[4], const float* address) {
+    float4 row = *(const float4*)address;
+    if (exchange(site, Exchange::values, 0xffffffff, &row, sizeof row) != 0xffffffff)
+        fault("loads matrices in a warp that is not whole", site);
+    int column = lane() / 4, first = lane() % 4 * 2;
+    for (int m = 0; m < 4; m++) {
+        auto* upper = (const unsigned short*)lane_value(m * 8 + first);
+        auto* lower = (const unsigned short*)lane_value(m * 8 + first + 1);
+        to[m] = __uint_as_float(upper[column] | unsigned(lower[column]) << 16);
+    }
 }
 
 }  // namespace emulator
 
-#define mma_m16n8k8_tf32(...) emulator::tensor_step(EMULATED_HERE, __VA_ARGS__)
+#define mma_m16n8k8_tf32(...) emulator::tensor_step<false>(EMULATED_HERE, __VA_ARGS__)
+#define mma_m16n8k16_bfloat16(...) emulator::tensor_step<true>(EMULATED_HERE, __VA_ARGS__)
+#define load_transposed(...) emulator::load_transposed(EMULATED_HERE, __VA_ARGS__)
 
 __forceinline__ void store4_shared(float* shared, float4 v) { *(float4*)shared = v; }
+__forceinline__ void store2_shared(float* shared, uint2 v) { *(uint2*)shared = v; }
 __forceinline__ void prefetch(const void*, int) {}
 
 __forceinline__ void copy_async_16(void* shared, const void* global, bool inside) {

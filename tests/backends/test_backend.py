@@ -88,7 +88,7 @@ def test_an_unknown_precision_is_refused(name):
 
 def test_a_precision_that_the_driver_has_not_is_refused(monkeypatch, cuda_device):
     driver = Emulator()
-    driver.has_tf32 = False
+    driver.has_tensor_cores = False
     assert ops_cuda.Operations(driver).precisions == ("float32",)
     with pytest.raises(ValueError, match=r"^precision: got 'tf32', expected one of 'float32'$"):
         ops_cuda.Operations(driver, precision="tf32")

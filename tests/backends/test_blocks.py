@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from levels import examples
 
 from minicnn import rng
-from minicnn.backends import cuda_tiles
+from minicnn.backends import cuda_forms
 from minicnn.backends.kernel import SOURCES
 from minicnn.emulator import Emulator, KernelFault
 
@@ -40,6 +40,7 @@ common = {
     "padding": st.sampled_from(["valid", "same"]),
     "relu": st.booleans(),
     "seed": st.integers(0, 2**32 - 1),
+    "storage": st.sampled_from(cuda_forms.STORAGES),
 }
 blocks = st.builds(
     Block,
@@ -95,12 +96,14 @@ def test_first_blocks_are_right(driver, what, block):
     block.check(driver, what, block.run(driver, what))
 
 
-def defines_of(what):
+def defines_of(what, storage="tf32"):
     """The defines of each form of a pass's kernel."""
-    return sorted({launch.defines for launch in FORMS.launches(what)})
+    return sorted({launch.defines for launch in BY_STORAGE[storage].launches(what)})
 
 
 FORMS = Block(1, 13, (7, 3), 36, 68, (3, 2), (2, 1), "same", seed=1)
+BY_STORAGE = {"tf32": FORMS, "bfloat16": FORMS.in_bfloat16()}
+both_storages = pytest.mark.parametrize("storage", list(BY_STORAGE))
 KINDS = {
     "several images": lambda tiling: tiling["images"] > 1,
     "bands": lambda tiling: tiling["bands"] > 1,
@@ -109,18 +112,25 @@ KINDS = {
 }
 
 
-def test_the_cases_have_every_compiled_form():
-    assert len(defines_of("forward")) == len(cuda_tiles.FORWARD_FORMS)
-    assert len(defines_of("input gradient")) == len(cuda_tiles.GRADIENT_FORMS)
+@both_storages
+def test_the_cases_have_every_compiled_form(storage):
+    forms = BY_STORAGE[storage].storage.forward_forms
+    assert len(defines_of("forward", storage)) == len(forms)
+    assert len(defines_of("input gradient", storage)) == len(cuda_forms.GRADIENT_FORMS)
 
 
 @pytest.mark.full(but="defines[047]")
 @pytest.mark.parametrize(
-    ("what", "defines"),
-    [(what, form) for what in ("forward", "input gradient") for form in defines_of(what)],
+    ("what", "defines", "block"),
+    [
+        (what, form, block)
+        for storage, block in BY_STORAGE.items()
+        for what in ("forward", "input gradient")
+        for form in defines_of(what, storage)
+    ],
 )
-def test_each_form_is_right_with_each_kind_of_tile(driver, what, defines):
-    of_form = [launch for launch in FORMS.launches(what) if launch.defines == defines]
+def test_each_form_is_right_with_each_kind_of_tile(driver, what, defines, block):
+    of_form = [launch for launch in block.launches(what) if launch.defines == defines]
     chosen = {}
     for kind, holds in KINDS.items():
         found = [launch for launch in of_form if holds(launch.tiling)]
@@ -130,39 +140,54 @@ def test_each_form_is_right_with_each_kind_of_tile(driver, what, defines):
             launch = found[-1]
             chosen[str(launch.tiling)] = launch
     for launch in chosen.values():
-        FORMS.check(driver, what, FORMS.run(driver, what, with_blocks(launch, 1)))
+        block.check(driver, what, block.run(driver, what, with_blocks(launch, 1)))
 
 
 @pytest.mark.parametrize("size", [(2, 1), (1, 3), (2, 4), (3, 5), (1, 7), (5, 9)])
-def test_kernels_of_any_width_have_their_gradient(driver, size):
-    block = Block(1, 2, (6, 11), 20, 36, size, padding="same")
+@pytest.mark.parametrize("storage", cuda_forms.STORAGES, ids=lambda s: s.precision)
+def test_kernels_of_any_width_have_their_gradient(driver, size, storage):
+    block = Block(1, 2, (6, 11), 20, 36, size, padding="same", storage=storage)
     for launch in block.launches("weight gradient")[::4]:
         found = block.run(driver, "weight gradient", launch)
         block.check(driver, "weight gradient", found)
 
 
+@both_storages
 @pytest.mark.parametrize("what", TENSOR)
-def test_the_bounds_can_be_exceeded(driver, what):
+def test_the_bounds_can_be_exceeded(driver, what, storage):
     """The bounds detect another rounding, and a missing dropout."""
-    block = FORMS
+    block, free = BY_STORAGE[storage], FREE[storage]
     name = {"forward": "y", "input gradient": "dx_below", "weight gradient": "dkernel"}[what]
-    found = block.added_up(what, block.run(driver, what))[name]
-    assert 2 * same_roundings(driver) < relative(found, block.expected(what)[name]) < FREE
+    results = block.run(driver, what)
+    block.check(driver, what, results)
+    found = block.added_up(what, results)[name]
+    assert 2 * same_roundings(driver) < relative(found, block.expected(what)[name]) < free
 
-    def cut_off(x):
-        return (np.float32(x).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+    def cut_off(x, given):
+        bits = np.uint32(0xFFFFE000 if storage == "tf32" else 0xFFFF0000)
+        return (np.float32(x).view(np.uint32) & bits).view(np.float32)
 
-    with mock.patch.object(block_oracles, "to_tf32", cut_off):
-        truncated = block.expected(what, rounded=True)[name]
-    assert relative(found, truncated) > 2 * same_roundings(driver)
+    with mock.patch.object(block_oracles, "operand", cut_off), pytest.raises(AssertionError):
+        block.check(driver, what, results)
     with mock.patch.object(block_oracles, "drop", lambda x, given: x):
-        assert relative(found, block.expected(what)[name]) > FREE
+        assert relative(found, block.expected(what)[name]) > free
+
+
+@pytest.mark.parametrize("what", ["forward", "input gradient"])
+def test_a_stored_number_that_is_not_the_nearest_is_found(driver, what):
+    block = BY_STORAGE["bfloat16"]
+    name = {"forward": "y", "input gradient": "dx_below"}[what]
+    results = block.run(driver, what)
+    place = np.unravel_index(np.abs(results[name]).argmax(), results[name].shape)
+    results[name][place] *= 1 + 2.0**-6
+    with pytest.raises(AssertionError):
+        block.check(driver, what, results)
 
 
 # ---------------------------------------------------------------------------------------------
 # To the bit
 
-SMALL = cases_of([*RAGGED, FIRST_BLOCKS[0]])
+SMALL = cases_of([*RAGGED, FIRST_BLOCKS[0], FIRST_BLOCKS[0].in_bfloat16()])
 
 
 @pytest.mark.parametrize(("block", "what"), SMALL)
@@ -181,13 +206,15 @@ def test_kernels_stay_in_bounds_and_race_with_nothing(driver, checked_driver, bl
     assert_same_bits(block.run(checked_driver, what), block.run(driver, what))
 
 
+@both_storages
 @pytest.mark.parametrize("what", TENSOR)
-def test_partly_filled_tiles_stay_in_bounds(driver, checked_driver, what):
-    launches = [launch for launch in FORMS.launches(what) if FORMS.B % launch.tiling["images"]]
+def test_partly_filled_tiles_stay_in_bounds(driver, checked_driver, what, storage):
+    block = BY_STORAGE[storage]
+    launches = [launch for launch in block.launches(what) if block.B % launch.tiling["images"]]
     launch = with_blocks(launches[-1], 1)  # which computes all tiles, one after another
-    found = FORMS.run(checked_driver, what, launch)
-    FORMS.check(driver, what, found)
-    assert_same_bits(found, FORMS.run(driver, what, launch))
+    found = block.run(checked_driver, what, launch)
+    block.check(driver, what, found)
+    assert_same_bits(found, block.run(driver, what, launch))
 
 
 @pytest.mark.full(but="shuffled")
@@ -207,9 +234,10 @@ def test_copies_that_land_late_change_no_bit(driver, late_driver, block, what):
     assert_same_bits(block.run(late_driver, what), block.run(driver, what))
 
 
+@pytest.mark.parametrize("storage", cuda_forms.STORAGES, ids=lambda s: s.precision)
 @pytest.mark.parametrize("what", TENSOR)
-def test_nan_stays_visible(driver, what):
-    block = Block(1, 2, (5, 4), 12, 8, (2, 2), drop=False)
+def test_nan_stays_visible(driver, what, storage):
+    block = Block(1, 2, (5, 4), 12, 8, (2, 2), drop=False, storage=storage)
     name = "y_below" if what == "forward" else "dx"
     block.arrays[name][0, 1, 2, 2, 5] = np.nan
     block.arrays["y"] += 1  # so that the ReLU passes all gradients

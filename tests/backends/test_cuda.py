@@ -175,7 +175,7 @@ def test_what_is_missing_is_named(cupy, fake, message):
 
 @pytest.mark.parametrize("name", ["numpy", "emulated"])
 def test_a_precision_that_the_device_lacks_is_refused(name, monkeypatch):
-    monkeypatch.setattr(Emulator, "has_tf32", False)  # as a GPU from before 8.0
+    monkeypatch.setattr(Emulator, "has_tensor_cores", False)  # as a GPU from before 8.0
     devices._operations.cache_clear()
     refusal = f"^precision: got 'tf32', expected 'float32': the device {name!r} has no tensor cores"
     with pytest.raises(ValueError, match=refusal):
@@ -189,7 +189,7 @@ def test_training_on_a_gpu_takes_tensor_cores_where_there_are_some(
     monkeypatch, capability, precision
 ):
     class Gpu(Emulator):
-        name, has_tf32 = "cuda", capability >= 80
+        name, has_tensor_cores = "cuda", capability >= 80
 
     monkeypatch.setattr(cuda, "problem", lambda: None)
     monkeypatch.setattr(cuda, "Cuda", Gpu)

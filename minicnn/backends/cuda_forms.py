@@ -1,0 +1,117 @@
+"""The forms in which the kernels of fused blocks are compiled.
+
+Forms differ in the work of a warp, and in how activations and gradients are stored. cuda_tiles.py
+chooses one for each launch. Read kernels/stored.cuh next.
+"""
+
+from itertools import starmap
+from typing import NamedTuple
+
+import numpy as np
+
+# ---- constants of the kernels: the same as in block.cuh and others
+CHUNK, WARP = 32, 32
+STEP = 8  # the depth of one mma.sync, in words
+
+
+class Form(NamedTuple):
+    """A form in which correlation.cuh is compiled."""
+
+    groups: int  # of eight pixels, of a warp
+    splits: int  # warps that share the same results
+    warps: int  # of a thread block, at most: 6, with 168 registers a thread, or 8, with 128
+
+    @property
+    def defines(self):
+        """The defines that select it."""
+        return _defines(
+            FORM_GROUPS=self.groups,
+            FORM_SPLITS=self.splits,
+            FORM_THREADS=self.warps * WARP,
+            FORM_BLOCKS=BLOCKS,
+        )
+
+
+BLOCKS = 2  # thread blocks of a multiprocessor, as its registers allow
+GRADIENT_FORMS = tuple(starmap(Form, ((9, 1, 6), (6, 1, 6), (4, 1, 8), (2, 1, 8))))
+WEIGHT_FORMS = (3, 6), (5, 6), (5, 10)  # (FORM_TAPS, warps) of block_weight_gradient.cu
+
+
+class Storage(NamedTuple):
+    """How y and dx are stored, and what tensor cores multiply (stored.cuh).
+
+    Shared memory holds staged pixels and weights in words of four bytes.
+    """
+
+    precision: str  # its name among the precisions of ops_cuda.Operations
+    dtype: np.dtype  # of y and dx; uint16 stands for bfloat16
+    defines: tuple  # that select it
+    words: int  # of a chunk of channels
+    pitch: int  # words from a staged pixel to the next: of correlation.cuh
+    weights_pitch: int  # of block_weight_gradient.cu
+    weights_run: int  # consecutive pixels there whose words are in different banks
+    forward_forms: tuple
+    in_flight: int  # pixels that a thread of block_forward.cu loads together
+    alignment: int  # channels must be a multiple of it
+
+    @property
+    def per_word(self):
+        """Operands in a word."""
+        return CHUNK // self.words
+
+    def pixels_in_flight(self, form, gradient):
+        """Pixels that a thread of a correlation loads together while it stages."""
+        return 4 if gradient else 3 if form.groups > 8 else self.in_flight
+
+
+TF32 = Storage(
+    "tf32",
+    np.dtype(np.float32),
+    (),
+    words=32,
+    pitch=40,
+    weights_pitch=40,
+    weights_run=4,
+    forward_forms=tuple(
+        starmap(Form, ((9, 1, 6), (6, 1, 6), (3, 2, 6), (8, 2, 6), (4, 1, 8), (2, 4, 8)))
+    ),
+    in_flight=6,
+    alignment=4,
+)
+BFLOAT16 = Storage(
+    "bfloat16",
+    np.dtype(np.uint16),
+    ("STORED=bfloat16",),
+    words=16,
+    pitch=24,
+    weights_pitch=20,
+    weights_run=8,
+    forward_forms=tuple(starmap(Form, ((8, 1, 6), (6, 1, 6), (3, 2, 6), (8, 2, 6), (4, 1, 8)))),
+    in_flight=4,
+    alignment=8,
+)
+STORAGES = TF32, BFLOAT16
+WARPS_AT_ONCE = 12  # of block_weight_gradient.cu, of a multiprocessor
+
+
+def programs():
+    """[(file, defines)] of every form of the fused blocks' kernels that takes defines."""
+    found = []
+    for storage in STORAGES:
+        forms = [("block_forward.cu", form.defines) for form in storage.forward_forms]
+        forms += [("block_input_gradient.cu", form.defines) for form in GRADIENT_FORMS]
+        forms += [("block_weight_gradient.cu", weight_defines(*form)) for form in WEIGHT_FORMS]
+        if storage.defines:
+            forms += [(file, ()) for file in ("block_first.cu", "head.cu", "pack_weights.cu")]
+        found += [(file, (*defines, *storage.defines)) for file, defines in forms]
+    return found
+
+
+def weight_defines(taps, warps):
+    """The defines that select a form of block_weight_gradient.cu."""
+    blocks = WARPS_AT_ONCE // warps
+    return _defines(FORM_TAPS=taps, FORM_THREADS=warps * WARP, FORM_BLOCKS=blocks)
+
+
+def _defines(**values):
+    return tuple(f"{name}={value}" for name, value in values.items())
