@@ -19,7 +19,7 @@ import pandas as pd
 
 from benchmarks import timing
 from benchmarks.tiles import compiled
-from minicnn.backends import cuda, cuda_tiles
+from minicnn.backends import cuda, cuda_forms
 from minicnn.backends.cuda_convolution import VERSIONS
 from minicnn.backends.kernel import SOURCES, Program
 from minicnn.backends.ops_cuda import Operations
@@ -31,38 +31,47 @@ from minicnn.recipe import RECIPES
 from minicnn.training.dataset import Data
 from minicnn.training.trainer import Job, Trainer
 
-# Versions of a step: three ways to convolve in float32, layer by layer; and fused blocks in TF32.
-STEPS = *VERSIONS, "fused"
+# Versions of a step: three ways to convolve in float32, layer by layer; and fused blocks, in TF32
+# and in bfloat16.
+FUSED = {"fused": "tf32", "bfloat16": "bfloat16"}
+STEPS = *VERSIONS, *FUSED
 
 
 @dataclass(frozen=True)
 class Limits:
-    """A GPU's rates a second: bytes of memory and of cache, FLOP of its cores, of tensor cores."""
+    """A GPU's rates a second: bytes of memory and of cache, FLOP of its cores, of tensor cores.
+
+    Those of tensor cores are in TF32, and in bfloat16.
+    """
 
     memory: float
     cache: float
     arithmetic: float
     tensor: float
+    tensor_bfloat16: float
 
-    def seconds(self, counts):
-        """{limit: the least seconds that it allows for these counts}."""
+    def seconds(self, row):
+        """{limit: the least seconds that it allows for the counts of a Row}."""
+        counts = row.counts
+        tensor = self.tensor_bfloat16 if row.version == "bfloat16" else self.tensor
         return {
             "memory": (counts.bytes_read + counts.bytes_written) / self.memory,
             "cache": (counts.load_sectors + counts.store_sectors) * SECTOR_BYTES / self.cache,
             # A multiprocessor serves one wavefront, or multiplies and adds 128 times, in a clock.
             "shared": counts.shared_wavefronts * 2 * 128 / self.arithmetic,
             "arithmetic": counts.flops / self.arithmetic,
-            "tensor": counts.tensor_flops / self.tensor,
+            "tensor": counts.tensor_flops / tensor,
         }
 
 
 # An H200's: memory as measured on one, the cache assumed, the others from NVIDIA's datasheet.
-H200 = Limits(memory=4.3e12, cache=5.5e12, arithmetic=67e12, tensor=495e12)
+H200 = Limits(memory=4.3e12, cache=5.5e12, arithmetic=67e12, tensor=495e12, tensor_bfloat16=990e12)
 
 
 class Row(NamedTuple):
-    """A launch of the step: its layer and pass ("" where it belongs to none), and its counts."""
+    """A launch of a step of this version: layer and pass ("" where it has none), and its counts."""
 
+    version: str
     layer: str
     part: str
     kernel: str
@@ -78,8 +87,9 @@ def run_step(driver, launches, nets, batch, version):
     `launches`.
     """
     recipe = replace(RECIPES["seed"], nets=nets, batch_size=batch, validation_fraction=0)
-    fused = version == "fused"
-    device = Operations(driver, precision="tf32") if fused else Operations(driver, version)
+    fused = version in FUSED
+    given = {"precision": FUSED[version]} if fused else {"convolution": version}
+    device = Operations(driver, **given)
     job = Job(recipe, Data(*draw_digits(batch)), device, "float32", None)
     trainer = Trainer(job, recipe.all_nets)
     trainer.begin_epoch(0)
@@ -127,7 +137,7 @@ def count_step(nets, batch, version="implicit"):
     for mark, counted in zip(marks, emulator.counted, strict=True):
         blocks, threads = nets * prod(counted.grid), prod(counted.block)
         counts = Counts(*(nets * count for count in counted.counts))
-        rows.append(Row(*mark, counted.kernel, blocks, threads, counts))
+        rows.append(Row(version, *mark, counted.kernel, blocks, threads, counts))
     return rows
 
 
@@ -159,7 +169,7 @@ def summarize(rows, limits):
     total = Counts(*np.sum([row.counts for row in rows], axis=0).tolist())
     least = Counter()
     for row in rows:
-        seconds = limits.seconds(row.counts)
+        seconds = limits.seconds(row)
         limit = max(seconds, key=seconds.get)
         least[limit] += seconds[limit]
     return {
@@ -185,11 +195,13 @@ def summarize_step(version, nets, batch):
     return found
 
 
-def registers():
+def registers(storage=cuda_forms.TF32):
     """{kernel: registers of a thread} by NVRTC; of a kernel's forms, the one that needs most."""
-    programs = [Program(path) for path in (*SOURCES.glob("conv_*.cu"), SOURCES / "gemm.cu")]
-    programs += [Program(SOURCES / "block_first.cu")]
-    programs += [Program(SOURCES / file, defines) for file, defines in cuda_tiles.programs()]
+    forms = cuda_forms.programs(storage)
+    programs = [Program(SOURCES / file, defines) for file, defines in forms]
+    if storage is cuda_forms.TF32:
+        files = *SOURCES.glob("conv_*.cu"), *(SOURCES / f for f in ("gemm.cu", "block_first.cu"))
+        programs += [Program(path) for path in files]
     found = {}
     for program in programs:
         for name, (_, _, number) in compiled(program, ARCHITECTURE).items():
@@ -202,6 +214,8 @@ def ladder(asked, nets, batch):
     last = timing.newest("ladder-emulated") if set(asked) != set(STEPS) else None
     if last and (last["nets"], last["batch"]) != (nets, batch):
         raise ValueError("the last result has another number of nets or images")
+    if last and (absent := {*STEPS} - {*asked, *last["versions_counted"]}):
+        raise ValueError(f"the last result has no counts of {', '.join(sorted(absent))}")
     versions = {}
     for version in STEPS:
         if version not in asked:
@@ -216,6 +230,7 @@ def ladder(asked, nets, batch):
         "limits": asdict(H200),
         "versions_counted": versions,
         "registers": registers(),
+        "registers_bfloat16": registers(cuda_forms.BFLOAT16),
         "architecture": ARCHITECTURE,
         "machine": timing.machine(),
         "versions": {**timing.versions(), "nvrtc": ".".join(map(str, cuda.nvrtc_version()))},
@@ -236,7 +251,7 @@ def table(rows, limits):
     """The rows as a DataFrame with the columns that LEGEND explains."""
     lines = []
     for row in rows:
-        c, seconds = row.counts, limits.seconds(row.counts)
+        c, seconds = row.counts, limits.seconds(row)
         limit = max(seconds, key=seconds.get)
         lines.append(
             {
@@ -271,7 +286,8 @@ def main(argv=None):
         "--version",
         choices=STEPS,
         default="fused",
-        help="of the step: a way to convolve, layer by layer in float32, or fused (default)",
+        help="of the step: a way to convolve, layer by layer in float32; fused, in TF32 (default); "
+        "or bfloat16, fused as well",
     )
     parser.add_argument(
         "--ladder",

@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
     seconds: float = 0.2  # of a round
     repeats: int = 20  # of a launch in one graph, so that its time is not that of launching
     step_nets: tuple = (1, 5, 15, 30)
-    precisions: tuple = ("tf32", "float32")  # of whole steps
+    precisions: tuple = ("bfloat16", "tf32", "float32")  # of whole steps
 
 
 FULL = Sizes()
@@ -155,7 +155,7 @@ def time_steps(device, sizes):
     Each is captured as a graph; those of sizes.nets nets also run launch by launch.
     """
     has_tensor_cores = device == "emulated" or cuda.Cuda().has_tensor_cores
-    for precision in (p for p in sizes.precisions if has_tensor_cores or p != "tf32"):
+    for precision in (p for p in sizes.precisions if has_tensor_cores or p == "float32"):
         for nets in sizes.step_nets:
             for captured in (True, False) if nets == sizes.nets else (True,):
                 gc.collect()  # frees the arrays of the Trainer before

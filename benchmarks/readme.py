@@ -279,16 +279,20 @@ def ladder():
                 cells = _counts(found)
                 steps.append([version, *cells[:2], f"{found['passes']:.1f}", *cells[2:]])
                 continue
-            registers = sorted({result["registers"][kernel] for kernel in found["kernels"]})
+            of = result["registers_bfloat16" if version == "bfloat16" else "registers"]
+            registers = sorted({of[kernel] for kernel in found["kernels"]})
             cells = [*_counts(found), found["limit"], ", ".join(map(str, registers))]
             convolutions.append([version, name, *cells])
-    rates = (result["limits"][k] / 1e12 for k in ("memory", "cache", "arithmetic", "tensor"))
+    limits = "memory", "cache", "arithmetic", "tensor", "tensor_bfloat16"
+    rates = (result["limits"][name] / 1e12 for name in limits)
     return paragraphs(
         timing.table(["a step", *heads[:2], "passes", *heads[2:]], steps),
         timing.table(["convolutions", "pass", *heads, "limit", "registers"], convolutions),
         f"{result['nets']} nets, {result['batch']} images each. Passes: memory traffic divided "
         "by the size of all convolutions' outputs. Limits: {:g} TB/s of memory, {:g} TB/s of "
-        "cache, {:g} TFLOP/s, {:g} TFLOP/s of tensor cores. ".format(*rates)
+        "cache, {:g} TFLOP/s, {:g} TFLOP/s of tensor cores in TF32 and {:g} in bfloat16. ".format(
+            *rates
+        )
         + f"Registers of a thread on {result['architecture']}, by NVRTC "
         f"{result['versions']['nvrtc']}. Counted {result['machine']['date']} by minicnn "
         f"{result['versions']['minicnn']}.",

@@ -1,5 +1,8 @@
-// Rounds the weights of all blocks to operands of tensor cores, and arranges them for correlate (correlation.cuh).
+// Rounds the weights of all blocks to operands of tensor cores, and arranges them for correlate
+// (correlation.cuh).
 #include "correlation.cuh"
+
+constexpr int MOST_WIDE = 2 * WIDE;  // result channels of a thread block
 
 // The work of one thread block: a tap's weights, CHUNK channels of the depth by `width` result
 // channels, both from the `first_` one on. For a forward pass the depth is the kernel's Cin and the
@@ -8,6 +11,12 @@ struct Slot {
     int from, to;  // in a net's weights: the tap's (Cin, Cout); in its packed weights
     int Cin, Cout, first_channel, first_filter, width, is_gradient;
 };
+
+// Where a weight of the slot is in shared memory. The channels of the four lanes that store a quad of
+// filters are in different banks, and so are eight quads.
+__device__ inline int staged_at(int channel, int filter) {
+    return channel * (MOST_WIDE + 1) + channel / (2 * PER_WORD) + filter;
+}
 
 // slots: a Slot for each thread block, as eight ints. weights and packed have one row per net.
 // Twin: block_oracles.packed
@@ -18,24 +27,29 @@ extern "C" __global__ void pack_weights(
     const float* kernel = weights.row() + s.from;
     float* to = packed.row() + s.to;
     int channels = s.is_gradient ? s.Cout : s.Cin, filters = s.is_gradient ? s.Cin : s.Cout;
-    auto weight = [&](int channel, int filter) {
-        if (channel >= channels || filter >= filters) return 0.0f;
-        return __ldg(kernel + (s.is_gradient ? filter * s.Cout + channel
-                                             : channel * s.Cout + filter));
-    };
-    auto word = [&](int number, int filter) {
-        int channel = s.first_channel + number * PER_WORD;
+    // They pass through shared memory, so that neighbouring threads read neighbouring weights.
+    __shared__ float staged[CHUNK * (MOST_WIDE + 1) + CHUNK];
+    for (int i = threadIdx.x; i < CHUNK * s.width; i += blockDim.x) {
+        int c = s.is_gradient ? i % CHUNK : i / s.width, f = s.is_gradient ? i / CHUNK : i % s.width;
+        int channel = s.first_channel + c, filter = s.first_filter + f;
+        bool exists = channel < channels && filter < filters;
+        int at = s.is_gradient ? filter * s.Cout + channel : channel * s.Cout + filter;
+        staged[staged_at(c, f)] = exists ? __ldg(kernel + at) : 0.0f;
+    }
+    __syncthreads();
+    auto word = [&](int number, int f) {
         if constexpr (PER_WORD == 1)
-            return Operands<float>::word(weight(channel, filter));
+            return Operands<float>::word(staged[staged_at(number, f)]);
         else
-            return Operands<bfloat16>::word(weight(channel, filter), weight(channel + 1, filter));
+            return Operands<bfloat16>::word(
+                staged[staged_at(number * 2, f)], staged[staged_at(number * 2 + 1, f)]);
     };
     for (int i = threadIdx.x; i < WORDS * s.width / 4; i += blockDim.x) {
         int lane = i % 4, quad = i / 4 % (s.width / 4), operand = i / s.width % 2;
         int step = i / s.width / 2, first = step * STEP + lane * 2;
-        int filter = s.first_filter + quad * 4 + operand * 2;
+        int f = quad * 4 + operand * 2;
         store4(to + packed_at(step, operand, quad, lane, s.width),
-               make_float4(word(first, filter), word(first, filter + 1), word(first + 1, filter),
-                           word(first + 1, filter + 1)));
+               make_float4(word(first, f), word(first, f + 1), word(first + 1, f),
+                           word(first + 1, f + 1)));
     }
 }

@@ -160,7 +160,7 @@ class Block:
             for name in names.split():
                 array = self.arrays[name]
                 if array is not None and name in self.stored:
-                    array = (array.view(np.uint32) >> 16).astype(np.uint16)
+                    array = block_oracles.bits16(array)
                 found.append(array if array is None else put(array[nets]))
             return found
 
@@ -219,7 +219,7 @@ class Block:
             )  # fmt: skip
         found = {name: driver.to_host(array) for name, array in results.items()}
         for name in self.stored & found.keys():
-            found[name] = (found[name].astype(np.uint32) << 16).view(np.float32)
+            found[name] = block_oracles.widened(found[name])
         return found
 
     def packed(self, what, launch):

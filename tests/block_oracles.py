@@ -25,6 +25,16 @@ def to_bfloat16(x):
     return np.where(np.isnan(x), np.nan, nearest.view(np.float32)).astype(np.float64)
 
 
+def bits16(x):
+    """The upper halves of float32 numbers: as bfloat16 is stored, uint16."""
+    return (x.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def widened(bits):
+    """The numbers, float32, that are stored as bfloat16."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 def operand(x, storage):
     """x as tensor cores multiply it."""
     return {"tf32": to_tf32, "bfloat16": to_bfloat16}[storage](x)

@@ -144,7 +144,7 @@ def on_cuda(nets):
 
     last = {"channels_last": True}
     return [
-        *(ours(precision, n) for precision in ("tf32", "float32") for n in (1, nets)),
+        *(ours(precision, n) for precision in ("bfloat16", "tf32", "float32") for n in (1, nets)),
         torch("float32", "float32"),
         torch("TF32"),
         torch("TF32, channels_last", **last),

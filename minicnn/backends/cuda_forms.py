@@ -5,6 +5,7 @@ chooses one for each launch. Read kernels/stored.cuh next.
 """
 
 from itertools import starmap
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -53,11 +54,17 @@ class Storage(NamedTuple):
     forward_forms: tuple
     in_flight: int  # pixels that a thread of block_forward.cu loads together
     alignment: int  # channels must be a multiple of it
+    cache: float  # bytes of it for a multiprocessor in a clock, in the model of cuda_tiles.py
 
     @property
     def per_word(self):
         """Operands in a word."""
         return CHUNK // self.words
+
+    @property
+    def chunk_bytes(self):
+        """Bytes of a chunk of a pixel's channels."""
+        return CHUNK * self.dtype.itemsize
 
     def pixels_in_flight(self, form, gradient):
         """Pixels that a thread of a correlation loads together while it stages."""
@@ -77,6 +84,7 @@ TF32 = Storage(
     ),
     in_flight=6,
     alignment=4,
+    cache=inf,  # the model's constants were fitted to timed launches without it
 )
 BFLOAT16 = Storage(
     "bfloat16",
@@ -86,25 +94,25 @@ BFLOAT16 = Storage(
     pitch=24,
     weights_pitch=20,
     weights_run=8,
-    forward_forms=tuple(starmap(Form, ((8, 1, 6), (6, 1, 6), (3, 2, 6), (8, 2, 6), (4, 1, 8)))),
+    forward_forms=tuple(
+        starmap(Form, ((8, 1, 6), (6, 1, 6), (3, 2, 6), (8, 2, 6), (4, 1, 8), (2, 2, 8)))
+    ),
     in_flight=4,
     alignment=8,
+    cache=23.7,  # an H200's 5.5 TB/s
 )
 STORAGES = TF32, BFLOAT16
 WARPS_AT_ONCE = 12  # of block_weight_gradient.cu, of a multiprocessor
 
 
-def programs():
+def programs(storage):
     """[(file, defines)] of every form of the fused blocks' kernels that takes defines."""
-    found = []
-    for storage in STORAGES:
-        forms = [("block_forward.cu", form.defines) for form in storage.forward_forms]
-        forms += [("block_input_gradient.cu", form.defines) for form in GRADIENT_FORMS]
-        forms += [("block_weight_gradient.cu", weight_defines(*form)) for form in WEIGHT_FORMS]
-        if storage.defines:
-            forms += [(file, ()) for file in ("block_first.cu", "head.cu", "pack_weights.cu")]
-        found += [(file, (*defines, *storage.defines)) for file, defines in forms]
-    return found
+    forms = [("block_forward.cu", form.defines) for form in storage.forward_forms]
+    forms += [("block_input_gradient.cu", form.defines) for form in GRADIENT_FORMS]
+    forms += [("block_weight_gradient.cu", weight_defines(*form)) for form in WEIGHT_FORMS]
+    if storage.defines:
+        forms += [(file, ()) for file in ("block_first.cu", "head.cu", "pack_weights.cu")]
+    return [(file, (*defines, *storage.defines)) for file, defines in forms]
 
 
 def weight_defines(taps, warps):

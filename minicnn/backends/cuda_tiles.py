@@ -137,6 +137,7 @@ class _Work(NamedTuple):
     positions: int  # groups of eight pixels that a warp finds
     loads: int  # times that a thread waits for loads from memory
     waits: float  # times that all wait for weights
+    loaded: float  # bytes from the cache
 
     def clocks(self, costs, warps, at_work):
         """Those of a multiprocessor on which `at_work` thread blocks compute a tile each."""
@@ -290,12 +291,14 @@ def _correlation(form, tile, wide, axes, image, size):
         positions=positions,
         loads=stagings * ceil(tile.staged / in_flight),
         waits=own_taps,
+        loaded=stagings * tile.staged * storage.chunk_bytes * (2 if size.gradient else 1)
+        + 4 * own_taps * storage.words * width,
     )
     blocks_y = ceil(size.filters / width) * phase_groups
     at_once = BLOCKS * most_warps // warps
     costs = GRADIENT_COSTS if size.gradient else FORWARD_COSTS
     grid = _Grid(tile.count(size.batch), blocks_y, warps, at_once, shared)
-    blocks, clocks = grid.share(work, costs)
+    blocks, clocks = grid.share(work, costs, storage.cache)
     tiling = tile.tiling(
         pixel_warps=pixel_warps, channel_warps=wide, groups=phase_groups, area=area
     )
@@ -404,9 +407,10 @@ def _weight_gradient(form, tile, window, channels, filters, batch, storage):
         positions=0,
         loads=ceil(tile.staged / in_flight) + ceil(tile.pixels / in_flight),
         waits=0,
+        loaded=(tile.staged + 2 * tile.pixels) * storage.chunk_bytes,
     )
     grid = _Grid(tile.count(batch), blocks_y, warps, WARPS_AT_ONCE // warps, shared)
-    blocks, clocks = grid.share(work, WEIGHT_COSTS)
+    blocks, clocks = grid.share(work, WEIGHT_COSTS, storage.cache)
     tiling = tile.tiling(pixel_warps=shares, channel_warps=item_warps, groups=groups, area=area)
     axes, t = _axes(window), tile.staging
     columns, step = window.output[1], window.strides[0] * t["row_pitch"]
@@ -429,18 +433,19 @@ class _Grid(NamedTuple):
     at_once: int  # thread blocks that the registers of a multiprocessor allow
     shared: int  # bytes of a thread block
 
-    def share(self, work, costs):
+    def share(self, work, costs, cache):
         """(size of the grid along x, clocks of the launch), by the model.
 
         The grid has as many thread blocks as the multiprocessors hold at once; each computes
-        several tiles.
+        several tiles. cache: its bytes for a multiprocessor in a clock.
         """
         at_once = min(self.at_once, ALL_SHARED_BYTES // (self.shared + RESERVED_BYTES))
         blocks = min(self.tiles, max(1, MULTIPROCESSORS * at_once // (NETS * self.blocks_y)))
         rounds = ceil(self.tiles / blocks)
         blocks = ceil(self.tiles / rounds)  # the fewest for this time: each writes partial sums
         at_work = min(at_once, max(1.0, blocks * self.blocks_y * NETS / MULTIPROCESSORS))
-        return blocks, rounds * work.clocks(costs, self.warps, at_work)
+        loading = self.tiles * self.blocks_y * NETS * work.loaded / (MULTIPROCESSORS * cache)
+        return blocks, hypot(rounds * work.clocks(costs, self.warps, at_work), loading)
 
 
 def first_forward(window, channels, filters, batch, storage=TF32):

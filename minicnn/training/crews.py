@@ -93,7 +93,8 @@ class Cluster:
 
 
 def _precision(precision):
-    return "" if precision == "float32" else f", in {precision.upper()}"
+    names = {"float32": "", "tf32": ", in TF32"}
+    return names.get(precision, f", in {precision}")
 
 
 def _groups(job, why):

@@ -80,8 +80,8 @@ def test_what_is_no_backend_is_refused():
 
 @pytest.mark.parametrize("name", devices.NAMES)
 def test_an_unknown_precision_is_refused(name):
-    for precision in ("bfloat16", "float16", "", 32):
-        refusal = f"^precision: got {precision!r}, expected one of 'float32', 'tf32'$"
+    for precision in ("bf16", "float16", "", 32):
+        refusal = f"^precision: got {precision!r}, expected one of 'float32', 'tf32', 'bfloat16'$"
         with pytest.raises(ValueError, match=refusal):
             devices.choose(name, precision)
 
@@ -90,5 +90,7 @@ def test_a_precision_that_the_driver_has_not_is_refused(monkeypatch, cuda_device
     driver = Emulator()
     driver.has_tensor_cores = False
     assert ops_cuda.Operations(driver).precisions == ("float32",)
-    with pytest.raises(ValueError, match=r"^precision: got 'tf32', expected one of 'float32'$"):
-        ops_cuda.Operations(driver, precision="tf32")
+    for precision in ("tf32", "bfloat16"):
+        refusal = f"^precision: got {precision!r}, expected one of 'float32'$"
+        with pytest.raises(ValueError, match=refusal):
+            ops_cuda.Operations(driver, precision=precision)

@@ -12,17 +12,20 @@ import pytest
 from planted import MISTAKEN, TENSOR_CORE, TOY
 
 from minicnn import devices
-from minicnn.backends import cuda, cuda_tiles, kernel
+from minicnn.backends import cuda, cuda_forms, kernel
 from minicnn.backends.kernel import Program
 from minicnn.emulator import Emulator
 
-FORMS = [Program(kernel.SOURCES / file, defines) for file, defines in cuda_tiles.programs()]
-# A file with forms compiles without defines to one of them. NVRTC 13.0 gives no log for code that
-# it has compiled before.
+FORMS = [
+    Program(kernel.SOURCES / file, defines)
+    for storage in cuda_forms.STORAGES
+    for file, defines in cuda_forms.programs(storage)
+]
+# Some files compile without defines to one of their forms. NVRTC 13.0 gives no log for code that it
+# has compiled before.
+WITH_FORMS = {file for file, _ in cuda_forms.programs(cuda_forms.TF32)}
 PROGRAMS = FORMS + [
-    Program(path)
-    for path in sorted(kernel.SOURCES.glob("*.cu"))
-    if path not in {form.path for form in FORMS}
+    Program(path) for path in sorted(kernel.SOURCES.glob("*.cu")) if path.name not in WITH_FORMS
 ]
 FOR_TENSOR_CORES = 80, 90, "newest"  # older GPUs have none
 
@@ -41,7 +44,7 @@ def nvrtc():
 @pytest.mark.parametrize(
     ("program", "capability"),
     [
-        pytest.param(program, capability, id=f"{program.name} {program.defines[:2]} {capability}")
+        pytest.param(program, capability, id=f"{program.name} {program.defines} {capability}")
         for program in PROGRAMS
         for capability in (
             FOR_TENSOR_CORES
@@ -180,6 +183,8 @@ def test_a_precision_that_the_device_lacks_is_refused(name, monkeypatch):
     refusal = f"^precision: got 'tf32', expected 'float32': the device {name!r} has no tensor cores"
     with pytest.raises(ValueError, match=refusal):
         devices.choose(name, "tf32")
+    with pytest.raises(ValueError, match=refusal.replace("tf32", "bfloat16")):
+        devices.choose(name, "bfloat16")
     assert devices.choose(name, None)[1].precision == "float32"
     devices._operations.cache_clear()
 

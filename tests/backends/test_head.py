@@ -6,20 +6,29 @@ from types import SimpleNamespace
 import block_oracles
 import numpy as np
 import pytest
-from block_cases import EPSILON_BELOW, EXACT, KEPT_SCALE, dropout_words, parts_of_moments, stacked
+from block_cases import (
+    EPSILON_BELOW,
+    EXACT,
+    KEPT_SCALE,
+    assert_stored,
+    dropout_words,
+    parts_of_moments,
+    stacked,
+)
 from cases import Apart, assert_same_bits, poison, relative
 
 from minicnn.backends import cuda_tiles
+from minicnn.backends.cuda_forms import BFLOAT16, TF32
 
 
 class Head:
     """The sizes of a network's end, of E nets, and random values for everything it reads."""
 
-    def __init__(self, E, B, image, C, units, drop=True, seed=0, smoothing=0.0):
+    def __init__(self, E, B, image, C, units, drop=True, seed=0, smoothing=0.0, storage=TF32):
         random = np.random.default_rng(seed)
         self.E, self.B, self.C, self.units = E, B, C, units
         self.shape, self.inputs = (B, *image, C), prod(image) * C
-        self.smoothing = smoothing
+        self.smoothing, self.storage = smoothing, storage
 
         def normal(*shape, scale=1.0, center=0.0):
             return random.normal(center, scale, (E, *shape)).astype(np.float32)
@@ -35,6 +44,9 @@ class Head:
             "bias": normal(units),
             "labels": random.integers(units, size=(E, B)),
         }
+        if storage is BFLOAT16:
+            y = self.arrays["y_below"]
+            self.arrays["y_below"] = np.float32(block_oracles.to_bfloat16(y))
 
     def run(self, driver, nets=slice(None), place=None, images=None):
         """{name: array on the host}; poisoned beforehand. images: computed at a time."""
@@ -42,6 +54,8 @@ class Head:
         put = place or driver.to_device
         names = "y_below gamma_below beta_below parts_below kept kernel bias labels".split()
         arrays = [self.arrays[name] for name in names]
+        if self.storage is BFLOAT16:
+            arrays[0] = block_oracles.bits16(arrays[0])
         arrays = [array if array is None else put(array[nets]) for array in arrays]
         shapes = {
             "mean": (self.C,), "variance": (self.C,), "logits": (self.B, self.units),
@@ -49,8 +63,9 @@ class Head:
             "dbias": (self.units,), "dx": self.shape, "sums": (1, 2, self.C),
         }  # fmt: skip
         E = len(range(self.E)[nets])
+        dtypes = {"correct": np.int64, "dx": self.storage.dtype}
         results = {
-            name: put(poison((E, *shape), np.int64 if name == "correct" else np.float32))
+            name: put(poison((E, *shape), dtypes.get(name, np.float32)))
             for name, shape in shapes.items()
         }
         with driver.session():
@@ -58,8 +73,12 @@ class Head:
                 "head.cu", "head", (1,), (cuda_tiles.HEAD_THREADS,), *arrays[:4], 3, EPSILON_BELOW,
                 self.kept_scale, *arrays[4:], self.smoothing, self.B, self.inputs, self.C,
                 self.units, images, *results.values(), shared_bytes=shared_bytes,
+                defines=self.storage.defines,
             )  # fmt: skip
-        return {name: driver.to_host(array) for name, array in results.items()}
+        found = {name: driver.to_host(array) for name, array in results.items()}
+        if self.storage is BFLOAT16:
+            found["dx"] = block_oracles.widened(found["dx"])
+        return found
 
     def expected(self):
         numbers = {"kept_scale": self.kept_scale, "epsilon_below": EPSILON_BELOW}
@@ -82,6 +101,8 @@ HEADS = [
     Head(2, 1, (1, 1), 4, 2),
     Head(2, 5, (1, 2), 36, 37, smoothing=0.1),
     Head(2, 3, (1, 1), 4, 2, smoothing=0.9),
+    Head(3, 3, (3, 2), 40, 7, storage=BFLOAT16),
+    Head(1, 70, (1, 2), 8, 1, drop=False, storage=BFLOAT16),
 ]
 each_head = pytest.mark.parametrize("head", HEADS)
 
@@ -93,6 +114,14 @@ def test_the_end_of_a_network_is_right(driver, head, images):
     found["sum"], found["sum_z"] = found.pop("sums")[:, 0].swapaxes(0, 1)
     np.testing.assert_array_equal(found.pop("correct"), expected.pop("correct"))
     assert found.keys() == expected.keys()
+    if head.storage is BFLOAT16:
+        assert_stored(found["dx"], expected["dx"], EXACT)
+        expected["dx"] = np.float64(found["dx"])  # the sums are those of what is stored
+        y, mean = np.float64(head.arrays["y_below"]), expected["mean"]
+        inverse = 1 / np.sqrt(expected["variance"] + EPSILON_BELOW)
+        z = (y - mean[:, None, None, None]) * inverse[:, None, None, None]
+        expected["sum"] = expected["dx"].sum(axis=(1, 2, 3))
+        expected["sum_z"] = (expected["dx"] * z).sum(axis=(1, 2, 3))
     for name, array in expected.items():
         assert relative(found[name], array) < EXACT, name
 

@@ -14,6 +14,7 @@ from benchmarks import counts, timing
 from benchmarks.counts import Limits
 from minicnn.backends.cuda_block_arrays import arrays_layout
 from minicnn.backends.cuda_blocks import fusion
+from minicnn.backends.cuda_forms import BFLOAT16, TF32
 from minicnn.emulator import Counts, Emulator
 from minicnn.network.layers import Conv2D
 from minicnn.recipe import RECIPES
@@ -37,6 +38,14 @@ def fused(cuda_device):
     if cuda_device != "emulated":
         pytest.skip("needs the emulator")
     return counts.count_step(1, BATCH, "fused")
+
+
+@pytest.fixture(scope="module")
+def sixteen(cuda_device):
+    """The same in bfloat16."""
+    if cuda_device != "emulated":
+        pytest.skip("needs the emulator")
+    return counts.count_step(1, BATCH, "bfloat16")
 
 
 def of_layer(rows, layer, kernel):
@@ -146,13 +155,13 @@ def test_a_step_takes_at_most_105_launches(rows):
 # The step of fused blocks
 
 
-def weights_bytes(batch):
+def weights_bytes(batch, storage):
     """Bytes that a fused step moves for its weights: kernels, partial sums, Adam's arrays, tables.
 
     They do not grow with the batch, but the tiles depend on it.
     """
     nodes = RECIPES["seed"].nodes
-    network = fusion(nodes, batch)
+    network = fusion(nodes, batch, storage)
     P = RECIPES["seed"].model(range(1, 2), "numpy").params.shape[1]
     numbers = 7 * P + P  # Adam's arrays; the gradients, summed from their parts
     layout = arrays_layout(network, nodes, 1, batch, True, np.dtype(np.float32))
@@ -175,32 +184,47 @@ def weights_bytes(batch):
     return 4 * numbers
 
 
-def passes(rows, batch):
+def passes(rows, batch, storage=TF32):
     """Distinct bytes of all launches, divided by the size of all convolutions' outputs; batch 64.
 
     The bytes that grow with the batch are scaled from `batch` to 64.
     """
     moved = sum(row.counts.bytes_read + row.counts.bytes_written for row in rows)
-    of_images = moved - weights_bytes(batch)
-    return (of_images * 64 / batch + weights_bytes(64)) / counts.activations_bytes(1, 64)
+    of_images, after = moved - weights_bytes(batch, storage), weights_bytes(64, storage)
+    return (of_images * 64 / batch + after) / counts.activations_bytes(1, 64)
 
 
-def test_a_fused_step_takes_at_most_thirty_launches(fused):
-    assert len(fused) == 29
-    by_part = Counter(row.part for row in fused)
-    assert by_part == {"forward": 7, "weight gradient": 7, "input gradient": 6, "both": 1, "": 8}
+def test_a_fused_step_takes_at_most_thirty_launches(fused, sixteen):
+    for rows in fused, sixteen:
+        assert len(rows) == 29
+        by_part = Counter(row.part for row in rows)
+        assert by_part == {
+            "forward": 7, "weight gradient": 7, "input gradient": 6, "both": 1, "": 8,
+        }  # fmt: skip
 
 
 def test_a_fused_step_passes_over_the_activations_ten_times_at_most(fused):
     assert 8 < passes(fused, BATCH) <= 10
 
 
+def test_a_step_in_16_bits_moves_the_bytes_of_six_passes_at_most(sixteen):
+    assert 5 < passes(sixteen, BATCH, BFLOAT16) <= 6
+
+
 @pytest.mark.slow
-def test_a_whole_batch_passes_over_the_activations_ten_times_at_most(cuda_device):
-    rows = counts.count_step(1, 64, "fused")
-    moved = sum(row.counts.bytes_read + row.counts.bytes_written for row in rows)
-    assert moved <= 10 * counts.activations_bytes(1, 64)
-    assert len(rows) <= 30
+@pytest.mark.parametrize(
+    ("version", "gigabytes", "wavefronts", "milliseconds"),
+    [("fused", 2.17, 125e6, 0.73), ("bfloat16", 1.24, 75e6, 0.39)],
+)
+def test_a_whole_batch_stays_within_bounds(
+    cuda_device, version, gigabytes, wavefronts, milliseconds
+):
+    """Of 15 nets: memory traffic, wavefronts of shared memory, the ladder's least time."""
+    found = counts.summarize_step(version, 15, 64)["step"]
+    assert found["launches"] <= 29
+    assert found["memory_bytes"] <= 1e9 * gigabytes
+    assert found["shared_wavefronts"] <= wavefronts
+    assert found["seconds"] <= milliseconds / 1e3
 
 
 def test_fused_blocks_read_and_write_whole_sectors_without_bank_conflicts(fused):
@@ -213,13 +237,30 @@ def test_fused_blocks_read_and_write_whole_sectors_without_bank_conflicts(fused)
         assert c.store_sectors == c.ideal_store_sectors, what
 
 
+def test_blocks_in_16_bits_read_and_write_whole_sectors(sixteen):
+    """Staging has a few bank conflicts, where two pixels are stored at once."""
+    hot = [row for row in sixteen if row.kernel.startswith("block_")]
+    assert len(hot) == 20
+    for row in hot:
+        c, what = row.counts, f"{row.layer} {row.kernel}"
+        assert c.shared_wavefronts <= 1.16 * c.ideal_shared_wavefronts, what
+        assert c.load_sectors <= 1.1 * c.ideal_load_sectors, what
+        assert c.store_sectors == c.ideal_store_sectors, what
+    total, ideal = (
+        sum(getattr(row.counts, name) for row in hot)
+        for name in ("shared_wavefronts", "ideal_shared_wavefronts")
+    )
+    assert total <= 1.03 * ideal
+
+
 @pytest.mark.parametrize("layer", list(LAYERS)[1:])
-def test_tensor_cores_compute_all_products(fused, layer):
+def test_tensor_cores_compute_all_products(fused, sixteen, layer):
     """They may compute more, at the edges of tiles: cuda_tiles.py chooses tiles by that."""
     needed = convolution_bytes(LAYERS[layer])["flops"]
-    steps = [row.counts.tensor_flops for row in fused if row.layer == layer]
-    assert len(steps) == 3
-    assert min(steps) >= needed
+    for rows in fused, sixteen:
+        steps = [row.counts.tensor_flops for row in rows if row.layer == layer]
+        assert len(steps) == 3
+        assert min(steps) >= needed
 
 
 def test_a_forward_launch_reads_and_writes_its_activations_once(fused):
@@ -251,15 +292,15 @@ def test_counts_are_the_same_each_time_and_for_each_net():
 
 def test_the_limit_that_is_reached_first_sets_the_time():
     zeros = Counts(*[0] * len(Counts._fields))
-    limits = Limits(memory=100.0, cache=200.0, arithmetic=512.0, tensor=1000.0)
+    limits = Limits(100.0, 200.0, 512.0, tensor=1000.0, tensor_bfloat16=4000.0)
     made = zeros._replace(
         bytes_read=30, bytes_written=20, load_sectors=4, store_sectors=1, shared_wavefronts=3,
         flops=64, tensor_flops=100,
     )  # fmt: skip
-    assert limits.seconds(made) == {
-        "memory": 0.5, "cache": 0.8, "shared": 1.5, "arithmetic": 0.125, "tensor": 0.1,
-    }  # fmt: skip
-    row = counts.Row("conv2d", "forward", "kernel", 5, 32, made)
+    row = counts.Row("fused", "conv2d", "forward", "kernel", 5, 32, made)
+    expected = {"memory": 0.5, "cache": 0.8, "shared": 1.5, "arithmetic": 0.125, "tensor": 0.1}
+    assert limits.seconds(row) == expected
+    assert limits.seconds(row._replace(version="bfloat16")) == {**expected, "tensor": 0.025}
     [line] = counts.table([row], limits).to_dict("records")
     assert line["us"] == 1.5e6 and line["limit"] == "shared"
     assert np.isnan(line["loads"])  # nothing to compare with
@@ -308,7 +349,7 @@ def test_the_ladder_counts_what_is_asked_and_keeps_the_others(monkeypatch, tmp_p
 
 
 @pytest.mark.full(but="fused")
-@pytest.mark.parametrize("version", ["naive", "im2col", "fused"])
+@pytest.mark.parametrize("version", ["naive", "im2col", "fused", "bfloat16"])
 def test_the_command_prints_a_line_for_each_launch(cuda_device, version, monkeypatch, capsys):
     if cuda_device != "emulated":
         pytest.skip("needs the emulator")
@@ -318,8 +359,8 @@ def test_the_command_prints_a_line_for_each_launch(cuda_device, version, monkeyp
     )
     counts.main(["--nets=2", "--batch=1", f"--version={version}"])
     lines = capsys.readouterr().out.splitlines()
-    kernels_of = {"naive": "conv_naive_forward", "im2col": "col2im", "fused": "block_forward"}
-    kernel = kernels_of[version]
+    kernels_of = {"naive": "conv_naive_forward", "im2col": "col2im"}
+    kernel = kernels_of.get(version, "block_forward")
     assert sum(kernel in line for line in lines) == sum(r.kernel == kernel for r in counted) > 5
     assert re.match(rf"{len(counted)} launches\. \d+ MB read and written", lines[-1])
     assert all(count % 2 == 0 for row in counted for count in row.counts)  # of two nets

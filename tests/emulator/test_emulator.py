@@ -79,6 +79,67 @@ def test_rounding_to_tf32(emulator):
     np.testing.assert_array_equal(y[numbers].view(np.uint32), expected[numbers].view(np.uint32))
 
 
+def as_bfloat16(x):
+    """x rounded to 8 significant bits, ties to even, in float64."""
+    x = np.float64(x)
+    exponent = np.maximum(np.frexp(x)[1], -125)
+    spacing = np.ldexp(1.0, exponent - 8)
+    rounded = np.rint(x / spacing) * spacing  # rint rounds ties to even
+    return np.where(np.abs(rounded) >= 2.0**128, np.copysign(np.inf, x), rounded)
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_step_in_bfloat16_is_a_matrix_product(emulator, checked_driver, checked):
+    driver, random = checked_driver if checked else emulator, np.random.default_rng(5)
+    a, b, c = (np.float32(random.normal(size=s)) for s in ((16, 16), (16, 8), (16, 8)))
+    on_device = [driver.to_device(m.reshape(-1)) for m in (a, b, c)]
+    d = driver.zeros((16, 8), np.float32)
+    driver.launch(TENSOR_CORE, "tensor_step_bfloat16", (1,), (32,), *on_device, d.reshape(-1))
+    expected = c + as_bfloat16(a) @ as_bfloat16(b)
+    np.testing.assert_allclose(d, expected, rtol=1e-5, atol=1e-6)
+    if checked:
+        assert driver.counted[-1].counts.tensor_flops == 2 * 16 * 8 * 16
+
+
+def test_rounding_to_bfloat16(emulator):
+    random = np.random.default_rng(0)
+    bits = random.integers(0, 2**32, 20_000, np.uint32)
+    ties = bits & 0xFFFF0000 | 0x8000
+    edges = [ties - 1, ties, ties + 1, bits & 0x807FFFFF]
+    special = [0, 1, 0x7FFF, 0x8000, 0x8001, 0x18000, 0x7F7F7FFF, 0x7F7F8000, 0x7F800000]
+    special = np.array([*special, 0x7FC00000], np.uint32)
+    x = np.concatenate([special, special | 0x80000000, *edges, bits]).view(np.float32)
+    x = x[~np.isnan(x) | (x.view(np.uint32) & 0x400000 != 0)]  # no signalling NaN
+    x = x[: len(x) // 2 * 2]
+    y = emulator.zeros((len(x) // 2,), np.uint32)
+    grid = (-(-len(y) // 64),)
+    x_there = emulator.to_device(x)
+    emulator.launch(TENSOR_CORE, "round_to_bfloat16", grid, (64,), x_there, len(y), y)
+    found = (y.view(np.uint16).astype(np.uint32) << 16).view(np.float32)  # low halves come first
+    with np.errstate(invalid="ignore"):
+        expected = as_bfloat16(x).astype(np.float32)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(x))
+    numbers = ~np.isnan(x)
+    np.testing.assert_array_equal(found[numbers].view(np.uint32), expected[numbers].view(np.uint32))
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_matrices_are_loaded_transposed(emulator, checked_driver, checked):
+    driver = checked_driver if checked else emulator
+    x = np.random.default_rng(0).integers(0, 2**16, (4, 8, 8), np.uint16)
+    y = driver.zeros(x.shape, np.uint16)
+    driver.launch(
+        TENSOR_CORE, "transpose", (1,), (32,), driver.to_device(x.reshape(-1)), y.reshape(-1)
+    )
+    np.testing.assert_array_equal(y, x.swapaxes(1, 2))
+
+
+def test_matrices_are_loaded_by_a_whole_warp(emulator):
+    x = emulator.zeros((256,), np.uint16)
+    with pytest.raises(KernelFault, match="loads matrices in a warp that is not whole"):
+        emulator.launch(TENSOR_CORE, "transpose", (1,), (16,), x, emulator.zeros((256,), np.uint16))
+
+
 @pytest.mark.parametrize("operand", [0, 1])
 def test_an_operand_that_is_not_tf32_is_found(emulator, operand):
     operands = matrices(np.random.default_rng(0))

@@ -25,6 +25,44 @@ extern "C" __global__ void round_to_tf32(const float* x, int count, float* y) {
     if (i < count) y[i] = to_tf32(x[i]);
 }
 
+// d (16, 8) = c + a (16, 16) @ b (16, 8), by one warp, with operands rounded to bfloat16.
+extern "C" __global__ void tensor_step_bfloat16(
+    const float* a, const float* b, const float* c, float* d) {
+    int group = threadIdx.x / 4, place = threadIdx.x % 4;
+    float left[4], right[2], sum[4];
+    for (int i = 0; i < 4; ++i) {
+        const float* pair = a + (group + 8 * (i % 2)) * 16 + 2 * (place + 4 * (i / 2));
+        left[i] = __uint_as_float(to_bfloat16(pair[0], pair[1]));
+        sum[i] = c[(group + 8 * (i / 2)) * 8 + 2 * place + i % 2];
+    }
+    for (int i = 0; i < 2; ++i) {
+        const float* pair = b + 2 * (place + 4 * i) * 8 + group;
+        right[i] = __uint_as_float(to_bfloat16(pair[0], pair[8]));
+    }
+    mma_m16n8k16_bfloat16(sum, left, right);
+    for (int i = 0; i < 4; ++i) d[(group + 8 * (i / 2)) * 8 + 2 * place + i % 2] = sum[i];
+}
+
+// Pairs of floats, rounded.
+extern "C" __global__ void round_to_bfloat16(const float* x, int count, unsigned* y) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) y[i] = to_bfloat16(x[2 * i], x[2 * i + 1]);
+}
+
+// y (4, 8, 8): four matrices of 16-bit elements, transposed, by one warp.
+extern "C" __global__ void transpose(const unsigned short* x, unsigned short* y) {
+    __shared__ __align__(16) unsigned short staged[256];
+    for (int i = threadIdx.x; i < 256; i += blockDim.x) staged[i] = x[i];
+    __syncthreads();
+    float words[4];
+    load_transposed(words, reinterpret_cast<const float*>(staged + threadIdx.x * 8));  // all four
+    for (int m = 0; m < 4; ++m) {
+        unsigned short* row = y + m * 64 + threadIdx.x / 4 * 8 + threadIdx.x % 4 * 2;
+        row[0] = __float_as_uint(words[m]);
+        row[1] = __float_as_uint(words[m]) >> 16;
+    }
+}
+
 enum Mistake {
     NO_MISTAKE,
     NO_WAIT,            // a tile is used before its copies have finished

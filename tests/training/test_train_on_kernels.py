@@ -57,9 +57,9 @@ def test_the_whole_command_takes_less_than_two_minutes(cuda_device, tmp_path):
     assert len((tmp_path / "run/submission.csv").read_text().splitlines()) == 33
 
 
-@pytest.fixture(scope="module", params=["float32", "tf32"])
+@pytest.fixture(scope="module", params=["float32", "tf32", "bfloat16"])
 def precision(request, cuda_device):
-    """float32 runs layer by layer, tf32 in fused blocks."""
+    """float32 runs layer by layer, the others in fused blocks."""
     return request.param
 
 
@@ -93,7 +93,8 @@ def test_too_little_memory_makes_groups_of_the_same_bits(
 
 
 def test_the_precision_is_printed(whole, precision):
-    assert (", in TF32. All nets together." in whole[2]) == (precision == "tf32")
+    told = {"float32": "", "tf32": ", in TF32", "bfloat16": ", in bfloat16"}[precision]
+    assert f"(as asked){told}. All nets together." in whole[2]
 
 
 def test_memory_for_no_net_is_refused(whole, tmp_path, capsys):
