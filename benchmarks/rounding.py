@@ -124,7 +124,7 @@ class Rounder:
     all steps.
     """
 
-    def __init__(self, name, scales, every=50):
+    def __init__(self, name, scales, every=1):
         self.format, self._scales, self._every = FORMATS[name], scales, every
         self.counts = {}
 

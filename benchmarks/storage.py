@@ -12,25 +12,18 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import ceil, log2
 
-import numpy as np
 from tqdm import tqdm
 
 from benchmarks import timing
 from benchmarks.rounded_blocks import GRADIENTS, RoundingOperations
 from benchmarks.rounding import Rounder
+from benchmarks.storage_tables import ARMS, COUNTED, OTHER_ORDER, counts_table, table
 from minicnn import machine
 from minicnn.backends.ops_cpu import Operations
 from minicnn.recipe import RECIPES, Recipe
-from minicnn.studies.statistics import gain_interval
 from minicnn.training.dataset import Source
 from minicnn.training.inference import score
 from minicnn.training.trainer import Job, Trainer
-
-BASE = "float32"
-# The last one rounds nothing, but computes the moments in other groups. It shows by how much nets
-# differ whose sums differ in their last bits.
-OTHER_ORDER = "float32, other sums"
-ARMS = BASE, "bfloat16", "float16"
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ SETTINGS = {
     "seed": Setting(6400, replace(RECIPES["seed"], **_SEED, **_ALONE), (*ARMS, OTHER_ORDER)),
 }
 QUICK = {
-    name: replace(s, images=128, recipe=replace(s.recipe, epochs=1, nets=2, batch_size=32))
+    name: replace(s, images=64, recipe=replace(s.recipe, epochs=1, nets=2, batch_size=32))
     for name, s in SETTINGS.items()
 }
 
@@ -78,12 +71,12 @@ class Training:
     test_images: int | None = None
 
 
-def operations(arm, batch, every=50):
+def operations(arm, batch):
     """(the operations of an arm, its Rounder; None for OTHER_ORDER)."""
     if arm == OTHER_ORDER:
         return Operations(), None
     scales = dict.fromkeys(GRADIENTS, loss_scale(batch)) if arm == "float16" else {}
-    rounder = Rounder(arm, scales, every)
+    rounder = Rounder(arm, scales, COUNTED)
     return RoundingOperations(rounder), rounder
 
 
@@ -136,62 +129,6 @@ def measure(source, settings, test_images=None, processes=1):
         processes, multiprocessing.get_context("spawn"), machine.use_threads, (1,)
     ) as pool:
         return list(show(pool.map(train, trainings)))
-
-
-# ---- what came out -------------------------------------------------------------------------------
-
-
-def differences(trainings, setting, arm, key):
-    """The paired differences (n,) of an arm to BASE in `key`; NaN where one of a pair diverged."""
-    of = {
-        (row["arm"], row["net"]): np.nan if row[key] is None else row[key]
-        for row in trainings
-        if row["setting"] == setting
-    }
-    nets = sorted(net for each, net in of if each == arm)
-    return np.array([of[arm, net] - of[BASE, net] for net in nets])
-
-
-def table(result):
-    """Accuracies and losses of each setting and arm in Markdown, with differences in pairs."""
-    heads = "recipe", "arm", "nets", "test accuracy", "to float32", "mean log loss", "to float32"
-    rows = []
-    for setting in result["settings"]:
-        for arm in (*ARMS, OTHER_ORDER):
-            of = [
-                row for row in result["trainings"] if (row["setting"], row["arm"]) == (setting, arm)
-            ]
-            if not of:
-                continue
-            cells = [setting, arm, len(of)]
-            for key, unit, digits in (("accuracy", 100, 3), ("log_loss", 1, 5)):
-                values = [np.nan if row[key] is None else unit * row[key] for row in of]
-                cells.append(f"{np.mean(values):.{digits}f}{' %' * (unit == 100)}")
-                gains = unit * differences(result["trainings"], setting, arm, key)
-                cells.append("" if arm == BASE else _with_interval(gains, digits))
-            rows.append(cells)
-    return timing.table(heads, rows)
-
-
-def _with_interval(gains, digits):
-    low, high = gain_interval(gains)
-    return f"{np.mean(gains):+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
-
-
-def counts_table(result):
-    """What rounding did to each kind of value, over all nets of an arm, in Markdown."""
-    heads = "arm", "values", "largest", "become 0", "subnormal", "overflows"
-    rows = []
-    for arm in ARMS:
-        of = [row["counts"] for row in result["trainings"] if row["arm"] == arm and row["counts"]]
-        for kind in of[0] if of else []:
-            elements = sum(counts[kind]["elements"] for counts in of)
-            shares = [sum(c[kind][what] for c in of) / elements for what in ("zero", "subnormal")]
-            largest = max(counts[kind]["largest"] for counts in of)
-            overflows = sum(counts[kind]["overflows"] for counts in of)
-            cells = [f"{100 * share:.3g} %" if share else "0" for share in shares]
-            rows.append([arm, f"`{kind}`", f"{largest:.3g}", *cells, f"{overflows:,}"])
-    return timing.table(heads, rows)
 
 
 def main(argv=None):
