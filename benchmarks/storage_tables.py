@@ -57,17 +57,22 @@ def counts_table(result):
     """
     rows = []
     for kind in KINDS:
-        cells = [f"`{kind}`", f"{_counted(result, BASE, kind)['largest']:.3g}"]
+        cells = [f"`{kind}`", _number(_counted(result, BASE, kind)["largest"])]
         for arm in ARMS[1:]:
             found = _counted(result, arm, kind)
-            shares = [found[what] / found["elements"] for what in ("zero", "subnormal")]
-            cells += [f"{100 * share:.2g} %" if share else "0" for share in shares]
+            cells += [
+                _number(1e6 * found[what] / found["elements"]) for what in ("zero", "subnormal")
+            ]
             cells.append(f"{found['overflows']:,}")
-        rows.append([*cells, f"{found['largest']:.3g}"])
+        rows.append([*cells, _number(found["largest"])])
     heads = ["values", "largest"]
     for arm in ARMS[1:]:
-        heads += [f"{arm}: become 0", "become subnormal", "overflows"]
+        heads += [f"{arm}: become 0, in a million", "become subnormal, in a million", "overflows"]
     return timing.table([*heads, "largest, scaled"], rows)
+
+
+def _number(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _counted(result, arm, kind):
@@ -88,7 +93,7 @@ def report(result):
         f"Means over {len(nets)} nets and {rows[0]['test_images']:,} test images. Differences are "
         "between nets with the same start and the same draws; in brackets Student's 95 % interval "
         f"of their mean. `{OTHER_ORDER}`: nothing is rounded, but sums are added up in another "
-        "order. Shares are of the elements that are not 0, counted in every "
-        f"{COUNTED}th step; overflows in all. Loss scale of float16: "
+        "order. Overflows are counted in all steps, the rest in every "
+        f"{COUNTED}th, of elements that are not 0. Loss scale of float16: "
         f"{' and '.join(map('{:,}'.format, scales))}. {timing.in_words(result)}",
     )

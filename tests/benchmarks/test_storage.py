@@ -211,7 +211,7 @@ def test_the_table_compares_in_pairs():
         "| 0.03200 | +0.00200 (-0.00048 to +0.00448) |"
     )
     shown = storage_tables.counts_table(result).splitlines()
-    row = "3.25 | 0.25 % | 0.5 % | 9 | 0.25 % | 0.5 % | 9 | 3.25 |"
+    row = "3.2 | 2,500 | 5,000 | 9 | 2,500 | 5,000 | 9 | 3.2 |"
     assert shown[2:] == [f"| `{kind}` | {row}" for kind in KINDS]
     assert "Means over 3 nets and 10,000 test images." in storage_tables.report(result)
     assert "Loss scale of float16: 32,768." in storage_tables.report(result)
