@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from benchmarks import frameworks, kernels, limits, timing
+from benchmarks import frameworks, kernels, limits, storage_tables, timing
 from benchmarks import rungs as rungs_of_c
 from benchmarks.keep import keep
 from benchmarks.studies import accuracies, studies
@@ -344,6 +344,11 @@ def _times_of(row, tilings):
     return [f"{1e6 * seconds:.0f}" for seconds in (found[0], min(t["seconds"] for t in of))]
 
 
+def storage():
+    """Nets trained with values rounded to 16 bits, and what the rounding did."""
+    return storage_tables.report(timing.newest("storage-cpu"))
+
+
 def rungs():
     """What each idea of the convolutions in C gains."""
     result = timing.newest("rungs-cpu")
@@ -384,7 +389,7 @@ TABLES = {
     table.__name__: table
     for table in (
         summary, files, speed, gpu, scaling, accuracy, studies, faults, ladder, tile_choices,
-        rungs, operations,
+        storage, rungs, operations,
     )
 }  # fmt: skip
 
