@@ -272,12 +272,29 @@ each_line = pytest.mark.parametrize("line", [WAIT, BARRIER], ids=["wait", "barri
 @pytest.mark.full(but="early")
 @both_ways
 @each_line
+@pytest.mark.parametrize("block", [RAGGED[0], RAGGED[0].in_bfloat16()], ids=list(BY_STORAGE))
 @pytest.mark.parametrize("copies", ["early", "late"])
-def test_a_missing_wait_or_barrier_is_found(checked_driver, copies, line, what, tmp_path):
+def test_a_missing_wait_or_barrier_is_found(checked_driver, copies, block, line, what, tmp_path):
     driver = Emulator(checked=True, copies=copies) if copies == "late" else checked_driver
-    early = "which an asynchronous copy has not reached|of this block has written"
+    early = "which an asynchronous copy has not reached|of this block has (written|read)"
     with pytest.raises(KernelFault, match=early):
-        RAGGED[0].run(driver, what, folder=without(line, tmp_path))
+        block.run(driver, what, folder=without(line, tmp_path))
+
+
+BETWEEN = "__syncthreads();\n        for (int step = share"  # staging, products
+
+
+@pytest.mark.parametrize("block", [RAGGED[0], RAGGED[0].in_bfloat16()], ids=list(BY_STORAGE))
+def test_a_missing_barrier_before_the_weight_gradients_products_is_found(
+    checked_driver, block, tmp_path
+):
+    """Their operands are read where others have staged them, in bfloat16 by whole rows."""
+    source = (SOURCES / "block_weight_gradient.cu").read_text()
+    assert source.count(BETWEEN) == 1
+    changed = source.replace(BETWEEN, BETWEEN.removeprefix("__syncthreads();"))
+    (tmp_path / "block_weight_gradient.cu").write_text(changed)
+    with pytest.raises(KernelFault, match="in this block has written|of this block has written"):
+        block.run(checked_driver, "weight gradient", folder=tmp_path)
 
 
 @both_ways

@@ -325,7 +325,7 @@ def test_a_convolutions_launches_are_summed_by_pass(rows, fused):
 
 
 def test_the_ladder_counts_what_is_asked_and_keeps_the_others(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(counts, "registers", dict)
+    monkeypatch.setattr(counts, "registers", lambda *given: {})
     monkeypatch.setattr(counts.cuda, "nvrtc_version", lambda: (13, 5))
     monkeypatch.setattr(counts, "summarize_step", lambda *given: {"step": {"seconds": given[1]}})
     last, out = timing.newest("ladder-emulated"), tmp_path / "ladder.json"
