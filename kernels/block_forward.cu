@@ -28,7 +28,8 @@ struct Forward {
     int count;
 
     __device__ void stage(int image, int top, int left, int channel, float* pixels) {
-        constexpr int BATCH = FORM_GROUPS > 8 ? 3 : PER_WORD == 1 ? 6 : 4;  // as many as the registers allow
+        // As many as the registers allow
+        constexpr int BATCH = FORM_GROUPS > 8 ? 3 : PER_WORD == 1 ? 6 : 4;
         source.stage<BATCH, SPREAD>(x, image, top, left, channel, pixels);
     }
 
@@ -82,8 +83,8 @@ struct Forward {
 
 // From y_below (B, H, W, Cin): y (B, Ho, Wo, Cout); and, unless null, parts (thread blocks,
 // STATISTICS, Cout) of y's moments. `packed` is the kernel (pack_weights.cu). gamma_below to
-// kept_scale describe the Normalization of y_below, and `kept` has its dropout bits, if any. mean_below and variance_below (Cin,) are
-// results if parts_below is not null, else inputs.
+// kept_scale describe the Normalization of y_below, and `kept` has its dropout bits, if any.
+// mean_below and variance_below (Cin,) are results if parts_below is not null, else inputs.
 //
 // Thread blocks: x tiles, i, i + gridDim.x and so on; y output channels.
 // Twin: block_oracles.forward

@@ -7,8 +7,8 @@
 //     left operand     16 channels of x by 8 words of pixels, under a tap
 //     right operand    8 words of pixels by 8 filters (output channels) of dz
 //
-// The depth of these products are pixels. A TF32 word is one of them. A bfloat16 word is two, but in
-// shared memory the neighbours are channels; load_transposed exchanges them.
+// The depth of these products is pixels. A TF32 word is one of them. A bfloat16 word is two, but in
+// shared memory neighbours are channels; load_transposed turns them.
 //
 // A thread block computes CHUNK channels by CHUNK filters of some taps, over some of the tiles. A
 // warp computes 16 of these channels by all of these filters, for up to FORM_TAPS taps of a row of
@@ -28,16 +28,16 @@ constexpr int TALL = 16;           // channels of one mma.sync
 constexpr int EIGHTS = CHUNK / 8;  // groups of eight filters, one mma.sync each
 constexpr int BATCH = 4;           // pixels that a thread loads together; more need more registers
 // From a staged pixel to the next one, in words. The words that a warp loads together lie in
-// different banks: eight of each of four pixels, or, as load_transposed does, four of each of eight.
+// different banks: eight of each of four pixels, or four of each of eight (load_transposed).
 constexpr int PITCH = PER_WORD == 1 ? WORDS + 8 : WORDS + 4;
 constexpr int SPREAD = PER_WORD == 1 ? 1 : 4;  // so many pixels apart, 16 words have other banks
 
 // A lane's sums: four elements of each tap and group of filters.
 typedef float Sums[FORM_TAPS][EIGHTS][4];
 
-// A lane's part in the products of DEPTH pixels. `x` is where x is staged, `places` where the first
-// input of each of these pixels is; dz begins with them. `offset` is from there to the lane's word of
-// x under a tap. word() is the lane's part of it.
+// A lane's part in the products of DEPTH pixels, with which dz begins. x begins with the tile's first
+// pixel; `places` has the place of each pixel's first input there, and `offset` the distance from
+// that input to the lane's word under a tap. word() is the part of it that depends on the lane.
 template <typename T>
 struct Lane;
 

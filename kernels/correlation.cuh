@@ -24,8 +24,8 @@
 #include "block.cuh"
 
 constexpr int WIDE = 32;  // channels of a warp
-// From a staged pixel to the next one, in words. It is an odd multiple of eight, so that eight words
-// of each of four consecutive pixels lie in the 32 different banks of shared memory.
+// From a staged pixel to the next one, in words. It is an odd multiple of eight. So eight words of
+// each of four consecutive pixels lie in the 32 different banks of shared memory.
 constexpr int PITCH = WORDS + 8;
 constexpr int SPREAD = PER_WORD;  // so many pixels apart, 16 words lie in the other 16 banks
 constexpr int TAPS_IN_MEMORY = 3;  // taps whose weights are in shared memory: one used, two coming

@@ -12,8 +12,8 @@ struct Slot {
     int Cin, Cout, first_channel, first_filter, width, is_gradient;
 };
 
-// Where a weight of the slot is in shared memory. The channels of the four lanes that store a quad of
-// filters are in different banks, and so are eight quads.
+// Where a weight of the slot is in shared memory. What four lanes read of eight quads of filters
+// lies in 32 different banks.
 __device__ inline int staged_at(int channel, int filter) {
     return channel * (MOST_WIDE + 1) + channel / (2 * PER_WORD) + filter;
 }
@@ -30,7 +30,8 @@ extern "C" __global__ void pack_weights(
     // They pass through shared memory, so that neighbouring threads read neighbouring weights.
     __shared__ float staged[CHUNK * (MOST_WIDE + 1) + CHUNK];
     for (int i = threadIdx.x; i < CHUNK * s.width; i += blockDim.x) {
-        int c = s.is_gradient ? i % CHUNK : i / s.width, f = s.is_gradient ? i / CHUNK : i % s.width;
+        int c = s.is_gradient ? i % CHUNK : i / s.width;
+        int f = s.is_gradient ? i / CHUNK : i % s.width;
         int channel = s.first_channel + c, filter = s.first_filter + f;
         bool exists = channel < channels && filter < filters;
         int at = s.is_gradient ? filter * s.Cout + channel : channel * s.Cout + filter;

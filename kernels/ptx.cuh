@@ -27,7 +27,8 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(
           "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
 
-// Rounds two floats to bfloat16, to the nearest value, ties to even: a word, `low` in its lower half.
+// Rounds two floats to bfloat16, to the nearest value, ties to even. `low` is in the word's lower
+// half.
 __device__ __forceinline__ unsigned to_bfloat16(float low, float high) {
     unsigned word;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));

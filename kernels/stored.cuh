@@ -1,6 +1,6 @@
-// How activations y and gradients dx are stored in memory, and what tensor cores multiply: float and
-// TF32, or bfloat16 for both. Kernels compute in float. They widen what they load, narrow what they
-// store, and round operands of tensor cores on the way to shared memory.
+// How activations y and gradients dx are stored in memory, and what tensor cores multiply: float
+// and TF32, or bfloat16 for both. Kernels compute in float. They widen what they load, narrow what
+// they store, and round operands of tensor cores on the way to shared memory.
 //
 // There, operands are in words of 32 bits: one TF32 number, or two bfloat16 ones that follow each
 // other along the depth of a product. In words, both kinds look the same to a kernel.

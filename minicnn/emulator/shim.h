@@ -263,8 +263,8 @@ inline double bfloat16_of(float word, int half) {
     return __uint_as_float(half ? bits & 0xffff0000 : bits << 16);
 }
 
-// c (16, 8) += a @ b on tensor cores, in words: a (16, 8), b (8, 8). A word is a TF32 number, or two
-// bfloat16 ones along the depth.
+// c (16, 8) += a @ b on tensor cores, in words: a (16, 8), b (8, 8). A word is a TF32 number, or
+// two bfloat16 ones along the depth.
 template <bool IS_BFLOAT16>
 void tensor_step(
     const char* site, float (&c)[4], const float (&a)[4], const float (&b)[2]) {

@@ -1,7 +1,7 @@
 """The arrays of the passes over a batch: planned and made once, so that a step allocates none.
 
 A Plan runs the layers one by one. Read backends/backend.py next: it declares the operations `ops`.
-Networks of blocks (blocks.py) have plans of their own on a CPU, and on a GPU in TF32.
+Networks of blocks (blocks.py) have plans of their own on a CPU, and on tensor cores.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Frame:
 def make_plan(model, batch, training):
     """The model's Plan for a batch size, or the backend's own plan if it fuses these layers.
 
-    backends/cpu_blocks.py fuses layers; so does backends/cuda_blocks.py, for products in TF32.
+    backends/cpu_blocks.py fuses layers; so does backends/cuda_blocks.py, for tensor cores.
     """
     network = model.ops.fusion(model.nodes, batch)
     return network.plan(model, batch, training) if network else Plan(model, batch, training)
