@@ -185,15 +185,17 @@ def _places(nodes):
 def _directly(network, nodes):
     """{i: place in a net's row of gradients} of the blocks i whose launch writes them there.
 
-    A single partial sum is the gradient itself. Kernels store pairs, so rows must be even.
+    A single partial sum is the gradient itself, if the bias follows the kernel without a gap.
+    Kernels store pairs, so rows must be even.
     """
     (_, size), _ = weights_layout(nodes, 1, np.dtype(np.float32))["params"]
-    places = _places(nodes)
-    return {
-        i: places[id(block.convolution)]["kernel"]
-        for i, block in enumerate(network.blocks)
-        if block.weight_gradient.parts == 1 and size % 2 == 0
-    }
+    places, found = _places(nodes), {}
+    for i, block in enumerate(network.blocks):
+        of_block = places[id(block.convolution)]
+        adjoin = of_block["kernel"] + block.weights - block.filters == of_block["bias"]
+        if block.weight_gradient.parts == 1 and adjoin and size % 2 == 0:
+            found[i] = of_block["kernel"]
+    return found
 
 
 def _parts(network, nodes):
