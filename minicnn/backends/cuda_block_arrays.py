@@ -15,7 +15,7 @@ from ..network.plan import batch_layout
 from ..network.stack import views, weights_layout
 from . import cuda_tiles
 
-_SUM_LENGTH = 1024  # elements of a gradient that a thread block of sum_parts adds up
+_SUM_LENGTH = 1024  # elements of a gradient that a thread block adds up, see update.cuh
 
 
 class _Parts(NamedTuple):
@@ -248,9 +248,10 @@ def _drop_rows(network, batch):
 
 
 def _sum_rows(network, nodes):
-    """The table of sum_parts.cu, (thread blocks, 5): which partial sums make which gradients."""
+    """The table of update.cuh's Sums, (thread blocks, 5): it has each gradient once."""
     places = _places(nodes)
     rows = []
+    directly = _Parts(0, 0, 0)  # of what a launch has written as gradients
 
     def add(parts, offset, to, length):
         for first in range(0, length, _SUM_LENGTH):
@@ -265,6 +266,10 @@ def _sum_rows(network, nodes):
         if "weights" in parts:
             add(parts["weights"], 0, convolution["kernel"], kernel_size)
             add(parts["weights"], kernel_size, convolution["bias"], block.filters)
+        else:
+            add(directly, 0, convolution["kernel"], block.weights)
         add(parts["sums"], 0, normalization["beta"], block.filters)
         add(parts["sums"], block.filters, normalization["gamma"], block.filters)
+    for name, place in places[id(network.dense)].items():
+        add(directly, 0, place, prod(network.dense.specs[name].shape))
     return np.array(rows, np.int32)
