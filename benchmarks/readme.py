@@ -127,7 +127,7 @@ the operations in C: the calls; sums in registers; convolution, direct and by Wi
     kernels/conv_direct.c backends/cpu_winograd.py kernels/winograd_matrices.h kernels/winograd.h \
     kernels/conv_winograd.c network/blocks.py backends/cpu_blocks.py
 how kernels are declared, checked, compiled and called | backends/kernel.py backends/cpu.py
-the operations in CUDA; in TF32, a step in 29 launches of fused blocks | backends/ops_cuda.py \
+the operations in CUDA; in TF32, a step in 26 launches of fused blocks | backends/ops_cuda.py \
     backends/cuda_fusion.py backends/cuda_blocks.py \
     kernels/block.cuh kernels/correlation.cuh kernels/block_forward.cu
 CUDA kernels launched and captured, on a GPU and on the emulator | backends/cuda.py \

@@ -7,7 +7,7 @@
 //
 // A sum over all rows takes two launches. First each thread block sums its chunk in float; then the
 // chunks' sums are added up in double, channel by channel.
-#include "common.cuh"
+#include "update.cuh"
 
 constexpr int THREADS = 256;
 constexpr int ROWS_A_THREAD = 16;
@@ -253,12 +253,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_input_gradient(
         }
 }
 
-// moving (C,) = momentum * moving + (1 - momentum) * batch
+// moving (C,) = keep * moving + take * batch; keep: the momentum, take: 1 - momentum.
 // Twin: ops_numpy.update_moving
 extern "C" __global__ void update_moving(
-    PerNet<float> moving, PerNet<const float> batch, double momentum, int C) {
+    PerNet<float> moving, PerNet<const float> batch, float keep, float take, int C) {
     int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= C) return;
-    float keep = momentum, take = 1.0 - momentum;
-    moving.row()[c] = fmaf(keep, moving.row()[c], take * batch.row()[c]);
+    if (c < C) moving.row()[c] = moved(moving.row()[c], batch.row()[c], keep, take);
 }

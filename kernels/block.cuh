@@ -17,6 +17,7 @@
 
 #include "common.cuh"
 #include "convolution.cuh"
+#include "precise.cuh"
 #include "reduce.cuh"
 #include "stored.cuh"
 
@@ -97,6 +98,11 @@ struct Moments {
     float mean, variance;
 };
 
+// 1 / sqrt(variance + epsilon)
+__device__ inline Precise inverse_deviation(float variance, float epsilon) {
+    return Precise(1.0f) / root(exact_sum(variance, epsilon));
+}
+
 // Copies `size` elements of partial sums to `area` in shared memory, so that all threads load them
 // together. If they exceed `room` elements, they stay in memory. Returns where they are.
 __device__ inline const float* gather(const float* parts, int size, float* area, int room) {
@@ -110,16 +116,19 @@ __device__ inline const float* gather(const float* parts, int size, float* area,
 __device__ inline Moments add_up_moments(const float* parts, int count, int C, int channel) {
     const float *means = parts + channel, *squares = means + C, *counts = squares + C;
     int next = STATISTICS * C;
-    double n = 0.0, sum = 0.0, deviations = 0.0, pivot = means[0];
+    float pivot = means[0];
+    Precise n = 0.0f, sum = 0.0f, deviations = 0.0f;
 #pragma unroll 4
     for (int i = 0; i < count; ++i) {
-        double own = counts[i * next], d = means[i * next] - pivot;
-        n += own;
-        sum += own * d;
-        deviations += squares[i * next] + own * d * d;
+        float own = counts[i * next];
+        Precise d = exact_sum(means[i * next], -pivot), own_d = d * own;
+        n = n + own;
+        sum = sum + own_d;
+        deviations = deviations + (own_d * d + squares[i * next]);
     }
-    double mean = sum / n, variance = deviations / n - mean * mean;
-    return {float(pivot + mean), variance < 0.0 ? 0.0f : float(variance)};  // NaN stays NaN
+    Precise mean = sum / n;
+    float variance = float(deviations / n - mean * mean);
+    return {float(mean + pivot), variance < 0.0f ? 0.0f : variance};  // NaN stays NaN
 }
 
 // Within a thread block, each row of rows (count, PIVOTED, C) has a pivot of its own and holds, for
@@ -132,19 +141,20 @@ __device__ inline void add_up_pivoted(
     const float *pivots = rows + channel, *sums = pivots + C, *squares = sums + C;
     const float* counts = squares + C;
     int next = PIVOTED * C;
-    double n = 0.0, total = 0.0, deviations = 0.0;
+    Precise n = 0.0f, total = 0.0f, deviations = 0.0f;
     for (int i = 0; i < count; ++i) {
-        n += counts[i * next];
-        total += double(counts[i * next]) * pivots[i * next] + sums[i * next];
+        n = n + counts[i * next];
+        total = total + (exact_product(counts[i * next], pivots[i * next]) + sums[i * next]);
     }
-    double mean = n > 0.0 ? total / n : 0.0;
+    Precise mean = n.high > 0.0f ? total / n : 0.0f;
     for (int i = 0; i < count; ++i) {
-        double d = pivots[i * next] - mean;
-        deviations += squares[i * next] + d * (2.0 * sums[i * next] + counts[i * next] * d);
+        Precise d = Precise(pivots[i * next]) - mean;
+        deviations = deviations + (d * (d * counts[i * next] + 2.0f * sums[i * next]) +
+                                   squares[i * next]);
     }
-    part[0] = mean;
-    part[part_C] = deviations;
-    part[2 * part_C] = n;
+    part[0] = float(mean);
+    part[part_C] = float(deviations);
+    part[2 * part_C] = float(n);
 }
 
 // The batch normalisation and dropout between the block below and this block's input, as
@@ -164,22 +174,22 @@ struct Normalization {
         float* variance_result = nullptr) const {
         const float* from = parts ? gather(parts, count * STATISTICS * C, area, room) : nullptr;
         for (int c = threadIdx.x; c < ceil_div(C, CHUNK) * CHUNK; c += blockDim.x) {
-            double a = 1.0, b = 0.0;
+            Precise a = 1.0f, b = 0.0f;
             if (gamma && c < C) {
                 Moments m{0.0f, 0.0f};
                 if (parts)
                     m = add_up_moments(from, count, C, c);
                 else
                     m = {mean[c], variance[c]};
-                a = gamma[c] / sqrt(double(m.variance) + epsilon);
-                b = beta[c] - m.mean * a;
+                a = inverse_deviation(m.variance, epsilon) * gamma[c];
+                b = Precise(beta[c]) - a * m.mean;
                 if (mean_result) {
                     mean_result[c] = m.mean;
                     variance_result[c] = m.variance;
                 }
             }
-            scale[c] = a * kept_scale;
-            shift[c] = b * kept_scale;
+            scale[c] = float(a * kept_scale);
+            shift[c] = float(b * kept_scale);
         }
     }
 };
@@ -199,17 +209,17 @@ struct NormalizationGradient {
         for (int n = threadIdx.x; n < ceil_div(C, CHUNK) * CHUNK; n += blockDim.x) {
             a[n] = b[n] = c[n] = 0.0f;
             if (n >= C) continue;
-            double sum = 0.0, sum_z = 0.0;
+            Precise sum = 0.0f, sum_z = 0.0f;
 #pragma unroll 4
             for (int i = 0; i < count; ++i) {
-                sum += from[i * SUMS * C + n];
-                sum_z += from[(i * SUMS + 1) * C + n];
+                sum = sum + from[i * SUMS * C + n];
+                sum_z = sum_z + from[(i * SUMS + 1) * C + n];
             }
-            double inverse = 1.0 / sqrt(double(variance[n]) + epsilon);
-            double scale = gamma[n] * inverse, slope = sum_z * inverse / rows;
-            a[n] = scale;
-            b[n] = -scale * slope;
-            c[n] = -scale * (sum / rows - slope * mean[n]);
+            Precise inverse = inverse_deviation(variance[n], epsilon), all = float(rows);
+            Precise scale = inverse * gamma[n], slope = sum_z * inverse / all;
+            a[n] = float(scale);
+            b[n] = float(-(scale * slope));
+            c[n] = float(scale * (slope * mean[n] - sum / all));
         }
     }
 };

@@ -101,9 +101,9 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
     gradient.prepare(s.Cout, as, bs, cs, pixels, t.area);
     for (int c = threadIdx.x; c < s.Cin; c += blockDim.x) {
-        double inverse = 1.0 / sqrt(double(variance_below.row()[c]) + epsilon_below);
-        inverses[c] = inverse;
-        shifts[c] = -mean_below.row()[c] * inverse;
+        Precise inverse = inverse_deviation(variance_below.row()[c], epsilon_below);
+        inverses[c] = float(inverse);
+        shifts[c] = float(-(inverse * mean_below.row()[c]));
     }
     for (int i = threadIdx.x; i < t.pixel_warps * SUMS * width; i += blockDim.x) rows[i] = 0.0f;
 

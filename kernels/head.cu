@@ -46,9 +46,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(
     // Targets of the loss
     float of_others = smoothing / units, of_label = 1.0f - smoothing + of_others;
 
-    double loss_sum = 0.0;   // of all images; only the first thread computes it
-    int right = 0;           // the same
-    float dbias_sum = 0.0f;  // of the thread's class
+    Precise loss_sum = 0.0f;  // of all images; only the first thread computes it
+    int right = 0;            // the same
+    float dbias_sum = 0.0f;   // of the thread's class
     for (int first = 0; first < B; first += images) {
         int here = min(images, B - first);
         __syncthreads();
@@ -95,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(
 
         if (thread == 0)
             for (int b = 0; b < here; ++b) {
-                loss_sum += losses[b];
+                loss_sum = loss_sum + losses[b];
                 right += int(hits[b]);
             }
         if (thread < units)
@@ -109,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(
         }
         for (int i = thread; i < slices * F; i += threads) {
             int slice = i / F, f = i - slice * F, c = f % C;
-            float inverse = 1.0 / sqrt(double(variance.row()[c]) + epsilon);
+            float inverse = float(inverse_deviation(variance.row()[c], epsilon));
             float shift = -mean.row()[c] * inverse;
             float sum = column_sums[i], sum_z = column_sums[slices * F + i];
             for (int b = slice; b < here; b += slices) {
@@ -129,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(
     __syncthreads();
 
     if (thread == 0) {
-        loss.row()[0] = loss_sum / B;
+        loss.row()[0] = float(loss_sum / float(B));
         correct.row()[0] = right;
     }
     if (thread < units) dbias.row()[thread] = dbias_sum;

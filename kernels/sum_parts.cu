@@ -1,23 +1,20 @@
 // Adds up the partial sums of gradients that several thread blocks wrote, for all layers at once.
-#include "common.cuh"
-
-// The work of one thread block: for k < length,
-//     gradients[to + k] = sum of parts[from + i * step + k] over i < parts, in order
-struct Sum {
-    int from, parts, step, to, length;
-};
+// In a training step adam_from_parts (adam.cu) does that.
+#include "update.cuh"
 
 // gradients and parts have one row per net. sums: a Sum for each thread block, as five ints.
 // Twin: block_oracles.weight_gradient
 extern "C" __global__ void sum_parts(
     const int* sums, PerNet<const float> parts, PerNet<float> gradients) {
-    const int* row = sums + blockIdx.x * 5;
-    Sum s{row[0], row[1], row[2], row[3], row[4]};
-    for (int i = threadIdx.x; i < s.length; i += blockDim.x) {
-        const float* from = parts.row() + s.from + i;
-        float sum = 0.0f;
-#pragma unroll 8
-        for (int part = 0; part < s.parts; ++part) sum += from[part * s.step];
-        gradients.row()[s.to + i] = sum;
+    Sum s = own_sum(sums);
+    if (s.parts == 0) return;
+    for (int first = threadIdx.x; first < s.length; first += BATCH * blockDim.x) {
+        float gradient[BATCH];
+        s.load(parts.row(), nullptr, first, gradient);
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) {
+            int i = first + k * int(blockDim.x);
+            if (i < s.length) gradients.row()[s.to + i] = gradient[k];
+        }
     }
 }

@@ -4,8 +4,8 @@ The P trainable weights of a net are one row of the flat array `params` (E, P), 
 row of `gradients` (E, P). So Adam is one operation, and a checkpoint is a few arrays. The layers
 work on named views into these rows.
 
-A training step is Nets.train_step: forward, loss, backward, moving statistics, Adam. Sequential
-(model.py) adds what a user of the library calls: fit, evaluate, save.
+A training step is Nets.train_step: forward, loss, backward, moving statistics, Adam, metrics.
+Sequential (model.py) adds what a user of the library calls: fit, evaluate, save.
 
 Read network/stack.py (the flat arrays), network/layers.py and network/plan.py (the arrays of one
 batch) next, then backends/ops_numpy.py.
@@ -297,15 +297,15 @@ class Nets:
             self.ops.activate("softmax", plan.output)
         return plan.output
 
-    def train_step(self, plan, learning_rate=None):
+    def train_step(self, plan, learning_rate=None, sums=None):
         """One training step on the batch in plan.x and plan.labels.
 
         learning_rate (n,) float64, on the device: see Adam.update (default: self.learning_rate).
+        sums (E, 3) float64, on the device: the loss and correct predictions are added to them, see
+        ops_numpy.accumulate. `gradients` need not hold the gradients of the step afterwards.
         """
-        plan.forward_backward()
-        plan.update_moving()
-        self.optimizer.update(
-            self.ops,
+        plan.train(
+            self.optimizer,
             self.params,
             self.gradients,
             self.moment_1,
@@ -313,6 +313,7 @@ class Nets:
             self.step,
             self.learning_rate if learning_rate is None else learning_rate,
         )
+        self.ops.accumulate(plan.loss, plan.correct, self.step, sums)
 
 
 def _seen(images, view):

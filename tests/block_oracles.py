@@ -8,7 +8,7 @@ net of a Block of block_cases.py. Its `storage` is "tf32" or "bfloat16".
 """
 
 import numpy as np
-from oracles import conv2d, conv2d_gradients
+from oracles import adam, conv2d, conv2d_gradients
 
 
 def to_tf32(x):
@@ -183,3 +183,20 @@ def head(given):
         "mean": mean,
         "variance": variance,
     }
+
+
+def adam_from_parts(given):
+    """The results of a step of Adam whose gradients are `given.parts` of the table `given.sums`.
+
+    `given` has w, g, m, v, and moving and batch with their momentum, too; t: the step's number,
+    from 1; rate: its learning rate.
+    """
+    g = np.float64(given.g)
+    for begin, count, step, to, length in given.sums:
+        if count:
+            places = begin + step * np.arange(count)[:, None] + np.arange(length)
+            g[to : to + length] = np.float64(given.parts)[places].sum(axis=0)
+    arrays = (np.float64(array) for array in (given.w, g, given.m, given.v))
+    found = dict(zip("wmv", adam(*arrays, given.t, given.rate), strict=True))
+    taken = (1 - given.momentum) * np.float64(given.batch)
+    return found | {"moving": given.momentum * np.float64(given.moving) + taken}

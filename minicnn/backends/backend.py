@@ -147,16 +147,16 @@ class Backend(Protocol):
     def softmax_cross_entropy(self, logits, labels, smoothing, loss, correct, dlogits):
         """logits (E, B, classes), labels (E, B), a number -> loss, correct (E,), dlogits."""
 
-    def accumulate(self, loss, correct, sums):
-        """loss, correct (E,) -> sums (E, 3) float64, in place."""
+    def accumulate(self, loss, correct, step, sums):
+        """loss, correct (E,) -> sums (E, 3) float64, in place, unless it is None; step += 1."""
 
     def collect(self, source, step, target):
         """source (E, ...) -> target (E, steps, ...) at `step`; step += 1."""
 
     def adam(self, params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
-        """params, gradients, m, v (E, P), learning_rate (n,) -> params, m, v, in place; step += 1.
+        """params, gradients, m, v (E, P), learning_rate (n,) -> params, m, v, in place.
 
-        The step with number s, from 0, takes learning_rate[s % n].
+        The step with number s, from 0, takes learning_rate[s % n]; `step` is s.
         """
 
     def average(self, params, averaged, step, shares):

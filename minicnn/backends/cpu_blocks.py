@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..network import blocks
-from ..network.plan import batch_layout
+from ..network.plan import TrainsInTurn, batch_layout
 from .cpu_convolution import Below, Fuses, Source
 
 _CHUNK_ELEMENTS = 4096  # of x in batch normalisation: a chunk of x and one of dy fit the L1 cache
@@ -122,7 +122,7 @@ class Step(NamedTuple):
     run: Callable
 
 
-class BlockPlan:
+class BlockPlan(TrainsInTurn):
     """The passes of a network of blocks over one batch size; it has what plan.Plan has.
 
     arrays[i] are those of block i. y is its activation (E, B, Ho, Wo, C), dx the gradient with

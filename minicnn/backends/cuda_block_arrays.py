@@ -15,7 +15,7 @@ from ..network.plan import batch_layout
 from ..network.stack import views, weights_layout
 from . import cuda_tiles
 
-_SUM_LENGTH = 1024  # elements of a gradient that a thread block of sum_parts adds up
+_SUM_LENGTH = 1024  # elements of a gradient that a thread block adds up, see update.cuh
 
 
 class _Parts(NamedTuple):
@@ -185,15 +185,17 @@ def _places(nodes):
 def _directly(network, nodes):
     """{i: place in a net's row of gradients} of the blocks i whose launch writes them there.
 
-    A single partial sum is the gradient itself. Kernels store pairs, so rows must be even.
+    A single partial sum is the gradient itself, if the bias follows the kernel without a gap.
+    Kernels store pairs, so rows must be even.
     """
     (_, size), _ = weights_layout(nodes, 1, np.dtype(np.float32))["params"]
-    places = _places(nodes)
-    return {
-        i: places[id(block.convolution)]["kernel"]
-        for i, block in enumerate(network.blocks)
-        if block.weight_gradient.parts == 1 and size % 2 == 0
-    }
+    places, found = _places(nodes), {}
+    for i, block in enumerate(network.blocks):
+        of_block = places[id(block.convolution)]
+        adjoin = of_block["kernel"] + block.weights - block.filters == of_block["bias"]
+        if block.weight_gradient.parts == 1 and adjoin and size % 2 == 0:
+            found[i] = of_block["kernel"]
+    return found
 
 
 def _parts(network, nodes):
@@ -246,9 +248,10 @@ def _drop_rows(network, batch):
 
 
 def _sum_rows(network, nodes):
-    """The table of sum_parts.cu, (thread blocks, 5): which partial sums make which gradients."""
+    """The table of update.cuh's Sums, (thread blocks, 5): it has each gradient once."""
     places = _places(nodes)
     rows = []
+    directly = _Parts(0, 0, 0)  # of what a launch has written as gradients
 
     def add(parts, offset, to, length):
         for first in range(0, length, _SUM_LENGTH):
@@ -263,6 +266,10 @@ def _sum_rows(network, nodes):
         if "weights" in parts:
             add(parts["weights"], 0, convolution["kernel"], kernel_size)
             add(parts["weights"], kernel_size, convolution["bias"], block.filters)
+        else:
+            add(directly, 0, convolution["kernel"], block.weights)
         add(parts["sums"], 0, normalization["beta"], block.filters)
         add(parts["sums"], block.filters, normalization["gamma"], block.filters)
+    for name, place in places[id(network.dense)].items():
+        add(directly, 0, place, prod(network.dense.specs[name].shape))
     return np.array(rows, np.int32)

@@ -3,7 +3,7 @@
 One launch computes a block's activation y, including the normalisation and dropout before the
 block, and writes partial sums for the next normalisation. The backward launches mirror it. So each
 activation is written once in a step and read by at most five launches. A step of the seed network
-has 29 launches, for all layers and nets.
+has 26 launches, for all layers and nets.
 
 `fusion` decides whether a stack of layers is such a network. Other stacks run layer by layer
 (network/plan.py), as every stack does in float32 on a GPU.
@@ -93,16 +93,44 @@ class BlockPlan:
 
     def forward_backward(self):
         """Compute loss and gradients of the batch in x and labels."""
-        blocks, arrays = self.network.blocks, self._arrays
+        self._forward_backward()
+        self._launch_for_sums("sum_parts.cu", "sum_parts", gradients=self._gradients)
+
+    def train(self, optimizer, *arguments):
+        """Compute the loss, then update the weights and the moving statistics.
+
+        arguments: those of optimizer.update after `ops`. Gradients that are sums of several partial
+        sums are never written: the optimizer's launch adds them up.
+        """
+        self._forward_backward()
+        optimizer.update(self, *arguments)
+
+    def adam(self, *arguments):
+        """Adam's step, as in backend.py, on partial sums; and the update of moving statistics."""
+        moving = {"moving": None, "batch": None, "M": 0, "keep": 0.0, "take": 0.0}
+        if (momentum := self._momentum()) is None:
+            self.update_moving()
+        else:
+            rows = {"moving": self._moving, "batch": self._arrays.all_moments}
+            moving = {**rows, "M": self._moving.shape[1], "keep": momentum, "take": 1 - momentum}
+        self._launch_for_sums(
+            "adam.cu", "adam_from_parts", **self.ops.adam_arguments(*arguments), **moving
+        )
+
+    def _forward_backward(self):
+        """Compute the loss and the partial sums of all gradients."""
         self.forward()
-        for i in reversed(range(len(blocks))):
+        for i in reversed(range(len(self.network.blocks))):
             self.weight_gradient(i)
             if i:
                 self.input_gradient(i)
-        sums = arrays.tables["sums"]  # a row for each thread block
+
+    def _launch_for_sums(self, file, kernel, **arguments):
+        """Launch a kernel that adds up the partial sums of gradients: see update.cuh."""
+        sums = self._arrays.tables["sums"]  # a row for each thread block
         self._launch(
-            "sum_parts.cu", "sum_parts", (len(sums),), (_THREADS,),
-            sums=sums.reshape(-1), parts=arrays.all_parts, gradients=self._gradients,
+            file, kernel, (len(sums),), (_THREADS,),
+            sums=sums.reshape(-1), parts=self._arrays.all_parts, **arguments,
         )  # fmt: skip
 
     def update_moving(self, momentum=None):
@@ -110,14 +138,19 @@ class BlockPlan:
 
         momentum: of the update (default: that of each layer).
         """
-        blocks = self.network.blocks
-        keep = [b.normalization.layer.momentum if momentum is None else momentum for b in blocks]
-        if len(set(keep)) == 1:  # one launch for all blocks
-            self.ops.update_moving(self._moving, self._arrays.all_moments, keep[0])
+        momentum = self._momentum() if momentum is None else momentum
+        if momentum is not None:  # one launch for all blocks
+            self.ops.update_moving(self._moving, self._arrays.all_moments, momentum)
             return
-        for block, moments, of_block in zip(blocks, self._arrays.moments, keep, strict=True):
-            for name, moving in vars(block.normalization.moving).items():
-                self.ops.update_moving(moving, vars(moments)[name], of_block)
+        for block, moments in zip(self.network.blocks, self._arrays.moments, strict=True):
+            n = block.normalization
+            for name, moving in vars(n.moving).items():
+                self.ops.update_moving(moving, vars(moments)[name], n.layer.momentum)
+
+    def _momentum(self):
+        """The momentum of all moving statistics, or None if blocks have different ones."""
+        found = {block.normalization.layer.momentum for block in self.network.blocks}
+        return found.pop() if len(found) == 1 else None
 
     # ---- launches ----------------------------------------------------------------------------
 

@@ -205,8 +205,8 @@ class Operations(Backend):
             loss=loss, correct=correct, dlogits=dlogits,
         )  # fmt: skip
 
-    def accumulate(self, loss, correct, sums):
-        self._python(ops_numpy.accumulate, loss, correct, sums)
+    def accumulate(self, loss, correct, step, sums):
+        self._python(ops_numpy.accumulate, loss, correct, step, sums)
 
     def collect(self, source, step, target):
         self._python(ops_numpy.collect, source, step, target)
@@ -218,7 +218,6 @@ class Operations(Backend):
             learning_rate=learning_rate, rates=len(learning_rate),
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon,
         )  # fmt: skip
-        self._python(np.add, step, 1, step)
 
     def average(self, params, averaged, step, shares):
         self._call(

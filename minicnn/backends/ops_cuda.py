@@ -8,7 +8,7 @@ launch: the number of thread blocks, their shape, and the arguments.
 ops_numpy.py says what an operation means, and the kernel's file how it is computed.
 """
 
-from math import prod
+from math import inf, log, prod
 from typing import NamedTuple
 
 import numpy as np
@@ -175,7 +175,9 @@ class Operations(Backend):
 
     def update_moving(self, moving, batch, momentum):
         C = _elements(moving)
-        self._launch_for_each(C, "batch_norm.cu", "update_moving", moving, batch, momentum, C)
+        self._launch_for_each(
+            C, "batch_norm.cu", "update_moving", moving, batch, momentum, 1 - momentum, C
+        )
 
     # ---- dropout -----------------------------------------------------------------------------
 
@@ -213,23 +215,31 @@ class Operations(Backend):
             loss=loss, correct=correct, dlogits=dlogits,
         )  # fmt: skip
 
-    def accumulate(self, loss, correct, sums):
-        self.launch("metrics.cu", "accumulate", (1,), (1,), loss, correct, sums)
+    def accumulate(self, loss, correct, step, sums):
+        self.launch("metrics.cu", "accumulate", (1,), (1,), loss, correct, step, sums)
 
     def collect(self, source, step, target):
         count = _elements(source)
         self._launch_for_each(count, "metrics.cu", "collect", source, step, count, target)
-        self._increment(step)
+        self.launch("metrics.cu", "increment", (1,), (1,), step)
 
     def adam(self, params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
-        P = _elements(params)
+        P, settings = _elements(params), (step, learning_rate, beta_1, beta_2, epsilon)
         self._launch_for_each(
             _ceil_div(P, 16), "adam.cu", "adam",  # adam.cu's WEIGHTS_PER_THREAD
-            w=params, g=gradients, m=m, v=v, P=P, step=step,
-            learning_rate=learning_rate, rates=len(learning_rate),
-            beta_1=beta_1, beta_2=beta_2, epsilon=epsilon,
+            P=P, **self.adam_arguments(params, gradients, m, v, *settings),
         )  # fmt: skip
-        self._increment(step)
+
+    @staticmethod
+    def adam_arguments(params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
+        """The arguments that Adam's kernels (adam.cu) have in common, from those of `adam`."""
+        log_1, log_2 = (log(beta) if beta else -inf for beta in (beta_1, beta_2))
+        return {
+            "w": params, "g": gradients, "m": m, "v": v, "step": step,
+            "learning_rate": learning_rate, "rates": len(learning_rate),
+            "keep_1": beta_1, "take_1": 1 - beta_1, "log_1": log_1,
+            "keep_2": beta_2, "take_2": 1 - beta_2, "log_2": log_2, "epsilon": epsilon,
+        }  # fmt: skip
 
     def average(self, params, averaged, step, shares):
         P = _elements(params)
@@ -237,9 +247,6 @@ class Operations(Backend):
             _ceil_div(P, 16), "adam.cu", "average",  # adam.cu's WEIGHTS_PER_THREAD
             w=params, averaged=averaged, P=P, step=step, shares=shares, count=len(shares),
         )  # fmt: skip
-
-    def _increment(self, step):
-        self.launch("metrics.cu", "increment", (1,), (1,), step)
 
 
 class _Tiles(NamedTuple):

@@ -539,14 +539,17 @@ def softmax_cross_entropy(logits, labels, smoothing, loss, correct, dlogits):
     dlogits /= B
 
 
-def accumulate(loss, correct, sums):
+def accumulate(loss, correct, step, sums):
     """sums (E, 3) float64 += loss (E,), correct (E,), and 1 while the sum of the losses is finite.
 
-    So the third sum counts the steps before the first whose loss is not finite.
+    So the third sum counts the steps before the first whose loss is not finite. sums may be None.
+    Then step += 1, an array of one integer: this ends a training step.
     """
-    sums[:, 0] += loss
-    sums[:, 1] += correct
-    sums[:, 2] += np.isfinite(sums[:, 0])
+    if sums is not None:
+        sums[:, 0] += loss
+        sums[:, 1] += correct
+        sums[:, 2] += np.isfinite(sums[:, 0])
+    step += 1
 
 
 def collect(source, step, target):
@@ -561,17 +564,17 @@ def collect(source, step, target):
 def adam(params, gradients, m, v, step, learning_rate, beta_1, beta_2, epsilon):
     """One step of Adam on params, gradients g and moments m, v, all (E, P), in place.
 
-        step += 1
+        t = step + 1
         m = beta_1 * m + (1 - beta_1) * g;  v = beta_2 * v + (1 - beta_2) * g*g
-        rate = learning_rate[(step - 1) % n] * sqrt(1 - beta_2**step) / (1 - beta_1**step)
+        rate = learning_rate[step % n] * sqrt(1 - beta_2**t) / (1 - beta_1**t)
         params -= rate * m / (sqrt(v) + epsilon)
 
-    `step` is an array of one element, learning_rate (n,). Source: D. Kingma, J. Ba,
-    arXiv:1412.6980; the order of computation is that of the end of its section 2, as in Keras.
+    `step` is an array of one element, the steps done before; learning_rate (n,). Source: D. Kingma,
+    J. Ba, arXiv:1412.6980; the order of computation is that of the end of its section 2, as in
+    Keras.
     """
     rate = float(learning_rate[int(step[0]) % len(learning_rate)])
-    step += 1
-    t = int(step[0])
+    t = int(step[0]) + 1
     rate = rate * (1 - beta_2**t) ** 0.5 / (1 - beta_1**t)
     P = params.shape[1]
     for e in range(len(params)):

@@ -167,6 +167,7 @@ inline float __uint_as_float(unsigned u) { float x; memcpy(&x, &u, 4); return x;
 inline float __int_as_float(int u) { float x; memcpy(&x, &u, 4); return x; }
 inline float __fmul_rn(float a, float b) { return a * b; }  // compiled with -ffp-contract=off
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
 inline void sincospi(double x, double* s, double* c) {
     *s = sin(x * M_PI);
     *c = cos(x * M_PI);

@@ -35,10 +35,11 @@ class Adam:
             object.__setattr__(self, name, checks.number(name, getattr(self, name), *limit))
 
     def update(self, ops, params, gradients, m, v, step, learning_rate):
-        """One step, in place, on params, gradients, m and v (E, P). Increments `step` by 1.
+        """One step, in place, on params, m and v (E, P) with their gradients (E, P).
 
-        step is an array of one element on the device, learning_rate (n,) holds the rates of the
-        steps: step s, from 0, takes element s % n.
+        ops: a Backend, or what else has its `adam`. step is an array of one element on the device,
+        the steps done before; learning_rate (n,) holds the rates of the steps: step s, from 0,
+        takes element s % n.
         """
         ops.adam(
             params,

@@ -51,7 +51,20 @@ def make_plan(model, batch, training):
     return network.plan(model, batch, training) if network else Plan(model, batch, training)
 
 
-class Plan:
+class TrainsInTurn:
+    """The training step of a plan that computes all gradients before it changes a weight."""
+
+    def train(self, optimizer, *arguments):
+        """Compute loss and gradients, then update the moving statistics and the weights.
+
+        arguments: those of optimizer.update after `ops`.
+        """
+        self.forward_backward()
+        self.update_moving()
+        optimizer.update(self._ops, *arguments)
+
+
+class Plan(TrainsInTurn):
     """The arrays for one batch size, and `passes` over them: (layer, frame) in forward order.
 
     In training each layer keeps its output for the backward pass, and the gradients with respect to

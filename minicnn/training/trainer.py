@@ -3,7 +3,7 @@
 for each epoch:
     take the cores that other worker processes have left (workers.py)
     set the learning rates of its steps and shuffle the training images
-    for each step: load a batch, model.train_step, add loss and correct predictions to sums
+    for each step: load a batch, model.train_step, which adds loss and correct predictions to sums
     after the last step of the last epoch: take the average of the weights, if the recipe has one
     predict the validation images and append a row per net to the history
 
@@ -165,12 +165,11 @@ class Trainer:
 
     def step(self):
         """One training step of every net; it allocates no array and reads nothing back."""
-        model, plan = self.model, self.plan
+        model = self.model
         self._load_batch()
-        model.train_step(plan, self.rates)
+        model.train_step(self.plan, self.rates, self.sums)
         if self._averages:
             self.ops.average(model.params, self.averaged, model.step, self.average_shares)
-        self.ops.accumulate(plan.loss, plan.correct, self.sums)
 
     def _captured_step(self):
         """What runs the steps of the epoch that begin_epoch has set."""

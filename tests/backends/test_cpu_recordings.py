@@ -41,6 +41,7 @@ class Step:
         self.mask = np.zeros(self.dropped.shape, bool)
         self.params, self.m, self.v = np.ones((3, *self.dropped.shape), np.float32)
         self.nets, self.step, self.learning_rate = np.arange(2), np.array([0]), np.array([0.1])
+        self.loss, self.correct = np.zeros(2, np.float32), np.zeros(2, np.int64)
 
     def __call__(self):
         self.calls += 1
@@ -53,6 +54,7 @@ class Step:
         ops.copy(self.dropped, self.pooled)
         moments = self.m, self.v
         ops.adam(self.params, self.pooled, *moments, step, self.learning_rate, 0.9, 0.999, 1e-7)
+        ops.accumulate(self.loss, self.correct, step, None)
         ops.max_pool_backward(self.dropped, self.window, self.winner, self.x)
 
     def arrays(self):
