@@ -379,10 +379,11 @@ def test_the_comparison_has_time_to_start_and_to_measure(limit):
 def test_plots_are_drawn_of_what_was_found(tmp_path, capsys):
     plots = pytest.importorskip("benchmarks.plots", exc_type=ImportError)
     row = {"lowest": 1.0, "highest": 3.0, "seconds": 2.0}
-    launch = {**row, "kernel": "adam", "layer": "", "memory_seconds": 5e-6}
+    launch = {**row, "kernel": "adam", "layer": "", "precision": "tf32", "memory_seconds": 5e-6}
+    launches = {"cuda": [{**launch, "flushed": row}]}
+    (tmp_path / "kernels.json").write_text(json.dumps({"launches": launches, "steps": []}))
     step = {**row, "precision": "tf32", "nets": 1, "captured": True}
-    kernels = {"launches": {"cuda": [launch]}, "steps": [step]}
-    (tmp_path / "kernels.json").write_text(json.dumps(kernels))
+    (tmp_path / "step.json").write_text(json.dumps({"launches": {}, "steps": [step]}))
     compared = {"rates": BOTH + [{**row, "job": "infer"} for row in BOTH]}
     (tmp_path / "frameworks.json").write_text(json.dumps(compared))
     plots.main([str(tmp_path)])
