@@ -1,11 +1,21 @@
 """python -m benchmarks.gpu_report --out DIR: what minicnn does on an NVIDIA GPU, in one command.
 
-It runs the project's other commands one after the other: it measures the GPU's limits, each
-operation, launch and whole step, runs the tests of the kernels, trains the seed recipe on MNIST,
-compares with the frameworks that are installed, and draws the results. Each part is a process with
-a time limit, so that one that fails or hangs does not stop the others; all of them take less than
-nine minutes. What each prints is in DIR/PART.txt; DIR/report.json is written anew after each part.
-DIR/report.tgz, written at the end, holds all files but the trained nets.
+It runs the project's other commands one after the other, in this order:
+
+memcheck    small trainings under compute-sanitizer, if it is found: no kernel accesses memory that
+            is not its own
+check       the results of three steps and of predictions against NumPy in float64
+kernels     the GPU's limits; the time of each operation and launch, with warm and flushed caches
+step        the time of whole steps
+test_...    the tests of kernels, one part a file
+train       the seed recipe on MNIST: 15 nets, 45 epochs
+frameworks  training and inference beside the frameworks that are installed
+plots       the results, drawn
+
+Each part is a process with a time limit, so that one that fails or hangs does not stop the others;
+all of them take less than nine minutes, or --seconds. What each prints is in DIR/PART.txt;
+DIR/report.json is written anew after each part. DIR/report.tgz, written at the end, holds all files
+but the trained nets.
 
 Exit status: 0; 1 if a part failed; 2 for bad arguments, or without a GPU. --device emulated runs
 the parts that need no GPU on the emulator, in tiny sizes: it tests the command itself.
@@ -15,6 +25,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,18 +35,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import timing
-from minicnn import drawing
+from minicnn import devices, drawing
 from minicnn.backends import cuda
-from minicnn.command import Parser, one_line
+from minicnn.command import Parser, one_line, positive
 from minicnn.files import atomic_write
 
 ROOT = Path(__file__).parent.parent
-SECONDS = 530  # for all parts
+SECONDS = 530  # for all parts, unless --seconds says another number
 PLOT_SECONDS = 25  # of them, reserved for the plots, the last part
 LEAST_SECONDS = 10  # with less time left a part does not start
 _KAGGLE_IMAGES = 42_000  # training images of the notebook
 _RUNS = ["run", *(f"run-{n}" for n in range(2, 1000))]
 _TESTS = "kernel_ops kernel_convolution step blocks head fusion train_on_kernels".split()
+_WRONG_ACCESS = 9  # the exit status of a training in which compute-sanitizer has found one
 _OUTCOMES = r"\S+::.* (?:FAILED|ERROR)|\d+ (?:passed|failed|skipped|error).* in .*s"
 _PACKAGES = "cupy-cuda12x cupy-cuda13x torch jax keras triton matplotlib pytest".split()
 
@@ -54,8 +66,11 @@ class Part(NamedTuple):
     again: "Part | None" = None  # what runs if it fails, to find out more
 
 
-def parts_of(out, device, data=None):
-    """{name: Part} of the whole report, in order. data: MNIST's folder."""
+def parts_of(out, device, data=None, precisions=devices.PRECISIONS):
+    """{name: Part} of the whole report, in order.
+
+    data: MNIST's folder; precisions: those that the device has.
+    """
 
     def module(name, *arguments):
         return [sys.executable, "-m", name, *map(str, arguments)]
@@ -69,7 +84,28 @@ def parts_of(out, device, data=None):
     if not on_gpu:
         recipe = "--data digits --limit 4 --test-limit 4 --nets 1 --epochs 1 --batch-size 2".split()
         recipe += ["--no-figures"]
-    kernels = ["--device", device, *["--quick"] * (not on_gpu), "--out", out / "kernels.json"]
+    small = "--data digits --limit 96 --test-limit 16 --nets 2 --epochs 1 --batch-size 24".split()
+    small = ["--quiet", "--device", device, *small, "--no-figures", "--no-graph"]
+    sanitizer, no_sanitizer = compute_sanitizer(), None
+    if not sanitizer:
+        no_sanitizer = "compute-sanitizer is not found: it comes with the CUDA toolkit"
+    memcheck = {
+        f"memcheck_{precision}": Part(
+            [
+                *[sanitizer, "--tool", "memcheck", "--error-exitcode", str(_WRONG_ACCESS)],
+                *module("minicnn.train", *small, "--precision", precision),
+                *["--out", str(out / f"{run}-memcheck-{precision}")],
+            ],
+            100,
+            "(?:Invalid|Out-of-range|Misaligned).*|ERROR SUMMARY.*",
+            left_out=no_gpu or no_sanitizer,
+        )
+        for precision in precisions
+    }
+    equality = ["--device", device, *([] if on_gpu else ["--nets", 1, "--batch", 2])]
+    kernels = ["--device", device, *["--quick"] * (not on_gpu)]
+    step = [*kernels, "--parts", "steps", "--out", out / "step.json"]
+    kernels += ["--parts", "operations", "launches", "--out", out / "kernels.json"]
     pytest = module("pytest", "--device", device, "-v", "--tb=short", "-p", "no:cacheprovider")
     # An illegal access fails whatever follows in its process, so each file has one of its own. If
     # it fails, launches are synchronous in a second run: then the error names the kernel.
@@ -89,8 +125,11 @@ def parts_of(out, device, data=None):
     no_matplotlib = None if drawing.available() else "matplotlib is not installed"
     return {
         "machine": Part(["nvidia-smi", "-q"], 20, "(?:Product Name|Driver V).*", left_out=no_gpu),
-        "kernels": Part(
-            module("benchmarks.kernels", *kernels), 180, "Whole steps.* graph:.*", "kernels.json"
+        **memcheck,
+        "check": Part(module("benchmarks.equality", *equality), 150, r"\S+ in \w+: .*"),
+        "kernels": Part(module("benchmarks.kernels", *kernels), 180, "Limits: .*", "kernels.json"),
+        "step": Part(
+            module("benchmarks.kernels", *step), 120, "Whole steps.* graph:.*", "step.json"
         ),
         **tests,
         "train": Part(
@@ -111,6 +150,15 @@ def parts_of(out, device, data=None):
     }
 
 
+def compute_sanitizer():
+    """The path of NVIDIA's checker of memory accesses; None if it is not found."""
+    homes = filter(None, (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")))
+    folders = [Path(home) / "bin" for home in (*homes, "/usr/local/cuda")]
+    return shutil.which(
+        "compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)])
+    )
+
+
 def test_files():
     """The tests that run kernels on the device."""
     return sorted(path for name in _TESTS for path in (ROOT / "tests").rglob(f"test_{name}*.py"))
@@ -119,8 +167,11 @@ def test_files():
 # ---- running the parts ---------------------------------------------------------------------------
 
 
-def make_report(out, device, parts):
-    """Run the parts one after the other. Returns the report, which is in report.json too."""
+def make_report(out, device, parts, seconds=SECONDS):
+    """Run the parts one after the other, within so many seconds.
+
+    Returns the report, which is in report.json too.
+    """
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     report = {
@@ -131,7 +182,7 @@ def make_report(out, device, parts):
         "left_out": {},
     }
     for name, part in parts.items():
-        end = began + SECONDS - (PLOT_SECONDS if "plots" in parts and name != "plots" else 0)
+        end = began + seconds - (PLOT_SECONDS if "plots" in parts and name != "plots" else 0)
         part_began = time.monotonic()
         entry = run_part(name, part, out, end - part_began)
         if entry["status"] == "failed" and part.again:
@@ -232,12 +283,21 @@ def main(argv=None, parts=None):
         metavar="DIR",
         help="MNIST's folder (default: MINICNN_TEST_MNIST, or .mnist in the checkout)",
     )
+    parser.add_argument(
+        "--seconds",
+        type=positive,
+        metavar="N",
+        default=SECONDS,
+        help=f"for all parts (default: {SECONDS}); the later ones are left out if it is too little",
+    )
     options = parser.parse_args(argv)
     if options.device == "cuda" and cuda.problem():
         parser.error(f"argument --device: {cuda.problem()}")
     out = options.out.resolve()
-    parts = parts or parts_of(out, options.device, options.data)
-    failed = make_report(out, options.device, parts)["failed"]
+    if parts is None:
+        precisions = devices.choose(options.device)[1].precisions
+        parts = parts_of(out, options.device, options.data, precisions)
+    failed = make_report(out, options.device, parts, options.seconds)["failed"]
     pack(out)
     if failed:
         print(f"benchmarks.gpu_report: failed: {', '.join(failed)}", file=sys.stderr)

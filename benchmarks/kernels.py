@@ -7,7 +7,17 @@ measured before and after, on as many cores: the rate of a large matrix product 
 with little arithmetic, of a large copy (limits.py).
 
 On a GPU each operation is a graph; its time includes the launch, a few microseconds. The launches
-of the fused step in TF32 are timed too, and whole steps by precision and number of nets.
+of the fused step are timed too, by precision, and whole steps by precision and number of nets. Each
+operation and launch has two times:
+
+warm     An operation runs where it stands in the step. A launch is repeated in one graph, without
+         the time of launching. What fits into the second-level cache is read from there.
+flushed  Before each run, a copy that is larger than the second-level cache replaces what it holds.
+         All operands come from memory. Events around the run leave out the copy. The time includes
+         the start of the launch, a few microseconds.
+
+In training, an operation's time lies between the two: what the launch before has written may still
+be in the cache.
 
 Exit status: 0; 2 for bad arguments or a device that cannot be used. --device emulated tests what
 runs on a GPU; its times say nothing about a GPU's.
@@ -17,12 +27,12 @@ import gc
 import re
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks import limits, timing
+from benchmarks.counts import FUSED
 from benchmarks.operations import describe, operations_of, record_step, use_of_limits
 from minicnn.backends import cuda, native
 from minicnn.command import positive
@@ -35,6 +45,7 @@ from minicnn.training.inference import CapturedStep
 from minicnn.training.trainer import Job, Trainer
 
 HOSTS, GPUS = ("numpy", "cpu"), ("cuda", "emulated")
+PARTS = "operations", "launches", "steps"
 ROUNDS, FEW_ROUNDS = 40, 3
 
 
@@ -73,43 +84,56 @@ class Steps:
         self._trainer = make_trainer(device, "float32", nets, batch, images)
         self._clock, ops = timing.clock_of(device), self._trainer.ops
         self.operations = operations_of(self._trainer)
+        self._flush = timing.flusher(device, ops) if device in GPUS else None
         with ops.session():
             self._trainer.step()  # compiles, which is not possible during a capture
             capture = ops.capture or (lambda function: function)
             self._functions = [capture(operation.run) for operation in self.operations]
 
-    def seconds(self):
-        """[seconds of each operation] in one step."""
+    def seconds(self, flushed=False):
+        """[seconds of each operation] in one step; flushed: the cache is flushed before each."""
         with self._trainer.ops.session():
             for function in self._functions:  # to fill the caches with this device's own arrays
                 function()
-            marks = [self._clock.mark()]
+            marks = []
             for function in self._functions:
+                if flushed:
+                    self._flush()
+                begin = self._clock.mark()
                 function()
-                marks.append(self._clock.mark())
-            return [self._clock.seconds(*both) for both in pairwise(marks)]
+                marks.append((begin, self._clock.mark()))
+            return [self._clock.seconds(*both) for both in marks]
 
 
 def time_operations(steps, rounds):
-    """A row for each operation of {device: Steps}: median and spread of its seconds, its work."""
-    times = {device: [] for device in steps}
+    """A row for each operation of {device: Steps}: median and spread of its seconds, its work.
+
+    On a GPU its "flushed" is the spread of the seconds with a flushed cache.
+    """
+    warm, flushed = ({device: [] for device in steps} for _ in range(2))
     for _ in range(rounds):
         for device, of_device in steps.items():
-            times[device].append(of_device.seconds())
-    return [
-        {
-            "device": device,
-            "layer": operation.layer,
-            "pass": operation.part,
-            **timing.spread("seconds", measured),
-            "flops": operation.flops,
-            "bytes": operation.bytes,
-        }
-        for device, of_device in steps.items()
-        for operation, measured in zip(
-            of_device.operations, zip(*times[device], strict=True), strict=True
-        )
-    ]
+            warm[device].append(of_device.seconds())
+            if device in GPUS:
+                flushed[device].append(of_device.seconds(flushed=True))
+    rows = []
+    for device, of_device in steps.items():
+        for number, operation in enumerate(of_device.operations):
+            row = {"device": device, "layer": operation.layer, "pass": operation.part}
+            row |= timing.spread("seconds", [times[number] for times in warm[device]])
+            row |= {"flops": operation.flops, "bytes": operation.bytes}
+            if flushed[device]:
+                times = [times[number] for times in flushed[device]]
+                row["flushed"] = timing.spread("seconds", times)
+            rows.append(row)
+    return rows
+
+
+def add_share(row, measured):
+    """Add "of_limit" to an operation's row, and to its flushed times."""
+    row["of_limit"] = share_of_limit(row, measured)
+    if "flushed" in row:
+        row["flushed"]["of_limit"] = share_of_limit({**row, **row["flushed"]}, measured)
 
 
 def share_of_limit(row, measured):
@@ -120,33 +144,50 @@ def share_of_limit(row, measured):
 
 
 def time_fused(device, sizes, measured):
-    """A row for each launch of the fused step; none where there are no tensor cores for TF32.
+    """A row for each launch of the fused step in each of its precisions, warm and flushed.
 
-    A launch is repeated in one graph, so the time of launching is left out, and operands that fit
-    into the second-level cache are read from there.
+    None where there are no tensor cores. `measured`: the device's limits.
     """
     driver = cuda.Cuda() if device == "cuda" else Emulator()
     if not driver.has_tensor_cores:
         return []
-    launches, marks = record_step(driver, sizes.nets, sizes.batch)
-    rows = describe(launches, marks, sizes.nets, sizes.batch)
-    clock = timing.clock_of(device)
+    clock, flush = timing.clock_of(device), timing.flusher(device, driver)
+    bandwidth = measured["copy_bytes_per_second"]
     peaks = {
         "float32": measured["gemm_flops_per_second"],
         "tf32": measured.get("tf32_gemm_flops_per_second"),
     }
-    for launch, row in zip(launches, rows, strict=True):
-
-        def repeated(launch=launch):
-            for _ in range(sizes.repeats):
-                driver.run(launch)
-
-        with driver.session():
-            graph = driver.capture(repeated)
-            times = timing.measure(graph, sizes.rounds, sizes.seconds / 10, clock)
-        row.update(timing.spread("seconds", [seconds / sizes.repeats for seconds in times]))
-        row.update(use_of_limits(row, measured["copy_bytes_per_second"], peaks))
+    rows = []
+    for version, precision in FUSED.items():
+        launches, marks = record_step(driver, sizes.nets, sizes.batch, version)
+        described = describe(launches, marks, sizes.nets, sizes.batch, precision)
+        for launch, about in zip(launches, described, strict=True):
+            row = about | time_warm(driver, launch, sizes, clock)
+            found = time_flushed(driver, launch, flush, sizes, clock)
+            row["flushed"] = found | use_of_limits({**row, **found}, bandwidth, peaks)
+            rows.append(row | use_of_limits(row, bandwidth, peaks))
     return rows
+
+
+def time_warm(driver, launch, sizes, clock):
+    """The spread of a launch's seconds, repeated in one graph: without the time of launching."""
+
+    def repeated():
+        for _ in range(sizes.repeats):
+            driver.run(launch)
+
+    with driver.session():
+        graph = driver.capture(repeated)
+        times = timing.measure(graph, sizes.rounds, sizes.seconds / 10, clock)
+    return timing.spread("seconds", [seconds / sizes.repeats for seconds in times])
+
+
+def time_flushed(driver, launch, flush, sizes, clock):
+    """The spread of its seconds as a graph of its own, each time with a flushed cache."""
+    with driver.session():
+        graph = driver.capture(partial(driver.run, launch))
+        times = timing.measure_flushed(graph, flush, sizes.rounds, sizes.repeats, clock)
+    return timing.spread("seconds", times)
 
 
 def time_steps(device, sizes):
@@ -172,10 +213,14 @@ def time_steps(device, sizes):
 # ---- the command ---------------------------------------------------------------------------------
 
 LEGEND = """\
-A cell: GFLOP/s of operations with arithmetic, GB/s of the others; per cent of the limit; time.
+A cell: GFLOP/s of operations with arithmetic, GB/s of the others; per cent of the limit; time; on a
+GPU also the time with a flushed second-level cache.
 Limits: the rate of a large matrix product, or of a large copy, on as many cores. More than 100% of
 a copy: the arrays lie in a cache. More than 100% of a product: the convolution multiplies less than
 is counted (Winograd)."""
+LAUNCHES_LEGEND = """\
+Warm: repeated in one graph. Flushed: after a copy larger than the second-level cache; includes the
+start of the launch, a few microseconds. Copy, product: per cent of the rates of these."""
 
 
 def problem_of(device):
@@ -184,21 +229,26 @@ def problem_of(device):
     return problems[device]() if device in problems else None
 
 
-def measure(devices, nets, batch, rounds, quick):
-    """A generator of the result so far: after the operations, the launches, and each whole step."""
+def measure(devices, nets, batch, rounds, quick, parts=PARTS):
+    """A generator of the result so far: after the operations, the launches, and each whole step.
+
+    Only `parts` of these are measured; launches and whole steps only on a GPU.
+    """
     emulated = "emulated" in devices
     sizes = (EMULATED if emulated else QUICK if quick else FULL)._replace(batch=batch)
     nets_of = {device: nets if device in GPUS else 1 for device in devices}
     work = limits.QUICK if quick else limits.FULL
     images = max(sizes.images, batch)
-    steps = {device: Steps(device, n, batch, images) for device, n in nets_of.items()}
-    before = {device: limits.measure(device, work) for device in devices}
+    limited = [] if set(parts) == {"steps"} else devices
+    timed = devices if "operations" in parts else []
+    steps = {device: Steps(device, nets_of[device], batch, images) for device in timed}
+    before = {device: limits.measure(device, work) for device in limited}
     rows = time_operations(steps, rounds)
     found = {
-        device: limits.medians(before[device], limits.measure(device, work)) for device in devices
+        device: limits.medians(before[device], limits.measure(device, work)) for device in limited
     }
     for row in rows:
-        row["of_limit"] = share_of_limit(row, found[row["device"]])
+        add_share(row, found[row["device"]])
     steps.clear()  # frees their arrays
     has_gpu = "cuda" in devices
     result = {
@@ -206,7 +256,7 @@ def measure(devices, nets, batch, rounds, quick):
         "batch": batch,
         "nets": nets_of,
         "rounds": rounds,
-        "limits": {d: {"cores": limits.cores_of(d), **found[d]} for d in devices},
+        "limits": {d: {"cores": limits.cores_of(d), **found[d]} for d in limited},
         "operations": rows,
         "launches": {},
         "steps": [],
@@ -216,26 +266,25 @@ def measure(devices, nets, batch, rounds, quick):
     yield result
     for device in (device for device in devices if device in GPUS):
         of_device = sizes._replace(nets=nets, images=images)
-        result["launches"][device] = time_fused(device, of_device, found[device])
-        yield result
-        for row in time_steps(device, of_device):
+        if "launches" in parts:
+            result["launches"][device] = time_fused(device, of_device, found[device])
+            yield result
+        for row in time_steps(device, of_device) if "steps" in parts else ():
             result["steps"].append(row)
             yield result
 
 
 def show(result):
     """Print a result."""
-    print("Limits:", "; ".join(limits.in_words(result)))
-    print(f"Batch {result['batch']}, median of {result['rounds']} steps.\n{LEGEND}\n")
-    for table in tables(result):
-        print(timing.aligned(table), end="\n\n")
+    if result["limits"]:
+        print("Limits:", "; ".join(limits.in_words(result)), end="\n\n")
+    if result["operations"]:
+        print(f"Batch {result['batch']}, median of {result['rounds']} steps.\n{LEGEND}\n")
+        for table in tables(result):
+            print(timing.aligned(table), end="\n\n")
     for device, rows in result["launches"].items():
-        print(f"Launches of the fused step in TF32, on {device}:")
-        for row in rows:
-            parts = [f"{1e6 * row['seconds']:9.1f} us"]
-            for name, what in (("of_bandwidth", "a copy"), ("of_matrix_peak", "a product")):
-                parts += [f"{row[name]:.0%} of {what}"] if name in row else []
-            print(f"{row['kernel']:<34}{row['layer']:<12}{', '.join(parts)}")
+        print(f"Launches of the fused step on {device}.\n{LAUNCHES_LEGEND}\n")
+        print(timing.aligned(launch_table(rows)), end="\n\n")
     for row in result["steps"]:
         print(
             f"Whole steps of {row['nets']} nets, {row['precision']}, "
@@ -244,21 +293,39 @@ def show(result):
         )
 
 
+def launch_table(rows):
+    """A table in Markdown of launches: their times, warm and flushed, beside the limits."""
+    shown = []
+    for row in rows:
+        cells = [row["kernel"], row["layer"], row["precision"]]
+        for times in (row, row["flushed"]):
+            shares = (times.get(name) for name in ("of_bandwidth", "of_matrix_peak"))
+            cells.append(f"{1e6 * times['seconds']:.1f}")
+            cells += ["" if share is None else f"{share:.0%}" for share in shares]
+        shown.append(cells)
+    heads = ["launch", "layer", "precision", "warm, us", "copy", "product"]
+    return timing.table([*heads, "flushed, us", "copy", "product"], shown)
+
+
 def tables(result):
     """Two tables in Markdown: each operation; the sums over layers of a kind, slowest first."""
     devices, each, sums = list(result["limits"]), {}, {}
+    has_flushed = {row["device"] for row in result["operations"] if "flushed" in row}
+    columns = [c for d in devices for c in ([d, f"{d}, flushed"] if d in has_flushed else [d])]
     for row in result["operations"]:
         device, kind = row["device"], re.sub("_[0-9]+$", "", row["layer"])
         each.setdefault((row["layer"], row["pass"]), {})[device] = cell(row)
         for name in (f"{kind}, {row['pass']}", "all"):
-            of_kind = sums.setdefault(name, dict.fromkeys(devices, 0))
+            of_kind = sums.setdefault(name, dict.fromkeys(columns, 0))
             of_kind[device] += 1e3 * row["seconds"]
+            if "flushed" in row:
+                of_kind[f"{device}, flushed"] += 1e3 * row["flushed"]["seconds"]
     kinds = sorted(sums, key=lambda kind: (kind == "all", -sums[kind][devices[-1]]))
     rows = [[*key, *(cells.get(device, "") for device in devices)] for key, cells in each.items()]
     shown = [[kind, *(f"{ms:.2f}" for ms in sums[kind].values())] for kind in kinds]
     return (
         timing.table(["layer", "pass", *devices], rows),
-        timing.table(["all of a kind, ms", *devices], shown),
+        timing.table(["all of a kind, ms", *columns], shown),
     )
 
 
@@ -266,11 +333,14 @@ def cell(row):
     """A row of a result in a few words: its rate, its share of the limit, its time."""
     done, unit = (row["flops"], "GFLOP/s") if row["flops"] else (row["bytes"], "GB/s")
     share = "" if row["of_limit"] is None else f"{row['of_limit']:.0%}, "
-    rate, milliseconds = (
-        np.format_float_positional(value, 3, fractional=False, trim="-")
-        for value in (done / row["seconds"] / 1e9, 1e3 * row["seconds"])
-    )
-    return f"{rate} {unit}, {share}{milliseconds} ms"
+    rate, milliseconds = digits(done / row["seconds"] / 1e9), digits(1e3 * row["seconds"])
+    flushed = f", flushed {digits(1e3 * row['flushed']['seconds'])} ms" if "flushed" in row else ""
+    return f"{rate} {unit}, {share}{milliseconds} ms{flushed}"
+
+
+def digits(value):
+    """A number with three digits."""
+    return np.format_float_positional(value, 3, fractional=False, trim="-")
 
 
 def main(argv=None):
@@ -291,6 +361,14 @@ def main(argv=None):
     parser.add_argument(
         "--rounds", type=positive, metavar="N", help=f"default: {ROUNDS}; quick: {FEW_ROUNDS}"
     )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        metavar="PART",
+        help=f"some of {', '.join(PARTS)} (default: all); the last two are of a GPU",
+    )
     arguments = parser.parse_args(argv)
     given = arguments.device or [d for d in (*HOSTS, "cuda") if not problem_of(d)]
     devices = list(dict.fromkeys(given))
@@ -304,6 +382,7 @@ def main(argv=None):
         arguments.batch or default.batch,
         arguments.rounds or (FEW_ROUNDS if arguments.quick else ROUNDS),
         arguments.quick,
+        arguments.parts,
     ):
         result = found
         if arguments.out:

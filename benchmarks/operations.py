@@ -202,8 +202,8 @@ def _bytes(*arrays):
 # ---- launches of a fused step --------------------------------------------------------------------
 
 
-def record_step(driver, nets, batch):
-    """(the launches of a fused step, the (layer, pass) of each)."""
+def record_step(driver, nets, batch, version="fused"):
+    """(the launches of a fused step, the (layer, pass) of each). version: one of counts.FUSED."""
     launches, run = [], driver.run
 
     def recorded(launch):
@@ -211,26 +211,35 @@ def record_step(driver, nets, batch):
         run(launch)
 
     driver.run = recorded
-    marks = run_step(driver, launches, nets, batch, "fused")
+    marks = run_step(driver, launches, nets, batch, version)
     del driver.run
     return launches, marks
 
 
-def describe(launches, marks, nets, batch):
-    """A dict for each launch: its layer and pass, and the bytes and FLOP that it needs at least."""
+def describe(launches, marks, nets, batch, precision="tf32"):
+    """A dict for each launch: its layer and pass, and the bytes and FLOP that it needs at least.
+
+    precision: of the step.
+    """
     convolutions = {n.name: n for n in RECIPES["seed"].nodes if isinstance(n.layer, Conv2D)}
     rows = []
     for launch, (layer, part) in zip(launches, marks, strict=True):
         read, written = moved_bytes(launch, nets, batch)
         row = {"kernel": launch.name, "layer": layer, "pass": part, "grid": launch.grid}
-        row |= {"bytes_read": read, "bytes_written": written, "flops": 0, "peak": None}
+        row |= {
+            "precision": precision,
+            "bytes_read": read,
+            "bytes_written": written,
+            "flops": 0,
+            "peak": None,
+        }
         if layer in convolutions:
             node = convolutions[layer]
             window, channels = node.layer.window(node.input_shape), node.input_shape[-1]
             of_image = convolution_flops(window, channels, node.output_shape[-1])
             row["flops"] = nets * batch * of_image
             # The first layer's kernels do not use tensor cores.
-            row["peak"] = "float32" if launch.name.startswith("block_first") else "tf32"
+            row["peak"] = "float32" if launch.name.startswith("block_first") else precision
         rows.append(row)
     return rows
 
@@ -259,7 +268,7 @@ def moved_bytes(launch, nets, batch):
 def use_of_limits(row, bandwidth, peaks):
     """The least seconds that each known limit allows a launch, and their share of its time.
 
-    bandwidth: bytes a second; peaks: {"float32" and "tf32": FLOP a second}; None where unknown.
+    bandwidth: bytes a second; peaks: {precision: FLOP a second}; None or absent where unknown.
     """
     found, peak = {}, peaks.get(row["peak"])
     if bandwidth:

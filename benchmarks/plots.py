@@ -133,19 +133,22 @@ def ablation(result):
 
 
 def launches(result):
-    """The time of each launch of a fused step, in order, and the least that each limit allows."""
+    """The times of each launch of a fused step, in order, and the least that each limit allows."""
     rows = [row for of_device in result["launches"].values() for row in of_device]
     figure = Figure(figsize=(9, 1.2 + 0.25 * len(rows)), layout="constrained")
     axis, places = figure.subplots(), np.arange(len(rows))
     middle, _, _ = _spread(rows, "seconds", 1e6)
-    axis.barh(places, middle, color="#88BBDD", label="measured")
+    axis.barh(places, middle, color="#88BBDD", label="measured, repeated")
+    flushed = [1e6 * row["flushed"]["seconds"] for row in rows]
+    axis.plot(flushed, places, "o", color="#0077BB", markersize=4, label="measured, cache flushed")
     for key, color, label in (
         ("memory_seconds", "#CC3311", "limit of memory: rate of a large copy"),
         ("matrix_seconds", "#222222", "limit of products: rate of cuBLAS"),
     ):
         x = [1e6 * row.get(key, np.nan) for row in rows]
         axis.plot(x, places, "|", color=color, markersize=11, markeredgewidth=2, label=label)
-    axis.set_yticks(places, [f"{r['kernel']} {r['layer']}".strip() for r in rows], fontsize=8)
+    names = [" ".join(filter(None, (r["kernel"], r["layer"], r["precision"]))) for r in rows]
+    axis.set_yticks(places, names, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("microseconds")
     axis.set_title("Launches of a training step", loc="left")
@@ -180,7 +183,7 @@ FIGURES = {
 # Of a GPU's report: figure, file of results, its part that is drawn.
 _REPORT = (
     (launches, "kernels", "launches"),
-    (steps, "kernels", "steps"),
+    (steps, "step", "steps"),
     (rates, "frameworks", "rates"),
 )
 

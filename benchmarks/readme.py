@@ -12,6 +12,7 @@ import os
 import re
 from pathlib import Path
 
+from benchmarks import compilers as nvrtcs
 from benchmarks import frameworks, kernels, limits, storage_tables, timing
 from benchmarks import rungs as rungs_of_c
 from benchmarks.keep import keep
@@ -334,6 +335,16 @@ def tile_choices():
     )
 
 
+def compilers():
+    """What versions of NVRTC make of the kernels."""
+    result = timing.newest("compilers")
+    return paragraphs(
+        nvrtcs.table(result),
+        "Registers of a thread, and the forms that spill, with their bytes of stack and spills. "
+        f"Compiled {result['machine']['date']} by minicnn {result['versions']['minicnn']}.",
+    )
+
+
 def _times_of(row, tilings):
     """The cells of a launch's time and of the fastest tiling's, in microseconds."""
     of = [t for t in tilings if (t["layer"], t["pass"]) == (row["layer"], row["pass"])]
@@ -389,7 +400,7 @@ TABLES = {
     table.__name__: table
     for table in (
         summary, files, speed, gpu, scaling, accuracy, studies, faults, ladder, tile_choices,
-        storage, rungs, operations,
+        compilers, storage, rungs, operations,
     )
 }  # fmt: skip
 

@@ -1,4 +1,8 @@
-"""How a benchmark measures: after a warm-up, in rounds, by medians; and its result files."""
+"""How a benchmark measures: after a warm-up, in rounds, by medians; and its result files.
+
+Warm times are of calls one after the other, which find their arrays in the caches. Flushed times
+are of calls that find a GPU's second-level cache full of other data.
+"""
 
 import importlib
 import importlib.metadata
@@ -9,7 +13,10 @@ import statistics
 import sys
 import time
 from datetime import date
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from minicnn import __version__
 from minicnn.backends import cuda
@@ -18,6 +25,10 @@ from minicnn.files import atomic_write
 from minicnn.machine import cores
 
 RESULTS = Path(__file__).parent / "results"
+_EMULATED_CACHE_BYTES = 1 << 20
+# A copy of so much takes a GPU longer than the host takes to queue the next launch and its events.
+# Else the GPU would wait for the host while the time runs.
+_LEAST_FLUSH_BYTES = 1 << 26
 _VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # {flag of Linux: name}, the widest first
 
 
@@ -73,6 +84,48 @@ def measure(step, rounds, seconds, clock=None):
     timed(2)  # allocates and compiles
     calls = max(1, round(seconds / max(timed(1), 1e-6)))
     return [timed(calls) for _ in range(rounds)]
+
+
+def measure_flushed(step, flush, rounds, calls, clock=None):
+    """Time a function with flushed caches: [mean seconds of `calls` calls, one a round].
+
+    flush() runs before each call, outside of the time that is measured. The time of a short launch
+    includes its start, a few microseconds.
+    """
+    clock = clock or WallClock()
+
+    def timed():
+        flush()
+        begin = clock.mark()
+        step()
+        return begin, clock.mark()
+
+    timed()  # allocates and compiles
+    found = []
+    for _ in range(rounds):
+        marks = [timed() for _ in range(calls)]  # all are queued before the first is waited for
+        found.append(sum(clock.seconds(*both) for both in marks) / calls)
+    return found
+
+
+def cache_bytes(device):
+    """Bytes of the GPU's second-level cache; on the emulator a size that stands in for it."""
+    if device != "cuda":
+        return _EMULATED_CACHE_BYTES
+    runtime = importlib.import_module("cupy").cuda.runtime
+    return runtime.getDeviceProperties(runtime.getDevice())["l2CacheSize"]
+
+
+def flusher(device, arrays):
+    """A function that fills a device's second-level cache with other data, by a copy.
+
+    arrays: the driver or the backend that makes and copies arrays. The copy writes twice as much as
+    the cache holds, on the stream on which the launches run.
+    """
+    least = _LEAST_FLUSH_BYTES if device == "cuda" else 0
+    size = max(2 * cache_bytes(device), least)
+    source, target = (arrays.zeros((size,), np.uint8) for _ in range(2))
+    return partial(arrays.copy, source, target)
 
 
 def spread(name, values):

@@ -18,7 +18,7 @@ from . import native
 from .kernel import Driver, pointers
 
 _OPTIONS = ("-std=c++17",)  # no fast-math
-_OLDEST = 70  # compute capability 7.0, Volta: the first with independent threads in a warp
+OLDEST = 70  # compute capability 7.0, Volta: the first with independent threads in a warp
 _STATIC_SHARED_BYTES = 48 << 10  # a kernel needs an attribute to use more
 # Attributes of a function, as numbers of CUDA's driver API
 _MAX_DYNAMIC_SHARED_SIZE_BYTES, _PREFERRED_SHARED_MEMORY_CARVEOUT = 8, 9
@@ -68,8 +68,8 @@ def _problem():
         capability = _capability()
         gpu = f"the GPU has compute capability {capability / 10}"
         compiler = f"NVRTC {'.'.join(map(str, nvrtc_version()))}"
-        if capability < _OLDEST:
-            return f"{gpu}, at least {_OLDEST / 10} is needed"
+        if capability < OLDEST:
+            return f"{gpu}, at least {OLDEST / 10} is needed"
         if capability < min(architectures()):
             return f"{gpu}, which {compiler} no longer supports: pip install -e '.[cuda12]'"
         if _architecture(capability) is None:
@@ -86,14 +86,19 @@ def gpu_name():
     return runtime.getDeviceProperties(runtime.getDevice())["name"].decode(errors="replace")
 
 
+def installed_nvrtc():
+    """CuPy's module of NVRTC. Raises ImportError without CuPy; without NVRTC its calls fail."""
+    return importlib.import_module("cupy_backends.cuda.libs.nvrtc")
+
+
 def nvrtc_version():
     """(major, minor) of NVRTC. Raises ImportError, OSError or RuntimeError if it is missing."""
-    return _nvrtc().getVersion()
+    return installed_nvrtc().getVersion()
 
 
 def architectures():
     """The compute capabilities that NVRTC compiles for, as 75 or 120."""
-    return _nvrtc().getSupportedArchs()
+    return installed_nvrtc().getSupportedArchs()
 
 
 class Cuda(Driver):
@@ -217,12 +222,12 @@ class Cuda(Driver):
             yield
 
 
-def compile_program(program, architecture, *options):
+def compile_program(program, architecture, *options, nvrtc=None):
     """(cubin, compiler's log) of a program for an architecture such as "sm_80"; needs no GPU.
 
-    Raises CompileError.
+    nvrtc: a module like CuPy's, which is the default. Raises CompileError.
     """
-    nvrtc = _nvrtc()
+    nvrtc = nvrtc or installed_nvrtc()
     handle = nvrtc.createProgram(program.text, program.path.name, (), ())
     try:
         nvrtc.compileProgram(handle, (*_OPTIONS, f"-arch={architecture}", *options))
@@ -284,10 +289,6 @@ def _replace_cupy_cache():
             with tempfile.TemporaryFile(dir=folder):
                 return
     os.environ["CUPY_CACHE_DIR"] = str(native.usable_folder())
-
-
-def _nvrtc():
-    return importlib.import_module("cupy_backends.cuda.libs.nvrtc")
 
 
 def _version(number):

@@ -11,22 +11,12 @@ import numpy as np
 import pytest
 from planted import MISTAKEN, TENSOR_CORE, TOY
 
+from benchmarks.compilers import programs
 from minicnn import devices
-from minicnn.backends import cuda, cuda_forms, kernel
+from minicnn.backends import cuda
 from minicnn.backends.kernel import Program
 from minicnn.emulator import Emulator
 
-FORMS = [
-    Program(kernel.SOURCES / file, defines)
-    for storage in cuda_forms.STORAGES
-    for file, defines in cuda_forms.programs(storage)
-]
-# Some files compile without defines to one of their forms. NVRTC 13.0 gives no log for code that it
-# has compiled before.
-WITH_FORMS = {file for file, _ in cuda_forms.programs(cuda_forms.TF32)}
-PROGRAMS = FORMS + [
-    Program(path) for path in sorted(kernel.SOURCES.glob("*.cu")) if path.name not in WITH_FORMS
-]
 FOR_TENSOR_CORES = 80, 90, "newest"  # older GPUs have none
 
 
@@ -45,7 +35,7 @@ def nvrtc():
     ("program", "capability"),
     [
         pytest.param(program, capability, id=f"{program.name} {program.defines} {capability}")
-        for program in PROGRAMS
+        for program in programs()
         for capability in (
             FOR_TENSOR_CORES
             if "mma_m16n8k8_tf32" in program.text
@@ -438,7 +428,7 @@ def test_a_capture_that_fails_is_ended(stand_in, calls):
 
 
 def test_the_compilers_log_may_have_another_encoding(stand_in, tmp_path, monkeypatch):
-    nvrtc = cuda._nvrtc()
+    nvrtc = cuda.installed_nvrtc()
     monkeypatch.setattr(nvrtc, "getProgramLog", lambda code: b"d\xe9conseill\xe9".decode())
     assert cuda.compile_program(Program(TOY), "sm_89")[1] == r"d\xe9conseill\xe9"
     path = tmp_path / "mistaken.cu"

@@ -50,6 +50,7 @@ def test_each_table_is_in_a_document():
         ("ladder", "ladder-emulated", ["versions_counted", "fused", "step"]),
         ("tile_choices", "tiles", ["launches", 3]),
         ("tile_choices", "tilings-cuda", ["tilings", 0]),
+        ("compilers", "compilers", ["compilers", 0]),
         ("storage", "storage-cpu", ["settings", "fast"]),
         ("summary", "job-cpu", ["summary"]),
         ("summary", "job-cuda", ["summary"]),

@@ -15,6 +15,7 @@ import pytest
 from benchmarks import equality, frameworks, gpu_report, operations, timing
 from benchmarks.contenders import Contender
 from benchmarks.gpu_report import Part
+from minicnn import devices
 from minicnn.backends import cuda, native
 from minicnn.data.digits import draw_digits
 from minicnn.emulator import Emulator
@@ -114,11 +115,10 @@ def test_parts_without_enough_time_are_left_out(tmp_path, monkeypatch, capsys):
         return 0
 
     monkeypatch.setattr(gpu_report, "run_command", run_command)
-    monkeypatch.setattr(gpu_report, "SECONDS", 60)
     parts = {"machine": Part([], 60), "kernels": Part([], 60), "plots": Part([], 25)}
     took = iter([0, 0, 30, 30, 30, 30, 30, 30, 30, 30])
     monkeypatch.setattr(gpu_report.time, "monotonic", lambda: next(took))
-    report = gpu_report.make_report(tmp_path, "emulated", parts)
+    report = gpu_report.make_report(tmp_path, "emulated", parts, 60)
     assert report["left_out"] == {"kernels": "no time: 5 s left"}  # the rest is for the plots
     assert times == [60 - gpu_report.PLOT_SECONDS, 25]
     assert re.search(r"^kernels +0\.0 s  LEFT OUT: no time", capsys.readouterr().out, re.M)
@@ -130,6 +130,13 @@ def test_the_time_that_is_left_is_in_the_command(tmp_path):
     assert entry["shown"] == ["40"]
     found = gpu_report.parts_of(tmp_path, "cuda")["frameworks"].command
     assert found[found.index("--within") + 1] == "SECONDS"
+
+
+def test_the_first_hour_is_in_this_order(tmp_path):
+    names = list(gpu_report.parts_of(tmp_path, "cuda", precisions=("float32", "tf32")))
+    files = [path.stem for path in gpu_report.test_files()]
+    before = ["machine", "memcheck_float32", "memcheck_tf32", "check", "kernels", "step"]
+    assert names == [*before, *files, "train", "frameworks", "plots"]
 
 
 def test_all_parts_fit_into_nine_minutes(tmp_path):
@@ -144,7 +151,9 @@ def test_without_a_gpu_the_parts_that_need_one_are_left_out(tmp_path):
     left_out = {name: part.left_out for name, part in parts.items() if part.left_out}
     left_out.pop("plots", None)  # without matplotlib
     files = [path.stem for path in gpu_report.test_files()]
-    assert left_out == dict.fromkeys(("machine", *files, "frameworks"), "needs a GPU")
+    memcheck = [f"memcheck_{precision}" for precision in devices.PRECISIONS]
+    need_one = "machine", *memcheck, *files, "frameworks"
+    assert left_out == dict.fromkeys(need_one, "needs a GPU")
     entry = gpu_report.run_part("test_step", parts["test_step"], tmp_path, 530)
     assert entry == {"status": "left out", "why": "needs a GPU"}
 
@@ -386,10 +395,11 @@ def test_the_comparison_has_time_to_start_and_to_measure(limit):
 def test_plots_are_drawn_of_what_was_found(tmp_path, capsys):
     plots = pytest.importorskip("benchmarks.plots", exc_type=ImportError)
     row = {"lowest": 1.0, "highest": 3.0, "seconds": 2.0}
-    launch = {**row, "kernel": "adam", "layer": "", "memory_seconds": 5e-6}
+    launch = {**row, "kernel": "adam", "layer": "", "precision": "tf32", "memory_seconds": 5e-6}
+    launches = {"cuda": [{**launch, "flushed": row}]}
+    (tmp_path / "kernels.json").write_text(json.dumps({"launches": launches, "steps": []}))
     step = {**row, "precision": "tf32", "nets": 1, "captured": True}
-    kernels = {"launches": {"cuda": [launch]}, "steps": [step]}
-    (tmp_path / "kernels.json").write_text(json.dumps(kernels))
+    (tmp_path / "step.json").write_text(json.dumps({"launches": {}, "steps": [step]}))
     compared = {"rates": BOTH + [{**row, "job": "infer"} for row in BOTH]}
     (tmp_path / "frameworks.json").write_text(json.dumps(compared))
     plots.main([str(tmp_path)])
@@ -421,18 +431,26 @@ def test_kernels_and_training_run_on_the_emulator(tmp_path):
         pytest.skip(native.problem())
     assert gpu_report.main(["--out", str(tmp_path), "--device", "emulated"]) == 0
     report = report_of(tmp_path)
-    kernels, train = (report["parts"][name]["results"] for name in ("kernels", "train"))
-    assert {(row["nets"], row["captured"]) for row in kernels["steps"]} == {
+    kernels, step, train = (
+        report["parts"][name]["results"] for name in ("kernels", "step", "train")
+    )
+    assert kernels["operations"] and kernels["launches"]["emulated"] and not kernels["steps"]
+    assert {(row["nets"], row["captured"]) for row in step["steps"]} == {
         (1, True),
         (1, False),
         (2, True),
     }
-    assert all(row["lowest"] <= row["seconds"] <= row["highest"] for row in kernels["steps"])
+    assert all(row["lowest"] <= row["seconds"] <= row["highest"] for row in step["steps"])
     assert (tmp_path / "run" / "summary.json").exists()
     assert 0 <= train["ensemble_test_accuracy"] <= 1
-    assert report["parts"]["kernels"]["shown"][0].startswith("Whole steps of 1 nets, float32, one")
-    assert report["parts"]["train"]["shown"][0].startswith("Ensemble of 1: Test accuracy=")
-    assert " images a second" in report["parts"]["train"]["shown"][1]
+    shown = {name: part.get("shown") for name, part in report["parts"].items()}
+    assert [line.split(":")[0] for line in shown["check"]] == [
+        f"emulated in {precision}" for precision in devices.PRECISIONS
+    ]
+    assert shown["kernels"][0].startswith("Limits: `emulated` (")
+    assert shown["step"][0].startswith("Whole steps of 1 nets, float32, one")
+    assert shown["train"][0].startswith("Ensemble of 1: Test accuracy=")
+    assert " images a second" in shown["train"][1]
     if "plots" not in report["left_out"]:
         assert report["parts"]["plots"]["shown"] == ["launches.png", "steps.png"]
 

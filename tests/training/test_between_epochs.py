@@ -153,3 +153,47 @@ def test_most_of_the_hosts_work_is_done_while_the_device_computes(tmp_path):
         alone.append(time.monotonic() - began)
     print(f"added {1e3 * added.min():.0f} ms an epoch; alone {1e3 * min(alone):.0f} ms")
     assert min(added) < min(alone) / 2
+
+
+class Idle(Waiting):
+    """Such a device that notes, before each epoch but the first, how long the host kept it idle.
+
+    `idle` has the seconds that the host's thread computed from the end of the device's steps to the
+    first step of the next epoch. Time in which other programs have the processor does not count.
+    """
+
+    def __init__(self, seconds):
+        super().__init__(seconds)
+        self.idle, self._finished = [], None
+
+    def capture(self, function):
+        replay = super().capture(function)
+
+        def watched():
+            if self._finished is not None:
+                self.idle.append(time.thread_time() - self._finished)
+                self._finished = None
+            replay()
+
+        return watched
+
+    def to_host(self, array):
+        time.sleep(max(self.until - time.monotonic(), 0))
+        if self._finished is None and self.until:
+            self._finished = time.thread_time()
+        return super().to_host(array)
+
+
+@pytest.mark.full(beside="test_an_epoch_trains_while_the_state_of_the_last_one_is_written")
+@pytest.mark.parametrize("nets", [1, 5])
+def test_the_host_adds_less_than_a_twentieth_to_an_epoch(tmp_path, nets):
+    """As many images as MNIST has; an epoch takes the device 0.3 seconds."""
+    device = Idle(0.3 / 937)
+    images = np.zeros((60_000, 28, 28), np.uint8)
+    data = Data(images, np.arange(60_000) % 10, None, None, "digest")
+    recipe = Recipe(nets=nets, epochs=8, validation_fraction=0.0)
+    job = Job(recipe, data, device, "float32", tmp_path, nets)
+    train_group(job, recipe.all_nets, lambda n, rows=None: None, never)
+    assert len(device.idle) == 7
+    print(f"{nets} nets: idle for {1e3 * np.median(device.idle):.1f} ms an epoch")
+    assert 0 < np.median(device.idle) < 0.05 * 0.3
