@@ -115,6 +115,8 @@ def run_step(driver, launches, nets, batch, version):
         for name in ("forward_block", "weight_gradient", "input_gradient"):
             part = name.removesuffix("_block").replace("_", " ")
             setattr(plan, name, watched(getattr(plan, name), blocks.__getitem__, part))
+        rebuilt = watched(plan.rebuilt_weight_gradient, lambda: blocks[0], "weight gradient")
+        plan.rebuilt_weight_gradient = rebuilt
     else:
         for node in trainer.model.nodes:
             for part in ("forward", "backward", "update"):
@@ -200,7 +202,7 @@ def registers(storage=cuda_forms.TF32):
     forms = cuda_forms.programs(storage)
     programs = [Program(SOURCES / file, defines) for file, defines in forms]
     if storage is cuda_forms.TF32:
-        files = *SOURCES.glob("conv_*.cu"), *(SOURCES / f for f in ("gemm.cu", "block_first.cu"))
+        files = *SOURCES.glob("conv_*.cu"), *(SOURCES / f for f in ("gemm.cu", "rebuilt.cu"))
         programs += [Program(path) for path in files]
     found = {}
     for program in programs:

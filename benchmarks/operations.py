@@ -233,7 +233,8 @@ def describe(launches, marks, nets, batch, precision="tf32"):
             "flops": 0,
             "peak": None,
         }
-        if layer in convolutions:
+        # The products of rebuilt_weight_gradient are in a launch of the layer above.
+        if layer in convolutions and launch.name != "rebuilt_weight_gradient":
             node = convolutions[layer]
             window, channels = node.layer.window(node.input_shape), node.input_shape[-1]
             of_image = convolution_flops(window, channels, node.output_shape[-1])

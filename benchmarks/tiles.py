@@ -39,16 +39,20 @@ def choices(batch):
                     "grid": launch.grid,
                     "shared_bytes": launch.shared_bytes,
                     "microseconds": launch.clocks / CLOCKS_A_MICROSECOND,
-                    **_resources(name, launch, block.first),
+                    **_resources(block, name, launch),
                 }
             )
     return rows
 
 
-def _resources(name, launch, first):
+def _resources(block, name, launch):
     """Registers of a thread, and its bytes of stack and spills, on each of ARCHITECTURES."""
-    program = Program(SOURCES / f"block_{'first' if first else name}.cu", launch.defines)
-    kernel = f"block_first_{name}" if first else f"block_{name}"
+    file, kernel = f"block_{name}.cu", f"block_{name}"
+    if block.rebuilt:
+        file, kernel = "rebuilt.cu", "rebuilt_moments"
+    elif block.first:
+        file, kernel = "block_first.cu", f"block_first_{name}"
+    program = Program(SOURCES / file, launch.defines)
     found = [compiled(program, architecture)[kernel] for architecture in ARCHITECTURES]
     return {
         "registers": [registers for _, _, registers in found],

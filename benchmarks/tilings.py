@@ -17,17 +17,6 @@ from minicnn.command import positive
 
 REPEATS = 6  # of a launch in one graph
 WITHIN = 2.5  # times the model's shortest time: slower tilings are not measured
-_WAYS = {
-    "forward": lambda block, batch: cuda_tiles.forward(
-        block.window, block.channels, block.filters, batch
-    ),
-    "input_gradient": lambda block, batch: cuda_tiles.input_gradient(
-        block.gradient_window, block.channels, block.filters, batch
-    ),
-    "weight_gradient": lambda block, batch: cuda_tiles.weight_gradient(
-        block.window, block.channels, block.filters, batch
-    ),
-}
 
 
 class Launcher:
@@ -49,7 +38,10 @@ class Launcher:
 
     def tilings(self, i, name):
         """What the model chooses from for a pass of block i, within WITHIN of the shortest."""
-        found = _WAYS[name](self.blocks[i], self._plan.batch)
+        block, below, batch = self.blocks[i], self.blocks[i - 1].rebuilt, self._plan.batch
+        window = block.gradient_window if name == "input_gradient" else block.window
+        ways = getattr(cuda_tiles, name)
+        found = ways(window, block.channels, block.filters, batch, below=below)
         shortest = min(launch.clocks for launch in found)
         return [launch for launch in found if launch.clocks <= WITHIN * shortest]
 

@@ -24,6 +24,7 @@
 constexpr int CHUNK = 32;  // channels that are staged at a time
 constexpr int QUADS = CHUNK / 4;
 constexpr int WORDS = CHUNK / PER_WORD;  // of a staged pixel
+constexpr int WIDE = 32;                 // result channels of a warp
 
 // How a launch splits its work; cuda_tiles.py chooses it. A tile of results is some rows of an
 // image (a band), or several whole images. All pixels of the source that the window meets for a
@@ -72,6 +73,10 @@ __device__ inline float4 exchange4(float4 v, int bits) {
     return make_float4(
         __shfl_xor_sync(ALL_LANES, v.x, bits), __shfl_xor_sync(ALL_LANES, v.y, bits),
         __shfl_xor_sync(ALL_LANES, v.z, bits), __shfl_xor_sync(ALL_LANES, v.w, bits));
+}
+
+__device__ inline float4 scale4(float4 v, float by) {
+    return make_float4(v.x * by, v.y * by, v.z * by, v.w * by);
 }
 
 // v where the bits of `kept` are set, else 0; one bit per element.

@@ -1,6 +1,7 @@
 // The forward pass of a block: y = activation(x * kernel + bias), where x is the output of the
 // block below: its y after batch normalisation and dropout.
 #include "correlation.cuh"
+#include "rebuilt.cuh"
 
 // The form of correlate that is compiled; cuda_tiles.py chooses it.
 #ifndef FORM_GROUPS
@@ -9,6 +10,10 @@
 #define FORM_THREADS 192
 #define FORM_BLOCKS 2
 #endif
+// Whether the block below is rebuilt from the image.
+#ifndef REBUILT
+#define REBUILT 0
+#endif
 
 struct Forward {
     Convolution s;
@@ -16,6 +21,8 @@ struct Forward {
     Tables tables;
     int taps, channels, filters, result_rows, result_columns, stride, row_step, column_step;
     Normalized x;
+    Rebuilt first;  // the block below, if it is rebuilt
+    int images;     // of a tile
     const float *packed, *bias;
     float floor;  // of the activation
     STORED* y;
@@ -30,10 +37,15 @@ struct Forward {
     __device__ void stage(int image, int top, int left, int channel, float* pixels) {
         // As many as the registers allow
         constexpr int BATCH = FORM_GROUPS > 8 ? 3 : PER_WORD == 1 ? 6 : 4;
-        source.stage<BATCH, SPREAD>(x, image, top, left, channel, pixels);
+        if (REBUILT)
+            first.stage<true>(
+                x, source.table, source.pixels, images, image, top, left, channel, pixels);
+        else
+            source.stage<BATCH, SPREAD>(x, image, top, left, channel, pixels);
     }
 
     __device__ void prefetch(const Tiling& t, int image, int band) const {
+        if (REBUILT) return;
         prefetch_rows(x.y, s.B, s.H, s.W, s.Cin, image, t.images, band * stride + t.top,
                       t.source_rows);
     }
@@ -54,15 +66,17 @@ struct Forward {
         count = 0;
     }
 
-    struct Raw {};
-    __device__ Raw load(int, int) const { return {}; }
-
-    __device__ void take(int pixel, int filter, float4 v, Raw) {
-        v = put4(y + unsigned(pixel * s.Cout + filter), activated(v));
-        float4 d = sub4(v, pivot);
-        deviations = add4(deviations, d);
-        squares = fma4(d, d, squares);
-        ++count;
+    __device__ void take(
+        const int (&number)[RESULTS], int, int filter, const float4 (&values)[RESULTS]) {
+#pragma unroll
+        for (int k = 0; k < RESULTS; ++k) {
+            if (number[k] < 0) continue;
+            float4 v = put4(y + unsigned(number[k] * s.Cout + filter), activated(values[k]));
+            float4 d = sub4(v, pivot);
+            deviations = add4(deviations, d);
+            squares = fma4(d, d, squares);
+            ++count;
+        }
     }
 
     __device__ void end(int row, int channel) {
@@ -86,10 +100,15 @@ struct Forward {
 // kept_scale describe the Normalization of y_below, and `kept` has its dropout bits, if any.
 // mean_below and variance_below (Cin,) are results if parts_below is not null, else inputs.
 //
+// If REBUILT, y_below is null. It is rebuilt (rebuilt.cuh) from x_first (B, H, W, Cin) by the kernel,
+// bias and activation of the first block, whose sizes are s_first. Otherwise these are not used.
+//
 // Thread blocks: x tiles, i, i + gridDim.x and so on; y output channels.
 // Twin: block_oracles.forward
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_forward(
-    PerNet<const STORED> y_below, PerNet<const float> packed, PerNet<const float> bias,
+    MAY_BE_NULL PerNet<const STORED> y_below, MAY_BE_NULL PerNet<const float> x_first,
+    MAY_BE_NULL PerNet<const float> kernel_first, MAY_BE_NULL PerNet<const float> bias_first,
+    float floor_first, Convolution s_first, PerNet<const float> packed, PerNet<const float> bias,
     MAY_BE_NULL PerNet<const float> gamma_below, MAY_BE_NULL PerNet<const float> beta_below,
     MAY_BE_NULL PerNet<const float> parts_below, int count_below,
     MAY_BE_NULL PerNet<float> mean_below, MAY_BE_NULL PerNet<float> variance_below,
@@ -101,6 +120,12 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
     float* table = rows + t.pixel_warps * PIVOTED * width;
     int staged = t.images * t.source_rows * t.source_columns, taps = s.kh * s.kw;
     float* pixels = table + Tables::size(staged, 1, taps);
+    Rebuilt first_block(s_first, x_first.row(), kernel_first.row(), bias_first.row(), floor_first,
+                        t.source_rows, t.source_columns, pixels);
+    if (REBUILT) {
+        first_block.set_distances();
+        pixels += first_block.size(t.images);
+    }
     Normalization between{gamma_below.row(), beta_below.row(),     parts_below.row(), count_below,
                           mean_below.row(),  variance_below.row(), epsilon_below,     kept_scale};
     bool writes_moments = parts_below.data && blockIdx.x == 0 && blockIdx.y == 0;
@@ -110,6 +135,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
     for (int i = threadIdx.x; i < t.pixel_warps * PIVOTED * width; i += blockDim.x) rows[i] = 0.0f;
 
     Forward pass{};
+    pass.first = first_block;
+    pass.images = t.images;
     pass.s = s;
     pass.tables = copy_tables(tables, staged, 1, taps, table);
     pass.source = {s.B, s.H, s.W, s.Cin, pass.tables.staged, staged};

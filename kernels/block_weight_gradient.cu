@@ -15,6 +15,7 @@
 // the kernel; so it loads dz once for all of them. Warps with the same results divide the pixels,
 // and their sums are added up in order. sum_parts.cu adds up the partial sums of the thread blocks.
 #include "block.cuh"
+#include "rebuilt.cuh"
 
 // The form that is compiled; cuda_tiles.py chooses it.
 #ifndef FORM_TAPS
@@ -22,8 +23,11 @@
 #define FORM_THREADS 192
 #define FORM_BLOCKS 2
 #endif
+// Whether the block below is rebuilt from the image.
+#ifndef REBUILT
+#define REBUILT 0
+#endif
 
-constexpr int DEPTH = STEP * PER_WORD;  // pixels of one mma.sync
 constexpr int TALL = 16;           // channels of one mma.sync
 constexpr int EIGHTS = CHUNK / 8;  // groups of eight filters, one mma.sync each
 constexpr int BATCH = 4;           // pixels that a thread loads together; more need more registers
@@ -165,13 +169,15 @@ __device__ inline void write_bias(float4 sum, int filters, float* area, float* p
 
 // From y_below (B, H, W, Cin), dx and y (B, Ho, Wo, Cout): parts (thread blocks, K * Cout + Cout)
 // of the gradients with respect to kernel and bias. x is computed as in block_forward, dz as in
-// block_input_gradient.
+// block_input_gradient; if REBUILT, y_below as in block_forward.
 //
 // Thread blocks: x tiles, i, i + gridDim.x and so on; y channels, filters, and groups of taps.
 // Warps: halves of the channels, rows of taps and some columns of these; shares of the pixels.
 // Twin: block_oracles.weight_gradient
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_weight_gradient(
-    PerNet<const STORED> y_below, MAY_BE_NULL PerNet<const float> gamma_below,
+    MAY_BE_NULL PerNet<const STORED> y_below, MAY_BE_NULL PerNet<const float> x_first,
+    MAY_BE_NULL PerNet<const float> kernel_first, MAY_BE_NULL PerNet<const float> bias_first,
+    float floor_first, Convolution s_first, MAY_BE_NULL PerNet<const float> gamma_below,
     MAY_BE_NULL PerNet<const float> beta_below, MAY_BE_NULL PerNet<const float> mean_below,
     MAY_BE_NULL PerNet<const float> variance_below, float epsilon_below, float kept_scale,
     MAY_BE_NULL PerNet<const unsigned> kept, PerNet<const STORED> dx, PerNet<const STORED> y,
@@ -182,7 +188,13 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
     int padded = ceil_div(s.Cin, CHUNK) * CHUNK, padded_filters = ceil_div(s.Cout, CHUNK) * CHUNK;
     float *scales = shared, *shifts = scales + padded;
     float *as = shifts + padded, *bs = as + padded_filters, *cs = bs + padded_filters;
+    Rebuilt first_block(s_first, x_first.row(), kernel_first.row(), bias_first.row(), floor_first,
+                        t.source_rows, t.source_columns, cs + padded_filters);
     float* x_pixels = cs + padded_filters;
+    if (REBUILT) {
+        first_block.set_distances();
+        x_pixels += first_block.size(t.images);
+    }
     float* dz_pixels = x_pixels + t.area;
     int here = t.images * t.rows * s.Wo, steps = ceil_div(here, DEPTH);
     // Tables: Staged's of x, and where each output pixel's first input is staged.
@@ -235,8 +247,12 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int image = tile / t.bands * t.images, band = tile % t.bands * t.rows;
         __syncthreads();  // all threads have read what was staged before
-        x_source.stage<BATCH, SPREAD>(
-            x, image, band * s.sh + t.top, t.left, first_channel, x_pixels);
+        int top = band * s.sh + t.top;
+        if (REBUILT)
+            first_block.stage<PER_WORD == 1>(x, x_source.table, staged, t.images, image, top, t.left,
+                                             first_channel, x_pixels);
+        else
+            x_source.stage<BATCH, SPREAD>(x, image, top, t.left, first_channel, x_pixels);
         int before = (image * s.Ho + band) * s.Wo;
         int rows = min(t.rows, s.Ho - band), images = min(t.images, s.B - image);
         stage_run(
@@ -244,7 +260,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
         int next = tile + gridDim.x, next_image = next / t.bands * t.images;
         if (threadIdx.x == 0 && next < tiles) {
             int next_band = next % t.bands * t.rows;
-            prefetch_rows(y_below.row(), s.B, s.H, s.W, s.Cin, next_image, t.images,
+            if (!REBUILT)
+                prefetch_rows(y_below.row(), s.B, s.H, s.W, s.Cin, next_image, t.images,
                           next_band * s.sh + t.top, t.source_rows);
             prefetch_rows(dx.row(), s.B, s.Ho, s.Wo, s.Cout, next_image, t.images, next_band, t.rows);
             prefetch_rows(y.row(), s.B, s.Ho, s.Wo, s.Cout, next_image, t.images, next_band, t.rows);

@@ -23,11 +23,11 @@
 
 #include "block.cuh"
 
-constexpr int WIDE = 32;  // channels of a warp
 // From a staged pixel to the next one, in words. It is an odd multiple of eight. So eight words of
 // each of four consecutive pixels lie in the 32 different banks of shared memory.
 constexpr int PITCH = WORDS + 8;
 constexpr int SPREAD = PER_WORD;  // so many pixels apart, 16 words lie in the other 16 banks
+constexpr int RESULTS = 4;         // of a lane that a Pass takes together
 constexpr int TAPS_IN_MEMORY = 3;  // taps whose weights are in shared memory: one used, two coming
 
 // The results that meet the same taps. In a forward pass these are all results. In a gradient with
@@ -134,8 +134,10 @@ __device__ inline void add_splits(float (&sums)[GROUPS][2][4], int split, int wa
 //     prefetch(t, image, band)      hints that what a tile reads is needed soon
 //     begin(row, channel, first)    before a lane's results of a tile; `row` is the warp's row of
 //                                   pixels, `first` the lane's first four sums
-//     load(pixel, channel)          starts to load what a result needs besides its sums: a Raw
-//     take(pixel, channel, values, raw)   receives the sums of four channels of a result
+//     take(number, first, channel, values)   receives RESULTS of the lane's results, the sums of
+//                                   four channels each: number has their pixels, or -1; they are
+//                                   pixels 2t and 2t + 1 (t = lane % 4) of two groups of eight, the
+//                                   first of which begins with pixel `first` of the tile
 //     end(row, channel)             after a lane's results of a tile
 template <int GROUPS, int SPLITS, typename Pass>
 __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
@@ -244,36 +246,31 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
             int run_begin = (image * pass.result_rows + band) * pass.result_columns;
             int run = min(t.images, pass.s.B - image) * min(height, p.rows - band) * p.columns;
             if (filter >= pass.filters) run = 0;
-            // Loads for RESULTS results at a time are in flight together.
-            constexpr int RESULTS = 4;
 #pragma unroll
             for (int first = 0; first < GROUPS * 2; first += RESULTS) {
-                typename Pass::Raw raw[RESULTS];
-                int number[RESULTS];  // of the result's pixel; -1: there is no such result
+                int number[RESULTS];
+                float4 values[RESULTS];
 #pragma unroll
-                for (int k = 0; k < RESULTS && first + k < GROUPS * 2; ++k) {
-                    int pixel = first_pixel + (first + k) / 2 * 8 + k % 2;
-                    number[k] = pixel < run ? run_begin + pixel : -1;
-                    if (!dense) {
-                        int line = by_columns.quotient(pixel), which = by_height.quotient(line);
-                        int phase_row = band + line - which * height, b = image + which;
-                        int result_row = p.first_row + phase_row * pass.row_step;
-                        int column = p.first_column + (pixel - line * p.columns) * pass.column_step;
-                        bool inside = run && pixel < here && phase_row < p.rows && b < pass.s.B;
-                        int row_number = b * pass.result_rows + result_row;
-                        number[k] = inside ? row_number * pass.result_columns + column : -1;
-                    }
-                    bool exists = number[k] >= 0;
-                    raw[k] = pass.load(exists ? number[k] : 0, exists ? filter : 0);
-                }
-#pragma unroll
-                for (int k = 0; k < RESULTS && first + k < GROUPS * 2; ++k) {
+                for (int k = 0; k < RESULTS; ++k) {
+                    number[k] = -1;
+                    values[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                    if (first + k >= GROUPS * 2) continue;
                     const float(&v)[2][4] = sums[(first + k) / 2];
-                    int half = k % 2;
-                    float4 values =
-                        make_float4(v[0][half], v[0][2 + half], v[1][half], v[1][2 + half]);
-                    if (number[k] >= 0) pass.take(number[k], filter, values, raw[k]);
+                    int half = k % 2, pixel = first_pixel + (first + k) / 2 * 8 + half;
+                    values[k] = make_float4(v[0][half], v[0][2 + half], v[1][half], v[1][2 + half]);
+                    if (dense) {
+                        number[k] = pixel < run ? run_begin + pixel : -1;
+                        continue;
+                    }
+                    int line = by_columns.quotient(pixel), which = by_height.quotient(line);
+                    int phase_row = band + line - which * height, b = image + which;
+                    int result_row = p.first_row + phase_row * pass.row_step;
+                    int column = p.first_column + (pixel - line * p.columns) * pass.column_step;
+                    bool inside = run && pixel < here && phase_row < p.rows && b < pass.s.B;
+                    int row_number = b * pass.result_rows + result_row;
+                    number[k] = inside ? row_number * pass.result_columns + column : -1;
                 }
+                pass.take(number, own_pixel + first * 4, filter, values);
             }
             pass.end(warp / t.channel_warps, own_channel);
         }

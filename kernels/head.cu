@@ -14,7 +14,7 @@ constexpr int THREADS = 512;
 //     mean, variance (C,)                    of y
 // Shared memory holds `images` images at a time.
 // Twin: block_oracles.head
-extern "C" __global__ void __launch_bounds__(THREADS) head(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) head(
     PerNet<const STORED> y, PerNet<const float> gamma, PerNet<const float> beta,
     PerNet<const float> moments, int moments_count, float epsilon, float kept_scale,
     MAY_BE_NULL PerNet<const unsigned> kept, PerNet<const float> kernel, PerNet<const float> bias,

@@ -18,6 +18,7 @@ struct bfloat16 {
 #endif
 constexpr int PER_WORD = 4 / sizeof(STORED);  // operands in a word
 constexpr int STEP = 8;                       // the depth of one mma.sync, in words
+constexpr int DEPTH = STEP * PER_WORD;        // and in operands
 
 // ---- memory: four elements that follow each other, or one --------------------------------------
 

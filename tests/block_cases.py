@@ -6,13 +6,14 @@ those that cuda_tiles.py chooses from, and fewer blocks of threads.
 
 from math import prod
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import block_oracles
 import numpy as np
 import pytest
 from cases import poison, relative
 
-from minicnn.backends import cuda_tiles
+from minicnn.backends import cuda_rebuilt, cuda_tiles
 from minicnn.backends.cuda_forms import BFLOAT16, TF32
 from minicnn.backends.kernel import SOURCES
 from minicnn.network.geometry import Window
@@ -58,21 +59,43 @@ def with_blocks(launch, blocks):
     return launch._replace(grid=(blocks, blocks_y), parts=launch.parts // before * blocks)
 
 
+class First(NamedTuple):
+    """The sizes of a first block that is rebuilt from the image."""
+
+    image: tuple
+    channels: int
+    size: tuple
+    strides: tuple = (1, 1)
+    padding: str = "valid"
+    relu: bool = True
+
+    @property
+    def window(self):
+        return Window.fit(self.size, self.strides, self.padding, self.image)
+
+    @property
+    def rebuilt(self):
+        return cuda_rebuilt.Rebuilt(self.window, self.channels)
+
+
 class Block:
     """The sizes of a block of E nets, and random values for everything that its launches read.
 
     below: the statistics of the block below: "parts" (partial ones), "moments" (final ones), or
-    "nothing" if there is no block below. With storage BFLOAT16, channels are rounded up to whole
+    "nothing" if there is no block below. first: the block below, if it is a first block that is
+    rebuilt; `image` is its output then. With storage BFLOAT16, channels are rounded up to whole
     vectors, and what is stored in 16 bits has values that fit them.
     """
 
     def __init__(
         self, E, B, image, C, N, size, strides=(1, 1), padding="valid", relu=True, drop=True,
-        below="parts", seed=0, storage=TF32,
+        below="parts", seed=0, storage=TF32, first=None,
     ):  # fmt: skip
         own = locals()
         self._arguments = {name: own[name] for name in own if name not in ("self", "own")}
-        self.tensor, self.storage = C >= 8, storage
+        self.tensor, self.storage, self.first = C >= 8, storage, first
+        if first:
+            image, drop = first.window.output, False
         N += -N % storage.alignment
         C += -C % storage.alignment if self.tensor else 0
         fits = all(k <= length for k, length in zip(size, image, strict=True))
@@ -105,9 +128,17 @@ class Block:
             **moments(random, E, N, ""),
             "gamma": normal(N, scale=0.3, center=1),
         }
+        if first:
+            # Pixels of images have few distinct values, and many zeros.
+            pixels = random.integers(0, 256, (E, B, *first.image, first.channels))
+            self.arrays["x_first"] = (pixels / 255).astype(np.float32)
+            self.arrays["kernel_first"] = normal(*first.size, first.channels, C)
+            self.arrays["bias_first"] = normal(C)
         self.passes = TENSOR if self.tensor else FIRST
         # A first block's input is in float32.
-        self.stored = {"y", "dx", "dx_below"} | ({"y_below"} if self.tensor else set())
+        self.stored = {"y", "dx", "dx_below"} | (
+            {"y_below"} if self.tensor and not first else set()
+        )
         if storage is TF32:
             self.stored = set()
         for name in self.stored & self.arrays.keys():
@@ -123,7 +154,7 @@ class Block:
             f"Block(E={self.E}, B={self.B}, image={image}, C={self.C}, N={self.N}, size={size}, "
             f"strides={self.strides}, padding={self.padding!r}, relu={self.relu}, "
             f"drop={self.arrays['kept'] is not None}, below={self.below!r}, "
-            f"storage={self.storage.precision})"
+            f"storage={self.storage.precision}, first={self.first})"
         )
 
     @property
@@ -138,8 +169,9 @@ class Block:
 
     def launches(self, what):
         """The launches that cuda_tiles.py chooses from for a pass."""
-        choose = self.passes[what][0]
-        return choose(self.window_of(what), self.C, self.N, self.B, self.storage)
+        choose, size = self.passes[what][0], (self.window_of(what), self.C, self.N, self.B)
+        below = [self.first.rebuilt] if self.first else []
+        return choose(*size, self.storage, *below)
 
     def launch(self, what):
         """The launch that it chooses."""
@@ -178,6 +210,12 @@ class Block:
         sizes, nothing = self._sizes(self.window_of(what)), self.below == "nothing"
         above = *get("dx y sums"), 3, *get("gamma mean variance"), EPSILON
         weights = prod(self.window.size) * self.C * self.N + self.N
+        if self.first:
+            floor_first = 0.0 if self.first.relu else -np.inf
+            from_first = None, *get("x_first kernel_first bias_first"), floor_first
+        else:
+            from_first = *get("y_below"), None, None, None, 0.0
+        from_first = *from_first, self.first_sizes() if self.first else sizes
         if what == "forward":
             known = None, None, None, 0, None, None
             if self.below == "moments":
@@ -188,7 +226,8 @@ class Block:
                 known = *get("gamma_below beta_below parts_below"), 3, *moments
             between = *known, EPSILON_BELOW, self.kept_scale, *get("kept")
             arguments = (
-                *get("y_below"), packed() if self.tensor else get("kernel")[0], *get("bias"),
+                *(from_first if self.tensor else get("y_below")),
+                packed() if self.tensor else get("kernel")[0], *get("bias"),
                 *(between if self.tensor else ()), sizes,
                 launch.tiling, *([table] if self.tensor else []), floor, new("y", *self.shape),
                 None if self.below == "moments" else new("parts", launch.parts, 3, self.N),
@@ -197,9 +236,11 @@ class Block:
             arguments = (
                 *above, floor, packed(), sizes, launch.tiling,
                 table, prod(map(len, self.window_of(what).phases)),
-                *get("y_below mean_below variance_below"), EPSILON_BELOW, *get("kept"),
-                self.kept_scale, new("dx_below", *self.below_shape),
+                *from_first, *get("mean_below variance_below"), EPSILON_BELOW, *get("kept"),
+                self.kept_scale, None if self.first else new("dx_below", *self.below_shape),
                 new("parts", launch.parts, 2, self.C),
+                new("of_dx", launch.parts, self.first.rebuilt.elements + 1, self.C)
+                if self.first else None,
             )  # fmt: skip
         else:
             known = [None] * 4
@@ -207,7 +248,8 @@ class Block:
                 known = get("gamma_below beta_below mean_below variance_below")
             between = *known, EPSILON_BELOW, self.kept_scale, *get("kept")
             arguments = (
-                *get("y_below"), *(between if self.tensor else ()), *above, floor, sizes,
+                *(from_first if self.tensor else get("y_below")),
+                *(between if self.tensor else ()), *above, floor, sizes,
                 launch.tiling, *([table] if self.tensor else []),
                 new("parts", launch.parts, weights),
             )  # fmt: skip
@@ -233,13 +275,11 @@ class Block:
         return np.stack([block_oracles.packed(kernel, slots, *shape) for kernel in kernels])
 
     def _sizes(self, window):
-        """The sizes as convolution.cuh's struct."""
-        names = "B H W Cin Ho Wo Cout kh kw sh sw top left".split()
-        numbers = (
-            self.B, *window.input, self.C, *window.output, self.N, *window.size, *window.strides,
-            *window.before,
-        )  # fmt: skip
-        return dict(zip(names, numbers, strict=True))
+        return sizes(window, self.B, self.C, self.N)
+
+    def first_sizes(self):
+        """The sizes of the first block."""
+        return sizes(self.first.window, self.B, self.first.channels, self.C)
 
     # ---- what is expected --------------------------------------------------------------------
 
@@ -258,13 +298,15 @@ class Block:
             **{name: array if array is None else array[e] for name, array in names.items()},
             epsilon=EPSILON, epsilon_below=EPSILON_BELOW, kept_scale=self.kept_scale,
             relu=self.relu, rows=self.rows, strides=self.strides, padding=self.padding,
-            tensor=self.tensor, storage=self.storage.precision,
+            tensor=self.tensor, storage=self.storage.precision, first=self.first,
         )  # fmt: skip
 
     def added_up(self, what, found):
         """A pass's results by the oracle's names, with the partial sums added up."""
         found = dict(found)
         parts = found.pop("parts", None)
+        if "of_dx" in found:
+            found["of_dx"] = found["of_dx"].sum(axis=1, dtype=np.float64)
         if what == "input gradient":
             found["sum"], found["sum_z"] = parts.sum(axis=1, dtype=np.float64).swapaxes(0, 1)
         elif what == "weight gradient":
@@ -276,13 +318,18 @@ class Block:
     def check(self, driver, what, found):
         """Assert that a pass's results are right."""
         bounds = {True: same_roundings(driver) if self.tensor else EXACT}
+        if self.first:
+            # Its y is a sum, rounded to an operand. A sum with another last bit, of 2**-24 for each
+            # of up to 15 products, becomes the next operand, 2**-11 (in bfloat16 2**-8) away, once
+            # in that many elements: 2**-11 * sqrt(15 * 2**-24 / 2**-11) is 4e-5.
+            bounds[True] += 4e-5
         if self.tensor or self.stored:
             bounds[False] = FREE[self.storage.precision]
         sums = self.added_up(what, found)
         for rounded, bound in bounds.items():
             expected = self.expected(what, rounded)
             assert sums.keys() == expected.keys()
-            if rounded and self.stored and what == "input gradient":
+            if rounded and self.stored and "dx_below" in found:
                 given = [self._given(what, e) for e in range(self.E)]
                 of_found = zip(np.float64(found["dx_below"]), given, strict=True)
                 expected |= stacked(block_oracles.sums_of(*of_net) for of_net in of_found)
@@ -308,6 +355,15 @@ def assert_stored(found, expected, bound):
     distance = bound * np.abs(expected).max()
     assert (block_oracles.to_bfloat16(expected - distance) <= found).all()
     assert (found <= block_oracles.to_bfloat16(expected + distance)).all()
+
+
+def sizes(window, B, C, N):
+    """The sizes of a convolution as convolution.cuh's struct."""
+    names = "B H W Cin Ho Wo Cout kh kw sh sw top left".split()
+    numbers = (
+        B, *window.input, C, *window.output, N, *window.size, *window.strides, *window.before
+    )  # fmt: skip
+    return dict(zip(names, numbers, strict=True))
 
 
 def moments(random, E, C, suffix):
@@ -364,6 +420,16 @@ FIRST_BLOCKS = [
 ]
 
 
+# Blocks above a first block that is rebuilt; the first one is the seed network's.
+ABOVE_FIRST = [
+    Block(1, 2, None, 32, 32, (3, 3), first=First((28, 28), 1, (3, 3))),
+    Block(3, 2, None, 36, 68, (2, 3), padding="same", first=First((11, 9), 1, (3, 2), (2, 1))),
+    Block(2, 3, None, 12, 8, (3, 3), below="moments", relu=False,
+          first=First((6, 5), 3, (2, 2), (1, 2), "same", relu=False)),
+    Block(1, 5, None, 72, 20, (2, 2), first=First((4, 4), 7, (2, 1))),
+    Block(1, 1, None, 8, 4, (1, 1), first=First((3, 3), 1, (3, 5), padding="same")),
+]  # fmt: skip
+ABOVE_FIRST += [block.in_bfloat16() for block in ABOVE_FIRST]
 FIRST_BLOCKS += [block.in_bfloat16() for block in FIRST_BLOCKS]
 
 
@@ -374,6 +440,7 @@ def cases_of(blocks):
         for what in block.passes:
             if what != "input gradient" or block.below != "nothing":
                 kind = "block" if block.tensor else "first"
+                kind = "above first" if block.first else kind
                 name = f"{kind} {i}, {what}, {block.storage.precision}"
                 cases.append(pytest.param(block, what, id=name))
     return cases

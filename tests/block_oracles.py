@@ -7,6 +7,8 @@ it stores a result in 16 bits. `given` is a namespace of the block's sizes and f
 net of a Block of block_cases.py. Its `storage` is "tf32" or "bfloat16".
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 from oracles import adam, conv2d, conv2d_gradients
 
@@ -81,6 +83,52 @@ def drop(x, given):
     return x if given.kept is None else np.where(unpack(given.kept, x.shape), x, 0)
 
 
+def with_y_below(given, rounded):
+    """The values given, with y_below as the first block computes it, if that is rebuilt."""
+    if given.first is None:
+        return given
+    x, kernel, first = given.x_first, given.kernel_first, given.first
+    if rounded:
+        x, kernel = operand(x, given.storage), operand(kernel, given.storage)
+    y = conv2d(x, kernel, given.bias_first, first.strides, first.padding)
+    return SimpleNamespace(**{**vars(given), "y_below": np.maximum(y, 0) if first.relu else y})
+
+
+def over_pixels(given, values, rounded=False):
+    """The sums of x * values over pixels, (K + 1, C), with x the first block's input, then 1."""
+    x, first = given.x_first, given.first
+    if rounded:
+        x, values = operand(x, given.storage), operand(values, given.storage)
+    kernel = conv2d_gradients(x, given.kernel_first, values, first.strides, first.padding)[1]
+    return np.vstack([kernel.reshape(-1, kernel.shape[-1]), values.sum(axis=(0, 1, 2))])
+
+
+def masked(given, values):
+    """The values where the first block's activation passes a gradient, else 0.
+
+    This is decided with rounded operands in both forms: rounding moves a few y across zero.
+    """
+    y = with_y_below(given, rounded=True).y_below
+    return np.where(y > 0, values, 0) if given.first.relu else values
+
+
+def rebuilt_moments(given, rounded=False):
+    """The moments of the first block's y, and the sums over pixels of x * y and of x * mask."""
+    given = with_y_below(given, rounded)
+    y = given.y_below
+    sums = [over_pixels(given, v, rounded) for v in (y, masked(given, np.ones(y.shape)))]
+    return {"mean": y.mean(axis=(0, 1, 2)), "variance": y.var(axis=(0, 1, 2)), "of_y": sums}
+
+
+def rebuilt_weight_gradient(given):
+    """(dkernel, dbias) of the first block from sums over pixels: of_dx, and of_y."""
+    slope, mean = given.sum_z / given.rows, given.sum / given.rows
+    inverse = 1 / np.sqrt(np.float64(given.variance_below) + given.epsilon_below)
+    z = (given.of_y[0] - given.mean_below * given.of_y[1]) * inverse
+    found = given.gamma_below * inverse * (given.of_dx - mean * given.of_y[1] - slope * z)
+    return {"dkernel": found[:-1], "dbias": found[-1]}
+
+
 def block_input(given, rounded=False):
     """x from y_below: normalisation, then dropout."""
     if given.gamma_below is None:
@@ -119,6 +167,7 @@ def _fma(a, b, c):
 
 def forward(given, rounded=False):
     """y, and the statistics of the block below unless they were given."""
+    given = with_y_below(given, rounded)
     x, kernel = block_input(given, rounded), given.kernel
     if rounded and given.tensor:
         x, kernel = operand(x, given.storage), operand(kernel, given.storage)
@@ -132,12 +181,16 @@ def forward(given, rounded=False):
 def input_gradient(given, rounded=False):
     """dx_below, and the sums of dx_below and of dx_below * (normalised y_below)."""
     dz, kernel = before_activation(given, rounded), given.kernel
+    given = with_y_below(given, rounded)
     if rounded:
         dz, kernel = operand(dz, given.storage), operand(kernel, given.storage)
     x = np.zeros(given.y_below.shape)
     dx = conv2d_gradients(x, kernel, dz, given.strides, given.padding)[0]
     dx = drop(dx * given.kept_scale, given)
-    return {"dx_below": dx, **sums_of(dx, given)}
+    found = sums_of(dx, given)
+    if given.first is None:
+        return {"dx_below": dx, **found}
+    return {"of_dx": over_pixels(given, masked(given, dx), rounded), **found}
 
 
 def sums_of(dx, given):
@@ -149,6 +202,7 @@ def sums_of(dx, given):
 
 def weight_gradient(given, rounded=False):
     """(dkernel, dbias). dbias has no products, so nothing is rounded in it."""
+    given = with_y_below(given, rounded)
     x, dz = block_input(given, rounded), before_activation(given, rounded)
     bias = dz.sum(axis=(0, 1, 2))
     if rounded and given.tensor:

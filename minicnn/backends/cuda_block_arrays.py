@@ -35,15 +35,15 @@ def arrays_layout(network, nodes, nets, batch, training, dtype):
     """{key: (shape, dtype)} of every array of BlockArrays, to know its memory beforehand."""
     layout = batch_layout(nodes, nets, batch, dtype)
     layout["output"] = (nets, batch, *nodes[-1].output_shape), dtype
-    shapes = [(nets, batch, *block.convolution.output_shape) for block in network.blocks]
-    largest = max(map(prod, shapes))
+    shapes = _stored_shapes(network, nets, batch)
+    largest = max(map(prod, shapes.values()))
     for key, table in _tables(network, nodes, training).items():
         layout[key] = table.shape, table.dtype
     layout["packed"] = (nets, _packings(network, training)[1]), dtype
     stored = network.storage.dtype
     if not training:
         return layout | {("buffer", i): ((largest,), stored) for i in range(2)}
-    for i, shape in enumerate(shapes):
+    for i, shape in shapes.items():
         layout["y", i] = shape, stored
     for i in range(2):
         layout["gradient", i] = (largest,), stored
@@ -66,9 +66,10 @@ class BlockArrays:
     `normalized` is the input of the dense layer. In training dx[i] is the gradient with respect to
     the output of block i's normalisation; parts[i] has the partial sums of block i's `moments`,
     `sums` and `weights`, each (E, count, size); moments[i] are the batch's mean and variance;
-    kept[i] are the bits of dropout, or None. packed["forward", i] and packed["input gradient", i]
-    are block i's weights as correlations read them, in words of four bytes. The Storage of the
-    network says how y and dx are stored.
+    kept[i] are the bits of dropout, or None. A first block that is rebuilt (kernels/rebuilt.cuh)
+    has no y and no dx; parts[0] then has `of_y` and `of_dx`, its sums over pixels, and no weights.
+    packed["forward", i] and packed["input gradient", i] are block i's weights as correlations read
+    them, in words of four bytes. The Storage of the network says how y and dx are stored.
     """
 
     def __init__(self, model, network, batch, training):
@@ -89,18 +90,19 @@ class BlockArrays:
             key: arrays["packed"][:, begin : begin + size]
             for key, (begin, size) in _packings(network, training)[0].items()
         }
-        shapes = [(E, batch, *block.convolution.output_shape) for block in network.blocks]
+        shapes = _stored_shapes(network, E, batch)
+        numbers = range(len(network.blocks))
 
         def buffer(kind, i, shape):
-            return arrays[kind, i % 2][: prod(shape)].reshape(shape)
+            return arrays[kind, i % 2][: prod(shape)].reshape(shape) if shape else None
 
         if training:
             tables["sums"] = _sum_rows(network, model.nodes)
             if "drops" in arrays:
                 tables["drops"] = _drop_rows(network, batch)
-            self.y = [arrays["y", i] for i in range(len(shapes))]
+            self.y = [arrays.get(("y", i)) for i in numbers]
             # Two buffers are enough: block i's gradient is used until that of block i - 1 is done.
-            self.dx = [buffer("gradient", i, shape) for i, shape in enumerate(shapes)]
+            self.dx = [buffer("gradient", i, shapes.get(i)) for i in numbers]
             self.parts = [
                 SimpleNamespace(**{kind: p.of(arrays["parts"]) for kind, p in of_block.items()})
                 for of_block in _parts(network, model.nodes)[0]
@@ -116,11 +118,20 @@ class BlockArrays:
             ]
             self.all_kept = arrays.get("kept")
         else:
-            self.y = [buffer("buffer", i, shape) for i, shape in enumerate(shapes)]
-            self.normalized = buffer("buffer", len(shapes), shapes[-1])
+            self.y = [buffer("buffer", i, shapes.get(i)) for i in numbers]
+            self.normalized = buffer("buffer", len(numbers), shapes[numbers[-1]])
         self.tables = {key: arrays[key] for key in tables}
         for key, table in tables.items():
             ops.copy(ops.to_device(table), arrays[key])
+
+
+def _stored_shapes(network, nets, batch):
+    """{i: (E, B, Ho, Wo, Cout)} of the outputs of the blocks that are not rebuilt."""
+    return {
+        i: (nets, batch, *block.convolution.output_shape)
+        for i, block in enumerate(network.blocks)
+        if not block.rebuilt
+    }
 
 
 def _tables(network, nodes, training):
@@ -128,7 +139,8 @@ def _tables(network, nodes, training):
     tables = {("forward", i): block.forward.tables for i, block in enumerate(network.blocks)}
     if training:
         for i, block in enumerate(network.blocks):
-            tables["weight gradient", i] = block.weight_gradient.tables
+            if block.weight_gradient:
+                tables["weight gradient", i] = block.weight_gradient.tables
             if i:
                 tables["input gradient", i] = block.input_gradient.tables
     if slots := _slot_rows(network, nodes, training):
@@ -139,7 +151,7 @@ def _tables(network, nodes, training):
 def _correlations(network, training):
     """((pass, i), launch, channels, filters) of each correlation; filters: its result channels."""
     for i, block in enumerate(network.blocks):
-        if not block.first:
+        if not (block.first or block.rebuilt):
             yield ("forward", i), block.forward, block.channels, block.filters
         if training and i:
             yield ("input gradient", i), block.input_gradient, block.filters, block.channels
@@ -193,7 +205,8 @@ def _directly(network, nodes):
     for i, block in enumerate(network.blocks):
         of_block = places[id(block.convolution)]
         adjoin = of_block["kernel"] + block.weights - block.filters == of_block["bias"]
-        if block.weight_gradient.parts == 1 and adjoin and size % 2 == 0:
+        single = block.weight_gradient and block.weight_gradient.parts == 1
+        if single and adjoin and size % 2 == 0:
             found[i] = of_block["kernel"]
     return found
 
@@ -210,7 +223,10 @@ def _parts(network, nodes):
             # written by the block above, or by the one thread block of head.cu
             "sums": (above.input_gradient.parts if above else 1, cuda_tiles.SUMS * block.filters),
         }
-        if i not in directly:
+        if block.rebuilt:  # the sums over pixels of rebuilt.cuh
+            kinds["of_y"] = block.forward.parts, 2 * block.weights
+            kinds["of_dx"] = above.input_gradient.parts, block.weights
+        elif i not in directly:
             kinds["weights"] = block.weight_gradient.parts, block.weights
         of_block = {}
         for kind, (count, size) in kinds.items():

@@ -2,8 +2,9 @@
 
 One launch computes a block's activation y, including the normalisation and dropout before the
 block, and writes partial sums for the next normalisation. The backward launches mirror it. So each
-activation is written once in a step and read by at most five launches. A step of the seed network
-has 26 launches, for all layers and nets.
+activation is written once in a step and read by at most five launches. That of a first block with
+a small kernel is not written at all: the launches of the second block rebuild it from the image
+(kernels/rebuilt.cuh). A step of the seed network has 26 launches, for all layers and nets.
 
 `fusion` decides whether a stack of layers is such a network. Other stacks run layer by layer
 (network/plan.py), as every stack does in float32 on a GPU.
@@ -120,10 +121,14 @@ class BlockPlan:
     def _forward_backward(self):
         """Compute the loss and the partial sums of all gradients."""
         self.forward()
-        for i in reversed(range(len(self.network.blocks))):
-            self.weight_gradient(i)
+        blocks = self.network.blocks
+        for i in reversed(range(len(blocks))):
+            if not blocks[i].rebuilt:
+                self.weight_gradient(i)
             if i:
                 self.input_gradient(i)
+        if blocks[0].rebuilt:
+            self.rebuilt_weight_gradient()
 
     def _launch_for_sums(self, file, kernel, **arguments):
         """Launch a kernel that adds up the partial sums of gradients: see update.cuh."""
@@ -179,28 +184,31 @@ class BlockPlan:
         """Launch the forward pass of block i."""
         block, arrays = self.network.blocks[i], self._arrays
         w = block.convolution.weights
+        parts = arrays.parts[i].moments if self.training else None
         arguments = {
-            "bias": w.bias,
-            "s": block.sizes(self.batch),
-            "floor": block.floor,
-            "y": arrays.y[i],
-            "parts": arrays.parts[i].moments if self.training else None,
-        }
+            "bias": w.bias, "s": block.sizes(self.batch), "floor": block.floor, "parts": parts,
+        }  # fmt: skip
+        if block.rebuilt and not self.training:  # with moments that are known, nothing is left
+            return
+        if block.rebuilt:
+            self._run(
+                "rebuilt.cu", "rebuilt_moments", block.forward,
+                x=self.x, kernel=w.kernel, sums=arrays.parts[i].of_y, **arguments,
+            )  # fmt: skip
+            return
+        arguments["y"] = arrays.y[i]
         if block.first:
             self._run(
-                "block_first.cu",
-                "block_first_forward",
-                block.forward,
-                x=self.x,
-                kernel=w.kernel,
-                **arguments,
-            )
+                "block_first.cu", "block_first_forward", block.forward,
+                x=self.x, kernel=w.kernel, **arguments,
+            )  # fmt: skip
             return
         parts_below = arrays.parts[i - 1].moments if i and self.training else None
         self._run(
             "block_forward.cu", "block_forward", block.forward, **self._input_of(i), **arguments,
             parts_below=parts_below, count_below=0 if parts_below is None else parts_below.shape[1],
             packed=arrays.packed["forward", i], tables=arrays.tables["forward", i],
+            **self._first(i),
         )  # fmt: skip
 
     def head(self):
@@ -244,6 +252,7 @@ class BlockPlan:
         self._run(
             "block_weight_gradient.cu", "block_weight_gradient", block.weight_gradient,
             **self._input_of(i), **arguments, table=arrays.tables["weight gradient", i],
+            **self._first(i),
         )  # fmt: skip
 
     def input_gradient(self, i):
@@ -255,8 +264,36 @@ class BlockPlan:
             packed=arrays.packed["input gradient", i], s=block.gradient_sizes(self.batch),
             tables=arrays.tables["input gradient", i],
             phases=prod(map(len, block.gradient_window.phases)),
-            dx_below=arrays.dx[i - 1], parts=arrays.parts[i - 1].sums,
+            dx_below=arrays.dx[i - 1], parts=arrays.parts[i - 1].sums, **self._first(i),
+            sums_first=getattr(arrays.parts[i - 1], "of_dx", None),
         )  # fmt: skip
+
+    def rebuilt_weight_gradient(self):
+        """Launch the gradients of a rebuilt block's kernel and bias, from its sums over pixels."""
+        block, parts = self.network.blocks[0], self._arrays.parts[0]
+        gradients, of_block = block.convolution.gradients, self._gradient_of(0)
+        self._launch(
+            "rebuilt.cu", "rebuilt_weight_gradient", (-(-block.weights // _THREADS),), (_THREADS,),
+            of_dx=parts.of_dx, count=parts.of_dx.shape[1],
+            of_y=parts.of_y, count_y=parts.of_y.shape[1],
+            s=block.sizes(self.batch), dkernel=gradients.kernel, dbias=gradients.bias,
+            **{name: of_block[name] for name in of_block if name not in ("dx", "y", "floor")},
+            shared_bytes=cuda_tiles.coefficients_bytes(block.filters),
+            defines=self.network.storage.defines,
+        )  # fmt: skip
+
+    def _first(self, i):
+        """The arguments from which the launches of block i rebuild the first block, if they do."""
+        first = self.network.blocks[0]
+        rebuilds = i == 1 and first.rebuilt
+        w = first.convolution.weights
+        return {
+            "x_first": self.x if rebuilds else None,
+            "kernel_first": w.kernel if rebuilds else None,
+            "bias_first": w.bias if rebuilds else None,
+            "floor_first": first.floor,
+            "s_first": first.sizes(self.batch),
+        }
 
     def _input_of(self, i):
         """The arguments from which a kernel computes x, the input of block i."""

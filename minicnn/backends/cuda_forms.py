@@ -36,6 +36,10 @@ class Form(NamedTuple):
 BLOCKS = 2  # thread blocks of a multiprocessor, as its registers allow
 GRADIENT_FORMS = tuple(starmap(Form, ((9, 1, 6), (6, 1, 6), (4, 1, 8), (2, 1, 8))))
 WEIGHT_FORMS = (3, 6), (5, 6), (5, 10)  # (FORM_TAPS, warps) of block_weight_gradient.cu
+# Those of launches that rebuild the first block (rebuilt.cuh), which needs registers
+REBUILDING = ("REBUILT=1",)  # the define that selects this
+REBUILDING_GRADIENT_FORMS = Form(6, 1, 6), Form(4, 1, 6), Form(2, 1, 8)
+REBUILDING_WEIGHT_FORMS = ((3, 6),)
 
 
 class Storage(NamedTuple):
@@ -102,16 +106,26 @@ BFLOAT16 = Storage(
     cache=23.7,  # an H200's 5.5 TB/s
 )
 STORAGES = TF32, BFLOAT16
+_WITHOUT_FORMS = "block_first.cu", "head.cu", "pack_weights.cu", "rebuilt.cu"
 WARPS_AT_ONCE = 12  # of block_weight_gradient.cu, of a multiprocessor
 
 
 def programs(storage):
     """[(file, defines)] of every form of the fused blocks' kernels that takes defines."""
-    forms = [("block_forward.cu", form.defines) for form in storage.forward_forms]
-    forms += [("block_input_gradient.cu", form.defines) for form in GRADIENT_FORMS]
-    forms += [("block_weight_gradient.cu", weight_defines(*form)) for form in WEIGHT_FORMS]
+    forms = []
+    for gradient_forms, weight_forms, rebuilding in (
+        (GRADIENT_FORMS, WEIGHT_FORMS, ()),
+        (REBUILDING_GRADIENT_FORMS, REBUILDING_WEIGHT_FORMS, REBUILDING),
+    ):
+        of_kernels = {
+            "block_forward.cu": [form.defines for form in storage.forward_forms],
+            "block_input_gradient.cu": [form.defines for form in gradient_forms],
+            "block_weight_gradient.cu": [weight_defines(*form) for form in weight_forms],
+        }
+        for file, found in of_kernels.items():
+            forms += [(file, (*defines, *rebuilding)) for defines in found]
     if storage.defines:
-        forms += [(file, ()) for file in ("block_first.cu", "head.cu", "pack_weights.cu")]
+        forms += [(file, ()) for file in _WITHOUT_FORMS]
     return [(file, (*defines, *storage.defines)) for file, defines in forms]
 
 

@@ -11,6 +11,7 @@ from ..network import blocks
 from . import cuda_tiles
 from .cuda_convolution import sizes
 from .cuda_forms import TF32, Storage
+from .cuda_rebuilt import ELEMENTS, Rebuilt
 
 _FEW_CHANNELS = 8  # fewer input channels do not fill tensor cores
 
@@ -20,13 +21,14 @@ class Block(blocks.Block):
     """A block, and how it is launched."""
 
     forward: cuda_tiles.TiledLaunch
-    weight_gradient: cuda_tiles.TiledLaunch
+    weight_gradient: cuda_tiles.TiledLaunch | None = None  # a rebuilt block needs none
     input_gradient: cuda_tiles.TiledLaunch | None = None  # the first block needs none
+    rebuilt: Rebuilt | None = None  # of a first block that is rebuilt (rebuilt.cuh)
 
     @property
     def first(self):
-        """Whether it runs in block_first.cu, because its input has few channels."""
-        return self.input_gradient is None and self.channels < _FEW_CHANNELS
+        """Whether its y is computed by block_first.cu, because its input has few channels."""
+        return self.input_gradient is None and self.channels < _FEW_CHANNELS and not self.rebuilt
 
     @property
     def floor(self):
@@ -71,7 +73,7 @@ def find_network(nodes, batch, storage):
     found = blocks.find_network(nodes)
     if found is None:
         return None
-    launched = [
+    launched = _with_rebuilt(found.blocks, batch, storage) or [
         _launched(block, batch, storage, first=not i) for i, block in enumerate(found.blocks)
     ]
     if not all(launched):
@@ -81,8 +83,36 @@ def find_network(nodes, batch, storage):
     return Network(launched, found.dense, *head, storage) if head else None
 
 
-def _launched(block, batch, storage, first):
-    """The Block with its launches; None if no kernel can compute it."""
+def _with_rebuilt(found, batch, storage):
+    """The Blocks with their launches if the first one can be rebuilt (rebuilt.cuh), else None.
+
+    It can if it has few inputs, no dropout, and above it a block of stride 1 whose gradient has a
+    single phase.
+    """
+    if len(found) < 2:
+        return None
+    first, second, *others = found
+    rebuilt = Rebuilt(first.window, first.channels)
+    if (
+        rebuilt.elements >= ELEMENTS
+        or first.drop.rate
+        or first.filters % storage.alignment
+        or second.window.strides != (1, 1)
+    ):
+        return None
+    moments = cuda_tiles.best(cuda_tiles.rebuilt_moments(rebuilt, first.filters, batch, storage))
+    above = _launched(second, batch, storage, first=False, below=rebuilt)
+    if not (moments and above):
+        return None
+    bottom = Block(first.convolution, first.normalization, first.drop, moments, rebuilt=rebuilt)
+    return [bottom, above, *(_launched(block, batch, storage, first=False) for block in others)]
+
+
+def _launched(block, batch, storage, first, below=None):
+    """The Block with its launches; None if no kernel can compute it.
+
+    below: the block below as a Rebuilt, if it is rebuilt.
+    """
     window, channels, filters = block.window, block.channels, block.filters
     few = first and channels < _FEW_CHANNELS
     strides_fit = all(
@@ -98,9 +128,10 @@ def _launched(block, batch, storage, first):
     if few:
         ways = cuda_tiles.first_forward(*shape), cuda_tiles.first_weight_gradient(*shape)
     else:
-        ways = cuda_tiles.forward(*shape), cuda_tiles.weight_gradient(*shape)
+        ways = cuda_tiles.forward(*shape, below), cuda_tiles.weight_gradient(*shape, below)
     if not first:
-        ways = *ways, cuda_tiles.input_gradient(cuda_tiles.gradient_window(window), *shape[1:])
+        of_gradient = cuda_tiles.gradient_window(window), *shape[1:], below
+        ways = *ways, cuda_tiles.input_gradient(*of_gradient)
     if not all(ways):
         return None
     launches = map(cuda_tiles.best, ways)

@@ -23,6 +23,9 @@ from .cuda_forms import (
     BLOCKS,
     CHUNK,
     GRADIENT_FORMS,
+    REBUILDING,
+    REBUILDING_GRADIENT_FORMS,
+    REBUILDING_WEIGHT_FORMS,
     STEP,
     TF32,
     WARP,
@@ -31,6 +34,7 @@ from .cuda_forms import (
     Storage,
     weight_defines,
 )
+from .cuda_rebuilt import SUMS_OF_WARP, Rebuilt
 
 # ---- constants of the kernels: the same as in block.cuh, correlation.cuh and others
 STATISTICS, SUMS, PIVOTED = 3, 2, 4
@@ -38,6 +42,7 @@ TAPS_IN_MEMORY = 3  # taps whose weights correlation.cuh holds
 PIXELS_IN_FLIGHT = 4  # of block_weight_gradient.cu
 FIRST_THREADS, FIRST_ROWS = 256, 9  # block_first.cu
 HEAD_THREADS = 512
+REBUILT_THREADS = 192  # rebuilt.cu
 
 # ---- constants of the model: an H200, and the size of the ensemble
 NETS, MULTIPROCESSORS = 15, 132
@@ -158,15 +163,23 @@ def best(launches):
     return min(launches, key=lambda launch: launch.clocks, default=None)
 
 
-def forward(window, channels, filters, batch, storage=TF32):
-    """Every TiledLaunch of block_forward that fits, for a geometry.Window."""
+def forward(window, channels, filters, batch, storage=TF32, below=None):
+    """Every TiledLaunch of block_forward that fits, for a geometry.Window.
+
+    below: the block below as a Rebuilt, if it is rebuilt.
+    """
     fixed = 2 * _padded(channels)
-    size = _Correlation(channels, filters, batch, fixed, PIVOTED, gradient=False, storage=storage)
+    size = _Correlation(channels, filters, batch, fixed, PIVOTED, False, storage, below)
     return _correlations(storage.forward_forms, _axes(window), window.input, size)
 
 
-def input_gradient(window, channels, filters, batch, storage=TF32):
-    """Every TiledLaunch of block_input_gradient that fits, for a gradient_window."""
+def input_gradient(window, channels, filters, batch, storage=TF32, below=None):
+    """Every TiledLaunch of block_input_gradient that fits, for a gradient_window.
+
+    below: the block below as a Rebuilt, if it is rebuilt. Then nothing fits but a single phase.
+    """
+    if below and prod(map(len, window.phases)) > 1:
+        return []
     axes = [
         [
             Axis(p.first, p.count, 1, p.start, p.taps, p.tap + (p.taps - 1) * stride, -stride)
@@ -175,8 +188,9 @@ def input_gradient(window, channels, filters, batch, storage=TF32):
         for phases, stride in zip(window.phases, window.strides, strict=True)
     ]
     fixed = 3 * _padded(filters) + 2 * _padded(channels)
-    size = _Correlation(filters, channels, batch, fixed, SUMS, gradient=True, storage=storage)
-    return _correlations(GRADIENT_FORMS, axes, window.output, size)
+    size = _Correlation(filters, channels, batch, fixed, SUMS, True, storage, below)
+    forms = REBUILDING_GRADIENT_FORMS if below else GRADIENT_FORMS
+    return _correlations(forms, axes, window.output, size)
 
 
 def gradient_window(window):
@@ -243,6 +257,17 @@ class _Correlation(NamedTuple):
     sums: int  # in shared memory: for each filter
     gradient: bool
     storage: Storage
+    below: Rebuilt | None
+
+    def rebuilding(self, tile, columns, pixel_warps, wide):
+        """Words of shared memory that rebuilding the block below takes. columns: of the results."""
+        if self.below is None:
+            return 0
+        if self.gradient:
+            own = self.below.of_gradient(pixel_warps, wide, STEP * self.storage.per_word)
+            return self.below.shared(tile.images, tile.rows, columns) + own
+        source = tile.staging["source_rows"], tile.staging["source_columns"]
+        return self.below.shared(tile.images, *source)
 
 
 def _correlations(forms, axes, image, size):
@@ -272,7 +297,9 @@ def _correlation(form, tile, wide, axes, image, size):
     weights = TAPS_IN_MEMORY * storage.words * width
     tables = 4 * ceil((2 * tile.staged + 6 * phases + taps) / 4)
     sums = pixel_warps * size.sums * width
-    shared = 4 * (size.fixed + sums + tables + area + weights)
+    columns = max(axis.count for axis in axes[1])
+    rebuilding = size.rebuilding(tile, columns, pixel_warps, wide)
+    shared = 4 * (size.fixed + sums + tables + rebuilding + area + weights)
     if warps > most_warps or shared > SHARED_BYTES:
         return None
 
@@ -303,16 +330,34 @@ def _correlation(form, tile, wide, axes, image, size):
         pixel_warps=pixel_warps, channel_warps=wide, groups=phase_groups, area=area
     )
     tables, taps = _taps_tables(axes, tile.staging)
-    tables = (*_staged_table(axes, tile, image, size.channels, storage.pitch), *tables)
+    staged_below = None if size.gradient else size.below
+    tables = (
+        *_staged_table(axes, tile, image, size.channels, storage.pitch, staged_below), *tables
+    )  # fmt: skip
+    if size.below and size.gradient:
+        # correlate hands over two groups of a warp at a time, also if the second does not exist
+        count = (pixel_warps * groups + groups % 2) * 8
+        tables = *tables, *_places(tile, columns, count, size.below)
     grid, parts = (blocks, blocks_y), blocks * phase_groups
-    defines = *form.defines, *storage.defines
+    defines = *form.defines, *storage.defines, *(REBUILDING if size.below else ())
     return TiledLaunch(defines, tiling, tables, grid, warps * WARP, shared, parts, clocks, taps)
 
 
-def _staged_table(axes, tile, image, channels, pitch):
+def _places(tile, columns, count, below):
+    """Where a rebuilt block's window begins for each of `count` pixels of a tile of its output."""
+    places = []
+    for pixel in range(count):
+        line, column = divmod(min(pixel, tile.pixels - 1), columns)
+        which, row = divmod(line, tile.rows)
+        places.append(below.place(which, row, column, tile.rows, columns))
+    return places
+
+
+def _staged_table(axes, tile, image, channels, pitch, below=None):
     """The table of block.cuh's Staged: two integers for each staged pixel.
 
-    pitch: from a staged pixel to the next one, in words.
+    pitch: from a staged pixel to the next one, in words. If the block below is rebuilt, the first
+    integer is its place in the staged image, as Rebuilt::stage says.
     """
     (rows, columns), t = image, tile.staging
     table = []
@@ -321,7 +366,11 @@ def _staged_table(axes, tile, image, channels, pitch):
     ):
         inside = 0 <= column + t["left"] < columns
         place = which * t["image_pitch"] + row * t["row_pitch"] + _place(axes, t, column)
-        distance = ((which * rows + row) * columns + column) * channels if inside else OUTSIDE
+        if below:
+            distance = below.place(which, row, column, t["source_rows"], t["source_columns"])
+        else:
+            distance = ((which * rows + row) * columns + column) * channels
+        distance = distance if inside else OUTSIDE
         table += distance, row << 16 | place * pitch
     return table
 
@@ -368,17 +417,21 @@ def packed_width(launch):
     return launch.tiling["channel_warps"] * WARP
 
 
-def weight_gradient(window, channels, filters, batch, storage=TF32):
-    """Every TiledLaunch of block_weight_gradient that fits."""
+def weight_gradient(window, channels, filters, batch, storage=TF32, below=None):
+    """Every TiledLaunch of block_weight_gradient that fits.
+
+    below: the block below as a Rebuilt, if it is rebuilt.
+    """
+    size = window, channels, filters, batch, storage, below
     return [
         launch
-        for form in WEIGHT_FORMS
+        for form in (REBUILDING_WEIGHT_FORMS if below else WEIGHT_FORMS)
         for tile in _tiles(_axes(window), batch, storage.weights_run)
-        if (launch := _weight_gradient(form, tile, window, channels, filters, batch, storage))
+        if (launch := _weight_gradient(form, tile, *size))
     ]
 
 
-def _weight_gradient(form, tile, window, channels, filters, batch, storage):
+def _weight_gradient(form, tile, window, channels, filters, batch, storage, below):
     """One way to launch block_weight_gradient; None if too big."""
     (kh, kw), (taps, most_warps) = window.size, form
     in_row = ceil(kw / taps)
@@ -395,6 +448,9 @@ def _weight_gradient(form, tile, window, channels, filters, batch, storage):
     area = tile.images * tile.staging["image_pitch"] * pitch
     # x; dz and the table of its pixels' places; the table of staged pixels
     words = area + steps * depth * (pitch + 1) + 2 * tile.staged
+    if below:
+        t = tile.staging
+        fixed += below.shared(tile.images, t["source_rows"], t["source_columns"])
     shared = 4 * (fixed + max(words, adding, most_warps * CHUNK))
     if shared > SHARED_BYTES:
         return None
@@ -419,8 +475,9 @@ def _weight_gradient(form, tile, window, channels, filters, batch, storage):
         line, column = divmod(min(i, tile.pixels - 1), columns)
         which, row = divmod(line, tile.rows)
         places.append((which * t["image_pitch"] + row * step + column) * pitch)
-    table = *_staged_table(axes, tile, window.input, channels, pitch), *places
-    grid, defines = (blocks, blocks_y), (*weight_defines(*form), *storage.defines)
+    table = *_staged_table(axes, tile, window.input, channels, pitch, below), *places
+    rebuilding = REBUILDING if below else ()
+    grid, defines = (blocks, blocks_y), (*weight_defines(*form), *storage.defines, *rebuilding)
     return TiledLaunch(defines, tiling, table, grid, warps * WARP, shared, blocks, clocks)
 
 
@@ -459,6 +516,21 @@ def first_weight_gradient(window, channels, filters, batch, storage=TF32):
     return _first(window, channels, filters, batch, storage, rows, filters, at_once=2)
 
 
+def rebuilt_moments(rebuilt, filters, batch, storage=TF32):
+    """Every TiledLaunch of rebuilt_moments that fits, for a Rebuilt."""
+    launches, blocks_y, warps = [], ceil(filters / WARP), REBUILT_THREADS // WARP
+    area = warps * max(2 * SUMS_OF_WARP, 4 * PIVOTED * WARP)  # first of sums, then of moments
+    for tile in _tiles(_axes(rebuilt.window), 1):
+        shared = 4 * (rebuilt.shared(1, tile.rows, rebuilt.window.output[1]) + area)
+        if shared <= SHARED_BYTES:
+            blocks = min(max(1, MULTIPROCESSORS * BLOCKS // (NETS * blocks_y)), tile.count(batch))
+            tiling = tile.tiling(pixel_warps=1, channel_warps=1, groups=1, area=area)
+            grid, clocks, defines = (blocks, blocks_y), float(tile.bands), storage.defines
+            threads = REBUILT_THREADS
+            launches.append(TiledLaunch(defines, tiling, (), grid, threads, shared, blocks, clocks))
+    return launches
+
+
 def _first(window, channels, filters, batch, storage, blocks_y, sums, at_once):
     """Every TiledLaunch of a kernel of block_first.cu that fits.
 
@@ -495,6 +567,11 @@ def head(features, channels, units, batch):
     per_image = features + 1 + units + 2
     images = min(batch, (SHARED_BYTES // 4 - fixed) // per_image)
     return (images, 4 * (fixed + images * per_image)) if images > 0 else None
+
+
+def coefficients_bytes(filters):
+    """Bytes of shared memory of rebuilt_weight_gradient: for a, b and c of each filter."""
+    return 4 * 3 * _padded(filters)
 
 
 def _padded(channels):

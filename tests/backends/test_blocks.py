@@ -7,6 +7,7 @@ import block_oracles
 import numpy as np
 import pytest
 from block_cases import (
+    ABOVE_FIRST,
     FIRST,
     FIRST_BLOCKS,
     FREE,
@@ -67,7 +68,7 @@ def test_the_seed_networks_blocks_are_right(driver, block, what):
     block.check(driver, what, block.run(driver, what))
 
 
-@pytest.mark.parametrize(("block", "what"), cases_of([*RAGGED, *FIRST_BLOCKS]))
+@pytest.mark.parametrize(("block", "what"), cases_of([*RAGGED, *FIRST_BLOCKS, *ABOVE_FIRST]))
 def test_ragged_blocks_are_right_with_any_number_of_blocks_of_threads(driver, block, what):
     launch = block.launch(what)
     for blocks in {launch.grid[0], 1, 2, 7}:  # some get no tile, or several
@@ -187,7 +188,8 @@ def test_a_stored_number_that_is_not_the_nearest_is_found(driver, what):
 # ---------------------------------------------------------------------------------------------
 # To the bit
 
-SMALL = cases_of([*RAGGED, FIRST_BLOCKS[0], FIRST_BLOCKS[0].in_bfloat16()])
+FEW = FIRST_BLOCKS[0], FIRST_BLOCKS[0].in_bfloat16(), ABOVE_FIRST[1], ABOVE_FIRST[1].in_bfloat16()
+SMALL = cases_of([*RAGGED, *FEW])
 
 
 @pytest.mark.parametrize(("block", "what"), SMALL)
