@@ -28,7 +28,9 @@ from minicnn import (
 from minicnn.backends import ops_numpy
 from minicnn.backends.cuda_blocks import fusion
 from minicnn.backends.cuda_forms import STORAGES
+from minicnn.backends.ops_cuda import Operations
 from minicnn.data.digits import draw_digits
+from minicnn.emulator import Emulator
 from minicnn.recipe import Recipe
 from minicnn.training import ensemble
 from minicnn.training.dataset import Data
@@ -288,6 +290,36 @@ def train(job, nets=None):
         trainer.train_epoch(lambda images: None, lambda: False)
     history = [{**row, "seconds": 0} for row in trainer.history]
     return [trainer.ops.to_host(getattr(trainer.model, name)) for name in STATE], history
+
+
+class Broken(Emulator):
+    """A driver whose launches write one value to all floats; only the steps are counted."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def run(self, launch):
+        if launch.name == "accumulate":
+            super().run(launch)
+            return
+        for parameter, array in launch.arrays:
+            if parameter.written and array is not None and array.dtype.kind == "f":
+                array[...] = self.value
+
+
+@pytest.mark.parametrize("value", [0, np.nan])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_a_training_ends_if_kernels_compute_nothing_or_nan(data, precision, value, tmp_path):
+    """So a first run on a GPU with a broken kernel fails, and does not hang."""
+    device = Operations(Broken(value), precision=precision)
+    job = Job(SEED_NETWORK, data, device, "float32", tmp_path, graph=False)
+    _, history = train(job)
+    assert len(history) == (0 if np.isnan(value) else E)
+    trainer = Trainer(job, SEED_NETWORK.all_nets)
+    trainer.train_epoch(lambda images: None, lambda: False)
+    assert trainer.is_done
+    assert trainer.diverged.keys() == ({*SEED_NETWORK.all_nets} if np.isnan(value) else set())
 
 
 def assert_same(found, expected):
