@@ -83,7 +83,8 @@ struct InputGradient {
             y[k] = load4_global(y_below + at);
             bits[k] = four_bits(kept, at);
         }
-        int existing = opaque(channel < s.Cin ? channel : 0);  // loaded last, to save registers
+        int existing = channel < s.Cin ? channel : 0;
+        if (FORM_GROUPS > 8) existing = opaque(existing);  // loaded last, to save registers
         float4 inverse = load4(inverses + existing), shift = load4(shifts + existing);
 #pragma unroll
         for (int k = 0; k < RESULTS; ++k) {
