@@ -7,6 +7,7 @@ figure carries a digest of its result, so that a test can recognise an old one.
 import hashlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from benchmarks import frameworks
+from benchmarks import frameworks, studies, timing
 from minicnn import drawing
-from minicnn.studies import plots
+from minicnn.studies import plots as of_studies
 
 COLORS = {"minicnn": "#0077BB", "frameworks": "#9AA5B1", "less precise than float32": "#D5DAE0"}
 EARLIER = {"minicnn at an earlier commit": "#88BBDD"}
@@ -123,13 +124,44 @@ def trials(result):
     (cell,) = result["cells"].values()
     single, ensembles = np.array(cell["accuracies"]), np.array(cell["ensembles"])[:, -1]
     images = result["settings"]["test_images"]
-    return plots.histograms(single, ensembles, cell["recipe"]["nets"], images, [])
+    return of_studies.histograms(single, ensembles, cell["recipe"]["nets"], images, [])
+
+
+def cost(result):
+    """The test accuracy of ensembles by what they cost: studies.curve()."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    for (name, of), color in zip(result.items(), ("#666666", "#EE7733", "#0077BB"), strict=False):
+        millions, minutes = np.array(of["images"]) / 1e6, of["minutes"]
+        mean, low, high = (100 * np.array(of[key]) for key in ("mean", "low", "high"))
+        label = f"{name}: {of['epochs']} epochs, {of['trials']} trials"
+        axis.plot(millions, mean, color=color, marker="o", markersize=4, label=label)
+        # The interval of the whole ensemble only: those of the smaller ones would hide each other.
+        ends = np.array([mean[-1:] - low[-1:], high[-1:] - mean[-1:]])
+        axis.errorbar(millions[-1:], mean[-1:], ends, color=color, marker="o", capsize=4)
+        a_million = minutes[-1] / millions[-1]
+    axis.set_xscale("log")
+    ticks = 0.5, 1, 2, 5, 10, 20
+    axis.set_xticks(ticks, map(str, ticks))
+    axis.minorticks_off()
+    axis.set_xlabel("million training images, for ensembles of 1, 2, ... nets")
+    axis.set_ylabel("test accuracy in percent")
+    axis.set_title("What training costs, and gains", loc="left", pad=10)
+    means = [100 * value for of in result.values() for value in of["mean"]]
+    axis.set_ylim(min(means) - 0.01, max(means) + 0.05)  # an interval of two trials is wide
+    both = (lambda x: x * a_million), (lambda x: x / a_million)
+    top = axis.secondary_xaxis("top", functions=both)
+    top.set_xticks(ticks := (1, 2, 5, 10, 20, 50), map(str, ticks))
+    top.minorticks_off()
+    top.set_xlabel("minutes on two cores")
+    axis.legend(loc="lower right")
+    return figure
 
 
 def ablation(result):
     """The error rate after each change."""
     table = pd.DataFrame(result["tables"]["steps"]["rows"])
-    return plots.steps(table.fillna({"low": np.nan, "high": np.nan}))
+    return of_studies.steps(table.fillna({"low": np.nan, "high": np.nan}))
 
 
 def launches(result):
@@ -173,12 +205,13 @@ def steps(result):
     return figure
 
 
-# Of the documents, by the kind of result.
+# Of the documents: {name: (what builds it, what returns its result)}.
 FIGURES = {
-    "frameworks-cpu": rates,
-    "scaling-cpu": scaling,
-    "study-trials": trials,
-    "study-ablation": ablation,
+    "accuracy-by-cost": (cost, studies.curve),
+    "frameworks-cpu": (rates, partial(timing.newest, "frameworks-cpu")),
+    "scaling-cpu": (scaling, partial(timing.newest, "scaling-cpu")),
+    "study-trials": (trials, partial(timing.newest, "study-trials")),
+    "study-ablation": (ablation, partial(timing.newest, "study-ablation")),
 }
 # Of a GPU's report: figure, file of results, its part that is drawn.
 _REPORT = (

@@ -417,8 +417,8 @@ def main(argv=None):
         if path.exists():
             path.write_text(render(path))
     plots = importlib.import_module("benchmarks.plots")  # the only one that needs matplotlib
-    for kind, build in plots.FIGURES.items():
-        plots.draw(timing.RESULTS / f"{kind}.png", build, timing.newest(kind))
+    for name, (build, result) in plots.FIGURES.items():
+        plots.draw(timing.RESULTS / f"{name}.png", build, result())
 
 
 if __name__ == "__main__":

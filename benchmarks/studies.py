@@ -8,37 +8,87 @@ from benchmarks import timing
 from benchmarks.timing import paragraphs
 from minicnn.recipe import RECIPES
 from minicnn.studies.statistics import mean_interval
+from minicnn.studies.trials import NOTEBOOK
 
 
 def accuracies():
     """Rows of README's first table: what each recipe reaches on all of MNIST, and what it costs."""
     rows = []
-    for name in RECIPES:
-        found = _full_trials(name)
-        if not found:
-            continue
-        cells = [result["cells"][name] for result in found]
-        recipe, study = cells[0]["recipe"], found[0]
-        steps = study["settings"]["train_images"] // recipe["batch_size"]
-        images = recipe["nets"] * recipe["epochs"] * steps * recipe["batch_size"]
-        minutes = images / timing.newest("job-cpu")["summary"]["images_per_second"] / 60
-        single = np.concatenate([cell["accuracies"] for cell in cells])
-        by_size = [np.array(sizes) for cell in cells for sizes in cell["ensembles"]]
-        whole = np.array([sizes[~np.isnan(sizes)][-1] for sizes in by_size])  # some nets diverge
-        theirs = [_fraction(row["mean"], 3) for row in study["tables"]["summary"]["rows"][-2:]]
-        notebook = f"; the notebook: {theirs[1]} and {theirs[0]}" if name == "seed" else ""
+    for name, reached in all_reached().items():
+        recipe, single, whole = reached["recipe"], *_arrays(reached)
+        *_, images = reached["images"]
+        notebook = ""
+        if name == "seed":
+            theirs = [_fraction(row["mean"], 3) for row in NOTEBOOK[::-1]]
+            notebook = f"; the notebook: {theirs[0]} and {theirs[1]}"
         rows.append(
             [
                 f"`{name}`: {recipe['nets']} nets, {recipe['epochs']} epochs of MNIST, "
                 f"{images / 1e6:.1f} million images",
                 f"**{_fraction(whole.mean(), 3)}** right{_in_brackets(whole)}; single nets "
                 f"{_fraction(single.mean(), 3)}",
-                f"`{study['made_by'][0]['device']}`, {len(whole)} "
-                f"ensemble{'s' * (len(whole) > 1)}; {minutes:.0f} minutes at the whole job's rate"
-                + notebook,
+                f"`{reached['device']}`, {len(whole)} ensemble{'s' * (len(whole) > 1)}; "
+                f"{_minutes(images):.0f} minutes at the whole job's rate{notebook}",
             ]
         )
     return rows
+
+
+def all_reached():
+    """What each recipe reaches on all of MNIST, of its trials of every seed.
+
+    {recipe: {"recipe": its fields, "device", "images": trained on by an ensemble of 1, 2 ... nets,
+    "single_nets": their test accuracies, "ensembles": those of each trial, of 1, 2 ... nets}}
+    """
+    found = {}
+    for name in RECIPES:
+        if trials := _full_trials(name):
+            cells = [result["cells"][name] for result in trials]
+            recipe = cells[0]["recipe"]
+            steps = trials[0]["settings"]["train_images"] // recipe["batch_size"]
+            of_net = recipe["epochs"] * steps * recipe["batch_size"]
+            found[name] = {
+                "recipe": recipe,
+                "device": trials[0]["made_by"][0]["device"],
+                "images": [nets * of_net for nets in range(1, recipe["nets"] + 1)],
+                "single_nets": [value for cell in cells for value in cell["accuracies"]],
+                "ensembles": [sizes for cell in cells for sizes in cell["ensembles"]],
+            }
+    return found
+
+
+def _arrays(reached):
+    """(test accuracies of single nets, those of whole ensembles)."""
+    by_size = map(np.array, reached["ensembles"])
+    whole = [sizes[~np.isnan(sizes)][-1] for sizes in by_size]  # some nets diverge
+    return np.array(reached["single_nets"]), np.array(whole)
+
+
+def _minutes(images):
+    """How long the training of so many images takes at the rate of the whole job on a CPU."""
+    return images / timing.newest("job-cpu")["summary"]["images_per_second"] / 60
+
+
+def curve():
+    """The test accuracy of ensembles by what they cost, for a figure.
+
+    {recipe: {"epochs", "trials", and lists for ensembles of 1, 2 ... nets: "images" and "minutes"
+    of training, and "mean", "low" and "high" of the accuracy, with the mean's 95 % interval}}
+    """
+    found = {}
+    for name, reached in all_reached().items():
+        columns = [sizes[~np.isnan(sizes)] for sizes in np.array(reached["ensembles"]).T]
+        rows = [(column.mean(), *mean_interval(column)) for column in columns]
+        # Rounded: the last bits differ between versions of the libraries.
+        mean, low, high = np.round(rows, 6).T.tolist()
+        found[name] = {
+            "epochs": reached["recipe"]["epochs"],
+            "trials": len(reached["ensembles"]),
+            "images": reached["images"],
+            "minutes": [round(_minutes(images), 3) for images in reached["images"]],
+            **{"mean": mean, "low": low, "high": high},
+        }
+    return found
 
 
 def _full_trials(name):
@@ -77,11 +127,10 @@ def studies():
                 f"Accuracy on {held_out:,} training images that no net has trained on. An effect "
                 f"is the mean in company of the other changes. The first recipe: {first}."
             ]
-        if name == "trials":
-            (full,) = (found["lines"] for found in _full_trials("seed") if found["seed"] == 0)
-            texts += [f"In the notebook's size: {'; '.join(full)}."]
         if name in _PICTURES:
             texts += [f"![{_PICTURES[name]}](benchmarks/results/study-{name}.png)"]
+        if name == "trials":
+            texts += ["**trials** of whole recipes on MNIST's 60,000 training images", _whole()]
     return paragraphs(*texts, "\n".join(dict.fromkeys(map(timing.in_words, found.values()))))
 
 
@@ -102,6 +151,25 @@ def _trials(tables):
         mean = _interval(row, "mean", "mean_low", "mean_high", digits=3)
         extremes = (_fraction(row[key]) for key in ("min", "max"))
         rows.append([row["of"], f"{row['n']:,}", mean, _fraction(row["sd"], 3), *extremes])
+    return timing.table(heads, rows)
+
+
+def _whole():
+    """What each recipe reaches on all of MNIST, and what the notebook reached."""
+    heads = "recipe", "epochs", "images", "nets", "accuracy", "sd", "ensembles", "accuracy", "sd"
+    rows = []
+    for name, reached in all_reached().items():
+        images = f"{reached['images'][-1] / 1e6:.1f} million"
+        cells = [f"`{name}`", reached["recipe"]["epochs"], images]
+        for values in _arrays(reached):
+            sd = values.std(ddof=1) if len(values) > 1 else None
+            mean = f"{_fraction(values.mean(), 3)}{_in_brackets(values)}"
+            cells += [len(values), mean, _fraction(sd, 3)]
+        rows.append(cells)
+    theirs = [
+        [f"{row['n']:,}", _fraction(row["mean"], 3), _fraction(row["sd"], 3)] for row in NOTEBOOK
+    ]
+    rows.append(["the notebook", 30, "27.0 million", *theirs[0], *theirs[1]])
     return timing.table(heads, rows)
 
 

@@ -80,6 +80,20 @@ def test_the_recipes_and_what_they_reach(tmp_path, monkeypatch):
     assert result == f"**98.000 %** right ({low:.3f} to {high:.3f}); single nets 98.000 %"
     assert "3 ensembles" in how
 
+    found = studies.curve()["seed"]
+    assert (found["epochs"], found["trials"]) == (30, 3)
+    assert found["images"] == [images * nets // 15 for nets in range(1, 16)]
+    assert found["minutes"][14] == pytest.approx(images / 1000 / 60, abs=1e-3)
+    assert found["mean"] == pytest.approx([0.98] * 15)
+    assert (found["low"][0], found["high"][14]) == pytest.approx((low / 100, high / 100), abs=1e-6)
+    head, _, seed, notebook = studies._whole().splitlines()
+    assert head.count("|") == seed.count("|") == notebook.count("|")
+    single = statistics.mean_interval(np.repeat([0.97, 0.98, 0.99], 15))
+    low_single, high_single = (f"{100 * end:.3f}" for end in single)
+    assert f"| 45 | 98.000 % ({low_single} to {high_single}) | 0.826 % | 3 | 98.000 %" in seed
+    assert seed.endswith("| 1.000 % |")
+    assert "| 1,500 | 99.641 % | 0.047 % | 100 | 99.745 % |" in notebook
+
 
 def test_a_comparison_of_recipes_shows_its_gains():
     row = {"candidate": "b", "changes": "warm_up 0.1", "n": 4, "mean": 0.5, "low": 0.4}
