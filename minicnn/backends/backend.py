@@ -56,8 +56,8 @@ class Backend(Protocol):
     def to_device(self, array):
         """A NumPy array as one of the device's."""
 
-    def to_host(self, array):
-        """A NumPy copy of one of the device's arrays."""
+    def to_host(self, array, out=None):
+        """A NumPy copy of one of the device's arrays; in `out`, a NumPy array, if it is given."""
 
     def copy(self, source, target):
         """Copy one of the device's arrays into another of the same shape."""

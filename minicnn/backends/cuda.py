@@ -135,9 +135,9 @@ class Cuda(Driver):
         with self._stream:
             return self._cupy.array(array, order="C")
 
-    def to_host(self, array):
+    def to_host(self, array, out=None):
         with self._stream:
-            return self._cupy.asnumpy(array)
+            return self._cupy.asnumpy(array, out=out)
 
     def copy(self, source, target):
         if self._captured is not None:

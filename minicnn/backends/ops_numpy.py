@@ -58,9 +58,12 @@ def to_device(array):
     return np.ascontiguousarray(array)
 
 
-def to_host(array):
-    """A NumPy copy of an array."""
-    return np.array(array)
+def to_host(array, out=None):
+    """A NumPy copy of an array; in `out` if it is given."""
+    if out is None:
+        return np.array(array)
+    np.copyto(out, array)
+    return out
 
 
 def copy(source, target):

@@ -53,11 +53,13 @@ class Saver:
 
     def __init__(self):
         self._thread, self._last = ThreadPoolExecutor(1), None
+        self._arrays = {}  # of the last state: to write to new memory takes longer
 
-    def save(self, path, arrays, about):
-        """Begin to write a state, which must not change any more. Raises OSError."""
+    def save(self, path, take):
+        """Begin to write the state that take(into) returns: see Trainer.state. Raises OSError."""
         self.wait()
-        self._last = self._thread.submit(save, path, arrays, about)
+        self._arrays, about = take(self._arrays)
+        self._last = self._thread.submit(save, path, self._arrays, about)
 
     def wait(self):
         """Wait until the last state is on disk. Raises OSError."""
@@ -193,10 +195,13 @@ _FIELDS = {
 }
 
 
-def model_state(model):
-    """The part of a state that a model holds: ({name: array}, {field: value})."""
-    to_host = model.ops.to_host
-    arrays = {name: to_host(getattr(model, name)) for name in MODEL_ARRAYS}
+def model_state(model, into=None):
+    """The part of a state that a model holds: ({name: array}, {field: value}).
+
+    into: see Trainer.state.
+    """
+    to_host, into = model.ops.to_host, into or {}
+    arrays = {name: to_host(getattr(model, name), into.get(name)) for name in MODEL_ARRAYS}
     about = {
         "nets": [int(net) for net in model.nets],
         "seed": model.seed,

@@ -57,14 +57,14 @@ def train_group(job, nets, report, should_stop):
                 saver.wait()
                 trainer.save(path)
                 raise
-            saver.save(path, *trainer.state())
+            saver.save(path, trainer.state)
             report(0, last_rows(nets, trainer.history, trainer.diverged))
         probabilities = None
         if job.data.test_images is not None:
             known = len(trainer.diverged)
             probabilities = trainer.predict(job.data.test_images, should_stop)
             if len(trainer.diverged) > known:
-                saver.save(path, *trainer.state())
+                saver.save(path, trainer.state)
         return Trained(trainer.history, trainer.diverged, probabilities)
 
 

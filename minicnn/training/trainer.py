@@ -92,6 +92,7 @@ class Trainer:
         self.sums = self.ops.zeros((len(nets), 3), np.float64)
         self.seconds = 0.0  # time spent in the epoch so far
         self.history = []
+        self._on_host = {}  # {name: NumPy array} for copies of the weights
         self.diverged = {}  # {net: (epoch, step)} where its loss or a weight stopped being finite
         # {net: (optimizer steps, {name: its row of each array of the state})} when it was stopped
         self._stopped = {}
@@ -270,15 +271,18 @@ class Trainer:
 
     def _record_diverged(self, epoch, finite_steps, validation_losses):
         """Record the nets that diverged in an epoch, counted from 1."""
-        weights = [self.ops.to_host(a) for a in (self.model.params, self.model.moving)]
-        for i, (net, steps, loss) in enumerate(
-            zip(self.nets, finite_steps, validation_losses, strict=True)
-        ):
-            finite = all(np.isfinite(array[i]).all() for array in weights)
-            finite = finite and (loss is None or np.isfinite(loss))
+        extremes = []
+        for name in ("params", "moving"):
+            array = self.ops.to_host(getattr(self.model, name), self._on_host.get(name))
+            self._on_host[name] = array
+            # Both are NaN if a value is: two passes, and no array as large as the weights.
+            extremes += [array.max(axis=1, initial=0), array.min(axis=1, initial=0)]
+        extremes += [[0 if loss is None else loss for loss in validation_losses]]
+        finite = np.isfinite(extremes).all(axis=0)
+        for net, steps, is_finite in zip(self.nets, finite_steps, finite, strict=True):
             if net in self.diverged or net in self._stopped:
                 continue
-            if steps < self.steps or not finite:
+            if steps < self.steps or not is_finite:
                 self.diverged[net] = epoch, min(int(steps) + 1, self.steps)
 
     def _validate(self, should_stop):
@@ -318,19 +322,24 @@ class Trainer:
         rows = {name: array[place].copy() for name, array in self._arrays()[0].items()}
         self._stopped[net] = self.steps_done, rows
 
-    def _arrays(self):
+    def _arrays(self, into=None):
         """The arrays of the state but for the history, and the model's part of `about`."""
-        arrays, about = checkpoint.model_state(self.model)
+        arrays, about = checkpoint.model_state(self.model, into)
         return arrays | {"sums": self.ops.to_host(self.sums)}, about
 
-    def state(self):
-        """The state (arrays, about), as a checkpoint holds it; possible between any two steps."""
-        arrays, about = self._arrays()
+    def state(self, into=None):
+        """The state (arrays, about), as a checkpoint holds it; possible between any two steps.
+
+        into: the arrays of an earlier state of this trainer, which may take the values of the new
+        one; {} or None at first.
+        """
+        arrays, about = self._arrays(into)
         for net, (_, rows) in self._stopped.items():
             for name, row in rows.items():
                 arrays[name][self.nets.index(net)] = row
         if self.averaged is not None and not self.is_done:
-            arrays[checkpoint.AVERAGED] = self.ops.to_host(self.averaged)
+            into = (into or {}).get(checkpoint.AVERAGED)
+            arrays[checkpoint.AVERAGED] = self.ops.to_host(self.averaged, into)
         # The values of a diverged net depend on the other nets of its group: do not save them.
         gone = [i for i, net in enumerate(self.nets) if net in self.diverged]
         for array in arrays.values():

@@ -98,6 +98,50 @@ def test_a_state_does_not_change_while_it_is_written(job):
         assert np.array_equal(array, before[name], equal_nan=True)
 
 
+def test_a_state_takes_the_arrays_of_the_one_before(job):
+    """Its values are those of a state in new arrays, also where a net has stopped or diverged."""
+    trainer = Trainer(replace(job, recipe=replace(TINY, average_epochs=2)), NETS)
+    trainer.train_epoch(lambda n: None, never)
+    first, _ = trainer.state()
+    trainer.stop(1)
+    trainer.diverged[2] = 1, 1
+    assert np.isnan(trainer.state(first)[0]["params"][1]).all()
+    del trainer.diverged[2]
+    trainer.train_epoch(lambda n: None, never)
+    (fresh, about), (again, about_again) = trainer.state(), trainer.state(first)
+    assert about == about_again
+    assert fresh.keys() == again.keys() == {*first, "averaged"}
+    for name, array in fresh.items():
+        assert np.array_equal(again[name], array), name
+    for name in (*checkpoint.MODEL_ARRAYS, "averaged"):
+        assert np.shares_memory(again[name], first[name]), name
+        assert not np.shares_memory(again[name], fresh[name]), name
+
+
+def test_the_next_state_is_taken_when_the_last_one_is_written(job, monkeypatch):
+    """It takes the same memory. Here a write ends half a second after the next epoch."""
+    second_epoch, changed, write = threading.Event(), [], checkpoint.save
+
+    def save(path, arrays, about):
+        before = {name: array.copy() for name, array in arrays.items()}
+        second_epoch.wait(60)
+        time.sleep(0.5)
+        changed.extend(name for name in arrays if not np.array_equal(arrays[name], before[name]))
+        write(path, arrays, about)
+
+    images, of_epoch = 0, 2 * 48
+
+    def report(n, rows=None):
+        nonlocal images
+        images += n
+        if images == 2 * of_epoch:
+            second_epoch.set()
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    train_group(job, NETS, report, never)
+    assert changed == []
+
+
 class Waiting:
     """NumPy's operations on a device that takes `seconds` for a captured step and computes nothing.
 
@@ -120,9 +164,9 @@ class Waiting:
 
         return replay
 
-    def to_host(self, array):
+    def to_host(self, array, out=None):
         time.sleep(max(self.until - time.monotonic(), 0))
-        return ops_numpy.to_host(array)
+        return ops_numpy.to_host(array, out)
 
 
 @pytest.mark.full(beside="test_an_epoch_trains_while_the_state_of_the_last_one_is_written")
@@ -177,15 +221,15 @@ class Idle(Waiting):
 
         return watched
 
-    def to_host(self, array):
+    def to_host(self, array, out=None):
         time.sleep(max(self.until - time.monotonic(), 0))
         if self._finished is None and self.until:
             self._finished = time.thread_time()
-        return super().to_host(array)
+        return super().to_host(array, out)
 
 
 @pytest.mark.full(beside="test_an_epoch_trains_while_the_state_of_the_last_one_is_written")
-@pytest.mark.parametrize("nets", [1, 5])
+@pytest.mark.parametrize("nets", [1, 5, 15])
 def test_the_host_adds_less_than_a_twentieth_to_an_epoch(tmp_path, nets):
     """As many images as MNIST has; an epoch takes the device 0.3 seconds."""
     device = Idle(0.3 / 937)
