@@ -102,9 +102,9 @@ def architectures():
 
 
 class Cuda(Driver):
-    """A driver whose arrays are CuPy's. All work runs on one stream, in order.
+    """A driver whose arrays are CuPy's. Work runs on one stream, in order; some also on a second.
 
-    The stream synchronises with CuPy's default stream, so plain CuPy code may be mixed with
+    The streams synchronise with CuPy's default stream, so plain CuPy code may be mixed with
     launches.
     """
 
@@ -114,7 +114,10 @@ class Cuda(Driver):
         super().__init__()
         self._cupy = _import_cupy()
         self._device = self._cupy.cuda.runtime.getDevice()
-        self._stream = self._cupy.cuda.Stream()
+        self._stream, self._second = self._cupy.cuda.Stream(), self._cupy.cuda.Stream()
+        self._launching = self._stream  # the one of the next launch
+        event = self._cupy.cuda.Event
+        self._forked, self._joined = event(disable_timing=True), event(disable_timing=True)
         self._driver = importlib.import_module("cupy_backends.cuda.api.driver")
         self._architecture = _architecture(_capability())
         self.has_tensor_cores = _capability() >= 80  # that multiply in TF32 and bfloat16
@@ -184,7 +187,7 @@ class Cuda(Driver):
             self._captured.append(launch)
         arguments = pointers(launch.values)
         sizes = *launch.grid, *launch.block, launch.shared_bytes
-        stream, addresses = self._stream.ptr, ctypes.addressof(arguments)
+        stream, addresses = self._launching.ptr, ctypes.addressof(arguments)
         try:
             self._driver.launchKernel(function, *sizes, stream, addresses, 0)
         except RuntimeError as error:
@@ -194,6 +197,19 @@ class Cuda(Driver):
                 f"{launch.block} threads: {error} (an earlier launch may be at fault, unless "
                 "CUDA_LAUNCH_BLOCKING=1 is set)"
             ) from error
+
+    def together(self, first, second):
+        # The events order the streams also in a capture, where they become edges of the graph.
+        self._forked.record(self._stream)
+        self._second.wait_event(self._forked)
+        self._launching = self._second
+        try:
+            first()
+        finally:
+            self._launching = self._stream
+        second()
+        self._joined.record(self._second)
+        self._stream.wait_event(self._joined)
 
     def capture(self, function):
         self._captured = captured = []

@@ -4,7 +4,9 @@ One launch computes a block's activation y, including the normalisation and drop
 block, and writes partial sums for the next normalisation. The backward launches mirror it. So each
 activation is written once in a step and read by at most five launches. That of a first block with
 a small kernel is not written at all: the launches of the second block rebuild it from the image
-(kernels/rebuilt.cuh). A step of the seed network has 26 launches, for all layers and nets.
+(kernels/rebuilt.cuh). A step of the seed network has 26 launches, for all layers and nets. The two
+gradients of a block are launched together, because one launch for a single net fills a small part
+of a GPU.
 
 `fusion` decides whether a stack of layers is such a network. Other stacks run layer by layer
 (network/plan.py), as every stack does in float32 on a GPU.
@@ -15,6 +17,7 @@ correlation.cuh and the kernels.
 """
 
 from dataclasses import dataclass, fields
+from functools import partial
 from math import prod
 
 from . import cuda_tiles
@@ -121,14 +124,12 @@ class BlockPlan:
     def _forward_backward(self):
         """Compute the loss and the partial sums of all gradients."""
         self.forward()
-        blocks = self.network.blocks
-        for i in reversed(range(len(blocks))):
-            if not blocks[i].rebuilt:
-                self.weight_gradient(i)
-            if i:
-                self.input_gradient(i)
-        if blocks[0].rebuilt:
+        for i in range(len(self.network.blocks) - 1, 0, -1):
+            self.ops.together(partial(self.weight_gradient, i), partial(self.input_gradient, i))
+        if self.network.blocks[0].rebuilt:
             self.rebuilt_weight_gradient()
+        else:
+            self.weight_gradient(0)
 
     def _launch_for_sums(self, file, kernel, **arguments):
         """Launch a kernel that adds up the partial sums of gradients: see update.cuh."""

@@ -175,7 +175,9 @@ class Driver:
 
     A driver has `name`; `has_tensor_cores`, a bool; `empty`, `zeros`, `to_device`, `to_host`,
     `copy`, `free_memory`, `session` and `capture` of backend.py; `address(array)`;
-    `compile(program)`, whose result is the `code` of a Launch; and `run(launch)`.
+    `compile(program)`, whose result is the `code` of a Launch; `run(launch)`; and
+    `together(first, second)`, which calls two functions whose launches may overlap in time, because
+    neither writes what the other reads or writes. What follows waits for both. They only launch.
     """
 
     def __init__(self):

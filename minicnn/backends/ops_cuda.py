@@ -40,7 +40,7 @@ class Operations(Backend):
         self.name = driver.name
         self.precisions = "float32", *(_STORAGES if driver.has_tensor_cores else ())
         self.precision = checks.choice("precision", precision, self.precisions)
-        self.launch = driver.launch
+        self.launch, self.together = driver.launch, driver.together
         self._convolution = VERSIONS[checks.choice("convolution", convolution, VERSIONS)](driver)
         self._dense = Dense(driver)
         self.empty, self.zeros, self.copy = driver.empty, driver.zeros, driver.copy

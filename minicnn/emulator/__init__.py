@@ -11,6 +11,7 @@ are NumPy's.
 
 import contextlib
 import ctypes
+import itertools
 import re
 import shutil
 import threading
@@ -133,7 +134,8 @@ class Emulator(Driver):
     """A driver that runs kernels on `cores` of the CPU (default: as many as threads are allowed).
 
     order: in which thread blocks, and the threads of each, run: "forward", "backward" or
-    "shuffled". copies: whether asynchronous copies happen at once ("early") or when they are waited
+    "shuffled"; unless it is "forward", the second of two functions that run together goes first.
+    copies: whether asynchronous copies happen at once ("early") or when they are waited
     for ("late"). Neither may change a result. checked: inspect each access, on one core; a wrong
     access raises KernelFault, and the list `counted` gets a Counted for each launch.
     """
@@ -153,6 +155,7 @@ class Emulator(Driver):
         )
         self._run = _runtime().emulator_launch
         self._capturing = None  # during a capture, a list of the functions to repeat
+        self._together = None  # in `together`, a list of the launches of a function
 
     # ---- arrays ------------------------------------------------------------------------------
 
@@ -220,10 +223,34 @@ class Emulator(Driver):
         return _Code(path, dict(zip(program.kernels, found, strict=True)), tuple(image))
 
     def run(self, launch):
+        if self._together is not None:
+            self._together.append(launch)
+        else:
+            self._capture_or_execute(launch)
+
+    def _capture_or_execute(self, launch):
         if self._capturing is not None:
             self._capturing.append(lambda: self._execute(launch))
         else:
             self._execute(launch)
+
+    def together(self, first, second):
+        """As Driver says. Raises KernelFault if one writes an array that the other one uses."""
+        both = [self._launches_of(function) for function in (first, second)]
+        for one, other in itertools.product(*both):
+            if clash := _clash(one, other) or _clash(other, one):
+                raise KernelFault(clash)
+        for launch in itertools.chain(*both[:: 1 if self._options.order == 0 else -1]):
+            self._capture_or_execute(launch)
+
+    def _launches_of(self, function):
+        """The launches of a function, which are not run."""
+        self._together = found = []
+        try:
+            function()
+        finally:
+            self._together = None
+        return found
 
     def capture(self, function):
         self._capturing = steps = []
@@ -272,6 +299,19 @@ class Emulator(Driver):
         if self.checked:
             file, counts = launch.program.path.name, Counts(*counters)
             self.counted.append(Counted(file, launch.name, launch.grid, launch.block, counts))
+
+
+def _clash(writer, user):
+    """What is wrong if a launch writes an array that another one uses at the same time; or None."""
+    written = [(p, array) for p, array in writer.arrays if p.written and array is not None]
+    used = [(p, array) for p, array in user.arrays if array is not None]
+    for (mine, target), (theirs, array) in itertools.product(written, used):
+        if np.shares_memory(target, array):
+            return (
+                f"{writer.program.path.name}: {writer.name} writes {mine.name} while "
+                f"{user.program.path.name}: {user.name} uses it as {theirs.name}"
+            )
+    return None
 
 
 def _buffer(parameter, array):

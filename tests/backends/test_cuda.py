@@ -234,10 +234,14 @@ class Array(np.ndarray):
 
 
 class Stream:
-    ptr = 77
+    ptr, second = 77, 78
 
-    def __init__(self, calls):
+    def __init__(self, calls, ptr=None):
         self.calls = calls
+        self.ptr = ptr or Stream.ptr
+
+    def wait_event(self, event):
+        self.calls.append(("wait", self.ptr, event.number))
 
     def __enter__(self):
         self.calls.append("enter")
@@ -251,6 +255,14 @@ class Stream:
     def end_capture(self):
         self.calls.append("end")
         return SimpleNamespace(launch=lambda stream: self.calls.append(("graph", stream)))
+
+
+class Event:
+    def __init__(self, calls, number):
+        self.calls, self.number = calls, number
+
+    def record(self, stream):
+        self.calls.append(("record", stream.ptr, self.number))
 
 
 class Module:
@@ -287,13 +299,15 @@ def stand_in(monkeypatch, calls, tmp_path):
         values = list((ctypes.c_uint64 * 7).from_address(parameters))
         calls.append(("launch", function, tuple(sizes), values))
 
+    streams, events = iter([Stream.ptr, Stream.second] * 9), iter(range(99))
     cupy = SimpleNamespace(
         empty=lambda shape, dtype: np.empty(shape, dtype).view(Array),
         zeros=lambda shape, dtype: np.zeros(shape, dtype).view(Array),
         array=lambda array, order: np.array(array, order=order).view(Array),
         asnumpy=lambda array, out: np.array(array),
         cuda=SimpleNamespace(
-            Stream=lambda: Stream(calls),
+            Stream=lambda: Stream(calls, next(streams)),
+            Event=lambda disable_timing: Event(calls, next(events)),
             Device=lambda: SimpleNamespace(compute_capability="89"),
             function=SimpleNamespace(Module=Module),
             runtime=SimpleNamespace(
@@ -397,6 +411,46 @@ def test_a_capture_is_made_on_the_stream_and_launched_there(stand_in, calls):
     replay()
     [(what, stream)] = calls
     assert what == "graph" and stream.ptr == Stream.ptr
+
+
+def test_what_runs_together_is_on_two_streams_that_wait_for_each_other(stand_in, calls):
+    """In a capture, too: then waiting becomes an edge of the graph."""
+    driver = cuda.Cuda()
+    first, second, after = (
+        driver.bind(TOY, "scale", (grid,), (64,), toy_arguments(driver)) for grid in (1, 2, 3)
+    )
+
+    def work():
+        driver.together(lambda: driver.run(first), lambda: driver.run(second))
+        driver.run(after)
+
+    main, side = Stream.ptr, Stream.second
+    expected = [
+        ("record", main, 0), ("wait", side, 0), (1, side), (2, main),
+        ("record", side, 1), ("wait", main, 1), (3, main),
+    ]  # fmt: skip
+    for capture in False, True:
+        calls.clear()
+        driver.capture(work) if capture else work()
+        found = [
+            (call[2][0], call[2][-1]) if call[0] == "launch" else call
+            for call in calls
+            if isinstance(call, tuple)
+        ]
+        assert found == expected
+
+
+def test_a_launch_that_fails_beside_another_leaves_the_stream(stand_in, calls):
+    driver = cuda.Cuda()
+
+    def fail():
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        driver.together(fail, lambda: None)
+    calls.clear()
+    driver.launch(TOY, "scale", (5,), (64,), *toy_arguments(driver))
+    assert calls[-1][2][-1] == Stream.ptr
 
 
 def test_a_graph_keeps_its_arrays(stand_in):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from levels import examples
-from planted import FAULTS, FULL, ORDERS, assert_fault
+from planted import FAULTS, FULL, ORDERS, TOY, assert_fault
 
 from minicnn.emulator import Emulator, KernelFault
 
@@ -326,3 +326,68 @@ def test_neighbouring_bytes_are_no_race(checked_driver):
     message = "writes bytes[0] (of 64), which thread (0, 0, 0) of this block has written, "
     message += "with no __syncwarp() in between"
     assert_fault(partial(launch, True, y), FAULTS, message, "neighbouring_bytes", thread=1)
+
+
+# ---------------------------------------------------------------------------------------------
+# Launches that may overlap
+
+
+def scale(driver, x, y):
+    """A function that launches y = 2 x."""
+    factor, sizes = driver.to_device(np.full(1, 2.0)), {"rows": 3, "columns": 4}
+    return partial(driver.launch, TOY, "scale", (1,), (64,), x, None, factor, sizes, 0, False, y)
+
+
+def rows(driver):
+    """An array (2, 3, 4) of ones for a kernel that takes rows of each net."""
+    return driver.to_device(np.ones((2, 3, 4), np.float32))
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_runs_together_runs_in_either_order(order, captured):
+    driver, executed = Emulator(order=order), []
+    execute = driver._execute
+    driver._execute = lambda launch: executed.append(launch.arrays[0][1]) or execute(launch)
+    w, x, y, z = (rows(driver) for _ in range(4))
+    first, second, last = scale(driver, w, y), scale(driver, x, z), scale(driver, y, z)
+
+    def work():
+        driver.together(first, second)
+        last()
+
+    if captured:
+        replay = driver.capture(work)
+        assert not executed
+        replay()
+    else:
+        work()
+    assert (y == 2).all() and (z == 4).all()
+    expected = [w, x, y] if order == "forward" else [x, w, y]
+    assert [id(array) for array in executed] == [id(array) for array in expected]
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("other", ["reads", "writes"])
+def test_a_launch_that_writes_what_another_uses_at_the_same_time_is_found(other, swapped):
+    driver = Emulator()
+    x, y, z = (rows(driver) for _ in range(3))
+    half = y.reshape(-1)[:12].reshape(1, 3, 4)
+    with_half = scale(driver, half, z[:1]) if other == "reads" else scale(driver, x[:1], half)
+    both = scale(driver, x, y), with_half
+    told = r"toy\.cu: scale writes y while toy\.cu: scale uses it as "
+    with pytest.raises(KernelFault, match=told + ("x" if other == "reads" else "y")):
+        driver.together(*both[:: -1 if swapped else 1])
+    assert (y == 1).all() and (z == 1).all()  # nothing has run
+    with_half()  # nor does anything run together any more
+    assert (z[0] == 2).all() or (half == 2).all()
+
+
+def test_a_function_that_fails_beside_another_leaves_the_emulator_usable():
+    driver = Emulator()
+    x, y = rows(driver), rows(driver)
+    with pytest.raises(ZeroDivisionError):
+        driver.together(scale(driver, x, y), lambda: 1 / 0)
+    assert (y == 1).all()
+    scale(driver, x, y)()
+    assert (y == 2).all()
