@@ -58,7 +58,7 @@ class Storage(NamedTuple):
     forward_forms: tuple
     in_flight: int  # pixels that a thread of block_forward.cu loads together
     alignment: int  # channels must be a multiple of it
-    cache: float  # bytes of it for a multiprocessor in a clock, in the model of cuda_tiles.py
+    cache: float  # bytes of it for a multiprocessor in a clock, in the model of cuda_costs.py
 
     @property
     def per_word(self):

@@ -1,14 +1,12 @@
 """How the kernels of fused blocks split their work: for each layer and pass, a choice by a model.
 
 A tile is some rows of an image, or several images. A thread block computes one tile after another.
-The model estimates the time of each possible tile from counts: instructions, waits for memory and
-for other warps, and the thread blocks that a multiprocessor holds at a time (while one waits,
-others compute). Its constants were fitted to 2,300 launches of the seed network's layers, timed on
-an H200. The launches that it chooses take 1.02 times as long together as the fastest of each layer.
+The model of cuda_costs.py estimates the time of each possible tile. The launches that it chooses
+take 1.02 times as long together as the fastest of each layer, timed on an H200.
 
 The choice depends on the layer and the batch alone, because the tiles determine the bits of the
-result. So the model assumes a fixed GPU, an H200, and a fixed number of nets. All tiles fit the
-99 KB of shared memory that a thread block can have on any GPU with tensor cores for TF32.
+result. All tiles fit the 99 KB of shared memory that a thread block can have on any GPU with tensor
+cores for TF32.
 
 cuda_forms.py has the forms in which the kernels are compiled. benchmarks/tiles.py prints the
 choices for the seed network. Read kernels/block.cuh next.
@@ -16,9 +14,18 @@ choices for the seed network. Read kernels/block.cuh next.
 
 from dataclasses import replace
 from itertools import product
-from math import ceil, hypot, prod
+from math import ceil, prod
 from typing import NamedTuple
 
+from .cuda_costs import (
+    FORWARD_COSTS,
+    GRADIENT_COSTS,
+    MULTIPROCESSORS,
+    NETS,
+    WEIGHT_COSTS,
+    Grid,
+    Work,
+)
 from .cuda_forms import (
     BLOCKS,
     CHUNK,
@@ -44,36 +51,11 @@ FIRST_THREADS, FIRST_ROWS = 256, 9  # block_first.cu
 HEAD_THREADS = 512
 REBUILT_THREADS = 192  # rebuilt.cu
 
-# ---- constants of the model: an H200, and the size of the ensemble
-NETS, MULTIPROCESSORS = 15, 132
 SHARED_BYTES = 99 << 10  # of a thread block, at most
-ALL_SHARED_BYTES = 227 << 10  # of a multiprocessor
-RESERVED_BYTES = 1 << 10  # of a thread block, in addition to what it asks for
 FIRST_SHARED_BYTES = 48 << 10  # of a thread block of block_first.cu, at most
 MOST_IMAGES = 32  # of a tile
 MOST_PHASES = 4  # that one thread block computes one after another
 OUTSIDE = 1 << 30  # in the table of staged pixels: a distance past the last image
-
-
-class Costs(NamedTuple):
-    """The model's constants for one kernel: instructions of a warp, and clocks."""
-
-    mma: float  # instructions for an mma.sync, with what loads its operands
-    step: float  # instructions of a step besides
-    staged: float  # instructions for four staged elements in each lane
-    result: float  # instructions for four results in each lane
-    position: float  # instructions that find where eight pixels are staged
-    rate: float  # instructions per clock of a multiprocessor, at most
-    alone: float  # clocks from one instruction of a warp to the next, where nothing else waits
-    load: float  # clocks for a load from memory
-    wait: float  # clocks until all have the weights of a tap
-    tile: float  # clocks of a tile besides
-
-
-FORWARD_COSTS = Costs(1.1, 3.38, 17.1, 19, 35.2, 0.738, 5.14, 1130, 584, 995)
-GRADIENT_COSTS = Costs(1.36, 1.58, 27.1, 76.9, 27, 0.948, 4.42, 1530, 660, 626)
-WEIGHT_COSTS = Costs(1.49, 1.37, 25.5, 0, 0, 0.76, 2.18, 871, 0, 2160)
-TENSOR = 640 / 1024  # mma.sync per clock of a multiprocessor, at most
 
 
 class TiledLaunch(NamedTuple):
@@ -130,32 +112,6 @@ class _Tile(NamedTuple):
     def count(self, batch):
         """The number of tiles of a batch."""
         return ceil(batch / self.images) * self.bands
-
-
-class _Work(NamedTuple):
-    """What a thread block does for a tile, counted over all of its warps."""
-
-    mma: int  # mma.sync
-    steps: int  # of the loops around them
-    staged: float  # times that a warp stages four elements in each lane
-    results: float  # times that a warp stores four results in each lane
-    positions: int  # groups of eight pixels that a warp finds
-    loads: int  # times that a thread waits for loads from memory
-    waits: float  # times that all wait for weights
-    loaded: float  # bytes from the cache
-
-    def clocks(self, costs, warps, at_work):
-        """Those of a multiprocessor on which `at_work` thread blocks compute a tile each."""
-        issued = (
-            self.mma * costs.mma
-            + self.steps * costs.step
-            + self.staged * costs.staged
-            + self.results * costs.result
-            + self.positions * costs.position
-        )
-        computing = at_work * max(issued / costs.rate, self.mma / TENSOR)
-        waiting = self.loads * costs.load + self.waits * costs.wait + costs.tile
-        return hypot(computing, issued / warps * costs.alone + waiting)  # they overlap in part
 
 
 def best(launches):
@@ -310,7 +266,7 @@ def _correlation(form, tile, wide, axes, image, size):
     results = own_phases * pixel_warps * groups * 8 * width
     positions = own_phases * chunks * warps * groups
     in_flight = warps * 4 * storage.pixels_in_flight(form, size.gradient)
-    work = _Work(
+    work = Work(
         mma=steps * groups * 2,
         steps=steps,
         staged=stagings * tile.staged * CHUNK / 128,
@@ -324,7 +280,7 @@ def _correlation(form, tile, wide, axes, image, size):
     blocks_y = ceil(size.filters / width) * phase_groups
     at_once = BLOCKS * most_warps // warps
     costs = GRADIENT_COSTS if size.gradient else FORWARD_COSTS
-    grid = _Grid(tile.count(size.batch), blocks_y, warps, at_once, shared)
+    grid = Grid(tile.count(size.batch), blocks_y, warps, at_once, shared)
     blocks, clocks = grid.share(work, costs, storage.cache)
     tiling = tile.tiling(
         pixel_warps=pixel_warps, channel_warps=wide, groups=phase_groups, area=area
@@ -455,7 +411,7 @@ def _weight_gradient(form, tile, window, channels, filters, batch, storage, belo
     if shared > SHARED_BYTES:
         return None
     in_flight = warps * 4 * PIXELS_IN_FLIGHT
-    work = _Work(
+    work = Work(
         mma=steps * item_warps * taps * CHUNK // 8,
         steps=steps * item_warps,
         staged=(tile.staged + 2 * tile.pixels) * CHUNK / 128,  # dz needs two loads per element
@@ -465,7 +421,7 @@ def _weight_gradient(form, tile, window, channels, filters, batch, storage, belo
         waits=0,
         loaded=(tile.staged + 2 * tile.pixels) * storage.chunk_bytes,
     )
-    grid = _Grid(tile.count(batch), blocks_y, warps, WARPS_AT_ONCE // warps, shared)
+    grid = Grid(tile.count(batch), blocks_y, warps, WARPS_AT_ONCE // warps, shared)
     blocks, clocks = grid.share(work, WEIGHT_COSTS, storage.cache)
     tiling = tile.tiling(pixel_warps=shares, channel_warps=item_warps, groups=groups, area=area)
     axes, t = _axes(window), tile.staging
@@ -479,30 +435,6 @@ def _weight_gradient(form, tile, window, channels, filters, batch, storage, belo
     rebuilding = REBUILDING if below else ()
     grid, defines = (blocks, blocks_y), (*weight_defines(*form), *storage.defines, *rebuilding)
     return TiledLaunch(defines, tiling, table, grid, warps * WARP, shared, blocks, clocks)
-
-
-class _Grid(NamedTuple):
-    """The thread blocks of a launch."""
-
-    tiles: int
-    blocks_y: int  # thread blocks of the same tile
-    warps: int  # of a thread block
-    at_once: int  # thread blocks that the registers of a multiprocessor allow
-    shared: int  # bytes of a thread block
-
-    def share(self, work, costs, cache):
-        """(size of the grid along x, clocks of the launch), by the model.
-
-        The grid has as many thread blocks as the multiprocessors hold at once; each computes
-        several tiles. cache: its bytes for a multiprocessor in a clock.
-        """
-        at_once = min(self.at_once, ALL_SHARED_BYTES // (self.shared + RESERVED_BYTES))
-        blocks = min(self.tiles, max(1, MULTIPROCESSORS * at_once // (NETS * self.blocks_y)))
-        rounds = ceil(self.tiles / blocks)
-        blocks = ceil(self.tiles / rounds)  # the fewest for this time: each writes partial sums
-        at_work = min(at_once, max(1.0, blocks * self.blocks_y * NETS / MULTIPROCESSORS))
-        loading = self.tiles * self.blocks_y * NETS * work.loaded / (MULTIPROCESSORS * cache)
-        return blocks, hypot(rounds * work.clocks(costs, self.warps, at_work), loading)
 
 
 def first_forward(window, channels, filters, batch, storage=TF32):

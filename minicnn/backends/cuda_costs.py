@@ -1,0 +1,87 @@
+"""How long a launch of a fused block's kernel takes on an H200, by a model.
+
+It counts instructions, waits for memory and for other warps, and the thread blocks that a
+multiprocessor holds at a time: while one waits, others compute. Its constants were fitted to 2,300
+launches of the seed network's layers, timed on an H200.
+
+What is chosen by the model determines the bits of a result. So it assumes that GPU, and a fixed
+number of nets, whatever the GPU and the number of nets are.
+"""
+
+from math import ceil, hypot
+from typing import NamedTuple
+
+NETS, MULTIPROCESSORS = 15, 132  # of the seed's ensemble, and of an H200
+ALL_SHARED_BYTES = 227 << 10  # of a multiprocessor
+RESERVED_BYTES = 1 << 10  # of a thread block, in addition to what it asks for
+
+
+class Costs(NamedTuple):
+    """The model's constants for one kernel: instructions of a warp, and clocks."""
+
+    mma: float  # instructions for an mma.sync, with what loads its operands
+    step: float  # instructions of a step besides
+    staged: float  # instructions for four staged elements in each lane
+    result: float  # instructions for four results in each lane
+    position: float  # instructions that find where eight pixels are staged
+    rate: float  # instructions per clock of a multiprocessor, at most
+    alone: float  # clocks from one instruction of a warp to the next, where nothing else waits
+    load: float  # clocks for a load from memory
+    wait: float  # clocks until all have the weights of a tap
+    tile: float  # clocks of a tile besides
+
+
+FORWARD_COSTS = Costs(1.1, 3.38, 17.1, 19, 35.2, 0.738, 5.14, 1130, 584, 995)
+GRADIENT_COSTS = Costs(1.36, 1.58, 27.1, 76.9, 27, 0.948, 4.42, 1530, 660, 626)
+WEIGHT_COSTS = Costs(1.49, 1.37, 25.5, 0, 0, 0.76, 2.18, 871, 0, 2160)
+TENSOR = 640 / 1024  # mma.sync per clock of a multiprocessor, at most
+
+
+class Work(NamedTuple):
+    """What a thread block does for a tile, counted over all of its warps."""
+
+    mma: int  # mma.sync
+    steps: int  # of the loops around them
+    staged: float  # times that a warp stages four elements in each lane
+    results: float  # times that a warp stores four results in each lane
+    positions: int  # groups of eight pixels that a warp finds
+    loads: int  # times that a thread waits for loads from memory
+    waits: float  # times that all wait for weights
+    loaded: float  # bytes from the cache
+
+    def clocks(self, costs, warps, at_work):
+        """Those of a multiprocessor on which `at_work` thread blocks compute a tile each."""
+        issued = (
+            self.mma * costs.mma
+            + self.steps * costs.step
+            + self.staged * costs.staged
+            + self.results * costs.result
+            + self.positions * costs.position
+        )
+        computing = at_work * max(issued / costs.rate, self.mma / TENSOR)
+        waiting = self.loads * costs.load + self.waits * costs.wait + costs.tile
+        return hypot(computing, issued / warps * costs.alone + waiting)  # they overlap in part
+
+
+class Grid(NamedTuple):
+    """The thread blocks of a launch."""
+
+    tiles: int
+    blocks_y: int  # thread blocks of the same tile
+    warps: int  # of a thread block
+    at_once: int  # thread blocks that the registers of a multiprocessor allow
+    shared: int  # bytes of a thread block
+
+    def share(self, work, costs, cache):
+        """(size of the grid along x, clocks of the launch), by the model.
+
+        The grid has as many thread blocks as the multiprocessors hold at once; each computes
+        several tiles. cache: its bytes for a multiprocessor in a clock.
+        """
+        at_once = min(self.at_once, ALL_SHARED_BYTES // (self.shared + RESERVED_BYTES))
+        blocks = min(self.tiles, max(1, MULTIPROCESSORS * at_once // (NETS * self.blocks_y)))
+        rounds = ceil(self.tiles / blocks)
+        blocks = ceil(self.tiles / rounds)  # the fewest for this time: each writes partial sums
+        at_work = min(at_once, max(1.0, blocks * self.blocks_y * NETS / MULTIPROCESSORS))
+        loading = self.tiles * self.blocks_y * NETS * work.loaded / (MULTIPROCESSORS * cache)
+        return blocks, hypot(rounds * work.clocks(costs, self.warps, at_work), loading)
