@@ -227,7 +227,7 @@ def _parser():
         "--recipe",
         choices=sorted(RECIPES),
         help="the defaults of the options under 'recipe': seed is the notebook's; fast takes 6 and "
-        "best 12 epochs in place of 45 (default: demo for the embedded digits, else seed)",
+        "best 10 epochs in place of 45 (default: demo for the embedded digits, else seed)",
     )
     parser.add_argument(
         "--config",
