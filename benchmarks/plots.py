@@ -154,7 +154,7 @@ def cost(result):
     top.set_xticks(ticks := (1, 2, 5, 10, 20, 50), map(str, ticks))
     top.minorticks_off()
     top.set_xlabel("minutes on two cores")
-    axis.legend(loc="lower right")
+    axis.legend(loc="upper left")
     return figure
 
 

@@ -131,6 +131,7 @@ def studies():
             texts += [f"![{_PICTURES[name]}](benchmarks/results/study-{name}.png)"]
         if name == "trials":
             texts += ["**trials** of whole recipes on MNIST's 60,000 training images", _whole()]
+            texts += ["What they cost: the first nets of each trial, by training images", _costs()]
     return paragraphs(*texts, "\n".join(dict.fromkeys(map(timing.in_words, found.values()))))
 
 
@@ -171,6 +172,24 @@ def _whole():
     ]
     rows.append(["the notebook", 30, "27.0 million", *theirs[0], *theirs[1]])
     return timing.table(heads, rows)
+
+
+def _costs():
+    """The accuracy of small and whole ensembles of each recipe, by what they cost."""
+    rows = []
+    for name, of in all_reached().items():
+        columns = np.array(of["ensembles"]).T
+        for nets in sorted({1, 3, 7, len(columns)} & {*range(1, len(columns) + 1)}):
+            values = columns[nets - 1][~np.isnan(columns[nets - 1])]
+            images = of["images"][nets - 1]
+            accuracy = f"{_fraction(values.mean(), 3)}{_in_brackets(values)}"
+            rows.append((images, nets, f"`{name}`", accuracy, len(values)))
+    heads = "images", "minutes", "nets", "recipe", "accuracy", "n"
+    cells = [
+        [f"{images / 1e6:.1f} million", f"{_minutes(images):.1f}", nets, name, accuracy, n]
+        for images, nets, name, accuracy, n in sorted(rows)
+    ]
+    return timing.table(heads, cells)
 
 
 def _grid(tables):

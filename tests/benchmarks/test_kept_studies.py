@@ -93,6 +93,10 @@ def test_the_recipes_and_what_they_reach(tmp_path, monkeypatch):
     assert f"| 45 | 98.000 % ({low_single} to {high_single}) | 0.826 % | 3 | 98.000 %" in seed
     assert seed.endswith("| 1.000 % |")
     assert "| 1,500 | 99.641 % | 0.047 % | 100 | 99.745 % |" in notebook
+    costs = studies._costs().splitlines()[2:]
+    assert [row.split(" | ")[2] for row in costs] == ["1", "3", "7", "15"]
+    assert costs[0].startswith(f"| {images / 15e6:.1f} million | {images / 15e3 / 60:.1f} | 1 |")
+    assert costs[-1].endswith(f"| `seed` | 98.000 % ({low:.3f} to {high:.3f}) | 3 |")
 
 
 def test_a_comparison_of_recipes_shows_its_gains():
