@@ -15,20 +15,25 @@ def accuracies():
     """Rows of README's first table: what each recipe reaches on all of MNIST, and what it costs."""
     rows = []
     for name, reached in all_reached().items():
-        recipe, single, whole = reached["recipe"], *_arrays(reached)
-        *_, images = reached["images"]
-        notebook = ""
+        epochs, (single, whole) = reached["recipe"]["epochs"], _arrays(reached)
+        nets, notebook = len(reached["images"]), ""
+        if RECIPES[name].nets == 1:
+            images, shown, n = reached["images"][0], single, f"{len(single)} nets"
+            of_both = f"; ensembles of {nets}: {_fraction(whole.mean(), 3)}"
+        else:
+            images, shown, n = reached["images"][-1], whole, f"{len(whole)} ensembles"
+            of_both = f"; single nets {_fraction(single.mean(), 3)}"
         if name == "seed":
             theirs = [_fraction(row["mean"], 3) for row in NOTEBOOK[::-1]]
             notebook = f"; the notebook: {theirs[0]} and {theirs[1]}"
+        minutes = _minutes(images)
         rows.append(
             [
-                f"`{name}`: {recipe['nets']} nets, {recipe['epochs']} epochs of MNIST, "
-                f"{images / 1e6:.1f} million images",
-                f"**{_fraction(whole.mean(), 3)}** right{_in_brackets(whole)}; single nets "
-                f"{_fraction(single.mean(), 3)}",
-                f"`{reached['device']}`, {len(whole)} ensemble{'s' * (len(whole) > 1)}; "
-                f"{_minutes(images):.0f} minutes at the whole job's rate{notebook}",
+                f"`{name}`: {'one net' if images < reached['images'][-1] else f'{nets} nets'}, "
+                f"{epochs} epochs of MNIST, {images / 1e6:.1f} million images",
+                f"**{_fraction(shown.mean(), 3)}** right{_in_brackets(shown)}{of_both}",
+                f"`{reached['device']}`, {n}; {minutes:.{0 if minutes >= 10 else 1}f} minutes at "
+                f"the whole job's rate{notebook}",
             ]
         )
     return rows
@@ -64,6 +69,13 @@ def _arrays(reached):
     return np.array(reached["single_nets"]), np.array(whole)
 
 
+def _by_size(reached):
+    """[accuracies of ensembles of 1, 2 ... nets]: all single nets, then each trial's first nets."""
+    columns = np.array(reached["ensembles"]).T
+    found = [sizes[~np.isnan(sizes)] for sizes in columns]
+    return [np.array(reached["single_nets"]), *found[1:]]
+
+
 def _minutes(images):
     """How long the training of so many images takes at the rate of the whole job on a CPU."""
     return images / timing.newest("job-cpu")["summary"]["images_per_second"] / 60
@@ -77,8 +89,7 @@ def curve():
     """
     found = {}
     for name, reached in all_reached().items():
-        columns = [sizes[~np.isnan(sizes)] for sizes in np.array(reached["ensembles"]).T]
-        rows = [(column.mean(), *mean_interval(column)) for column in columns]
+        rows = [(values.mean(), *mean_interval(values)) for values in _by_size(reached)]
         # Rounded: the last bits differ between versions of the libraries.
         mean, low, high = np.round(rows, 6).T.tolist()
         found[name] = {
@@ -131,7 +142,7 @@ def studies():
             texts += [f"![{_PICTURES[name]}](benchmarks/results/study-{name}.png)"]
         if name == "trials":
             texts += ["**trials** of whole recipes on MNIST's 60,000 training images", _whole()]
-            texts += ["What they cost: the first nets of each trial, by training images", _costs()]
+            texts += ["What they cost: single nets, and the first nets of each trial", _costs()]
     return paragraphs(*texts, "\n".join(dict.fromkeys(map(timing.in_words, found.values()))))
 
 
@@ -178,10 +189,10 @@ def _costs():
     """The accuracy of small and whole ensembles of each recipe, by what they cost."""
     rows = []
     for name, of in all_reached().items():
-        columns = np.array(of["ensembles"]).T
-        for nets in sorted({1, 3, 7, len(columns)} & {*range(1, len(columns) + 1)}):
-            values = columns[nets - 1][~np.isnan(columns[nets - 1])]
-            images = of["images"][nets - 1]
+        sizes = range(1, len(of["images"]) + 1)
+        by_size = dict(zip(sizes, _by_size(of), strict=True))
+        for nets in sorted({1, 3, 7, len(by_size)} & by_size.keys()):
+            values, images = by_size[nets], of["images"][nets - 1]
             accuracy = f"{_fraction(values.mean(), 3)}{_in_brackets(values)}"
             rows.append((images, nets, f"`{name}`", accuracy, len(values)))
     heads = "images", "minutes", "nets", "recipe", "accuracy", "n"

@@ -226,8 +226,9 @@ def _parser():
     parser.add_argument(
         "--recipe",
         choices=sorted(RECIPES),
-        help="the defaults of the options under 'recipe': seed is the notebook's; fast takes 6 and "
-        "best 10 epochs in place of 45 (default: demo for the embedded digits, else seed)",
+        help="the defaults of the options under 'recipe': seed is the notebook's; fast takes "
+        "6 epochs in place of 45; single is for one net (default: demo for the embedded digits, "
+        "else seed)",
     )
     parser.add_argument(
         "--config",

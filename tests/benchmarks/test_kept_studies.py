@@ -1,12 +1,15 @@
 """What is kept of studies and runs, and the tables that show it."""
 
+import inspect
 import json
+import re
 
 import numpy as np
 import pytest
 from stored_nets import LABELS, MADE_BY, SETTINGS, net
 
 from benchmarks import keep, readme, studies, timing
+from minicnn import recipe
 from minicnn.files import DataError
 from minicnn.recipe import RECIPES, Recipe
 from minicnn.studies import statistics
@@ -85,10 +88,11 @@ def test_the_recipes_and_what_they_reach(tmp_path, monkeypatch):
     assert found["images"] == [images * nets // 15 for nets in range(1, 16)]
     assert found["minutes"][14] == pytest.approx(images / 1000 / 60, abs=1e-3)
     assert found["mean"] == pytest.approx([0.98] * 15)
-    assert (found["low"][0], found["high"][14]) == pytest.approx((low / 100, high / 100), abs=1e-6)
+    assert (found["low"][1], found["high"][14]) == pytest.approx((low / 100, high / 100), abs=1e-6)
     head, _, seed, notebook = studies._whole().splitlines()
     assert head.count("|") == seed.count("|") == notebook.count("|")
     single = statistics.mean_interval(np.repeat([0.97, 0.98, 0.99], 15))
+    assert (found["low"][0], found["high"][0]) == pytest.approx(single, abs=1e-6)
     low_single, high_single = (f"{100 * end:.3f}" for end in single)
     assert f"| 45 | 98.000 % ({low_single} to {high_single}) | 0.826 % | 3 | 98.000 %" in seed
     assert seed.endswith("| 1.000 % |")
@@ -97,6 +101,18 @@ def test_the_recipes_and_what_they_reach(tmp_path, monkeypatch):
     assert [row.split(" | ")[2] for row in costs] == ["1", "3", "7", "15"]
     assert costs[0].startswith(f"| {images / 15e6:.1f} million | {images / 15e3 / 60:.1f} | 1 |")
     assert costs[-1].endswith(f"| `seed` | 98.000 % ({low:.3f} to {high:.3f}) | 3 |")
+
+
+def test_the_recipes_say_what_they_reach():
+    """The comments in recipe.py are those of the newest results."""
+    said = re.sub(r"\n# ?|\s+", " ", inspect.getsource(recipe))
+    rows = studies.accuracies()
+    assert len(rows) == 3
+    for _, result, how in rows:
+        mean, interval = re.match(r"\*\*([\d.]+ %)\*\* right (\([^)]+\))", result).groups()
+        n = re.search(r"\d+ (nets|ensembles)", how)[0]
+        assert f"{mean} {interval}, {n}" in said
+        assert result.split(" ")[-2] in said  # of single nets, or of ensembles
 
 
 def test_a_comparison_of_recipes_shows_its_gains():
