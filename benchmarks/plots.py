@@ -131,7 +131,7 @@ def cost(result):
     """The test accuracy of ensembles by what they cost: studies.curve()."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()
-    for (name, of), color in zip(result.items(), ("#666666", "#EE7733", "#0077BB"), strict=False):
+    for (name, of), color in zip(result.items(), ("#666666", "#EE7733", "#0077BB"), strict=True):
         millions, minutes = np.array(of["images"]) / 1e6, of["minutes"]
         mean, low, high = (100 * np.array(of[key]) for key in ("mean", "low", "high"))
         label = f"{name}: {of['epochs']} epochs, {of['trials']} trials"
@@ -144,16 +144,18 @@ def cost(result):
     ticks = 0.5, 1, 2, 5, 10, 20
     axis.set_xticks(ticks, map(str, ticks))
     axis.minorticks_off()
-    axis.set_xlabel("million training images, for ensembles of 1, 2, ... nets")
+    axis.set_xlabel(
+        "million training images. 1 net: the mean of all; 2, 3, ...: the first nets of each trial"
+    )
     axis.set_ylabel("test accuracy in percent")
     axis.set_title("What training costs, and gains", loc="left", pad=10)
     means = [100 * value for of in result.values() for value in of["mean"]]
-    axis.set_ylim(min(means) - 0.01, max(means) + 0.05)  # an interval of two trials is wide
+    axis.set_ylim(min(means) - 0.01, max(means) + 0.05)  # intervals of few trials are wide
     both = (lambda x: x * a_million), (lambda x: x / a_million)
     top = axis.secondary_xaxis("top", functions=both)
     top.set_xticks(ticks := (1, 2, 5, 10, 20, 50), map(str, ticks))
     top.minorticks_off()
-    top.set_xlabel("minutes on two cores")
+    top.set_xlabel("minutes on two cores, at the rate of the whole job")
     axis.legend(loc="upper left")
     return figure
 

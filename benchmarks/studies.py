@@ -17,11 +17,13 @@ def accuracies():
     for name, reached in all_reached().items():
         epochs, (single, whole) = reached["recipe"]["epochs"], _arrays(reached)
         nets, notebook = len(reached["images"]), ""
-        if RECIPES[name].nets == 1:
+        alone = RECIPES[name].nets == 1
+        if alone:
             images, shown, n = reached["images"][0], single, f"{len(single)} nets"
             of_both = f"; ensembles of {nets}: {_fraction(whole.mean(), 3)}"
         else:
-            images, shown, n = reached["images"][-1], whole, f"{len(whole)} ensembles"
+            images, shown = reached["images"][-1], whole
+            n = f"{len(whole)} ensemble{'s' * (len(whole) > 1)}"
             of_both = f"; single nets {_fraction(single.mean(), 3)}"
         if name == "seed":
             theirs = [_fraction(row["mean"], 3) for row in NOTEBOOK[::-1]]
@@ -29,7 +31,7 @@ def accuracies():
         minutes = _minutes(images)
         rows.append(
             [
-                f"`{name}`: {'one net' if images < reached['images'][-1] else f'{nets} nets'}, "
+                f"`{name}`: {'one net' if alone else f'{nets} nets'}, "
                 f"{epochs} epochs of MNIST, {images / 1e6:.1f} million images",
                 f"**{_fraction(shown.mean(), 3)}** right{_in_brackets(shown)}{of_both}",
                 f"`{reached['device']}`, {n}; {minutes:.{0 if minutes >= 10 else 1}f} minutes at "
@@ -50,6 +52,9 @@ def all_reached():
         if trials := _full_trials(name):
             cells = [result["cells"][name] for result in trials]
             recipe = cells[0]["recipe"]
+            sizes = {(cell["recipe"]["nets"], cell["recipe"]["epochs"]) for cell in cells}
+            if len(sizes) > 1:
+                raise ValueError(f"{name}: got trials of (nets, epochs) {sizes}, expected one size")
             steps = trials[0]["settings"]["train_images"] // recipe["batch_size"]
             of_net = recipe["epochs"] * steps * recipe["batch_size"]
             found[name] = {
@@ -142,7 +147,11 @@ def studies():
             texts += [f"![{_PICTURES[name]}](benchmarks/results/study-{name}.png)"]
         if name == "trials":
             texts += ["**trials** of whole recipes on MNIST's 60,000 training images", _whole()]
-            texts += ["What they cost: single nets, and the first nets of each trial", _costs()]
+            texts += [
+                "What small ensembles reach and cost. One net: the mean of all nets. More: the "
+                "first nets of each trial. Minutes are those at the rate of the whole job.",
+                _costs(),
+            ]
     return paragraphs(*texts, "\n".join(dict.fromkeys(map(timing.in_words, found.values()))))
 
 

@@ -248,8 +248,8 @@ def mnist_layers(dropout, momentum, classes=10):
     ]
 
 
-# Accuracies are those of MNIST's test images after training on all of its 60,000 others, with the
-# 95 % intervals of their means. minicnn/studies/README.md has more of them.
+# Accuracies are means, with 95 % intervals: of MNIST's test images, after training on all of its
+# 60,000 others. minicnn/studies/README.md has more of them.
 #
 # seed: the notebook's. An ensemble that is trained for 30 epochs, as in the notebook's trials, sees
 # 27 million images: 99.755 % (99.740 and 99.770), 2 ensembles; single nets 99.644 %.
@@ -260,8 +260,8 @@ def mnist_layers(dropout, momentum, classes=10):
 #
 # single: one net, 0.6 million. The longer a net is trained, the more it can learn by heart. So this
 # one has some dropout and stronger augmentation, which did no harm in 6 epochs, and an average of
-# its weights: 99.685 % (99.675 to 99.695), 45 nets. It was meant for ensembles, but 15 of its nets
-# err alike: 99.703 %.
+# its weights: 99.685 % (99.675 to 99.695), 45 nets. Voting gains little: 15 of its nets reach
+# 99.703 %.
 #
 # With momentum 0.99 the moving statistics need about 500 steps to follow the weights. The demo has
 # fewer, so its momentum is 0.9.

@@ -261,8 +261,8 @@ def test_the_readmes_example_prints_what_it_shows(capsys, tmp_path, monkeypatch)
     words, expected = (re.sub(rf"{number}|\s", "", text) for text in (printed, shown))
     assert words == expected
     found, expected = ([float(n) for n in re.findall(number, text)] for text in (printed, shown))
-    # Devices round differently. After three epochs this makes a single net better or worse, but the
-    # mean of the four hardly.
+    # Devices round differently. After three epochs this makes a single net better or worse. It
+    # hardly changes the mean of the four nets.
     losses, accuracies = slice(0, 4), slice(4, 8)
     assert max(found[losses]) < 0.15
     assert min(found[accuracies]) > 0.95

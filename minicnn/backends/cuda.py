@@ -102,7 +102,7 @@ def architectures():
 
 
 class Cuda(Driver):
-    """A driver whose arrays are CuPy's. Work runs on one stream, in order; some also on a second.
+    """A driver whose arrays are CuPy's. Work runs on one stream, in order; `together` has a second.
 
     The streams synchronise with CuPy's default stream, so plain CuPy code may be mixed with
     launches.
@@ -202,14 +202,16 @@ class Cuda(Driver):
         # The events order the streams also in a capture, where they become edges of the graph.
         self._forked.record(self._stream)
         self._second.wait_event(self._forked)
-        self._launching = self._second
         try:
-            first()
+            self._launching = self._second
+            try:
+                first()
+            finally:
+                self._launching = self._stream
+            second()
         finally:
-            self._launching = self._stream
-        second()
-        self._joined.record(self._second)
-        self._stream.wait_event(self._joined)
+            self._joined.record(self._second)
+            self._stream.wait_event(self._joined)
 
     def capture(self, function):
         self._captured = captured = []

@@ -134,7 +134,7 @@ class Emulator(Driver):
     """A driver that runs kernels on `cores` of the CPU (default: as many as threads are allowed).
 
     order: in which thread blocks, and the threads of each, run: "forward", "backward" or
-    "shuffled"; unless it is "forward", the second of two functions that run together goes first.
+    "shuffled"; unless it is "forward", the second function given to `together` runs first.
     copies: whether asynchronous copies happen at once ("early") or when they are waited
     for ("late"). Neither may change a result. checked: inspect each access, on one core; a wrong
     access raises KernelFault, and the list `counted` gets a Counted for each launch.

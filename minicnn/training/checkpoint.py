@@ -56,7 +56,10 @@ class Saver:
         self._arrays = {}  # of the last state: to write to new memory takes longer
 
     def save(self, path, take):
-        """Begin to write the state that take(into) returns: see Trainer.state. Raises OSError."""
+        """Begin to write the state that take(into) returns: see Trainer.state. Raises OSError.
+
+        It takes the memory of the last state, once that is on disk.
+        """
         self.wait()
         self._arrays, about = take(self._arrays)
         self._last = self._thread.submit(save, path, self._arrays, about)

@@ -92,7 +92,7 @@ class Trainer:
         self.sums = self.ops.zeros((len(nets), 3), np.float64)
         self.seconds = 0.0  # time spent in the epoch so far
         self.history = []
-        self._on_host = {}  # {name: NumPy array} for copies of the weights
+        self._on_host = {}  # {name: NumPy array}: memory that _record_diverged uses again
         self.diverged = {}  # {net: (epoch, step)} where its loss or a weight stopped being finite
         # {net: (optimizer steps, {name: its row of each array of the state})} when it was stopped
         self._stopped = {}
@@ -275,7 +275,7 @@ class Trainer:
         for name in ("params", "moving"):
             array = self.ops.to_host(getattr(self.model, name), self._on_host.get(name))
             self._on_host[name] = array
-            # Both are NaN if a value is: two passes, and no array as large as the weights.
+            # Both are NaN if a value is. isfinite would make another array as large as this one.
             extremes += [array.max(axis=1, initial=0), array.min(axis=1, initial=0)]
         extremes += [[0 if loss is None else loss for loss in validation_losses]]
         finite = np.isfinite(extremes).all(axis=0)
@@ -330,8 +330,8 @@ class Trainer:
     def state(self, into=None):
         """The state (arrays, about), as a checkpoint holds it; possible between any two steps.
 
-        into: the arrays of an earlier state of this trainer, which may take the values of the new
-        one; {} or None at first.
+        into: the arrays of an earlier state of this trainer, or {}. Their memory is used again, so
+        that state is lost.
         """
         arrays, about = self._arrays(into)
         for net, (_, rows) in self._stopped.items():

@@ -299,12 +299,19 @@ def stand_in(monkeypatch, calls, tmp_path):
         values = list((ctypes.c_uint64 * 7).from_address(parameters))
         calls.append(("launch", function, tuple(sizes), values))
 
+    def asnumpy(array, out):
+        if out is None:
+            return np.array(array)
+        assert (out.shape, out.dtype, out.flags.c_contiguous) == (array.shape, array.dtype, True)
+        np.copyto(out, array)
+        return out
+
     streams, events = iter([Stream.ptr, Stream.second] * 9), iter(range(99))
     cupy = SimpleNamespace(
         empty=lambda shape, dtype: np.empty(shape, dtype).view(Array),
         zeros=lambda shape, dtype: np.zeros(shape, dtype).view(Array),
         array=lambda array, order: np.array(array, order=order).view(Array),
-        asnumpy=lambda array, out: np.array(array),
+        asnumpy=asnumpy,
         cuda=SimpleNamespace(
             Stream=lambda: Stream(calls, next(streams)),
             Event=lambda disable_timing: Event(calls, next(events)),
@@ -413,6 +420,15 @@ def test_a_capture_is_made_on_the_stream_and_launched_there(stand_in, calls):
     assert what == "graph" and stream.ptr == Stream.ptr
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (2, 0)])
+def test_a_copy_on_the_host_may_take_the_memory_of_another(stand_in, shape):
+    driver = cuda.Cuda()
+    array, out = driver.to_device(np.ones(shape)), np.zeros(shape)
+    assert driver.to_host(array, out) is out
+    np.testing.assert_array_equal(out, 1)
+    assert not np.shares_memory(driver.to_host(array), array)
+
+
 def test_what_runs_together_is_on_two_streams_that_wait_for_each_other(stand_in, calls):
     """In a capture, too: then waiting becomes an edge of the graph."""
     driver = cuda.Cuda()
@@ -440,14 +456,18 @@ def test_what_runs_together_is_on_two_streams_that_wait_for_each_other(stand_in,
         assert found == expected
 
 
-def test_a_launch_that_fails_beside_another_leaves_the_stream(stand_in, calls):
+@pytest.mark.parametrize("failing", [0, 1])
+def test_after_a_launch_that_fails_beside_another_the_streams_are_joined(stand_in, calls, failing):
     driver = cuda.Cuda()
 
     def fail():
         raise RuntimeError("no more")
 
+    both = [lambda: None] * 2
+    both[failing] = fail
     with pytest.raises(RuntimeError, match="no more"):
-        driver.together(fail, lambda: None)
+        driver.together(*both)
+    assert calls[-2:] == [("record", Stream.second, 1), ("wait", Stream.ptr, 1)]
     calls.clear()
     driver.launch(TOY, "scale", (5,), (64,), *toy_arguments(driver))
     assert calls[-1][2][-1] == Stream.ptr

@@ -120,12 +120,13 @@ def test_a_state_takes_the_arrays_of_the_one_before(job):
 
 def test_the_next_state_is_taken_when_the_last_one_is_written(job, monkeypatch):
     """It takes the same memory. Here a write ends half a second after the next epoch."""
-    second_epoch, changed, write = threading.Event(), [], checkpoint.save
+    second_epoch, changed, writes, write = threading.Event(), [], [], checkpoint.save
 
     def save(path, arrays, about):
         before = {name: array.copy() for name, array in arrays.items()}
-        second_epoch.wait(60)
+        assert second_epoch.wait(60)
         time.sleep(0.5)
+        writes.append(about["step"])
         changed.extend(name for name in arrays if not np.array_equal(arrays[name], before[name]))
         write(path, arrays, about)
 
@@ -139,7 +140,7 @@ def test_the_next_state_is_taken_when_the_last_one_is_written(job, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save", save)
     train_group(job, NETS, report, never)
-    assert changed == []
+    assert (changed, writes) == ([], [3, 6, 9])
 
 
 class Waiting:
