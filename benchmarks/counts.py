@@ -133,8 +133,11 @@ def count_step(nets, batch, version="implicit"):
 
     It runs one net and multiplies the counts by `nets`, since the net is a grid axis.
     """
-    emulator = Emulator(checked=True)
-    marks = run_step(emulator, emulator.counted, 1, batch, version)
+    # Marked as they are handed over: launches that run together are executed a little later.
+    emulator, launches = Emulator(checked=True), []
+    run = emulator.run
+    emulator.run = lambda launch: (launches.append(launch), run(launch))
+    marks = run_step(emulator, launches, 1, batch, version)
     rows = []
     for mark, counted in zip(marks, emulator.counted, strict=True):
         blocks, threads = nets * prod(counted.grid), prod(counted.block)
