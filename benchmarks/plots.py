@@ -149,10 +149,6 @@ def cost(result):
     )
     axis.set_ylabel("test accuracy in percent")
     axis.set_title("What training costs, and gains", loc="left", pad=10)
-    means = [100 * value for of in result.values() for value in of["mean"]]
-    ends = [100 * of["high"][-1] for of in result.values()]
-    # The interval of two trials is so wide that it would hide the rest.
-    axis.set_ylim(min(means) - 0.01, min(max(ends), max(means) + 0.1) + 0.01)
     both = (lambda x: x * a_million), (lambda x: x / a_million)
     top = axis.secondary_xaxis("top", functions=both)
     top.set_xticks(ticks := (1, 2, 5, 10, 20, 50), map(str, ticks))

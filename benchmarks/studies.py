@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.timing import paragraphs
-from minicnn.recipe import RECIPES
+from minicnn.recipe import RECIPES, completed
 from minicnn.studies.statistics import mean_interval
 from minicnn.studies.trials import NOTEBOOK
 
@@ -52,9 +52,9 @@ def all_reached():
         if trials := _full_trials(name):
             cells = [result["cells"][name] for result in trials]
             recipe = cells[0]["recipe"]
-            sizes = {(cell["recipe"]["nets"], cell["recipe"]["epochs"]) for cell in cells}
-            if len(sizes) > 1:
-                raise ValueError(f"{name}: got trials of (nets, epochs) {sizes}, expected one size")
+            for cell in cells:
+                if other := _differing(name, cell["recipe"], recipe):
+                    raise ValueError(f"{name}: got trials with another {other}, expected the same")
             steps = trials[0]["settings"]["train_images"] // recipe["batch_size"]
             of_net = recipe["epochs"] * steps * recipe["batch_size"]
             found[name] = {
@@ -65,6 +65,14 @@ def all_reached():
                 "ensembles": [sizes for cell in cells for sizes in cell["ensembles"]],
             }
     return found
+
+
+def _differing(name, recipe, first):
+    """The field in which a trial's recipe is not the first trial's, or not the one of `name`."""
+    recipe, first, ours = completed(recipe), completed(first), RECIPES[name].as_dict()
+    # Trials may have other sizes than the recipe, and train on all images.
+    ours |= {field: first[field] for field in ("nets", "epochs", "validation_fraction")}
+    return next((f for f in ours if f != "seed" and not recipe[f] == first[f] == ours[f]), None)
 
 
 def _arrays(reached):

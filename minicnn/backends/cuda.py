@@ -1,4 +1,4 @@
-"""Kernels on a GPU through CuPy: compiled by NVRTC, launched on one stream, captured as graphs.
+"""Kernels on a GPU through CuPy: compiled by NVRTC, launched on streams, captured as graphs.
 
 CuPy is imported when it is first needed, so that everything else works without it. The emulator is
 the other driver: it runs the same launches on a CPU.
@@ -204,14 +204,19 @@ class Cuda(Driver):
         self._second.wait_event(self._forked)
         try:
             self._launching = self._second
-            try:
-                first()
-            finally:
-                self._launching = self._stream
+            first()
+            self._launching = self._stream
             second()
-        finally:
-            self._joined.record(self._second)
-            self._stream.wait_event(self._joined)
+        except BaseException:
+            self._launching = self._stream
+            with contextlib.suppress(Exception):  # after a fault on the GPU, joining fails, too
+                self._join()
+            raise
+        self._join()
+
+    def _join(self):
+        self._joined.record(self._second)
+        self._stream.wait_event(self._joined)
 
     def capture(self, function):
         self._captured = captured = []

@@ -53,7 +53,7 @@ class Saver:
 
     def __init__(self):
         self._thread, self._last = ThreadPoolExecutor(1), None
-        self._arrays = {}  # of the last state: to write to new memory takes longer
+        self._arrays = {}  # of the last state, used again: new memory is slower to write
 
     def save(self, path, take):
         """Begin to write the state that take(into) returns: see Trainer.state. Raises OSError.

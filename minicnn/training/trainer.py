@@ -275,7 +275,7 @@ class Trainer:
         for name in ("params", "moving"):
             array = self.ops.to_host(getattr(self.model, name), self._on_host.get(name))
             self._on_host[name] = array
-            # Both are NaN if a value is. isfinite would make another array as large as this one.
+            # Both are NaN if a value is. isfinite of all values would make a temporary array.
             extremes += [array.max(axis=1, initial=0), array.min(axis=1, initial=0)]
         extremes += [[0 if loss is None else loss for loss in validation_losses]]
         finite = np.isfinite(extremes).all(axis=0)

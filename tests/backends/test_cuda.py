@@ -420,6 +420,17 @@ def test_a_capture_is_made_on_the_stream_and_launched_there(stand_in, calls):
     assert what == "graph" and stream.ptr == Stream.ptr
 
 
+def test_an_error_in_joining_the_streams_does_not_hide_the_first_one(stand_in, monkeypatch):
+    driver = cuda.Cuda()
+
+    def fail(*given):
+        raise RuntimeError("no more" if not given else "nor this")
+
+    monkeypatch.setattr(driver._joined, "record", fail)
+    with pytest.raises(RuntimeError, match="no more"):
+        driver.together(lambda: None, fail)
+
+
 @pytest.mark.parametrize("shape", [(2, 3), (2, 0)])
 def test_a_copy_on_the_host_may_take_the_memory_of_another(stand_in, shape):
     driver = cuda.Cuda()

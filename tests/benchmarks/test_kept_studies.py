@@ -103,6 +103,16 @@ def test_the_recipes_and_what_they_reach(tmp_path, monkeypatch):
     assert costs[-1].endswith(f"| `seed` | 98.000 % ({low:.3f} to {high:.3f}) | 3 |")
 
 
+@pytest.mark.parametrize("field", ["nets", "epochs", "batch_size", "rotation"])
+def test_trials_of_different_recipes_are_not_mixed(field, monkeypatch):
+    found = timing.every("full-trials-seed-1")
+    [first] = [result for result in timing.every("full-trials-amd") if result["seed"] == 0]
+    found[0]["cells"]["seed"]["recipe"][field] += 1
+    monkeypatch.setattr(timing, "every", lambda kind: [first, *found])
+    with pytest.raises(ValueError, match=f"seed: got trials with another {field}"):
+        studies.all_reached()
+
+
 def test_the_recipes_say_what_they_reach():
     """The comments in recipe.py are those of the newest results."""
     said = re.sub(r"\n# ?|\s+", " ", inspect.getsource(recipe))
