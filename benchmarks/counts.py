@@ -11,6 +11,7 @@ the naive version.
 
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from math import prod
 from typing import NamedTuple
 
@@ -131,10 +132,11 @@ def run_step(driver, launches, nets, batch, version):
 def count_step(nets, batch, version="implicit"):
     """A Row for each launch of a step, counted by the emulator.
 
-    It runs one net and multiplies the counts by `nets`, since the net is a grid axis.
+    It runs one net, cut for `nets` of them, and multiplies the counts, since the net is a grid axis.
     """
     # Marked as they are handed over: launches that run together are executed a little later.
     emulator, launches = Emulator(checked=True), []
+    emulator.multiprocessors = Fraction(emulator.multiprocessors, nets)  # for one net
     run = emulator.run
     emulator.run = lambda launch: (launches.append(launch), run(launch))
     marks = run_step(emulator, launches, 1, batch, version)

@@ -37,8 +37,8 @@ class RoundingOperations(Operations):
         super().__init__(cpu)
         self.convolution, self.rounder = Apart(self.cpu), rounder
 
-    def fusion(self, nodes, batch):
-        found = super().fusion(nodes, batch)
+    def fusion(self, nodes, nets, batch):
+        found = super().fusion(nodes, nets, batch)
         if found is None:
             raise ValueError("layers: expected a network of blocks")
         return RoundedNetwork(found.blocks, found.dense, self)

@@ -70,12 +70,12 @@ extern "C" __global__ void adam(
     float log_1, float keep_2, float take_2, float log_2, float epsilon) {
     int most = WEIGHTS_PER_THREAD * blockDim.x, first = blockIdx.x * most;
     Adam rule(step, learning_rate, rates, keep_1, take_1, log_1, keep_2, take_2, log_2, epsilon);
-    rule.update({0, 0, 0, first, min(most, P - first)}, nullptr, g.row(), w.row(), m.row(),
+    rule.update({0, 0, 0, 0, first, min(most, P - first)}, nullptr, g.row(), w.row(), m.row(),
                 v.row());
 }
 
 // The same with gradients that are still partial sums. `sums` has a Sum for each thread block, as
-// five ints; together they have each of the P weights once. The launch also updates the moving
+// six ints; together they have each of the P weights once. The launch also updates the moving
 // statistics (M,) with those of the batch, as update_moving (batch_norm.cu) does.
 // Twin: block_oracles.adam_from_parts
 extern "C" __global__ void adam_from_parts(

@@ -31,6 +31,10 @@ constexpr int WIDE = 32;                 // result channels of a warp
 // tile are staged in shared memory. Gaps between rows and between images keep consecutive pixels of
 // a tile in different banks, also across the end of a row.
 //
+// Sums over pixels are added up over a run of tiles: run i has the tiles i, i + runs and so on. A
+// thread block computes runs blockIdx.x, blockIdx.x + gridDim.x and so on. So the grid can depend on
+// the number of nets, and changes no bit.
+//
 // With a stride along the columns, a tap meets every `stride`-th column. So the columns are staged
 // grouped by column % stride: with stride 2, first the even ones, then the odd ones.
 struct Tiling {
@@ -42,7 +46,20 @@ struct Tiling {
     int pixel_warps, channel_warps;   // of a thread block
     int groups;                       // of phases, or of taps; each has its own thread blocks
     int area;                         // of shared memory for staged pixels, in words
+    int runs;                         // of tiles, for all of a net's images
+    int parts;                        // partial sums: that of run i belongs to part i % parts
 };
+
+// The number of tiles of B images.
+__device__ inline int tiles_of(const Tiling& t, int B) { return ceil_div(B, t.images) * t.bands; }
+
+// The tile that a thread block computes after a tile of a run; `tiles` or more after the last one.
+__device__ inline int next_tile(const Tiling& t, int tile, int run, int tiles) {
+    if (tile + t.runs < tiles) return tile + t.runs;
+    if (run + t.parts < t.runs) return run + t.parts;
+    int part = run % t.parts + gridDim.x;
+    return part < t.parts ? part : tiles;
+}
 
 // n / divisor for n < 2^20, by a multiplication: n + 0.5 is farther from a multiple of the divisor
 // than the rounding error.
@@ -92,12 +109,32 @@ __device__ inline unsigned four_bits(const unsigned* kept, unsigned at) {
 
 // ---- batch normalisation, from partial sums -----------------------------------------------------
 
-// Each thread block that computes elements of y writes, for each channel, their mean, the sum of
-// their squared deviations from it, and their number: parts (count, STATISTICS, C).
+// For each run of tiles of y, and each channel: the mean of y's elements, the sum of their squared
+// deviations from it, and their number: parts (count, STATISTICS, C).
 constexpr int STATISTICS = 3;
-// Each thread block that computes elements of dx writes, for each channel, the sums of dx and of
-// dx * z, where z is the normalised y: parts (count, SUMS, C).
+// For each run of tiles of dx, and each channel: the sums of dx and of dx * z, where z is the
+// normalised y: parts (count, SUMS, C).
 constexpr int SUMS = 2;
+
+// Every thread block of the next launch adds up all parts. Four lanes of a warp share a channel;
+// each takes every fourth part. A warp has eight channels, which are 32 bytes of memory.
+constexpr int SHARERS = 4, TOGETHER = WARP / SHARERS;
+
+__device__ inline int shared_channel(int i) { return i / WARP * TOGETHER + i % TOGETHER; }
+__device__ inline int own_share(int i) { return i % WARP / TOGETHER; }
+
+// The sum over the lanes that share a channel; all of them get it.
+__device__ inline float sum_of_sharers(float v) {
+    for (int distance = TOGETHER; distance < WARP; distance *= 2)
+        v += __shfl_xor_sync(ALL_LANES, v, distance);
+    return v;
+}
+__device__ inline Precise sum_of_sharers(Precise v) {
+    for (int distance = TOGETHER; distance < WARP; distance *= 2)
+        v = v + Precise(__shfl_xor_sync(ALL_LANES, v.high, distance),
+                        __shfl_xor_sync(ALL_LANES, v.low, distance));
+    return v;
+}
 
 struct Moments {
     float mean, variance;
@@ -108,31 +145,25 @@ __device__ inline Precise inverse_deviation(float variance, float epsilon) {
     return Precise(1.0f) / root(exact_sum(variance, epsilon));
 }
 
-// Copies `size` elements of partial sums to `area` in shared memory, so that all threads load them
-// together. If they exceed `room` elements, they stay in memory. Returns where they are.
-__device__ inline const float* gather(const float* parts, int size, float* area, int room) {
-    if (size > room) return parts;
-    for (int i = threadIdx.x; i < size; i += blockDim.x) area[i] = parts[i];
-    __syncthreads();
-    return area;
-}
-
 // A channel's moments from parts (count, STATISTICS, C); deviations are from the first part's mean.
-__device__ inline Moments add_up_moments(const float* parts, int count, int C, int channel) {
+// All sharers call it together.
+__device__ inline Moments add_up_moments(
+    const float* parts, int count, int C, int channel, int share) {
     const float *means = parts + channel, *squares = means + C, *counts = squares + C;
     int next = STATISTICS * C;
     float pivot = means[0];
     Precise n = 0.0f, sum = 0.0f, deviations = 0.0f;
 #pragma unroll 4
-    for (int i = 0; i < count; ++i) {
+    for (int i = share; i < count; i += SHARERS) {
         float own = counts[i * next];
         Precise d = exact_sum(means[i * next], -pivot), own_d = d * own;
         n = n + own;
         sum = sum + own_d;
         deviations = deviations + (own_d * d + squares[i * next]);
     }
-    Precise mean = sum / n;
-    float variance = float(deviations / n - mean * mean);
+    n = sum_of_sharers(n);
+    Precise mean = sum_of_sharers(sum) / n;
+    float variance = float(sum_of_sharers(deviations) / n - mean * mean);
     return {float(mean + pivot), variance < 0.0f ? 0.0f : variance};  // NaN stays NaN
 }
 
@@ -172,29 +203,29 @@ struct Normalization {
     float epsilon;
     float kept_scale;  // dropout multiplies what it keeps by it
 
-    // Computes scale and shift in shared memory, for whole chunks of channels. `area` is unused
-    // shared memory of `room` elements. Writes mean and variance to the last two unless null.
+    // Computes scale and shift in shared memory, for whole chunks of channels. Writes mean and
+    // variance to the last two unless null.
     __device__ void prepare(
-        int C, float* scale, float* shift, float* area, int room, float* mean_result = nullptr,
+        int C, float* scale, float* shift, float* mean_result = nullptr,
         float* variance_result = nullptr) const {
-        const float* from = parts ? gather(parts, count * STATISTICS * C, area, room) : nullptr;
-        for (int c = threadIdx.x; c < ceil_div(C, CHUNK) * CHUNK; c += blockDim.x) {
+        for (int i = threadIdx.x; i < ceil_div(C, CHUNK) * CHUNK * SHARERS; i += blockDim.x) {
+            int c = shared_channel(i), share = own_share(i), existing = c < C ? c : 0;
             Precise a = 1.0f, b = 0.0f;
-            if (gamma && c < C) {
-                Moments m{0.0f, 0.0f};
+            Moments m{0.0f, 0.0f};
+            if (gamma) {
                 if (parts)
-                    m = add_up_moments(from, count, C, c);
+                    m = add_up_moments(parts, count, C, existing, share);
                 else
-                    m = {mean[c], variance[c]};
-                a = inverse_deviation(m.variance, epsilon) * gamma[c];
-                b = Precise(beta[c]) - a * m.mean;
-                if (mean_result) {
-                    mean_result[c] = m.mean;
-                    variance_result[c] = m.variance;
-                }
+                    m = {mean[existing], variance[existing]};
+                a = inverse_deviation(m.variance, epsilon) * gamma[existing];
+                b = Precise(beta[existing]) - a * m.mean;
             }
+            if (share > 0) continue;
             scale[c] = float(a * kept_scale);
             shift[c] = float(b * kept_scale);
+            if (!mean_result || c >= C) continue;
+            mean_result[c] = m.mean;
+            variance_result[c] = m.variance;
         }
     }
 };
@@ -208,23 +239,33 @@ struct NormalizationGradient {
     float epsilon;
     int rows;  // that the sums are over
 
-    // Computes a, b and c in shared memory, for whole chunks of channels; `area` as above.
-    __device__ void prepare(int C, float* a, float* b, float* c, float* area, int room) const {
-        const float* from = gather(parts, count * SUMS * C, area, room);
-        for (int n = threadIdx.x; n < ceil_div(C, CHUNK) * CHUNK; n += blockDim.x) {
+    // Computes a, b and c in shared memory, for whole chunks of channels. Writes the gradients of
+    // gamma and beta (C,) to the last two unless null.
+    __device__ void prepare(
+        int C, float* a, float* b, float* c, float* dgamma = nullptr,
+        float* dbeta = nullptr) const {
+        for (int i = threadIdx.x; i < ceil_div(C, CHUNK) * CHUNK * SHARERS; i += blockDim.x) {
+            int n = shared_channel(i), existing = n < C ? n : 0;
+            const float *sums = parts + existing, *sums_z = sums + C;
+            Precise sum = 0.0f, sum_z = 0.0f;
+#pragma unroll 8
+            for (int part = own_share(i); part < count; part += SHARERS) {
+                sum = sum + sums[part * SUMS * C];
+                sum_z = sum_z + sums_z[part * SUMS * C];
+            }
+            sum = sum_of_sharers(sum);
+            sum_z = sum_of_sharers(sum_z);
+            if (own_share(i) > 0) continue;
             a[n] = b[n] = c[n] = 0.0f;
             if (n >= C) continue;
-            Precise sum = 0.0f, sum_z = 0.0f;
-#pragma unroll 4
-            for (int i = 0; i < count; ++i) {
-                sum = sum + from[i * SUMS * C + n];
-                sum_z = sum_z + from[(i * SUMS + 1) * C + n];
-            }
             Precise inverse = inverse_deviation(variance[n], epsilon), all = float(rows);
             Precise scale = inverse * gamma[n], slope = sum_z * inverse / all;
             a[n] = float(scale);
             b[n] = float(-(scale * slope));
             c[n] = float(scale * (slope * mean[n] - sum / all));
+            if (!dgamma) continue;
+            dgamma[n] = float(sum_z);
+            dbeta[n] = float(sum);
         }
     }
 };

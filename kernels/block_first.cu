@@ -35,8 +35,7 @@ __device__ inline void stage_rows(
 }
 
 // From x (B, H, W, Cin): y (B, Ho, Wo, Cout) = activation(x * kernel + bias); and, unless null,
-// parts (thread blocks, STATISTICS, Cout) of y's moments. Thread block i takes tiles i,
-// i + gridDim.x, and so on.
+// parts (runs of tiles, STATISTICS, Cout) of y's moments. Thread blocks: x runs of tiles.
 // Twin: block_oracles.forward
 extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
     PerNet<const float> x, PerNet<const float> kernel, PerNet<const float> bias, Convolution s,
@@ -51,70 +50,74 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
     int lane = threadIdx.x / quads, filter = threadIdx.x % quads * 4;
     bool works = lane < lanes;
     float4 add = load4_global(bias.row() + filter);
-    float4 pivot, deviations, squares;
-    pivot = deviations = squares = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    int count = 0;
-    for (int tile = blockIdx.x; tile < s.B * t.bands; tile += gridDim.x) {
-        int image = tile / t.bands, band = tile % t.bands * t.rows;
-        int here = min(t.rows, s.Ho - band) * s.Wo;
-        __syncthreads();  // all threads have read what was staged before
-        stage_rows(x.row(), s, t, image, band * s.sh + t.top, staged);
-        __syncthreads();
-        STORED* result = y.row() + (image * s.Ho + band) * s.Wo * s.Cout + filter;
-        for (int first = lane; works && first < here; first += PIXELS * lanes) {
-            float4 sums[PIXELS];
-            int at[PIXELS];
-#pragma unroll
-            for (int p = 0; p < PIXELS; ++p) {
-                sums[p] = add;
-                at[p] = pixel_offset(s, t, min(first + p * lanes, here - 1));
-            }
-            for (int k = 0; k < K; ++k) {
-                float4 w = load4(weights + k * s.Cout + filter);
-                const float* from = staged + offsets[k];
+    for (int run = blockIdx.x; run < t.runs; run += gridDim.x) {
+        float4 pivot, deviations, squares;
+        pivot = deviations = squares = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        int count = 0;
+        for (int tile = run; tile < s.B * t.bands; tile += t.runs) {
+            int image = tile / t.bands, band = tile % t.bands * t.rows;
+            int here = min(t.rows, s.Ho - band) * s.Wo;
+            __syncthreads();  // all threads have read what was staged before
+            stage_rows(x.row(), s, t, image, band * s.sh + t.top, staged);
+            __syncthreads();
+            STORED* result = y.row() + (image * s.Ho + band) * s.Wo * s.Cout + filter;
+            for (int first = lane; works && first < here; first += PIXELS * lanes) {
+                float4 sums[PIXELS];
+                int at[PIXELS];
 #pragma unroll
                 for (int p = 0; p < PIXELS; ++p) {
-                    float v = from[at[p]];
-                    sums[p] = fma4(make_float4(v, v, v, v), w, sums[p]);
+                    sums[p] = add;
+                    at[p] = pixel_offset(s, t, min(first + p * lanes, here - 1));
+                }
+                for (int k = 0; k < K; ++k) {
+                    float4 w = load4(weights + k * s.Cout + filter);
+                    const float* from = staged + offsets[k];
+#pragma unroll
+                    for (int p = 0; p < PIXELS; ++p) {
+                        float v = from[at[p]];
+                        sums[p] = fma4(make_float4(v, v, v, v), w, sums[p]);
+                    }
+                }
+#pragma unroll
+                for (int p = 0; p < PIXELS; ++p) {
+                    int pixel = first + p * lanes;
+                    if (pixel >= here) break;
+                    float4 v = put4(result + pixel * s.Cout, activate(floor, sums[p]));
+                    if (count == 0) pivot = v;
+                    float4 d = sub4(v, pivot);
+                    deviations = add4(deviations, d);
+                    squares = fma4(d, d, squares);
+                    ++count;
                 }
             }
-#pragma unroll
-            for (int p = 0; p < PIXELS; ++p) {
-                int pixel = first + p * lanes;
-                if (pixel >= here) break;
-                float4 v = put4(result + pixel * s.Cout, activate(floor, sums[p]));
-                if (count == 0) pivot = v;
-                float4 d = sub4(v, pivot);
-                deviations = add4(deviations, d);
-                squares = fma4(d, d, squares);
-                ++count;
-            }
         }
+        if (!parts.data) continue;
+        __syncthreads();  // all threads have read the last run's rows
+        if (works) {
+            float* row = rows + lane * PIVOTED * s.Cout + filter;
+            float n = count;
+            store4(row, pivot);
+            store4(row + s.Cout, deviations);
+            store4(row + 2 * s.Cout, squares);
+            store4(row + 3 * s.Cout, make_float4(n, n, n, n));
+        }
+        __syncthreads();
+        float* part = parts.row() + run * STATISTICS * s.Cout;
+        for (int n = threadIdx.x; n < s.Cout; n += blockDim.x)
+            add_up_pivoted(rows, lanes, s.Cout, n, part + n, s.Cout);
     }
-    if (!parts.data) return;
-    if (works) {
-        float* row = rows + lane * PIVOTED * s.Cout + filter;
-        float n = count;
-        store4(row, pivot);
-        store4(row + s.Cout, deviations);
-        store4(row + 2 * s.Cout, squares);
-        store4(row + 3 * s.Cout, make_float4(n, n, n, n));
-    }
-    __syncthreads();
-    float* part = parts.row() + blockIdx.x * STATISTICS * s.Cout;
-    for (int n = threadIdx.x; n < s.Cout; n += blockDim.x)
-        add_up_pivoted(rows, lanes, s.Cout, n, part + n, s.Cout);
 }
 
-// From x (B, H, W, Cin), dx and y (B, Ho, Wo, Cout): parts (thread blocks, K * Cout + Cout) of the
-// gradients with respect to kernel and bias. `sums_parts` and the values after it give dz, as in
-// block_input_gradient. Thread blocks: x as in block_first_forward; y ROWS rows of the kernel each.
+// From x (B, H, W, Cin), dx and y (B, Ho, Wo, Cout): parts (runs of tiles, K * Cout + Cout) of the
+// gradients with respect to kernel and bias; and those of gamma and beta (Cout,). `sums_parts` and
+// the values after it give dz, as in block_input_gradient. Thread blocks: x as in
+// block_first_forward; y ROWS rows of the kernel each.
 // Twin: block_oracles.weight_gradient
 extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_gradient(
     PerNet<const float> x, PerNet<const STORED> dx, PerNet<const STORED> y,
     PerNet<const float> sums_parts, int sums_count, PerNet<const float> gamma,
     PerNet<const float> mean, PerNet<const float> variance, float epsilon, float floor,
-    Convolution s, Tiling t, PerNet<float> parts) {
+    Convolution s, Tiling t, PerNet<float> parts, PerNet<float> dgamma, PerNet<float> dbeta) {
     extern __shared__ __align__(16) float shared[];
     int K = s.kh * s.kw * s.Cin, quads = s.Cout / 4, lanes = blockDim.x / quads;
     int padded = ceil_div(s.Cout, CHUNK) * CHUNK;
@@ -122,7 +125,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_grad
     float* lane_sums = staged + t.area;  // (lanes, Cout)
     NormalizationGradient gradient{gamma.row(), sums_parts.row(), sums_count, mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
-    gradient.prepare(s.Cout, as, bs, cs, lane_sums, lanes * s.Cout);
+    bool writes_gradients = blockIdx.x == 0 && blockIdx.y == 0;
+    gradient.prepare(s.Cout, as, bs, cs, writes_gradients ? dgamma.row() : nullptr, dbeta.row());
     __syncthreads();
 
     int first_row = blockIdx.y * ROWS, own_rows = min(ROWS, K - first_row);
@@ -130,57 +134,59 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_grad
     bool works = lane < lanes;
     BeforeActivation dz{dx.row(), y.row(), as, bs, cs, floor};
     dz.channels(filter);
-    dz.sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    float4 sums[ROWS];
     int offset[ROWS];
 #pragma unroll
-    for (int k = 0; k < ROWS; ++k) {
-        sums[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (int k = 0; k < ROWS; ++k)
         offset[k] = input_offset(s, t, min(first_row + k, K - 1));
-    }
-    for (int tile = blockIdx.x; tile < s.B * t.bands; tile += gridDim.x) {
-        int image = tile / t.bands, band = tile % t.bands * t.rows;
-        int here = min(t.rows, s.Ho - band) * s.Wo;
-        __syncthreads();  // all threads have read what was staged before
-        stage_rows(x.row(), s, t, image, band * s.sh + t.top, staged);
-        __syncthreads();
-        int before = (image * s.Ho + band) * s.Wo * s.Cout + filter;
-        for (int first = lane; works && first < here; first += PIXELS * lanes) {
-            BeforeActivation::Raw raw[PIXELS];
+    for (int run = blockIdx.x; run < t.runs; run += gridDim.x) {
+        float4 sums[ROWS];
 #pragma unroll
-            for (int p = 0; p < PIXELS; ++p)
-                raw[p] = dz.load(before + min(first + p * lanes, here - 1) * s.Cout, true);
+        for (int k = 0; k < ROWS; ++k) sums[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        dz.sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        for (int tile = run; tile < s.B * t.bands; tile += t.runs) {
+            int image = tile / t.bands, band = tile % t.bands * t.rows;
+            int here = min(t.rows, s.Ho - band) * s.Wo;
+            __syncthreads();  // all threads have read what was staged before
+            stage_rows(x.row(), s, t, image, band * s.sh + t.top, staged);
+            __syncthreads();
+            int before = (image * s.Ho + band) * s.Wo * s.Cout + filter;
+            for (int first = lane; works && first < here; first += PIXELS * lanes) {
+                BeforeActivation::Raw raw[PIXELS];
 #pragma unroll
-            for (int p = 0; p < PIXELS; ++p) {
-                int pixel = first + p * lanes;
-                if (pixel >= here) break;
-                float4 v = dz.finish(raw[p]);
-                const float* from = staged + pixel_offset(s, t, pixel);
+                for (int p = 0; p < PIXELS; ++p)
+                    raw[p] = dz.load(before + min(first + p * lanes, here - 1) * s.Cout, true);
 #pragma unroll
-                for (int k = 0; k < ROWS; ++k) {
-                    float input = from[offset[k]];
-                    sums[k] = fma4(make_float4(input, input, input, input), v, sums[k]);
+                for (int p = 0; p < PIXELS; ++p) {
+                    int pixel = first + p * lanes;
+                    if (pixel >= here) break;
+                    float4 v = dz.finish(raw[p]);
+                    const float* from = staged + pixel_offset(s, t, pixel);
+#pragma unroll
+                    for (int k = 0; k < ROWS; ++k) {
+                        float input = from[offset[k]];
+                        sums[k] = fma4(make_float4(input, input, input, input), v, sums[k]);
+                    }
                 }
             }
         }
-    }
 
-    // Adds up the sums of all lanes in order: one row of the kernel after another, the bias last.
-    float* part = parts.row() + blockIdx.x * (K * s.Cout + s.Cout);
-    for (int k = 0; k <= ROWS; ++k) {
-        bool is_bias = k == ROWS;
-        if (is_bias ? blockIdx.y > 0 : k >= own_rows) continue;
-        __syncthreads();
-        float4 v = dz.sum;
+        // Adds up the sums of all lanes in order: one row of the kernel after another, the bias last.
+        float* part = parts.row() + run * (K * s.Cout + s.Cout);
+        for (int k = 0; k <= ROWS; ++k) {
+            bool is_bias = k == ROWS;
+            if (is_bias ? blockIdx.y > 0 : k >= own_rows) continue;
+            __syncthreads();
+            float4 v = dz.sum;
 #pragma unroll
-        for (int row = 0; row < ROWS; ++row)
-            if (row == k) v = sums[row];
-        if (works) store4(lane_sums + lane * s.Cout + filter, v);
-        __syncthreads();
-        for (int n = threadIdx.x; n < s.Cout; n += blockDim.x) {
-            float sum = 0.0f;
-            for (int other = 0; other < lanes; ++other) sum += lane_sums[other * s.Cout + n];
-            part[(is_bias ? K : first_row + k) * s.Cout + n] = sum;
+            for (int row = 0; row < ROWS; ++row)
+                if (row == k) v = sums[row];
+            if (works) store4(lane_sums + lane * s.Cout + filter, v);
+            __syncthreads();
+            for (int n = threadIdx.x; n < s.Cout; n += blockDim.x) {
+                float sum = 0.0f;
+                for (int other = 0; other < lanes; ++other) sum += lane_sums[other * s.Cout + n];
+                part[(is_bias ? K : first_row + k) * s.Cout + n] = sum;
+            }
         }
     }
 }

@@ -30,6 +30,7 @@ struct Forward {
     // y's moments so far, rows (pixel_warps, PIVOTED, width). They are in shared memory, since the
     // product needs the registers. `pivot` and the members after it are those of the current tile.
     float* rows_of_moments;
+    float* parts;  // of all runs of tiles, or null
     int width;
     float4 own_bias, pivot, deviations, squares;
     int count;
@@ -93,9 +94,24 @@ struct Forward {
         store4(so_far + 2 * width, add4(load4(so_far + 2 * width), squares));
         store4(so_far + 3 * width, make_float4(all, all, all, all));
     }
+
+    // Writes the moments of a run of tiles, and starts anew.
+    __device__ void finish(const Tiling& t, int run) const {
+        if (!parts) return;
+        __syncthreads();
+        int first = blockIdx.y * width;
+        float* part = parts + run * STATISTICS * s.Cout + first;
+        for (int c = threadIdx.x; c < width; c += blockDim.x) {
+            if (first + c < s.Cout)
+                add_up_pivoted(rows_of_moments, t.pixel_warps, width, c, part + c, s.Cout);
+#pragma unroll 1
+            for (int row = 1; row < t.pixel_warps * PIVOTED; ++row)  // the pivot is set anew
+                rows_of_moments[row * width + c] = 0.0f;
+        }
+    }
 };
 
-// From y_below (B, H, W, Cin): y (B, Ho, Wo, Cout); and, unless null, parts (thread blocks,
+// From y_below (B, H, W, Cin): y (B, Ho, Wo, Cout); and, unless null, parts (runs of tiles,
 // STATISTICS, Cout) of y's moments. `packed` is the kernel (pack_weights.cu). gamma_below to
 // kept_scale describe the Normalization of y_below, and `kept` has its dropout bits, if any.
 // mean_below and variance_below (Cin,) are results if parts_below is not null, else inputs.
@@ -103,7 +119,7 @@ struct Forward {
 // If REBUILT, y_below is null. It is rebuilt (rebuilt.cuh) from x_first (B, H, W, Cin) by the kernel,
 // bias and activation of the first block, whose sizes are s_first. Otherwise these are not used.
 //
-// Thread blocks: x tiles, i, i + gridDim.x and so on; y output channels.
+// Thread blocks: x runs of tiles; y output channels.
 // Twin: block_oracles.forward
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_forward(
     MAY_BE_NULL PerNet<const STORED> y_below, MAY_BE_NULL PerNet<const float> x_first,
@@ -129,9 +145,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
     Normalization between{gamma_below.row(), beta_below.row(),     parts_below.row(), count_below,
                           mean_below.row(),  variance_below.row(), epsilon_below,     kept_scale};
     bool writes_moments = parts_below.data && blockIdx.x == 0 && blockIdx.y == 0;
-    between.prepare(
-        s.Cin, scales, shifts, pixels, t.area, writes_moments ? mean_below.row() : nullptr,
-        variance_below.row());
+    between.prepare(s.Cin, scales, shifts, writes_moments ? mean_below.row() : nullptr,
+                    variance_below.row());
     for (int i = threadIdx.x; i < t.pixel_warps * PIVOTED * width; i += blockDim.x) rows[i] = 0.0f;
 
     Forward pass{};
@@ -153,14 +168,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
     pass.floor = floor;
     pass.y = y.row();
     pass.rows_of_moments = rows;
+    pass.parts = parts.row();
     pass.width = width;
     __syncthreads();
     correlate<FORM_GROUPS, FORM_SPLITS>(pass, t, pixels);
-    if (!parts.data) return;
-
-    __syncthreads();
-    int first = blockIdx.y * width;
-    float* part = parts.row() + blockIdx.x * STATISTICS * s.Cout + first;
-    for (int c = threadIdx.x; c < width && first + c < s.Cout; c += blockDim.x)
-        add_up_pivoted(rows, t.pixel_warps, width, c, part + c, s.Cout);
 }

@@ -44,6 +44,7 @@ struct InputGradient {
     float* rows_of_sums;
     int width;
     float4 sum, sum_z;
+    float *parts, *parts_first;  // of all runs of tiles
 
     __device__ void stage(int image, int first_row, int left, int channel, float* pixels) {
         if (REBUILT && channel == 0) first.stage_image(image, images, first_row - top, 0);
@@ -145,18 +146,44 @@ struct InputGradient {
         store4(so_far, add4(load4(so_far), sum));
         store4(so_far + width, add4(load4(so_far + width), sum_z));
     }
+
+    // Writes the sums of a run of tiles, and starts anew.
+    __device__ void finish(const Tiling& t, int run) const {
+        __syncthreads();
+        int begin = blockIdx.y / t.groups * width;
+        float* part = parts + (run * t.groups + blockIdx.y % t.groups) * SUMS * s.Cin + begin;
+        for (int i = threadIdx.x; i < SUMS * width; i += blockDim.x) {
+            int which = i / width, channel = i - which * width;
+            float total = 0.0f;
+#pragma unroll 1
+            for (int row = 0; row < t.pixel_warps; ++row) {
+                total += rows_of_sums[row * SUMS * width + i];
+                rows_of_sums[row * SUMS * width + i] = 0.0f;
+            }
+            if (begin + channel < s.Cin) part[which * s.Cin + channel] = total;
+        }
+        if (!REBUILT) return;
+        int elements = first.elements() + 1;
+#pragma unroll 1
+        for (int warp = 0; warp < t.channel_warps; ++warp)
+            write_sums(sums_of_warps + warp * SUMS_OF_WARP, t.pixel_warps, t.channel_warps,
+                       elements, s.Cin, begin + warp * WIDE,
+                       parts_first + run * elements * s.Cin);
+        __syncthreads();
+        clear_sums(sums_of_warps, t.pixel_warps * t.channel_warps);
+    }
 };
 
-// From dx and y (B, Ho, Wo, Cout): dx_below (B, H, W, Cin), and parts (thread blocks, SUMS, Cin) of
-// the sums of dx_below and of dx_below * z, with z the normalised y_below (B, H, W, Cin).
+// From dx and y (B, Ho, Wo, Cout): dx_below (B, H, W, Cin), and parts (runs of tiles by groups of
+// phases, SUMS, Cin) of the sums of dx_below and of dx_below * z, with z the normalised y_below (B, H, W, Cin).
 // sums_parts (sums_count, SUMS, Cout) has the same parts for dx and y. mean and variance are
 // moments of y; mean_below and variance_below are those of y_below.
 //
 // If REBUILT, y_below and dx_below are null. y_below is rebuilt as in block_forward. In place of
-// dx_below the result is sums_first (thread blocks, K + 1, Cin), with K of the first block: the sums
+// dx_below the result is sums_first (runs of tiles, K + 1, Cin), with K of the first block: the sums
 // over pixels from which rebuilt_weight_gradient makes its gradients (rebuilt.cuh).
 //
-// Thread blocks: x tiles, i, i + gridDim.x and so on; y input channels, and groups of phases.
+// Thread blocks: x runs of tiles; y input channels, and groups of phases.
 // Twin: block_oracles.input_gradient
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_input_gradient(
     PerNet<const STORED> dx, PerNet<const STORED> y, PerNet<const float> sums_parts, int sums_count,
@@ -183,9 +210,9 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     float* weights_of_warps = pixels + first_block.size(t.images);
     float* sums_of_warps = weights_of_warps + t.channel_warps * LaneWeights::SIZE_OF_WARP;
     if (REBUILT) {
-        int sums = t.pixel_warps * t.channel_warps * SUMS_OF_WARP, warp = threadIdx.x / WARP;
-        pixels = sums_of_warps + sums;
-        for (int i = threadIdx.x; i < sums; i += blockDim.x) sums_of_warps[i] = 0.0f;
+        int warps = t.pixel_warps * t.channel_warps, warp = threadIdx.x / WARP;
+        pixels = sums_of_warps + warps * SUMS_OF_WARP;
+        clear_sums(sums_of_warps, warps);
         first_block.set_distances();
         __syncthreads();
         if (warp < t.channel_warps)
@@ -194,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     }
     NormalizationGradient gradient{gamma.row(), sums_parts.row(), sums_count, mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
-    gradient.prepare(s.Cout, as, bs, cs, pixels, t.area);
+    gradient.prepare(s.Cout, as, bs, cs);
     for (int c = threadIdx.x; c < s.Cin; c += blockDim.x) {
         Precise inverse = inverse_deviation(variance_below.row()[c], epsilon_below);
         inverses[c] = float(inverse);
@@ -231,23 +258,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     pass.sums_of_warps = sums_of_warps;
     pass.rows_of_sums = rows;
     pass.width = width;
+    pass.parts = parts.row();
+    pass.parts_first = sums_first.row();
     __syncthreads();
     correlate<FORM_GROUPS, FORM_SPLITS>(pass, t, pixels);
-
-    __syncthreads();
-    int first = blockIdx.y / t.groups * width;
-    float* part =
-        parts.row() + (blockIdx.x * t.groups + blockIdx.y % t.groups) * SUMS * s.Cin + first;
-    for (int i = threadIdx.x; i < SUMS * width; i += blockDim.x) {
-        int which = i / width, channel = i - which * width;
-        if (first + channel >= s.Cin) continue;
-        float total = 0.0f;
-        for (int row = 0; row < t.pixel_warps; ++row) total += rows[row * SUMS * width + i];
-        part[which * s.Cin + channel] = total;
-    }
-    if (!REBUILT) return;
-    int elements = first_block.elements() + 1;
-    for (int warp = 0; warp < t.channel_warps; ++warp)
-        write_sums(sums_of_warps + warp * SUMS_OF_WARP, t.pixel_warps, t.channel_warps, elements,
-                   s.Cin, first + warp * WIDE, sums_first.row() + blockIdx.x * elements * s.Cin);
 }

@@ -13,7 +13,7 @@
 // A thread block computes CHUNK channels by CHUNK filters of some taps, over some of the tiles. A
 // warp computes 16 of these channels by all of these filters, for up to FORM_TAPS taps of a row of
 // the kernel; so it loads dz once for all of them. Warps with the same results divide the pixels,
-// and their sums are added up in order. sum_parts.cu adds up the partial sums of the thread blocks.
+// and their sums are added up in order. The end of the step adds up the partial sums (update.cuh).
 #include "block.cuh"
 #include "rebuilt.cuh"
 
@@ -151,9 +151,25 @@ __device__ inline void add_shares(Sums& sums, int share, int shares, int item, f
     }
 }
 
-// Writes the partial sum of the bias's gradient: the sum of the dz that all threads have staged,
-// for each filter. `area` is unused shared memory.
-__device__ inline void write_bias(float4 sum, int filters, float* area, float* part) {
+// Writes the sums of a tap, or adds them to what is there: part (Cin, Cout), of TALL channels and
+// CHUNK filters.
+__device__ inline void write_tap(const float (&sums)[EIGHTS][4], const Convolution& s, int channel,
+                                 int filter, float* part, bool add) {
+    channel += threadIdx.x % WARP / 4;
+    filter += threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < EIGHTS * 2; ++i) {
+        int own = channel + i % 2 * 8, first = filter + i / 2 * 8;
+        if (own >= s.Cin || first >= s.Cout) continue;
+        float2* to = reinterpret_cast<float2*>(part + own * s.Cout + first);
+        const float* v = sums[i / 2] + i % 2 * 2;
+        *to = add ? make_float2(to->x + v[0], to->y + v[1]) : make_float2(v[0], v[1]);
+    }
+}
+
+// Writes the partial sum of the bias's gradient, or adds to it: the sum of the dz that all threads
+// have staged, for each filter. `area` is unused shared memory.
+__device__ inline void write_bias(float4 sum, int filters, float* area, float* part, bool add) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     __syncthreads();
     for (int distance = QUADS; distance < WARP; distance *= 2)  // lanes with the same filters
@@ -164,14 +180,18 @@ __device__ inline void write_bias(float4 sum, int filters, float* area, float* p
     if (c >= CHUNK || c >= filters) return;
     float total = 0.0f;
     for (int other = 0; other < blockDim.x / WARP; ++other) total += area[other * CHUNK + c];
-    part[c] = total;
+    part[c] = add ? part[c] + total : total;
 }
 
-// From y_below (B, H, W, Cin), dx and y (B, Ho, Wo, Cout): parts (thread blocks, K * Cout + Cout)
-// of the gradients with respect to kernel and bias. x is computed as in block_forward, dz as in
-// block_input_gradient; if REBUILT, y_below as in block_forward.
+// From y_below (B, H, W, Cin), dx and y (B, Ho, Wo, Cout): parts (t.parts, K * Cout + Cout) of the
+// gradients with respect to kernel and bias; and those of gamma and beta (Cout,). x is computed as
+// in block_forward, dz as in block_input_gradient; if REBUILT, y_below as in block_forward.
 //
-// Thread blocks: x tiles, i, i + gridDim.x and so on; y channels, filters, and groups of taps.
+// These partial sums are large. So where the nets fill a GPU, there are half as many parts as runs,
+// and a thread block adds the second run of a part to the first. Where they do not, each run has its
+// own part and can have its own thread block; the end of the step then adds up in the same order.
+//
+// Thread blocks: x parts, i, i + gridDim.x and so on; y channels, filters, and groups of taps.
 // Warps: halves of the channels, rows of taps and some columns of these; shares of the pixels.
 // Twin: block_oracles.weight_gradient
 extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_weight_gradient(
@@ -183,45 +203,44 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
     MAY_BE_NULL PerNet<const unsigned> kept, PerNet<const STORED> dx, PerNet<const STORED> y,
     PerNet<const float> sums_parts, int sums_count, PerNet<const float> gamma,
     PerNet<const float> mean, PerNet<const float> variance, float epsilon, float floor,
-    Convolution s, Tiling t, const int* table, PerNet<float> parts) {
+    Convolution s, Tiling t, const int* table, PerNet<float> parts, PerNet<float> dgamma,
+    PerNet<float> dbeta) {
     extern __shared__ __align__(16) float shared[];
     int padded = ceil_div(s.Cin, CHUNK) * CHUNK, padded_filters = ceil_div(s.Cout, CHUNK) * CHUNK;
     float *scales = shared, *shifts = scales + padded;
     float *as = shifts + padded, *bs = as + padded_filters, *cs = bs + padded_filters;
+    // Tables: Staged's of x, and where each output pixel's first input is staged.
+    int here = t.images * t.rows * s.Wo, steps = ceil_div(here, DEPTH);
+    int staged = t.images * t.source_rows * t.source_columns, entries = staged * 2 + steps * DEPTH;
+    int* staged_table = reinterpret_cast<int*>(cs + padded_filters);
+    const int* places = staged_table + staged * 2;
+    for (int i = threadIdx.x; i < entries; i += blockDim.x) staged_table[i] = __ldg(table + i);
+    float* x_pixels = cs + padded_filters + ceil_div(entries, 4) * 4;
     Rebuilt first_block(s_first, x_first.row(), kernel_first.row(), bias_first.row(), floor_first,
-                        t.source_rows, t.source_columns, cs + padded_filters);
-    float* x_pixels = cs + padded_filters;
+                        t.source_rows, t.source_columns, x_pixels);
     if (REBUILT) {
         first_block.set_distances();
         x_pixels += first_block.size(t.images);
     }
     float* dz_pixels = x_pixels + t.area;
-    int here = t.images * t.rows * s.Wo, steps = ceil_div(here, DEPTH);
-    // Tables: Staged's of x, and where each output pixel's first input is staged.
-    int staged = t.images * t.source_rows * t.source_columns;
-    int* staged_table = reinterpret_cast<int*>(dz_pixels + steps * DEPTH * PITCH);
-    const int* places = staged_table + staged * 2;
-    for (int i = threadIdx.x; i < staged * 2 + steps * DEPTH; i += blockDim.x)
-        staged_table[i] = __ldg(table + i);
 
     Normalization between{gamma_below.row(), beta_below.row(), nullptr, 0, mean_below.row(),
                           variance_below.row(), epsilon_below, kept_scale};
-    between.prepare(s.Cin, scales, shifts, x_pixels, t.area);
+    between.prepare(s.Cin, scales, shifts);
     NormalizationGradient gradient{gamma.row(), sums_parts.row(), sums_count, mean.row(),
                                    variance.row(), epsilon, s.B * s.Ho * s.Wo};
-    gradient.prepare(s.Cout, as, bs, cs, x_pixels, t.area);
+    bool writes_gradients = blockIdx.x == 0 && blockIdx.y == 0;
+    gradient.prepare(s.Cout, as, bs, cs, writes_gradients ? dgamma.row() : nullptr, dbeta.row());
     __syncthreads();
 
     Staged x_source{s.B, s.H, s.W, s.Cin, reinterpret_cast<const int2*>(staged_table), staged};
     Normalized x{y_below.row(), kept.row(), scales, shifts};
     BeforeActivation dz{dx.row(), y.row(), as, bs, cs, floor};
-    dz.sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 
     // What the thread block computes, and what the warp does.
     int group = blockIdx.y % t.groups, slice = blockIdx.y / t.groups;
     int filter_slices = padded_filters / CHUNK;
     int first_filter = slice % filter_slices * CHUNK, first_channel = slice / filter_slices * CHUNK;
-    int lane = threadIdx.x % WARP, row = lane / 4, quarter = lane % 4;
     int item = threadIdx.x / WARP % t.channel_warps, share = threadIdx.x / WARP / t.channel_warps;
     int half = item % 2 * TALL;
     int in_row = ceil_div(s.kw, FORM_TAPS), columns = ceil_div(s.kw, in_row);  // taps of a warp
@@ -238,57 +257,58 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
         offset[tap] = tap < taps ? place * PITCH + word : 0;
     }
 
-    Sums sums;
-#pragma unroll
-    for (int n = 0; n < FORM_TAPS * EIGHTS * 4; ++n)
-        sums[n / (EIGHTS * 4)][n / 4 % EIGHTS][n % 4] = 0.0f;
-
-    int tiles = ceil_div(s.B, t.images) * t.bands;
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    int tiles = tiles_of(t, s.B);
+    auto prefetch_tile = [&](int tile) {
+        if (tile >= tiles) return;
         int image = tile / t.bands * t.images, band = tile % t.bands * t.rows;
-        __syncthreads();  // all threads have read what was staged before
-        int top = band * s.sh + t.top;
-        if (REBUILT)
-            first_block.stage<PER_WORD == 1>(x, x_source.table, staged, t.images, image, top, t.left,
-                                             first_channel, x_pixels);
-        else
-            x_source.stage<BATCH, SPREAD>(x, image, top, t.left, first_channel, x_pixels);
-        int before = (image * s.Ho + band) * s.Wo;
-        int rows = min(t.rows, s.Ho - band), images = min(t.images, s.B - image);
-        stage_run(
-            dz, before, images * rows * s.Wo, steps * DEPTH, s.Cout, first_filter, dz_pixels);
-        int next = tile + gridDim.x, next_image = next / t.bands * t.images;
-        if (threadIdx.x == 0 && next < tiles) {
-            int next_band = next % t.bands * t.rows;
-            if (!REBUILT)
-                prefetch_rows(y_below.row(), s.B, s.H, s.W, s.Cin, next_image, t.images,
-                          next_band * s.sh + t.top, t.source_rows);
-            prefetch_rows(dx.row(), s.B, s.Ho, s.Wo, s.Cout, next_image, t.images, next_band, t.rows);
-            prefetch_rows(y.row(), s.B, s.Ho, s.Wo, s.Cout, next_image, t.images, next_band, t.rows);
-        }
-        __syncthreads();
-        for (int step = share; step < steps; step += t.pixel_warps)
-            Lane<STORED>::multiply(x_pixels, dz_pixels + step * DEPTH * PITCH,
-                                   places + step * DEPTH, offset, sums);
-    }
-    add_shares(sums, share, t.pixel_warps, item, x_pixels);
+        if (!REBUILT)
+            prefetch_rows(x.y, s.B, s.H, s.W, s.Cin, image, t.images, band * s.sh + t.top,
+                          t.source_rows);
+        for (const STORED* array : {dz.dx, dz.y})
+            prefetch_rows(array, s.B, s.Ho, s.Wo, s.Cout, image, t.images, band, t.rows);
+    };
+    for (int part = blockIdx.x; part < t.parts; part += gridDim.x)
+        for (int run = part; run < t.runs; run += t.parts) {
+            Sums sums;
+#pragma unroll
+            for (int n = 0; n < FORM_TAPS * EIGHTS * 4; ++n)
+                sums[n / (EIGHTS * 4)][n / 4 % EIGHTS][n % 4] = 0.0f;
+            dz.sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 
-    float* part = parts.row() + blockIdx.x * (s.kh * s.kw * s.Cin * s.Cout + s.Cout);
-    if (share == 0)
-#pragma unroll
-        for (int tap = 0; tap < FORM_TAPS; ++tap) {
-            if (tap >= taps) break;
-            int first = (tap_row * s.kw + tap_column + tap) * s.Cin + first_channel + half + row;
-#pragma unroll
-            for (int i = 0; i < EIGHTS * 2; ++i) {
-                int part_row = i % 2 * 8, filter = first_filter + i / 2 * 8 + quarter * 2;
-                const float* v = sums[tap][i / 2] + i % 2 * 2;
-                if (first_channel + half + row + part_row < s.Cin && filter < s.Cout)
-                    *reinterpret_cast<float2*>(part + (first + part_row) * s.Cout + filter) =
-                        make_float2(v[0], v[1]);
+            for (int tile = run; tile < tiles; tile += t.runs) {
+                int image = tile / t.bands * t.images, band = tile % t.bands * t.rows;
+                __syncthreads();  // all threads have read what was staged before
+                int top = band * s.sh + t.top;
+                if (REBUILT)
+                    first_block.stage<PER_WORD == 1>(x, x_source.table, staged, t.images, image,
+                                                     top, t.left, first_channel, x_pixels);
+                else
+                    x_source.stage<BATCH, SPREAD>(
+                        x, image, top, t.left, first_channel, x_pixels);
+                int before = (image * s.Ho + band) * s.Wo;
+                int rows = min(t.rows, s.Ho - band), images = min(t.images, s.B - image);
+                stage_run(dz, before, images * rows * s.Wo, steps * DEPTH, s.Cout, first_filter,
+                          dz_pixels);
+                if (threadIdx.x == 0) prefetch_tile(next_tile(t, tile, run, tiles));
+                __syncthreads();
+                for (int step = share; step < steps; step += t.pixel_warps)
+                    Lane<STORED>::multiply(x_pixels, dz_pixels + step * DEPTH * PITCH,
+                                           places + step * DEPTH, offset, sums);
             }
+            add_shares(sums, share, t.pixel_warps, item, x_pixels);
+
+            bool adds = run > part;
+            float* own = parts.row() + part * (s.kh * s.kw * s.Cin * s.Cout + s.Cout);
+            if (share == 0)
+#pragma unroll
+                for (int tap = 0; tap < FORM_TAPS; ++tap) {
+                    if (tap >= taps) break;
+                    int number = tap_row * s.kw + tap_column + tap;
+                    write_tap(sums[tap], s, first_channel + half, first_filter,
+                              own + number * s.Cin * s.Cout, adds);
+                }
+            if (group == 0 && first_channel == 0)
+                write_bias(dz.sum, s.Cout - first_filter, x_pixels,
+                           own + s.kh * s.kw * s.Cin * s.Cout + first_filter, adds);
         }
-    if (group == 0 && first_channel == 0)
-        write_bias(dz.sum, s.Cout - first_filter, x_pixels,
-                   part + s.kh * s.kw * s.Cin * s.Cout + first_filter);
 }

@@ -36,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) head(
 
     Normalization between{gamma.row(), beta.row(), moments.row(), moments_count,
                           nullptr,     nullptr,    epsilon,       kept_scale};
-    between.prepare(C, scales, shifts, inputs, images * pitch, mean.row(), variance.row());
+    between.prepare(C, scales, shifts, mean.row(), variance.row());
     for (int i = thread; i < F * units; i += threads) {
         weights[i] = kernel.row()[i];
         dweights[i] = 0.0f;

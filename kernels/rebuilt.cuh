@@ -299,6 +299,10 @@ __device__ inline void store_sums(const ElementSums& sums, float* of_warp) {
                make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
 }
 
+__device__ inline void clear_sums(float* of_warps, int warps) {
+    for (int i = threadIdx.x; i < warps * SUMS_OF_WARP; i += blockDim.x) of_warps[i] = 0.0f;
+}
+
 // Writes the sums of `warps` warps, one every `step` of those in shared memory, added up in order:
 // part (elements, C), of 32 filters from `filter` on. The threads of a warp take eight filters of
 // four elements, which lie in different banks here and in whole sectors there.

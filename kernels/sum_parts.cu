@@ -2,7 +2,7 @@
 // In a training step adam_from_parts (adam.cu) does that.
 #include "update.cuh"
 
-// gradients and parts have one row per net. sums: a Sum for each thread block, as five ints.
+// gradients and parts have one row per net. sums: a Sum for each thread block, as six ints.
 // Twin: block_oracles.weight_gradient
 extern "C" __global__ void sum_parts(
     const int* sums, PerNet<const float> parts, PerNet<float> gradients) {

@@ -6,10 +6,11 @@
 constexpr int BATCH = 4;  // elements whose loads a thread has in flight together
 
 // The gradients that a thread block takes: for k < length,
-//     gradients[to + k] = sum of parts[from + i * step + k] over i < parts, in order
-// If `parts` is 0, the launch before has written the gradients themselves.
+//     gradients[to + k] = sum of p[i] over i < parts, in order, with p[i] = all[from + i * step + k]
+// If `halves` is 2 there are twice as many, and p[i + parts] is added to each p[i] first. If `parts`
+// is 0, the launch before has written the gradients themselves.
 struct Sum {
-    int from, parts, step, to, length;
+    int from, parts, halves, step, to, length;
 
     // Loads the gradients of BATCH elements, `first` and those blockDim.x apart; past the end 0.
     __device__ void load(
@@ -29,16 +30,19 @@ struct Sum {
 #pragma unroll
             for (int k = 0; k < BATCH; ++k) {
                 int i = first + k * int(blockDim.x);
-                if (i < length) found[k] += own[i];
+                if (i >= length) continue;
+                float first = own[i];
+                if (halves == 2) first += own[parts * step + i];
+                found[k] += first;
             }
         }
     }
 };
 
-// Row `blockIdx.x` of a table of Sums, as five ints each.
+// Row `blockIdx.x` of a table of Sums, as six ints each.
 __device__ inline Sum own_sum(const int* sums) {
-    const int* row = sums + blockIdx.x * 5;
-    return {row[0], row[1], row[2], row[3], row[4]};
+    const int* row = sums + blockIdx.x * 6;
+    return {row[0], row[1], row[2], row[3], row[4], row[5]};
 }
 
 // keep * average + take * value, an exponential moving average with take = 1 - keep.

@@ -1,7 +1,7 @@
 """Fused blocks for tests of their kernels: sizes, random inputs, launches, expected results.
 
 cuda_tiles.py chooses how a launch splits its work. The tests also force other splits: each of
-those that cuda_tiles.py chooses from, and fewer blocks of threads.
+those that cuda_tiles.py chooses from, other runs of tiles, and fewer blocks of threads.
 """
 
 from math import prod
@@ -53,10 +53,14 @@ def same_roundings(driver):
     return 5e-5 if driver.name == "cuda" else 1e-5
 
 
-def with_blocks(launch, blocks):
-    """The launch with `blocks` blocks of threads along the tiles."""
-    before, blocks_y = launch.grid
-    return launch._replace(grid=(blocks, blocks_y), parts=launch.parts // before * blocks)
+def with_runs(launch, runs, blocks=None, parts=None):
+    """The launch with so many runs of tiles, blocks of threads (default: runs), and parts."""
+    before, parts = launch.tiling["parts"], parts or runs
+    return launch._replace(
+        tiling={**launch.tiling, "runs": runs, "parts": parts},
+        grid=(blocks or runs, launch.grid[1]),
+        parts=launch.parts // before * parts,
+    )
 
 
 class First(NamedTuple):
@@ -251,7 +255,7 @@ class Block:
                 *(from_first if self.tensor else get("y_below")),
                 *(between if self.tensor else ()), *above, floor, sizes,
                 launch.tiling, *([table] if self.tensor else []),
-                new("parts", launch.parts, weights),
+                new("parts", launch.parts, weights), new("dgamma", self.N), new("dbeta", self.N),
             )  # fmt: skip
         _, file, kernel = self.passes[what]
         with driver.session():

@@ -201,14 +201,15 @@ def sums_of(dx, given):
 
 
 def weight_gradient(given, rounded=False):
-    """(dkernel, dbias). dbias has no products, so nothing is rounded in it."""
+    """The gradients of kernel, bias, gamma and beta. Only the first has rounded products."""
     given = with_y_below(given, rounded)
     x, dz = block_input(given, rounded), before_activation(given, rounded)
     bias = dz.sum(axis=(0, 1, 2))
     if rounded and given.tensor:
         x, dz = operand(x, given.storage), operand(dz, given.storage)
     kernel = conv2d_gradients(x, given.kernel, dz, given.strides, given.padding)[1]
-    return {"dkernel": kernel, "dbias": bias}
+    dbeta, dgamma = given.sums.sum(axis=0, dtype=np.float64)
+    return {"dkernel": kernel, "dbias": bias, "dgamma": dgamma, "dbeta": dbeta}
 
 
 def head(given):
@@ -246,9 +247,9 @@ def adam_from_parts(given):
     from 1; rate: its learning rate.
     """
     g = np.float64(given.g)
-    for begin, count, step, to, length in given.sums:
+    for begin, count, halves, step, to, length in given.sums:
         if count:
-            places = begin + step * np.arange(count)[:, None] + np.arange(length)
+            places = begin + step * np.arange(count * halves)[:, None] + np.arange(length)
             g[to : to + length] = np.float64(given.parts)[places].sum(axis=0)
     arrays = (np.float64(array) for array in (given.w, g, given.m, given.v))
     found = dict(zip("wmv", adam(*arrays, given.t, given.rate), strict=True))

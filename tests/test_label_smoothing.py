@@ -60,7 +60,7 @@ def assert_a_step_is_numpys(device, precision, fused, loss_error, error):
         )
     )
     x, y = batch(ours, 6)  # rounding to TF32 changes the sign of no ReLU's input
-    assert bool(ours.ops.fusion(ours.nodes, 6)) == fused
+    assert bool(ours.ops.fusion(ours.nodes, 1, 6)) == fused
     (loss, gradients), (expected, of_numpy), (without, _) = (
         model.loss_and_gradients(x, y) for model in (ours, reference, plain)
     )

@@ -36,7 +36,7 @@ class Backend(Protocol):
     def session(self):
         """A context manager; operations run within it."""
 
-    def fusion(self, nodes, batch):
+    def fusion(self, nodes, nets, batch):
         """A network of fused operations for these stack.Nodes; None: they run layer by layer.
 
         Such a network has `layout`, as plan.plan_layout, and `plan`, which makes a plan.Plan.

@@ -121,6 +121,8 @@ class Cuda(Driver):
         self._driver = importlib.import_module("cupy_backends.cuda.api.driver")
         self._architecture = _architecture(_capability())
         self.has_tensor_cores = _capability() >= 80  # that multiply in TF32 and bfloat16
+        properties = self._cupy.cuda.runtime.getDeviceProperties(self._device)
+        self.multiprocessors = properties["multiProcessorCount"]
         self._shared_bytes = {}  # {function: the bytes that its attributes allow}
         self._captured = None  # during a capture, a list of what must stay alive for its graph
 

@@ -264,28 +264,27 @@ def _drop_rows(network, batch):
 
 
 def _sum_rows(network, nodes):
-    """The table of update.cuh's Sums, (thread blocks, 5): it has each gradient once."""
+    """The table of update.cuh's Sums, (thread blocks, 6): it has each gradient once."""
     places = _places(nodes)
     rows = []
     directly = _Parts(0, 0, 0)  # of what a launch has written as gradients
 
-    def add(parts, offset, to, length):
+    def add(parts, offset, to, length, halves=1):
         for first in range(0, length, _SUM_LENGTH):
-            begin = parts.begin + offset + first
-            rows.append(
-                (begin, parts.count, parts.size, to + first, min(_SUM_LENGTH, length - first))
-            )
+            begin, own = parts.begin + offset + first, min(_SUM_LENGTH, length - first)
+            rows.append((begin, parts.count // halves, halves, parts.size, to + first, own))
 
     for block, parts in zip(network.blocks, _parts(network, nodes)[0], strict=True):
         convolution, normalization = places[id(block.convolution)], places[id(block.normalization)]
         kernel_size = block.weights - block.filters
         if "weights" in parts:
-            add(parts["weights"], 0, convolution["kernel"], kernel_size)
-            add(parts["weights"], kernel_size, convolution["bias"], block.filters)
+            halves = 2 if block.weight_gradient.adds_later else 1
+            add(parts["weights"], 0, convolution["kernel"], kernel_size, halves)
+            add(parts["weights"], kernel_size, convolution["bias"], block.filters, halves)
         else:
             add(directly, 0, convolution["kernel"], block.weights)
-        add(parts["sums"], 0, normalization["beta"], block.filters)
-        add(parts["sums"], block.filters, normalization["gamma"], block.filters)
+        for name in ("gamma", "beta"):
+            add(directly, 0, normalization[name], block.filters)
     for name, place in places[id(network.dense)].items():
         add(directly, 0, place, prod(network.dense.specs[name].shape))
     return np.array(rows, np.int32)

@@ -22,19 +22,23 @@ from math import prod
 
 from . import cuda_tiles
 from .cuda_block_arrays import BlockArrays, arrays_layout
+from .cuda_costs import SHARE
 from .cuda_forms import TF32
 from .cuda_fusion import Network, find_network
 
 _THREADS = 256
 
 
-def fusion(nodes, batch, storage=TF32):
+def fusion(nodes, batch, storage=TF32, share=SHARE):
     """The FusedNetwork of a stack of layers at a batch size; None if it cannot be fused.
 
-    If it cannot with this Storage, it is fused in TF32.
+    If it cannot with this Storage, it is fused in TF32. share: the multiprocessors that a net has,
+    a Fraction; it changes grids, but no bit of a result.
     """
-    predicts = find_network(nodes, batch, TF32)
-    trains = predicts if storage is TF32 else find_network(nodes, batch, storage) or predicts
+    predicts = find_network(nodes, batch, TF32, share)
+    trains = predicts
+    if storage is not TF32:
+        trains = find_network(nodes, batch, storage, share) or predicts
     if not (trains and predicts):
         return None
     return FusedNetwork(*(getattr(trains, f.name) for f in fields(trains)), predicts)
@@ -243,6 +247,7 @@ class BlockPlan:
             **self._gradient_of(i),
             "s": block.sizes(self.batch),
             "parts": arrays.parts[i].weights,
+            **self._normalization_gradients(i),
         }
         if block.first:
             self._run(
@@ -274,14 +279,21 @@ class BlockPlan:
         block, parts = self.network.blocks[0], self._arrays.parts[0]
         gradients, of_block = block.convolution.gradients, self._gradient_of(0)
         self._launch(
-            "rebuilt.cu", "rebuilt_weight_gradient", (-(-block.weights // _THREADS),), (_THREADS,),
+            "rebuilt.cu", "rebuilt_weight_gradient",
+            (-(-block.weights * cuda_tiles.SHARERS // _THREADS),), (_THREADS,),
             of_dx=parts.of_dx, count=parts.of_dx.shape[1],
             of_y=parts.of_y, count_y=parts.of_y.shape[1],
             s=block.sizes(self.batch), dkernel=gradients.kernel, dbias=gradients.bias,
+            **self._normalization_gradients(0),
             **{name: of_block[name] for name in of_block if name not in ("dx", "y", "floor")},
             shared_bytes=cuda_tiles.coefficients_bytes(block.filters),
             defines=self.network.storage.defines,
         )  # fmt: skip
+
+    def _normalization_gradients(self, i):
+        """The gradients of gamma and beta, which the launch of block i's weight gradient writes."""
+        gradients = self.network.blocks[i].normalization.gradients
+        return {"dgamma": gradients.gamma, "dbeta": gradients.beta}
 
     def _first(self, i):
         """The arguments from which the launches of block i rebuild the first block, if they do."""

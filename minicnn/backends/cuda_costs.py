@@ -5,13 +5,18 @@ multiprocessor holds at a time: while one waits, others compute. Its constants w
 launches of the seed network's layers, timed on an H200.
 
 What is chosen by the model determines the bits of a result. So it assumes that GPU, and a fixed
-number of nets, whatever the GPU and the number of nets are.
+number of nets, whatever the GPU and the number of nets are. Only the grid depends on them: it
+changes no bit.
 """
 
+from fractions import Fraction
 from math import ceil, hypot
 from typing import NamedTuple
 
-NETS, MULTIPROCESSORS = 15, 132  # of the seed's ensemble, and of an H200
+MULTIPROCESSORS, NETS = 132, 15  # of an H200, and of the seed's ensemble
+SHARE = Fraction(MULTIPROCESSORS, NETS)  # the multiprocessors that a net has
+# Runs of tiles, at most: thread blocks add up the sums of all runs of the launch before
+MOST_RUNS = MULTIPROCESSORS
 ALL_SHARED_BYTES = 227 << 10  # of a multiprocessor
 RESERVED_BYTES = 1 << 10  # of a thread block, in addition to what it asks for
 
@@ -64,24 +69,45 @@ class Work(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """The thread blocks of a launch."""
+    """The work of a launch, for a net."""
 
     tiles: int
     blocks_y: int  # thread blocks of the same tile
     warps: int  # of a thread block
-    at_once: int  # thread blocks that the registers of a multiprocessor allow
+    registers: int  # thread blocks at once that the registers of a multiprocessor allow
     shared: int  # bytes of a thread block
 
-    def share(self, work, costs, cache):
-        """(size of the grid along x, clocks of the launch), by the model.
+    @property
+    def at_once(self):
+        """The thread blocks that a multiprocessor holds."""
+        return min(self.registers, ALL_SHARED_BYTES // (self.shared + RESERVED_BYTES))
 
-        The grid has as many thread blocks as the multiprocessors hold at once; each computes
-        several tiles. cache: its bytes for a multiprocessor in a clock.
+    def clocks(self, work, costs, cache, share=SHARE, pieces=None):
+        """Those of the launch, by the model, if it is cut into `pieces` (default: its tiles).
+
+        cache: its bytes for a multiprocessor in a clock.
         """
-        at_once = min(self.at_once, ALL_SHARED_BYTES // (self.shared + RESERVED_BYTES))
-        blocks = min(self.tiles, max(1, MULTIPROCESSORS * at_once // (NETS * self.blocks_y)))
-        rounds = ceil(self.tiles / blocks)
-        blocks = ceil(self.tiles / rounds)  # the fewest for this time: each writes partial sums
-        at_work = min(at_once, max(1.0, blocks * self.blocks_y * NETS / MULTIPROCESSORS))
-        loading = self.tiles * self.blocks_y * NETS * work.loaded / (MULTIPROCESSORS * cache)
-        return blocks, hypot(rounds * work.clocks(costs, self.warps, at_work), loading)
+        blocks = blocks_along(pieces or self.tiles, self.blocks_y, self.at_once, share)
+        rounds, share = ceil(self.tiles / blocks), float(share)
+        at_work = min(self.at_once, max(1.0, blocks * self.blocks_y / share))
+        loading = self.tiles * self.blocks_y * work.loaded / (share * cache)
+        return hypot(rounds * work.clocks(costs, self.warps, at_work), loading)
+
+
+def blocks_along(pieces, blocks_y, at_once, share):
+    """The thread blocks along x that compute so many equal pieces of work of a net.
+
+    As many as multiprocessors hold at once; fewer, if those take as long.
+    """
+    most = min(pieces, max(1, share * at_once // blocks_y))
+    return ceil(pieces / ceil(pieces / most))
+
+
+def runs_of(tiles, blocks_y, at_once, most=MOST_RUNS):
+    """Into how many runs of tiles a launch is split (see block.cuh), `most` at most if possible.
+
+    For the nets and the GPU that the model assumes, a thread block computes a whole number of runs.
+    """
+    rounds = ceil(tiles / blocks_along(tiles, blocks_y, at_once, SHARE))
+    lengths = (n for n in range(1, rounds + 1) if rounds % n == 0)
+    return next(ceil(tiles / n) for n in lengths if n == rounds or tiles <= n * most)

@@ -4,12 +4,13 @@ network/blocks.py finds the blocks. Their convolutions must fit the kernels of c
 reads what this module chooses. cuda_tiles.py chooses how the launches split their work.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, prod
 
 from ..network import blocks
 from . import cuda_tiles
 from .cuda_convolution import sizes
+from .cuda_costs import SHARE
 from .cuda_forms import TF32, Storage
 from .cuda_rebuilt import ELEMENTS, Rebuilt
 
@@ -24,6 +25,12 @@ class Block(blocks.Block):
     weight_gradient: cuda_tiles.TiledLaunch | None = None  # a rebuilt block needs none
     input_gradient: cuda_tiles.TiledLaunch | None = None  # the first block needs none
     rebuilt: Rebuilt | None = None  # of a first block that is rebuilt (rebuilt.cuh)
+
+    def cut(self, share):
+        """The block with its launches cut for nets that have `share` multiprocessors each."""
+        names = "forward", "weight_gradient", "input_gradient"
+        launches = {name: getattr(self, name) for name in names}
+        return replace(self, **{n: launch and launch.cut(share) for n, launch in launches.items()})
 
     @property
     def first(self):
@@ -63,12 +70,13 @@ class Network(blocks.Network):
     storage: Storage
 
 
-def find_network(nodes, batch, storage):
+def find_network(nodes, batch, storage, share=SHARE):
     """The Network of a stack of layers at a batch size; None if it cannot be fused.
 
     It can if it is a network of blocks with multiples of four channels, or eight in bfloat16, and
     if all launches fit the shared memory of a GPU. The input of the first block is in float32 and
-    may have any number of channels; in bfloat16 it has few.
+    may have any number of channels; in bfloat16 it has few. share: the multiprocessors that a net
+    has, a Fraction.
     """
     found = blocks.find_network(nodes)
     if found is None:
@@ -80,7 +88,8 @@ def find_network(nodes, batch, storage):
         return None
     values = prod(launched[-1].convolution.output_shape)
     head = cuda_tiles.head(values, launched[-1].filters, found.dense.layer.units, batch)
-    return Network(launched, found.dense, *head, storage) if head else None
+    cut = [block.cut(share) for block in launched]
+    return Network(cut, found.dense, *head, storage) if head else None
 
 
 def _with_rebuilt(found, batch, storage):

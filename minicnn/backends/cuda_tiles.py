@@ -4,9 +4,10 @@ A tile is some rows of an image, or several images. A thread block computes one 
 The model of cuda_costs.py estimates the time of each possible tile. The launches that it chooses
 take 1.02 times as long together as the fastest of each layer, timed on an H200.
 
-The choice depends on the layer and the batch alone, because the tiles determine the bits of the
-result. All tiles fit the 99 KB of shared memory that a thread block can have on any GPU with tensor
-cores for TF32.
+Tiles, and the runs of tiles that are summed up together, determine the bits of a result. They
+depend on the layer and the batch alone. The grid changes no bit: TiledLaunch.cut fits it to the
+number of nets and to the GPU. All tiles fit the 99 KB of shared memory that a thread block can have
+on any GPU with tensor cores for TF32.
 
 cuda_forms.py has the forms in which the kernels are compiled. benchmarks/tiles.py prints the
 choices for the seed network. Read kernels/block.cuh next.
@@ -20,11 +21,13 @@ from typing import NamedTuple
 from .cuda_costs import (
     FORWARD_COSTS,
     GRADIENT_COSTS,
-    MULTIPROCESSORS,
-    NETS,
+    MOST_RUNS,
+    SHARE,
     WEIGHT_COSTS,
     Grid,
     Work,
+    blocks_along,
+    runs_of,
 )
 from .cuda_forms import (
     BLOCKS,
@@ -44,7 +47,7 @@ from .cuda_forms import (
 from .cuda_rebuilt import SUMS_OF_WARP, Rebuilt
 
 # ---- constants of the kernels: the same as in block.cuh, correlation.cuh and others
-STATISTICS, SUMS, PIVOTED = 3, 2, 4
+STATISTICS, SUMS, PIVOTED, SHARERS = 3, 2, 4, 4
 TAPS_IN_MEMORY = 3  # taps whose weights correlation.cuh holds
 PIXELS_IN_FLIGHT = 4  # of block_weight_gradient.cu
 FIRST_THREADS, FIRST_ROWS = 256, 9  # block_first.cu
@@ -68,8 +71,30 @@ class TiledLaunch(NamedTuple):
     threads: int
     shared_bytes: int
     parts: int  # number of partial sums that it writes for each sum
+    at_once: int  # thread blocks that a multiprocessor holds
     clocks: float  # that the model expects for a multiprocessor; for block_first.cu only a rank
     taps: tuple = ()  # of a correlation: the kernel's taps of each phase, in order
+    halves: int = 1  # 2 if it can add up pairs of runs, see block_weight_gradient.cu
+
+    def cut(self, share):
+        """The launch with the grid for nets that have `share` multiprocessors each: a Fraction.
+
+        If a thread block for each pair of runs left more than half of them idle, each run has one.
+        """
+        runs, before, (_, blocks_y) = self.tiling["runs"], self.tiling["parts"], self.grid
+        parts = runs // self.halves
+        if 2 * parts * blocks_y < share:
+            parts = runs
+        return self._replace(
+            tiling={**self.tiling, "parts": parts},
+            grid=(blocks_along(parts, blocks_y, self.at_once, share), blocks_y),
+            parts=self.parts // before * parts,
+        )
+
+    @property
+    def adds_later(self):
+        """Whether pairs of its partial sums are still to be added up: p[i] and p[i + parts / 2]."""
+        return self.halves == 2 and self.tiling["parts"] == self.tiling["runs"]
 
 
 class Axis(NamedTuple):
@@ -281,10 +306,11 @@ def _correlation(form, tile, wide, axes, image, size):
     at_once = BLOCKS * most_warps // warps
     costs = GRADIENT_COSTS if size.gradient else FORWARD_COSTS
     grid = Grid(tile.count(size.batch), blocks_y, warps, at_once, shared)
-    blocks, clocks = grid.share(work, costs, storage.cache)
+    runs = runs_of(grid.tiles, blocks_y, grid.at_once)
     tiling = tile.tiling(
-        pixel_warps=pixel_warps, channel_warps=wide, groups=phase_groups, area=area
-    )
+        pixel_warps=pixel_warps, channel_warps=wide, groups=phase_groups, area=area, runs=runs,
+        parts=runs,
+    )  # fmt: skip
     tables, taps = _taps_tables(axes, tile.staging)
     staged_below = None if size.gradient else size.below
     tables = (
@@ -294,9 +320,11 @@ def _correlation(form, tile, wide, axes, image, size):
         # correlate hands over two groups of a warp at a time, also if the second does not exist
         count = (pixel_warps * groups + groups % 2) * 8
         tables = *tables, *_places(tile, columns, count, size.below)
-    grid, parts = (blocks, blocks_y), blocks * phase_groups
     defines = *form.defines, *storage.defines, *(REBUILDING if size.below else ())
-    return TiledLaunch(defines, tiling, tables, grid, warps * WARP, shared, parts, clocks, taps)
+    return TiledLaunch(
+        defines, tiling, tables, (runs, blocks_y), warps * WARP, shared, runs * phase_groups,
+        grid.at_once, grid.clocks(work, costs, storage.cache), taps,
+    )  # fmt: skip
 
 
 def _places(tile, columns, count, below):
@@ -402,8 +430,8 @@ def _weight_gradient(form, tile, window, channels, filters, batch, storage, belo
     depth, pitch = STEP * storage.per_word, storage.weights_pitch
     steps = ceil(tile.pixels / depth)
     area = tile.images * tile.staging["image_pitch"] * pitch
-    # x; dz and the table of its pixels' places; the table of staged pixels
-    words = area + steps * depth * (pitch + 1) + 2 * tile.staged
+    words = area + steps * depth * pitch  # x and dz
+    fixed += 4 * ceil((2 * tile.staged + steps * depth) / 4)  # tables
     if below:
         t = tile.staging
         fixed += below.shared(tile.images, t["source_rows"], t["source_columns"])
@@ -422,8 +450,14 @@ def _weight_gradient(form, tile, window, channels, filters, batch, storage, belo
         loaded=(tile.staged + 2 * tile.pixels) * storage.chunk_bytes,
     )
     grid = Grid(tile.count(batch), blocks_y, warps, WARPS_AT_ONCE // warps, shared)
-    blocks, clocks = grid.share(work, WEIGHT_COSTS, storage.cache)
-    tiling = tile.tiling(pixel_warps=shares, channel_warps=item_warps, groups=groups, area=area)
+    # Partial sums of weights are large: as few as let the model's nets fill its GPU, or twice these.
+    blocks = blocks_along(grid.tiles, blocks_y, grid.at_once, SHARE)
+    halves = 2 if 2 * blocks <= grid.tiles else 1
+    runs = blocks * halves
+    tiling = tile.tiling(
+        pixel_warps=shares, channel_warps=item_warps, groups=groups, area=area, runs=runs,
+        parts=runs,
+    )  # fmt: skip
     axes, t = _axes(window), tile.staging
     columns, step = window.output[1], window.strides[0] * t["row_pitch"]
     places = []
@@ -433,8 +467,11 @@ def _weight_gradient(form, tile, window, channels, filters, batch, storage, belo
         places.append((which * t["image_pitch"] + row * step + column) * pitch)
     table = *_staged_table(axes, tile, window.input, channels, pitch, below), *places
     rebuilding = REBUILDING if below else ()
-    grid, defines = (blocks, blocks_y), (*weight_defines(*form), *storage.defines, *rebuilding)
-    return TiledLaunch(defines, tiling, table, grid, warps * WARP, shared, blocks, clocks)
+    return TiledLaunch(
+        (*weight_defines(*form), *storage.defines, *rebuilding), tiling, table, (runs, blocks_y),
+        warps * WARP, shared, runs, grid.at_once, grid.clocks(work, WEIGHT_COSTS, storage.cache),
+        halves=halves,
+    )  # fmt: skip
 
 
 def first_forward(window, channels, filters, batch, storage=TF32):
@@ -455,12 +492,20 @@ def rebuilt_moments(rebuilt, filters, batch, storage=TF32):
     for tile in _tiles(_axes(rebuilt.window), 1):
         shared = 4 * (rebuilt.shared(1, tile.rows, rebuilt.window.output[1]) + area)
         if shared <= SHARED_BYTES:
-            blocks = min(max(1, MULTIPROCESSORS * BLOCKS // (NETS * blocks_y)), tile.count(batch))
-            tiling = tile.tiling(pixel_warps=1, channel_warps=1, groups=1, area=area)
-            grid, clocks, defines = (blocks, blocks_y), float(tile.bands), storage.defines
-            threads = REBUILT_THREADS
-            launches.append(TiledLaunch(defines, tiling, (), grid, threads, shared, blocks, clocks))
+            found = _by_rows(tile, batch, storage, blocks_y, REBUILT_THREADS, area, shared, BLOCKS)
+            launches.append(found)
     return launches
+
+
+def _by_rows(tile, batch, storage, blocks_y, threads, area, shared, at_once):
+    """The TiledLaunch of a kernel whose tiles are rows of an image; fewer tiles rank higher.
+
+    Such kernels have much to add up at the end of a run, so there are few runs.
+    """
+    runs = runs_of(tile.count(batch), blocks_y, at_once, MOST_RUNS // 4)
+    tiling = tile.tiling(pixel_warps=1, channel_warps=1, groups=1, area=area, runs=runs, parts=runs)
+    grid, rank = (runs, blocks_y), float(tile.bands)
+    return TiledLaunch(storage.defines, tiling, (), grid, threads, shared, runs, at_once, rank)
 
 
 def _first(window, channels, filters, batch, storage, blocks_y, sums, at_once):
@@ -478,12 +523,8 @@ def _first(window, channels, filters, batch, storage, blocks_y, sums, at_once):
         area = 4 * ceil(tile.staged * channels / 4)
         shared = 4 * (3 * _padded(filters) + K * filters + area + lanes * sums + K)
         if shared <= FIRST_SHARED_BYTES:
-            blocks = min(MULTIPROCESSORS * at_once // NETS, tile.count(batch))
-            tiling = tile.tiling(pixel_warps=1, channel_warps=1, groups=1, area=area)
-            grid, clocks, defines = (blocks, blocks_y), float(tile.bands), storage.defines
-            launches.append(
-                TiledLaunch(defines, tiling, (), grid, FIRST_THREADS, shared, blocks, clocks)
-            )
+            found = _by_rows(tile, batch, storage, blocks_y, FIRST_THREADS, area, shared, at_once)
+            launches.append(found)
     return launches
 
 

@@ -173,9 +173,9 @@ def _parameter(path, declaration, structs, macros):
 class Driver:
     """Makes arrays and launches kernels: cuda.Cuda on a GPU, emulator.Emulator on a CPU.
 
-    A driver has `name`; `has_tensor_cores`, a bool; `empty`, `zeros`, `to_device`, `to_host`,
-    `copy`, `free_memory`, `session` and `capture` of backend.py; `address(array)`;
-    `compile(program)`, whose result is the `code` of a Launch; `run(launch)`; and
+    A driver has `name`; `has_tensor_cores`, a bool; `multiprocessors`, their number; `empty`,
+    `zeros`, `to_device`, `to_host`, `copy`, `free_memory`, `session` and `capture` of backend.py;
+    `address(array)`; `compile(program)`, whose result is the `code` of a Launch; `run(launch)`; and
     `together(first, second)`, which calls two functions whose launches may overlap in time, because
     neither writes what the other reads or writes. What follows waits for both. They only launch.
     """

@@ -66,7 +66,7 @@ class Operations(Backend):
         with ops_numpy.session():
             yield
 
-    def fusion(self, nodes, batch):
+    def fusion(self, nodes, nets, batch):
         """The cpu_blocks.FusedNetwork that a stack of layers is, or None."""
         return cpu_blocks.fusion(nodes, batch, self)
 

@@ -8,6 +8,7 @@ launch: the number of thread blocks, their shape, and the arguments.
 ops_numpy.py says what an operation means, and the kernel's file how it is computed.
 """
 
+from fractions import Fraction
 from math import inf, log, prod
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ class Operations(Backend):
         self.precisions = "float32", *(_STORAGES if driver.has_tensor_cores else ())
         self.precision = checks.choice("precision", precision, self.precisions)
         self.launch, self.together = driver.launch, driver.together
+        self._multiprocessors = driver.multiprocessors
         self._convolution = VERSIONS[checks.choice("convolution", convolution, VERSIONS)](driver)
         self._dense = Dense(driver)
         self.empty, self.zeros, self.copy = driver.empty, driver.zeros, driver.copy
@@ -48,10 +50,11 @@ class Operations(Backend):
         self.session, self.capture = driver.session, driver.capture
         self.free_memory = driver.free_memory
 
-    def fusion(self, nodes, batch):
-        """The cuda_blocks.FusedNetwork that a stack of layers is at a batch size, or None."""
+    def fusion(self, nodes, nets, batch):
+        """The cuda_blocks.FusedNetwork that a stack of layers is, or None."""
         storage = _STORAGES.get(self.precision)
-        return storage and cuda_blocks.fusion(nodes, batch, storage)
+        share = Fraction(self._multiprocessors) / nets
+        return storage and cuda_blocks.fusion(nodes, batch, storage, share)
 
     def _launch_for_each(self, threads, file, kernel, /, *arguments, **by_name):
         """Launch a kernel with at least so many threads for each net."""

@@ -82,7 +82,7 @@ def session():
         yield
 
 
-def fusion(nodes, batch):
+def fusion(nodes, nets, batch):
     """None: no layers are fused."""
 
 

@@ -142,6 +142,7 @@ class Emulator(Driver):
 
     name = "emulated"
     has_tensor_cores = True
+    multiprocessors = 132  # an H200's; grids are cut for them
 
     def __init__(self, checked=False, order="forward", copies="early", cores=None):
         super().__init__()

@@ -47,7 +47,7 @@ def make_plan(model, batch, training):
 
     backends/cpu_blocks.py fuses layers; so does backends/cuda_blocks.py, for tensor cores.
     """
-    network = model.ops.fusion(model.nodes, batch)
+    network = model.ops.fusion(model.nodes, len(model.nets), batch)
     return network.plan(model, batch, training) if network else Plan(model, batch, training)
 
 
@@ -177,7 +177,7 @@ def batch_layout(nodes, nets, batch, dtype):
 
 def plan_layout(nodes, nets, batch, training, dtype, ops):
     """{key: (shape, dtype)} of every array of a plan, so that its memory is known beforehand."""
-    network = ops.fusion(nodes, batch)
+    network = ops.fusion(nodes, nets, batch)
     if network:
         return network.layout(nodes, nets, batch, training, dtype)
     layout = batch_layout(nodes, nets, batch, dtype)

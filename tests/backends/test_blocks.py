@@ -17,7 +17,7 @@ from block_cases import (
     Block,
     cases_of,
     same_roundings,
-    with_blocks,
+    with_runs,
 )
 from cases import Apart, assert_same_bits, poison, relative
 from hypothesis import assume, given
@@ -69,10 +69,10 @@ def test_the_seed_networks_blocks_are_right(driver, block, what):
 
 
 @pytest.mark.parametrize(("block", "what"), cases_of([*RAGGED, *FIRST_BLOCKS, *ABOVE_FIRST]))
-def test_ragged_blocks_are_right_with_any_number_of_blocks_of_threads(driver, block, what):
+def test_ragged_blocks_are_right_with_any_number_of_runs(driver, block, what):
     launch = block.launch(what)
-    for blocks in {launch.grid[0], 1, 2, 7}:  # some get no tile, or several
-        block.check(driver, what, block.run(driver, what, with_blocks(launch, blocks)))
+    for runs in {launch.tiling["runs"], 1, 2, 7}:  # some get no tile, or several
+        block.check(driver, what, block.run(driver, what, with_runs(launch, runs)))
 
 
 @pytest.mark.parametrize("what", TENSOR)
@@ -85,7 +85,7 @@ def test_blocks_are_right_in_any_way_to_launch_them(driver, what, block, way):
     if way is not None:
         launches = block.launches(what)
         launch = launches[way % len(launches)]
-        launch = with_blocks(launch, 1 + way % launch.grid[0])
+        launch = with_runs(launch, 1 + way % launch.tiling["runs"], blocks=1 + way % 3)
     block.check(driver, what, block.run(driver, what, launch))
 
 
@@ -141,7 +141,7 @@ def test_each_form_is_right_with_each_kind_of_tile(driver, what, defines, block)
             launch = found[-1]
             chosen[str(launch.tiling)] = launch
     for launch in chosen.values():
-        block.check(driver, what, block.run(driver, what, with_blocks(launch, 1)))
+        block.check(driver, what, block.run(driver, what, with_runs(launch, 1)))
 
 
 @pytest.mark.parametrize("size", [(2, 1), (1, 3), (2, 4), (3, 5), (1, 7), (5, 9)])
@@ -204,6 +204,23 @@ def test_a_net_alone_is_the_net_among_others_to_the_bit(driver, block, what):
 
 
 @pytest.mark.parametrize(("block", "what"), SMALL)
+def test_the_grid_changes_no_bit(driver, checked_driver, block, what):
+    """Nor does it which thread block adds up the two runs of a weight gradient's part."""
+    launch = block.launch(what)
+    launch = with_runs(launch, 6)  # of which some may have no tile
+    expected = block.run(driver, what, launch)
+    for blocks in 1, 2, 4:
+        assert_same_bits(block.run(driver, what, with_runs(launch, 6, blocks)), expected)
+    if what != "weight gradient" or not block.tensor:
+        return
+    parts = expected["parts"]
+    expected["parts"] = parts[:, :3] + parts[:, 3:]
+    for own, blocks in ((driver, 3), (driver, 2), (checked_driver, 1)):
+        found = block.run(own, what, with_runs(launch, 6, blocks, parts=3))
+        assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize(("block", "what"), SMALL)
 def test_kernels_stay_in_bounds_and_race_with_nothing(driver, checked_driver, block, what):
     assert_same_bits(block.run(checked_driver, what), block.run(driver, what))
 
@@ -213,7 +230,7 @@ def test_kernels_stay_in_bounds_and_race_with_nothing(driver, checked_driver, bl
 def test_partly_filled_tiles_stay_in_bounds(driver, checked_driver, what, storage):
     block = BY_STORAGE[storage]
     launches = [launch for launch in block.launches(what) if block.B % launch.tiling["images"]]
-    launch = with_blocks(launches[-1], 1)  # which computes all tiles, one after another
+    launch = with_runs(launches[-1], 1)  # which computes all tiles, one after another
     found = block.run(checked_driver, what, launch)
     block.check(driver, what, found)
     assert_same_bits(found, block.run(driver, what, launch))
@@ -278,12 +295,12 @@ each_line = pytest.mark.parametrize("line", [WAIT, BARRIER], ids=["wait", "barri
 @pytest.mark.parametrize("copies", ["early", "late"])
 def test_a_missing_wait_or_barrier_is_found(checked_driver, copies, block, line, what, tmp_path):
     driver = Emulator(checked=True, copies=copies) if copies == "late" else checked_driver
-    early = "which an asynchronous copy has not reached|of this block has (written|read)"
+    early = "which an asynchronous copy has not reached|(in|of) this block has (written|read)"
     with pytest.raises(KernelFault, match=early):
         block.run(driver, what, folder=without(line, tmp_path))
 
 
-BETWEEN = "__syncthreads();\n        for (int step = share"  # staging, products
+BETWEEN = f"__syncthreads();\n{16 * ' '}for (int step = share"  # staging, products
 
 
 @pytest.mark.parametrize("block", [RAGGED[0], RAGGED[0].in_bfloat16()], ids=list(BY_STORAGE))
@@ -320,13 +337,15 @@ def test_partial_sums_are_added_in_order(each_driver):
     driver = each_driver
     random = np.random.default_rng(3)
     parts = random.normal(size=(2, 900)).astype(np.float32)
-    table = np.array([[5, 3, 20, 40, 20], [65, 1, 7, 0, 7], [72, 9, 92, 70, 90]], np.int32)
+    rows = [5, 3, 1, 20, 40, 20], [65, 1, 2, 7, 0, 7], [72, 4, 2, 92, 70, 90]
+    table = np.array(rows, np.int32)
     expected = np.full((2, 200), 9, np.float32)
-    for begin, count, step, to, length in table:
+    for begin, count, halves, step, to, length in table:
         for e in range(2):
             total = np.zeros(length, np.float32)
             for part in range(count):
-                total += parts[e, begin + part * step :][:length]
+                own = [parts[e, begin + i * step :][:length] for i in (part, part + count)]
+                total += own[0] + own[1] if halves == 2 else own[0]
             expected[e, to : to + length] = total
     gradients = driver.to_device(np.full((2, 200), 9, np.float32))
     arguments = driver.to_device(table.reshape(-1)), driver.to_device(parts), gradients

@@ -184,14 +184,14 @@ def test_the_gradients_coefficients_are_exact(driver, center, count):
     given = of_channels(random, center)
     given["parts"] = np.float32(random.normal(0.1, 30, (count, 2, CHANNELS)))
     numbers = {"epsilon": EPSILON, "rows": rows, "count": count}
-    found = run(
-        driver, "normalization_gradient", given | numbers, dict.fromkeys("abc", (CHANNELS,))
-    )
+    results = dict.fromkeys(["a", "b", "c", "dgamma", "dbeta"], (CHANNELS,))
+    found = run(driver, "normalization_gradient", given | numbers, results)
     mean, variance, gamma, parts = (np.longdouble(array) for array in given.values())
     inverse = 1 / np.sqrt(variance + EPSILON)
     total, total_z = parts.sum(axis=0) / rows
     scale, slope = gamma * inverse, total_z * inverse
     exact = {"a": scale, "b": -scale * slope, "c": -scale * (total - slope * mean)}
-    largest = {"a": 0, "b": 0, "c": np.abs(scale * slope * mean)}
+    exact |= {"dgamma": total_z * rows, "dbeta": total * rows}
+    largest = dict.fromkeys(exact, 0) | {"c": np.abs(scale * slope * mean)}
     for name, values in exact.items():
         assert errors(found[name], values, largest[name]).max() < BOUND, name

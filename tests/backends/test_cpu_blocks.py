@@ -269,7 +269,7 @@ def test_results_are_those_of_the_layers_one_by_one(cpu_ops, training):
 @pytest.mark.parametrize("name", FUSED)
 def test_networks_of_blocks_are_planned_as_such(cpu_ops, name):
     shape = model.MNIST_SHAPE if name == "the seed network" else SHAPE
-    assert cpu_ops.fusion(connect(FUSED[name], shape), 3)
+    assert cpu_ops.fusion(connect(FUSED[name], shape), 1, 3)
 
 
 # Blocks that do not fit the kernels in CUDA are blocks in C.
@@ -309,11 +309,11 @@ def test_a_block_has_its_layers(cpu_ops):
 
 def test_some_convolutions_fuse_and_others_do_not(cpu_ops):
     """The tests above are of both."""
-    blocks = cpu_ops.fusion(connect(BLOCKS, IMAGES), 6).blocks
+    blocks = cpu_ops.fusion(connect(BLOCKS, IMAGES), 1, 6).blocks
     assert [any(block.fuses) for block in blocks] == [False, True, True, False]
     assert [block.above for block in blocks] == [*(b.fuses for b in blocks[1:]), blocks[3].fuses]
     direct = Operations(cpu_ops.cpu, "direct")
-    assert not any(any(b.fuses) for b in direct.fusion(connect(BLOCKS, IMAGES), 6).blocks)
+    assert not any(any(b.fuses) for b in direct.fusion(connect(BLOCKS, IMAGES), 1, 6).blocks)
 
 
 @pytest.mark.parametrize("fuses", EVERY_FUSES)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import block_oracles
 import numpy as np
 import pytest
-from block_cases import ABOVE_FIRST, Block, First, moments, same_roundings, with_blocks
+from block_cases import ABOVE_FIRST, Block, First, moments, same_roundings, with_runs
 from cases import assert_same_bits, poison, relative
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -86,8 +86,8 @@ def check_moments(driver, block, found):
 def test_moments_and_sums_over_pixels_are_right(driver, block):
     size = block.first.rebuilt, block.C, block.B, block.storage
     launch = cuda_tiles.best(cuda_tiles.rebuilt_moments(*size))
-    for blocks in {launch.grid[0], 1, 2, 7}:  # some get no tile, or several
-        check_moments(driver, block, run_moments(driver, block, with_blocks(launch, blocks)))
+    for runs in {launch.tiling["runs"], 1, 2, 7}:  # some get no tile, or several
+        check_moments(driver, block, run_moments(driver, block, with_runs(launch, runs)))
 
 
 @by_storage
@@ -97,7 +97,7 @@ def test_moments_are_right_with_any_tiles(driver, storage, first, C, B, way):
     block = Block(2, B, None, 4 * C, 8, (1, 1), storage=storage, first=first)
     ways = cuda_tiles.rebuilt_moments(first.rebuilt, block.C, B, storage)
     launch = ways[way % len(ways)]
-    launch = with_blocks(launch, 1 + way % launch.grid[0])
+    launch = with_runs(launch, 1 + way % launch.tiling["runs"], blocks=1 + way % 3)
     check_moments(driver, block, run_moments(driver, block, launch))
 
 
@@ -105,6 +105,12 @@ def test_moments_are_right_with_any_tiles(driver, storage, first, C, B, way):
 def test_moments_are_the_same_bits_alone_and_in_any_order(
     driver, checked_driver, other_order_driver, block
 ):
+    size = block.first.rebuilt, block.C, block.B, block.storage
+    launch = with_runs(cuda_tiles.best(cuda_tiles.rebuilt_moments(*size)), 5)
+    several = run_moments(driver, block, launch)
+    for other, blocks in ((driver, 2), (checked_driver, 1)):  # some compute several runs
+        found = run_moments(other, block, with_runs(launch, 5, blocks))
+        assert_same_bits(found, several)
     together = run_moments(driver, block)
     for e in range(block.E):
         alone = run_moments(driver, block, nets=slice(e, e + 1))
@@ -133,10 +139,11 @@ def test_the_gradients_are_right(driver, checked_driver, elements, filters):
     gamma, statistics = normal(filters), moments(random, E, filters, "")
     for own in (driver, checked_driver):
         put = own.to_device
-        found = [put(poison((E, *shape), np.float32)) for shape in ((K, filters), (filters,))]
+        shapes = (K, filters), *[(filters,)] * 3
+        found = [put(poison((E, *shape), np.float32)) for shape in shapes]
         with own.session():
             own.launch(
-                "rebuilt.cu", "rebuilt_weight_gradient", (-(-(K + 1) * filters // 64),), (64,),
+                "rebuilt.cu", "rebuilt_weight_gradient", (-(-(K + 1) * filters // 16),), (64,),
                 put(of_dx), 3, put(of_y), 5, put(sums), 4, put(gamma),
                 *map(put, statistics.values()), 1e-3, sizes, *found,
                 shared_bytes=cuda_tiles.coefficients_bytes(filters),
@@ -149,7 +156,8 @@ def test_the_gradients_are_right(driver, checked_driver, elements, filters):
                 mean_below=statistics["mean"][e], variance_below=statistics["variance"][e],
                 epsilon_below=np.float32(1e-3),
             ))  # fmt: skip
-            for array, name in zip(found, ("dkernel", "dbias"), strict=True):
+            expected |= {"dgamma": total[1], "dbeta": total[0]}
+            for array, name in zip(found, ("dkernel", "dbias", "dgamma", "dbeta"), strict=True):
                 assert relative(own.to_host(array)[e], expected[name]) < 1e-5, name
 
 
@@ -178,8 +186,9 @@ def test_the_three_sums_give_the_gradients_of_the_formula(storage):
         gamma_below=own.gamma, mean_below=own.mean, variance_below=own.variance, epsilon_below=1e-3,
     )  # fmt: skip
     found = block_oracles.rebuilt_weight_gradient(given_sums)
-    for name, array in expected.items():
-        np.testing.assert_allclose(found[name].reshape(array.shape), array, rtol=1e-6, atol=1e-9)
+    for name, array in found.items():
+        expected_array = expected[name].reshape(array.shape)
+        np.testing.assert_allclose(array, expected_array, rtol=1e-6, atol=1e-9)
 
 
 # ---- the block above it, launched in any way -----------------------------------------------------
@@ -222,7 +231,7 @@ def test_the_block_above_is_right_in_any_way_to_launch_it(
     launch = cuda_tiles.best(launches)
     if way is not None:
         launch = launches[way % len(launches)]
-        launch = with_blocks(launch, 1 + way % launch.grid[0])
+        launch = with_runs(launch, 1 + way % launch.tiling["runs"], blocks=1 + way % 3)
     block.check(driver, what, block.run(driver, what, launch))
 
 

@@ -171,7 +171,7 @@ def step_on_colour(device, precision, layers, shape, B):
         m.train_step(plan)
     arrays = {name: getattr(plan, name) for name in ("x", "labels", "loss", "output")}
     arrays |= {name: getattr(m, name) for name in ("gradients", "moving")}
-    return bool(ops.fusion(m.nodes, B)), {n: ops.to_host(a) for n, a in arrays.items()}
+    return bool(ops.fusion(m.nodes, len(m.nets), B)), {n: ops.to_host(a) for n, a in arrays.items()}
 
 
 def assert_colour_is_numpys(device, precision, fused, layers, shape, B):

@@ -17,16 +17,16 @@ from minicnn.recipe import RECIPES
 
 E, P, M, MOMENTUM = 2, 5000, 700, 0.99
 RATES = np.array([1e-3, 1e-2, 0.3])
-# (from, parts, step, to, length): more elements than a thread block takes at a time, none of some
-# thread's, a single part, and gradients that are written already
+# (from, parts, halves, step, to, length): more elements than a thread block takes at a time, none of
+# some thread's, a single part, parts to be added in pairs first, gradients that are written already
 SUMS = np.array(
     [
-        [0, 3, 2600, 100, 2500],
-        [9001, 1, 0, 2600, 1],
-        [5, 17, 450, 2601, 301],
-        [0, 0, 0, 3000, 2000],
-        [0, 0, 0, 2902, 98],
-        [3000, 2, 7000, 0, 100],
+        [0, 3, 1, 2600, 100, 2500],
+        [9001, 1, 1, 0, 2600, 1],
+        [5, 8, 2, 450, 2601, 301],
+        [0, 0, 1, 0, 3000, 2000],
+        [0, 0, 1, 0, 2902, 98],
+        [3000, 1, 2, 7000, 0, 100],
     ],
     np.int32,
 )
@@ -189,7 +189,7 @@ def test_a_single_partial_sum_is_no_gradient_where_there_is_a_gap_before_the_bia
         for given in ((cuda_device, [0.9] * 2), ("numpy", [0.9] * 2, "float32"))
     ]
     x, y = batch(models[0], 1)
-    assert models[0].ops.fusion(models[0].nodes, 1).blocks[0].weight_gradient.parts == 1
+    assert models[0].ops.fusion(models[0].nodes, 2, 1).blocks[0].weight_gradient.parts == 1
     (_, found), (_, expected) = (model.loss_and_gradients(x, y) for model in models)
     for ours, numpys in zip(found, expected, strict=True):
         assert relative(ours, numpys) < 2e-2
