@@ -33,7 +33,7 @@ constexpr int WIDE = 32;                 // result channels of a warp
 //
 // Sums over pixels are added up over a run of tiles: run i has the tiles i, i + runs and so on. A
 // thread block computes runs blockIdx.x, blockIdx.x + gridDim.x and so on. So the grid can depend on
-// the number of nets, and changes no bit.
+// the number of nets, and changes no bit. In each kernel one loop has all tiles of a thread block.
 //
 // With a stride along the columns, a tap meets every `stride`-th column. So the columns are staged
 // grouped by column % stride: with stride 2, first the even ones, then the odd ones.
@@ -46,19 +46,33 @@ struct Tiling {
     int pixel_warps, channel_warps;   // of a thread block
     int groups;                       // of phases, or of taps; each has its own thread blocks
     int area;                         // of shared memory for staged pixels, in words
-    int runs;                         // of tiles, for all of a net's images
+    int tiles, runs;                  // for all images of a net
     int parts;                        // partial sums: that of run i belongs to part i % parts
 };
 
-// The number of tiles of B images.
-__device__ inline int tiles_of(const Tiling& t, int B) { return ceil_div(B, t.images) * t.bands; }
+__device__ inline bool begins_run(const Tiling& t, int tile) { return tile < t.runs; }
+__device__ inline bool ends_run(const Tiling& t, int tile) { return tile + t.runs >= t.tiles; }
 
-// The tile that a thread block computes after a tile of a run; `tiles` or more after the last one.
-__device__ inline int next_tile(const Tiling& t, int tile, int run, int tiles) {
-    if (tile + t.runs < tiles) return tile + t.runs;
-    if (run + t.parts < t.runs) return run + t.parts;
-    int part = run % t.parts + gridDim.x;
-    return part < t.parts ? part : tiles;
+// opaque: so that no register keeps the divisor's inverse during the products.
+__device__ inline int run_of(const Tiling& t, int tile) { return tile % opaque(t.runs); }
+
+// Where a tile begins: its first image, and the first row of results there.
+struct TilePlace {
+    int image, row;
+
+    __device__ TilePlace(const Tiling& t, int tile) {
+        int number = tile / opaque(t.bands);
+        image = number * t.images;
+        row = (tile - number * t.bands) * t.rows;
+    }
+};
+
+// The tile that a thread block computes after this one; t.tiles after its last one.
+__device__ inline int next_tile(const Tiling& t, int tile) {
+    if (!ends_run(t, tile)) return tile + t.runs;
+    int run = run_of(t, tile), part = run % opaque(t.parts) + gridDim.x;
+    if (run + t.parts < t.runs) return run + t.parts;  // another run of the same part
+    return part < t.parts ? part : t.tiles;
 }
 
 // n / divisor for n < 2^20, by a multiplication: n + 0.5 is farther from a multiple of the divisor

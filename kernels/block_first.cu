@@ -50,49 +50,50 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
     int lane = threadIdx.x / quads, filter = threadIdx.x % quads * 4;
     bool works = lane < lanes;
     float4 add = load4_global(bias.row() + filter);
-    for (int run = blockIdx.x; run < t.runs; run += gridDim.x) {
-        float4 pivot, deviations, squares;
-        pivot = deviations = squares = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        int count = 0;
-        for (int tile = run; tile < s.B * t.bands; tile += t.runs) {
-            int image = tile / t.bands, band = tile % t.bands * t.rows;
-            int here = min(t.rows, s.Ho - band) * s.Wo;
-            __syncthreads();  // all threads have read what was staged before
-            stage_rows(x.row(), s, t, image, band * s.sh + t.top, staged);
-            __syncthreads();
-            STORED* result = y.row() + (image * s.Ho + band) * s.Wo * s.Cout + filter;
-            for (int first = lane; works && first < here; first += PIXELS * lanes) {
-                float4 sums[PIXELS];
-                int at[PIXELS];
+    float4 pivot, deviations, squares;  // of a run of tiles
+    int count;
+    for (int tile = blockIdx.x; tile < t.tiles; tile = next_tile(t, tile)) {
+        if (begins_run(t, tile)) {
+            pivot = deviations = squares = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            count = 0;
+        }
+        TilePlace of_tile(t, tile);
+        int image = of_tile.image, band = of_tile.row;
+        int here = min(t.rows, s.Ho - band) * s.Wo;
+        __syncthreads();  // all threads have read what was staged before
+        stage_rows(x.row(), s, t, image, band * s.sh + t.top, staged);
+        __syncthreads();
+        STORED* result = y.row() + (image * s.Ho + band) * s.Wo * s.Cout + filter;
+        for (int first = lane; works && first < here; first += PIXELS * lanes) {
+            float4 sums[PIXELS];
+            int at[PIXELS];
+#pragma unroll
+            for (int p = 0; p < PIXELS; ++p) {
+                sums[p] = add;
+                at[p] = pixel_offset(s, t, min(first + p * lanes, here - 1));
+            }
+            for (int k = 0; k < K; ++k) {
+                float4 w = load4(weights + k * s.Cout + filter);
+                const float* from = staged + offsets[k];
 #pragma unroll
                 for (int p = 0; p < PIXELS; ++p) {
-                    sums[p] = add;
-                    at[p] = pixel_offset(s, t, min(first + p * lanes, here - 1));
-                }
-                for (int k = 0; k < K; ++k) {
-                    float4 w = load4(weights + k * s.Cout + filter);
-                    const float* from = staged + offsets[k];
-#pragma unroll
-                    for (int p = 0; p < PIXELS; ++p) {
-                        float v = from[at[p]];
-                        sums[p] = fma4(make_float4(v, v, v, v), w, sums[p]);
-                    }
-                }
-#pragma unroll
-                for (int p = 0; p < PIXELS; ++p) {
-                    int pixel = first + p * lanes;
-                    if (pixel >= here) break;
-                    float4 v = put4(result + pixel * s.Cout, activate(floor, sums[p]));
-                    if (count == 0) pivot = v;
-                    float4 d = sub4(v, pivot);
-                    deviations = add4(deviations, d);
-                    squares = fma4(d, d, squares);
-                    ++count;
+                    float v = from[at[p]];
+                    sums[p] = fma4(make_float4(v, v, v, v), w, sums[p]);
                 }
             }
+#pragma unroll
+            for (int p = 0; p < PIXELS; ++p) {
+                int pixel = first + p * lanes;
+                if (pixel >= here) break;
+                float4 v = put4(result + pixel * s.Cout, activate(floor, sums[p]));
+                if (count == 0) pivot = v;
+                float4 d = sub4(v, pivot);
+                deviations = add4(deviations, d);
+                squares = fma4(d, d, squares);
+                ++count;
+            }
         }
-        if (!parts.data) continue;
-        __syncthreads();  // all threads have read the last run's rows
+        if (!parts.data || !ends_run(t, tile)) continue;
         if (works) {
             float* row = rows + lane * PIVOTED * s.Cout + filter;
             float n = count;
@@ -102,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) block_first_forward(
             store4(row + 3 * s.Cout, make_float4(n, n, n, n));
         }
         __syncthreads();
-        float* part = parts.row() + run * STATISTICS * s.Cout;
+        float* part = parts.row() + run_of(t, tile) * STATISTICS * s.Cout;
         for (int n = threadIdx.x; n < s.Cout; n += blockDim.x)
             add_up_pivoted(rows, lanes, s.Cout, n, part + n, s.Cout);
     }
@@ -138,40 +139,42 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_grad
 #pragma unroll
     for (int k = 0; k < ROWS; ++k)
         offset[k] = input_offset(s, t, min(first_row + k, K - 1));
-    for (int run = blockIdx.x; run < t.runs; run += gridDim.x) {
-        float4 sums[ROWS];
+    float4 sums[ROWS];  // of a run of tiles
+    for (int tile = blockIdx.x; tile < t.tiles; tile = next_tile(t, tile)) {
+        if (begins_run(t, tile)) {
 #pragma unroll
-        for (int k = 0; k < ROWS; ++k) sums[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        dz.sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        for (int tile = run; tile < s.B * t.bands; tile += t.runs) {
-            int image = tile / t.bands, band = tile % t.bands * t.rows;
-            int here = min(t.rows, s.Ho - band) * s.Wo;
-            __syncthreads();  // all threads have read what was staged before
-            stage_rows(x.row(), s, t, image, band * s.sh + t.top, staged);
-            __syncthreads();
-            int before = (image * s.Ho + band) * s.Wo * s.Cout + filter;
-            for (int first = lane; works && first < here; first += PIXELS * lanes) {
-                BeforeActivation::Raw raw[PIXELS];
+            for (int k = 0; k < ROWS; ++k) sums[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            dz.sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        }
+        TilePlace of_tile(t, tile);
+        int image = of_tile.image, band = of_tile.row;
+        int here = min(t.rows, s.Ho - band) * s.Wo;
+        __syncthreads();  // all threads have read what was staged before
+        stage_rows(x.row(), s, t, image, band * s.sh + t.top, staged);
+        __syncthreads();
+        int before = (image * s.Ho + band) * s.Wo * s.Cout + filter;
+        for (int first = lane; works && first < here; first += PIXELS * lanes) {
+            BeforeActivation::Raw raw[PIXELS];
 #pragma unroll
-                for (int p = 0; p < PIXELS; ++p)
-                    raw[p] = dz.load(before + min(first + p * lanes, here - 1) * s.Cout, true);
+            for (int p = 0; p < PIXELS; ++p)
+                raw[p] = dz.load(before + min(first + p * lanes, here - 1) * s.Cout, true);
 #pragma unroll
-                for (int p = 0; p < PIXELS; ++p) {
-                    int pixel = first + p * lanes;
-                    if (pixel >= here) break;
-                    float4 v = dz.finish(raw[p]);
-                    const float* from = staged + pixel_offset(s, t, pixel);
+            for (int p = 0; p < PIXELS; ++p) {
+                int pixel = first + p * lanes;
+                if (pixel >= here) break;
+                float4 v = dz.finish(raw[p]);
+                const float* from = staged + pixel_offset(s, t, pixel);
 #pragma unroll
-                    for (int k = 0; k < ROWS; ++k) {
-                        float input = from[offset[k]];
-                        sums[k] = fma4(make_float4(input, input, input, input), v, sums[k]);
-                    }
+                for (int k = 0; k < ROWS; ++k) {
+                    float input = from[offset[k]];
+                    sums[k] = fma4(make_float4(input, input, input, input), v, sums[k]);
                 }
             }
         }
+        if (!ends_run(t, tile)) continue;
 
         // Adds up the sums of all lanes in order: one row of the kernel after another, the bias last.
-        float* part = parts.row() + run * (K * s.Cout + s.Cout);
+        float* part = parts.row() + run_of(t, tile) * (K * s.Cout + s.Cout);
         for (int k = 0; k <= ROWS; ++k) {
             bool is_bias = k == ROWS;
             if (is_bias ? blockIdx.y > 0 : k >= own_rows) continue;

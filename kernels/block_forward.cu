@@ -30,7 +30,7 @@ struct Forward {
     // y's moments so far, rows (pixel_warps, PIVOTED, width). They are in shared memory, since the
     // product needs the registers. `pivot` and the members after it are those of the current tile.
     float* rows_of_moments;
-    float* parts;  // of all runs of tiles, or null
+    PerNet<float> parts;  // of all runs of tiles, or null
     int width;
     float4 own_bias, pivot, deviations, squares;
     int count;
@@ -95,13 +95,14 @@ struct Forward {
         store4(so_far + 3 * width, make_float4(all, all, all, all));
     }
 
-    // Writes the moments of a run of tiles, and starts anew.
+    // Writes the moments of a run of tiles, and starts anew. opaque: so that nothing of this is kept
+    // in registers during the products.
     __device__ void finish(const Tiling& t, int run) const {
-        if (!parts) return;
+        if (!parts.data) return;
         __syncthreads();
-        int first = blockIdx.y * width;
-        float* part = parts + run * STATISTICS * s.Cout + first;
-        for (int c = threadIdx.x; c < width; c += blockDim.x) {
+        int first = opaque(blockIdx.y) * width;
+        float* part = parts.row(opaque(blockIdx.z)) + run * STATISTICS * s.Cout + first;
+        for (int c = opaque(threadIdx.x); c < width; c += blockDim.x) {
             if (first + c < s.Cout)
                 add_up_pivoted(rows_of_moments, t.pixel_warps, width, c, part + c, s.Cout);
 #pragma unroll 1
@@ -168,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_fo
     pass.floor = floor;
     pass.y = y.row();
     pass.rows_of_moments = rows;
-    pass.parts = parts.row();
+    pass.parts = parts;
     pass.width = width;
     __syncthreads();
     correlate<FORM_GROUPS, FORM_SPLITS>(pass, t, pixels);

@@ -44,7 +44,7 @@ struct InputGradient {
     float* rows_of_sums;
     int width;
     float4 sum, sum_z;
-    float *parts, *parts_first;  // of all runs of tiles
+    PerNet<float> parts, parts_first;  // of all runs of tiles
 
     __device__ void stage(int image, int first_row, int left, int channel, float* pixels) {
         if (REBUILT && channel == 0) first.stage_image(image, images, first_row - top, 0);
@@ -147,12 +147,14 @@ struct InputGradient {
         store4(so_far + width, add4(load4(so_far + width), sum_z));
     }
 
-    // Writes the sums of a run of tiles, and starts anew.
+    // Writes the sums of a run of tiles, and starts anew. opaque: so that nothing of this is kept in
+    // registers during the products.
     __device__ void finish(const Tiling& t, int run) const {
         __syncthreads();
-        int begin = blockIdx.y / t.groups * width;
-        float* part = parts + (run * t.groups + blockIdx.y % t.groups) * SUMS * s.Cin + begin;
-        for (int i = threadIdx.x; i < SUMS * width; i += blockDim.x) {
+        int net = opaque(blockIdx.z), block = opaque(blockIdx.y), begin = block / t.groups * width;
+        int row = run * t.groups + block % t.groups;
+        float* part = parts.row(net) + row * SUMS * s.Cin + begin;
+        for (int i = opaque(threadIdx.x); i < SUMS * width; i += blockDim.x) {
             int which = i / width, channel = i - which * width;
             float total = 0.0f;
 #pragma unroll 1
@@ -168,7 +170,7 @@ struct InputGradient {
         for (int warp = 0; warp < t.channel_warps; ++warp)
             write_sums(sums_of_warps + warp * SUMS_OF_WARP, t.pixel_warps, t.channel_warps,
                        elements, s.Cin, begin + warp * WIDE,
-                       parts_first + run * elements * s.Cin);
+                       parts_first.row(net) + run * elements * s.Cin);
         __syncthreads();
         clear_sums(sums_of_warps, t.pixel_warps * t.channel_warps);
     }
@@ -258,8 +260,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_in
     pass.sums_of_warps = sums_of_warps;
     pass.rows_of_sums = rows;
     pass.width = width;
-    pass.parts = parts.row();
-    pass.parts_first = sums_first.row();
+    pass.parts = parts;
+    pass.parts_first = sums_first;
     __syncthreads();
     correlate<FORM_GROUPS, FORM_SPLITS>(pass, t, pixels);
 }

@@ -155,8 +155,9 @@ __device__ inline void add_shares(Sums& sums, int share, int shares, int item, f
 // CHUNK filters.
 __device__ inline void write_tap(const float (&sums)[EIGHTS][4], const Convolution& s, int channel,
                                  int filter, float* part, bool add) {
-    channel += threadIdx.x % WARP / 4;
-    filter += threadIdx.x % 4 * 2;
+    // opaque: so that no address is kept in a register during the products
+    channel += opaque(threadIdx.x % WARP / 4);
+    filter += opaque(threadIdx.x % 4 * 2);
 #pragma unroll
     for (int i = 0; i < EIGHTS * 2; ++i) {
         int own = channel + i % 2 * 8, first = filter + i / 2 * 8;
@@ -257,58 +258,58 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
         offset[tap] = tap < taps ? place * PITCH + word : 0;
     }
 
-    int tiles = tiles_of(t, s.B);
     auto prefetch_tile = [&](int tile) {
-        if (tile >= tiles) return;
-        int image = tile / t.bands * t.images, band = tile % t.bands * t.rows;
+        if (tile >= t.tiles) return;
+        TilePlace of_tile(t, tile);
+        int image = of_tile.image, band = of_tile.row;
         if (!REBUILT)
             prefetch_rows(x.y, s.B, s.H, s.W, s.Cin, image, t.images, band * s.sh + t.top,
                           t.source_rows);
         for (const STORED* array : {dz.dx, dz.y})
             prefetch_rows(array, s.B, s.Ho, s.Wo, s.Cout, image, t.images, band, t.rows);
     };
-    for (int part = blockIdx.x; part < t.parts; part += gridDim.x)
-        for (int run = part; run < t.runs; run += t.parts) {
-            Sums sums;
+    Sums sums;
+    for (int tile = blockIdx.x; tile < t.tiles; tile = next_tile(t, tile)) {
+        if (begins_run(t, tile)) {
 #pragma unroll
             for (int n = 0; n < FORM_TAPS * EIGHTS * 4; ++n)
                 sums[n / (EIGHTS * 4)][n / 4 % EIGHTS][n % 4] = 0.0f;
             dz.sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-
-            for (int tile = run; tile < tiles; tile += t.runs) {
-                int image = tile / t.bands * t.images, band = tile % t.bands * t.rows;
-                __syncthreads();  // all threads have read what was staged before
-                int top = band * s.sh + t.top;
-                if (REBUILT)
-                    first_block.stage<PER_WORD == 1>(x, x_source.table, staged, t.images, image,
-                                                     top, t.left, first_channel, x_pixels);
-                else
-                    x_source.stage<BATCH, SPREAD>(
-                        x, image, top, t.left, first_channel, x_pixels);
-                int before = (image * s.Ho + band) * s.Wo;
-                int rows = min(t.rows, s.Ho - band), images = min(t.images, s.B - image);
-                stage_run(dz, before, images * rows * s.Wo, steps * DEPTH, s.Cout, first_filter,
-                          dz_pixels);
-                if (threadIdx.x == 0) prefetch_tile(next_tile(t, tile, run, tiles));
-                __syncthreads();
-                for (int step = share; step < steps; step += t.pixel_warps)
-                    Lane<STORED>::multiply(x_pixels, dz_pixels + step * DEPTH * PITCH,
-                                           places + step * DEPTH, offset, sums);
-            }
-            add_shares(sums, share, t.pixel_warps, item, x_pixels);
-
-            bool adds = run > part;
-            float* own = parts.row() + part * (s.kh * s.kw * s.Cin * s.Cout + s.Cout);
-            if (share == 0)
-#pragma unroll
-                for (int tap = 0; tap < FORM_TAPS; ++tap) {
-                    if (tap >= taps) break;
-                    int number = tap_row * s.kw + tap_column + tap;
-                    write_tap(sums[tap], s, first_channel + half, first_filter,
-                              own + number * s.Cin * s.Cout, adds);
-                }
-            if (group == 0 && first_channel == 0)
-                write_bias(dz.sum, s.Cout - first_filter, x_pixels,
-                           own + s.kh * s.kw * s.Cin * s.Cout + first_filter, adds);
         }
+        TilePlace of_tile(t, tile);
+        int image = of_tile.image, band = of_tile.row;
+        __syncthreads();  // all threads have read what was staged before
+        int top = band * s.sh + t.top;
+        if (REBUILT)
+            first_block.stage<PER_WORD == 1>(x, x_source.table, staged, t.images, image, top, t.left,
+                                             first_channel, x_pixels);
+        else
+            x_source.stage<BATCH, SPREAD>(x, image, top, t.left, first_channel, x_pixels);
+        int before = (image * s.Ho + band) * s.Wo;
+        int rows = min(t.rows, s.Ho - band), images = min(t.images, s.B - image);
+        stage_run(
+            dz, before, images * rows * s.Wo, steps * DEPTH, s.Cout, first_filter, dz_pixels);
+        if (threadIdx.x == 0) prefetch_tile(next_tile(t, tile));
+        __syncthreads();
+        for (int step = share; step < steps; step += t.pixel_warps)
+            Lane<STORED>::multiply(x_pixels, dz_pixels + step * DEPTH * PITCH,
+                                   places + step * DEPTH, offset, sums);
+        if (!ends_run(t, tile)) continue;
+
+        add_shares(sums, share, t.pixel_warps, item, x_pixels);
+        int run = run_of(t, tile), size = s.kh * s.kw * s.Cin * s.Cout;
+        bool adds = run >= t.parts;
+        float* part = parts.row() + run % opaque(t.parts) * (size + s.Cout);
+        if (share == 0)
+#pragma unroll
+            for (int tap = 0; tap < FORM_TAPS; ++tap) {
+                if (tap >= taps) break;
+                int number = tap_row * s.kw + tap_column + tap;
+                write_tap(sums[tap], s, first_channel + half, first_filter,
+                          part + number * s.Cin * s.Cout, adds);
+            }
+        if (group == 0 && first_channel == 0)
+            write_bias(
+                dz.sum, s.Cout - first_filter, x_pixels, part + size + first_filter, adds);
+    }
 }

@@ -18,7 +18,8 @@ struct PerNet {
     T* data;
     long long stride;  // from one net's row to the next, in elements
 
-    __device__ T* row() const { return data + blockIdx.z * stride; }
+    __device__ T* row() const { return row(blockIdx.z); }
+    __device__ T* row(unsigned net) const { return data + net * stride; }
 };
 
 // Marks an array parameter that may be null (None in Python).

@@ -154,7 +154,6 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
     int width = t.channel_warps * WIDE;
     int first_filter = blockIdx.y / t.groups * width, first_phase = blockIdx.y % t.groups;
     int chunks = ceil_div(pass.channels, CHUNK);
-    int tiles = tiles_of(t, pass.s.B);
     int tap_size = WORDS * width;  // words
 
     // A thread block meets the same sequence of weights in each of its tiles; it is contiguous. The
@@ -176,110 +175,109 @@ __device__ void correlate(Pass& pass, const Tiling& t, float* pixels) {
     copy_ahead(0);
     copy_ahead(1);
 
-    for (int run = blockIdx.x; run < t.runs; run += gridDim.x) {
-        for (int tile = run; tile < tiles; tile += t.runs) {
-            int image = tile / t.bands * t.images, band = tile % t.bands * t.rows;
-            for (int phase = first_phase; phase < pass.tables.count; phase += t.groups) {
-                ResultPhase p = pass.tables.phase(phase);
-                int height = min(t.rows, p.rows);  // rows of an image in the tile
-                Divider by_columns(p.columns), by_height(height);
-                int here = t.images * height * p.columns;  // pixels of the tile
+    for (int tile = blockIdx.x; tile < t.tiles; tile = next_tile(t, tile)) {
+        TilePlace of_tile(t, tile);
+        int image = of_tile.image, band = of_tile.row;
+        for (int phase = first_phase; phase < pass.tables.count; phase += t.groups) {
+            ResultPhase p = pass.tables.phase(phase);
+            int height = min(t.rows, p.rows);  // rows of an image in the tile
+            Divider by_columns(p.columns), by_height(height);
+            int here = t.images * height * p.columns;  // pixels of the tile
 
-                float sums[GROUPS][2][4];
+            float sums[GROUPS][2][4];
 #pragma unroll
-                for (int j = 0; j < GROUPS; ++j)
+            for (int j = 0; j < GROUPS; ++j)
 #pragma unroll
-                    for (int i = 0; i < 8; ++i) sums[j][i / 4][i % 4] = 0.0f;
+                for (int i = 0; i < 8; ++i) sums[j][i / 4][i % 4] = 0.0f;
 
-                for (int chunk = 0; chunk < chunks; ++chunk) {
-                    if (SPLITS > 1 || chunks > 1 || phase == first_phase) {
-                        __syncthreads();  // all threads have read what was staged before
-                        pass.stage(
-                            image, band * pass.stride + t.top, t.left, chunk * CHUNK, pixels);
-                    }
-                    if (threadIdx.x == 0 && phase == first_phase && chunk == 0) {
-                        int next = next_tile(t, tile, run, tiles);
-                        if (next < tiles)
-                            pass.prefetch(t, next / t.bands * t.images, next % t.bands * t.rows);
-                    }
-                    // Where the pixels of the lane's columns of the right operand are staged. This is
-                    // computed again for each chunk, because staging needs the registers.
-                    int at[GROUPS], first = opaque(own_pixel) + row;
-#pragma unroll
-                    for (int j = 0; j < GROUPS; ++j) {
-                        int pixel = min(first + j * 8, here - 1);  // past the last: its results are unused
-                        int line = by_columns.quotient(pixel), which = by_height.quotient(line);
-                        line -= which * height;
-                        int place = which * t.image_pitch + line * pass.stride * t.row_pitch;
-                        int column = pixel - (line + which * height) * p.columns;
-                        at[j] = (place + column) * PITCH + quarter * 2;
-                    }
-                    for (int tap = 0; tap < p.taps; ++tap) {
-                        wait_copies<1>();  // for this tap's weights
-                        __syncthreads();  // weights and pixels are there; the last tap's are free
-                        copy_ahead(buffer ? buffer - 1 : TAPS_IN_MEMORY - 1);
-                        const float* of_tap = weights + buffer * tap_size;
-                        const float* under = pixels + pass.tables.taps[p.first_tap + tap] * PITCH;
-#pragma unroll
-                        for (int i = 0; i < STEPS; ++i) {
-                            int step = split * STEPS + i;
-                            float a[2][4];
-#pragma unroll
-                            for (int operand = 0; operand < 2; ++operand) {
-                                float4 v = load4(
-                                    of_tap + packed_at(step, operand, own_channel / 4, quarter, width));
-                                a[operand][0] = v.x;
-                                a[operand][1] = v.y;
-                                a[operand][2] = v.z;
-                                a[operand][3] = v.w;
-                            }
-                            multiply_step(a, under + step * STEP, at, sums);
-                        }
-                        buffer = buffer == TAPS_IN_MEMORY - 1 ? 0 : buffer + 1;
-                    }
+            for (int chunk = 0; chunk < chunks; ++chunk) {
+                if (SPLITS > 1 || chunks > 1 || phase == first_phase) {
+                    __syncthreads();  // all threads have read what was staged before
+                    pass.stage(
+                        image, band * pass.stride + t.top, t.left, chunk * CHUNK, pixels);
                 }
-
-                if (SPLITS > 1) add_splits<GROUPS, SPLITS>(sums, split, warp, warps, pixels);
-                if (split > 0) continue;
-                int first_pixel = opaque(own_pixel + quarter * 2);
-                int filter = first_filter + own_channel;
-                pass.begin(warp / t.channel_warps, own_channel,
-                           make_float4(sums[0][0][0], sums[0][0][2], sums[0][1][0], sums[0][1][2]));
-                // If both steps are 1, a tile's results are consecutive in memory: `run` of them.
-                bool dense = pass.row_step == 1 && pass.column_step == 1;
-                int run_begin = (image * pass.result_rows + band) * pass.result_columns;
-                int run = min(t.images, pass.s.B - image) * min(height, p.rows - band) * p.columns;
-                if (filter >= pass.filters) run = 0;
-#pragma unroll
-                for (int first = 0; first < GROUPS * 2; first += RESULTS) {
-                    int number[RESULTS];
-                    float4 values[RESULTS];
-#pragma unroll
-                    for (int k = 0; k < RESULTS; ++k) {
-                        number[k] = -1;
-                        values[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                        if (first + k >= GROUPS * 2) continue;
-                        const float(&v)[2][4] = sums[(first + k) / 2];
-                        int half = k % 2, pixel = first_pixel + (first + k) / 2 * 8 + half;
-                        values[k] = make_float4(v[0][half], v[0][2 + half], v[1][half], v[1][2 + half]);
-                        if (dense) {
-                            number[k] = pixel < run ? run_begin + pixel : -1;
-                            continue;
-                        }
-                        int line = by_columns.quotient(pixel), which = by_height.quotient(line);
-                        int phase_row = band + line - which * height, b = image + which;
-                        int result_row = p.first_row + phase_row * pass.row_step;
-                        int column = p.first_column + (pixel - line * p.columns) * pass.column_step;
-                        bool inside = run && pixel < here && phase_row < p.rows && b < pass.s.B;
-                        int row_number = b * pass.result_rows + result_row;
-                        number[k] = inside ? row_number * pass.result_columns + column : -1;
-                    }
-                    pass.take(number, own_pixel + first * 4, filter, values);
+                if (threadIdx.x == 0 && phase == first_phase && chunk == 0) {
+                    int next = next_tile(t, tile);
+                    TilePlace of_next(t, next);
+                    if (next < t.tiles) pass.prefetch(t, of_next.image, of_next.row);
                 }
-                pass.end(warp / t.channel_warps, own_channel);
+                // Where the pixels of the lane's columns of the right operand are staged. This is
+                // computed again for each chunk, because staging needs the registers.
+                int at[GROUPS], first = opaque(own_pixel) + row;
+#pragma unroll
+                for (int j = 0; j < GROUPS; ++j) {
+                    int pixel = min(first + j * 8, here - 1);  // past the last: its results are unused
+                    int line = by_columns.quotient(pixel), which = by_height.quotient(line);
+                    line -= which * height;
+                    int place = which * t.image_pitch + line * pass.stride * t.row_pitch;
+                    int column = pixel - (line + which * height) * p.columns;
+                    at[j] = (place + column) * PITCH + quarter * 2;
+                }
+                for (int tap = 0; tap < p.taps; ++tap) {
+                    wait_copies<1>();  // for this tap's weights
+                    __syncthreads();  // weights and pixels are there; the last tap's are free
+                    copy_ahead(buffer ? buffer - 1 : TAPS_IN_MEMORY - 1);
+                    const float* of_tap = weights + buffer * tap_size;
+                    const float* under = pixels + pass.tables.taps[p.first_tap + tap] * PITCH;
+#pragma unroll
+                    for (int i = 0; i < STEPS; ++i) {
+                        int step = split * STEPS + i;
+                        float a[2][4];
+#pragma unroll
+                        for (int operand = 0; operand < 2; ++operand) {
+                            float4 v = load4(
+                                of_tap + packed_at(step, operand, own_channel / 4, quarter, width));
+                            a[operand][0] = v.x;
+                            a[operand][1] = v.y;
+                            a[operand][2] = v.z;
+                            a[operand][3] = v.w;
+                        }
+                        multiply_step(a, under + step * STEP, at, sums);
+                    }
+                    buffer = buffer == TAPS_IN_MEMORY - 1 ? 0 : buffer + 1;
+                }
             }
+
+            if (SPLITS > 1) add_splits<GROUPS, SPLITS>(sums, split, warp, warps, pixels);
+            if (split > 0) continue;
+            int first_pixel = opaque(own_pixel + quarter * 2);
+            int filter = first_filter + own_channel;
+            pass.begin(warp / t.channel_warps, own_channel,
+                       make_float4(sums[0][0][0], sums[0][0][2], sums[0][1][0], sums[0][1][2]));
+            // If both steps are 1, a tile's results are consecutive in memory: `run` of them.
+            bool dense = pass.row_step == 1 && pass.column_step == 1;
+            int run_begin = (image * pass.result_rows + band) * pass.result_columns;
+            int run = min(t.images, pass.s.B - image) * min(height, p.rows - band) * p.columns;
+            if (filter >= pass.filters) run = 0;
+#pragma unroll
+            for (int first = 0; first < GROUPS * 2; first += RESULTS) {
+                int number[RESULTS];
+                float4 values[RESULTS];
+#pragma unroll
+                for (int k = 0; k < RESULTS; ++k) {
+                    number[k] = -1;
+                    values[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                    if (first + k >= GROUPS * 2) continue;
+                    const float(&v)[2][4] = sums[(first + k) / 2];
+                    int half = k % 2, pixel = first_pixel + (first + k) / 2 * 8 + half;
+                    values[k] = make_float4(v[0][half], v[0][2 + half], v[1][half], v[1][2 + half]);
+                    if (dense) {
+                        number[k] = pixel < run ? run_begin + pixel : -1;
+                        continue;
+                    }
+                    int line = by_columns.quotient(pixel), which = by_height.quotient(line);
+                    int phase_row = band + line - which * height, b = image + which;
+                    int result_row = p.first_row + phase_row * pass.row_step;
+                    int column = p.first_column + (pixel - line * p.columns) * pass.column_step;
+                    bool inside = run && pixel < here && phase_row < p.rows && b < pass.s.B;
+                    int row_number = b * pass.result_rows + result_row;
+                    number[k] = inside ? row_number * pass.result_columns + column : -1;
+                }
+                pass.take(number, own_pixel + first * 4, filter, values);
+            }
+            pass.end(warp / t.channel_warps, own_channel);
         }
-        pass.finish(t, run);
+        if (ends_run(t, tile)) pass.finish(t, run_of(t, tile));
     }
     wait_copies<0>();
 }

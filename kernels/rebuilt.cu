@@ -29,53 +29,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) rebuilt_moments(
         return block.place(0, row, pixel - row * s.Wo);
     };
     int elements = block.elements() + 1;
-    for (int run = blockIdx.x; run < t.runs; run += gridDim.x) {
-        ElementSums of_y, of_mask;
+    ElementSums of_y, of_mask;  // of a run of tiles
+    float4 pivot, deviations, squares;
+    int count;
+    for (int tile = blockIdx.x; tile < t.tiles; tile = next_tile(t, tile)) {
+        if (begins_run(t, tile)) {
 #pragma unroll
-        for (int i = 0; i < 16; ++i) of_y[i / 4][i % 4] = of_mask[i / 4][i % 4] = 0.0f;
-
-        float4 pivot, deviations, squares;
-        pivot = deviations = squares = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        int count = 0;
-        for (int tile = run; tile < s.B * t.bands; tile += t.runs) {
-            int number = tile / t.bands, band = tile % t.bands * t.rows;
-            int here = min(t.rows, s.Ho - band) * s.Wo;
-            __syncthreads();  // all threads have read what was staged before
-            block.stage_image(number, 1, band, 0);
-            __syncthreads();
-            for (int first = warp * PIXELS; first < here; first += WARPS * PIXELS) {
-                float4 y[2][2], mask[2][2];
-                int own[2][2];
-#pragma unroll
-                for (int j = 0; j < 2; ++j) {
-                    block.compute(w, place(min(first + j * 8 + group, here - 1)), y[j]);
-#pragma unroll
-                    for (int half = 0; half < 2; ++half) {
-                        int pixel = first + j * 8 + quarter * 2 + half;
-                        bool exists = pixel < here;
-                        own[j][half] = place(min(pixel, here - 1));
-                        float4& v = y[j][half];
-                        mask[j][half] = make_float4(
-                            exists && v.x > floor, exists && v.y > floor, exists && v.z > floor,
-                            exists && v.w > floor);
-                        v = keep4(v, exists ? 0xf : 0);
-                        if (!exists) continue;
-                        if (count == 0) pivot = v;
-                        float4 d = sub4(v, pivot);
-                        deviations = add4(deviations, d);
-                        squares = fma4(d, d, squares);
-                        ++count;
-                    }
-                }
-                float right[2][OF_PIXELS][2];
-                block.patches(own, right);
-                add_patches(y, right, of_y);
-                add_patches(mask, right, of_mask);
-            }
+            for (int i = 0; i < 16; ++i) of_y[i / 4][i % 4] = of_mask[i / 4][i % 4] = 0.0f;
+            pivot = deviations = squares = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            count = 0;
         }
+        TilePlace of_tile(t, tile);
+        int number = of_tile.image, band = of_tile.row;
+        int here = min(t.rows, s.Ho - band) * s.Wo;
+        __syncthreads();  // all threads have read what was staged before
+        block.stage_image(number, 1, band, 0);
+        __syncthreads();
+        for (int first = warp * PIXELS; first < here; first += WARPS * PIXELS) {
+            float4 y[2][2], mask[2][2];
+            int own[2][2];
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                block.compute(w, place(min(first + j * 8 + group, here - 1)), y[j]);
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    int pixel = first + j * 8 + quarter * 2 + half;
+                    bool exists = pixel < here;
+                    own[j][half] = place(min(pixel, here - 1));
+                    float4& v = y[j][half];
+                    mask[j][half] = make_float4(
+                        exists && v.x > floor, exists && v.y > floor, exists && v.z > floor,
+                        exists && v.w > floor);
+                    v = keep4(v, exists ? 0xf : 0);
+                    if (!exists) continue;
+                    if (count == 0) pivot = v;
+                    float4 d = sub4(v, pivot);
+                    deviations = add4(deviations, d);
+                    squares = fma4(d, d, squares);
+                    ++count;
+                }
+            }
+            float right[2][OF_PIXELS][2];
+            block.patches(own, right);
+            add_patches(y, right, of_y);
+            add_patches(mask, right, of_mask);
+        }
+        if (!ends_run(t, tile)) continue;
 
+        int run = run_of(t, tile);
         float* result = sums.row() + run * 2 * elements * s.Cout;
-        __syncthreads();  // all threads have read the last run's sums
         store_sums(of_y, area + warp * SUMS_OF_WARP);
         store_sums(of_mask, area + (WARPS + warp) * SUMS_OF_WARP);
         __syncthreads();

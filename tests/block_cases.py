@@ -54,11 +54,15 @@ def same_roundings(driver):
 
 
 def with_runs(launch, runs, blocks=None, parts=None):
-    """The launch with so many runs of tiles, blocks of threads (default: runs), and parts."""
+    """The launch with so many runs of tiles, parts (default: runs) and blocks of threads (parts).
+
+    At most as many runs as tiles, and blocks as parts.
+    """
+    runs = min(runs, launch.tiling["tiles"])
     before, parts = launch.tiling["parts"], parts or runs
     return launch._replace(
         tiling={**launch.tiling, "runs": runs, "parts": parts},
-        grid=(blocks or runs, launch.grid[1]),
+        grid=(min(blocks or parts, parts), launch.grid[1]),
         parts=launch.parts // before * parts,
     )
 

@@ -70,6 +70,11 @@ class Storage(NamedTuple):
         """Bytes of a chunk of a pixel's channels."""
         return CHUNK * self.dtype.itemsize
 
+    def forward_forms_for(self, rebuilding):
+        """forward_forms; for a launch that rebuilds the first block with more registers."""
+        few, more = Form(4, 1, 8), Form(4, 1, 6)
+        return [more if rebuilding and form == few else form for form in self.forward_forms]
+
     def pixels_in_flight(self, form, gradient):
         """Pixels that a thread of a correlation loads together while it stages."""
         return 4 if gradient else 3 if form.groups > 8 else self.in_flight
@@ -118,7 +123,7 @@ def programs(storage):
         (REBUILDING_GRADIENT_FORMS, REBUILDING_WEIGHT_FORMS, REBUILDING),
     ):
         of_kernels = {
-            "block_forward.cu": [form.defines for form in storage.forward_forms],
+            "block_forward.cu": [f.defines for f in storage.forward_forms_for(bool(rebuilding))],
             "block_input_gradient.cu": [form.defines for form in gradient_forms],
             "block_weight_gradient.cu": [weight_defines(*form) for form in weight_forms],
         }

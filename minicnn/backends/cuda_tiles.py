@@ -126,13 +126,8 @@ class _Tile(NamedTuple):
 
     def tiling(self, **more):
         """The fields of block.cuh's struct Tiling."""
-        return {
-            "images": self.images,
-            "rows": self.rows,
-            "bands": self.bands,
-            **self.staging,
-            **more,
-        }
+        own = {"images": self.images, "rows": self.rows, "bands": self.bands}
+        return {**own, **self.staging, **more}
 
     def count(self, batch):
         """The number of tiles of a batch."""
@@ -151,7 +146,8 @@ def forward(window, channels, filters, batch, storage=TF32, below=None):
     """
     fixed = 2 * _padded(channels)
     size = _Correlation(channels, filters, batch, fixed, PIVOTED, False, storage, below)
-    return _correlations(storage.forward_forms, _axes(window), window.input, size)
+    forms = storage.forward_forms_for(below is not None)
+    return _correlations(forms, _axes(window), window.input, size)
 
 
 def input_gradient(window, channels, filters, batch, storage=TF32, below=None):
@@ -308,8 +304,8 @@ def _correlation(form, tile, wide, axes, image, size):
     grid = Grid(tile.count(size.batch), blocks_y, warps, at_once, shared)
     runs = runs_of(grid.tiles, blocks_y, grid.at_once)
     tiling = tile.tiling(
-        pixel_warps=pixel_warps, channel_warps=wide, groups=phase_groups, area=area, runs=runs,
-        parts=runs,
+        pixel_warps=pixel_warps, channel_warps=wide, groups=phase_groups, area=area,
+        tiles=grid.tiles, runs=runs, parts=runs,
     )  # fmt: skip
     tables, taps = _taps_tables(axes, tile.staging)
     staged_below = None if size.gradient else size.below
@@ -455,8 +451,8 @@ def _weight_gradient(form, tile, window, channels, filters, batch, storage, belo
     halves = 2 if 2 * blocks <= grid.tiles else 1
     runs = blocks * halves
     tiling = tile.tiling(
-        pixel_warps=shares, channel_warps=item_warps, groups=groups, area=area, runs=runs,
-        parts=runs,
+        pixel_warps=shares, channel_warps=item_warps, groups=groups, area=area, tiles=grid.tiles,
+        runs=runs, parts=runs,
     )  # fmt: skip
     axes, t = _axes(window), tile.staging
     columns, step = window.output[1], window.strides[0] * t["row_pitch"]
@@ -502,8 +498,11 @@ def _by_rows(tile, batch, storage, blocks_y, threads, area, shared, at_once):
 
     Such kernels have much to add up at the end of a run, so there are few runs.
     """
-    runs = runs_of(tile.count(batch), blocks_y, at_once, MOST_RUNS // 4)
-    tiling = tile.tiling(pixel_warps=1, channel_warps=1, groups=1, area=area, runs=runs, parts=runs)
+    tiles = tile.count(batch)
+    runs = runs_of(tiles, blocks_y, at_once, MOST_RUNS // 4)
+    tiling = tile.tiling(
+        pixel_warps=1, channel_warps=1, groups=1, area=area, tiles=tiles, runs=runs, parts=runs
+    )
     grid, rank = (runs, blocks_y), float(tile.bands)
     return TiledLaunch(storage.defines, tiling, (), grid, threads, shared, runs, at_once, rank)
 

@@ -320,6 +320,7 @@ def stand_in(monkeypatch, calls, tmp_path):
             runtime=SimpleNamespace(
                 memGetInfo=lambda: (1000, 4000),
                 getDevice=lambda: 3,
+                getDeviceProperties=lambda device: {3: {"multiProcessorCount": 58}}[device],
                 setDevice=lambda device: calls.append(("device", device)),
             ),
         ),
