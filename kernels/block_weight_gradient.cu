@@ -164,7 +164,12 @@ __device__ inline void write_tap(const float (&sums)[EIGHTS][4], const Convoluti
         if (own >= s.Cin || first >= s.Cout) continue;
         float2* to = reinterpret_cast<float2*>(part + own * s.Cout + first);
         const float* v = sums[i / 2] + i % 2 * 2;
-        *to = add ? make_float2(to->x + v[0], to->y + v[1]) : make_float2(v[0], v[1]);
+        float2 sum = make_float2(v[0], v[1]);
+        if (add) {
+            float2 before = *to;
+            sum = make_float2(before.x + sum.x, before.y + sum.y);
+        }
+        *to = sum;
     }
 }
 

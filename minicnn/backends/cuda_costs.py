@@ -17,6 +17,7 @@ MULTIPROCESSORS, NETS = 132, 15  # of an H200, and of the seed's ensemble
 SHARE = Fraction(MULTIPROCESSORS, NETS)  # the multiprocessors that a net has
 # Runs of tiles, at most: thread blocks add up the sums of all runs of the launch before
 MOST_RUNS = MULTIPROCESSORS
+CACHE = 23.7  # bytes of the cache for a multiprocessor in a clock: an H200's 5.5 TB/s
 ALL_SHARED_BYTES = 227 << 10  # of a multiprocessor
 RESERVED_BYTES = 1 << 10  # of a thread block, in addition to what it asks for
 
@@ -101,6 +102,20 @@ def blocks_along(pieces, blocks_y, at_once, share):
     """
     most = min(pieces, max(1, share * at_once // blocks_y))
     return ceil(pieces / ceil(pieces / most))
+
+
+def pays_in_pairs(grid, work, costs, cache, blocks, size):
+    """Whether a launch that sums up `size` bytes should have two runs for each of `blocks` parts.
+
+    A thread block of many nets adds the second run to the first, in the cache. Of a single net each
+    run has a thread block, and the launch takes half as long. It pays if this saves a multiple of
+    what it costs, because another launch may run beside it.
+    """
+    if 2 * blocks > grid.tiles:
+        return False
+    one, two = (grid.clocks(work, costs, cache, MULTIPROCESSORS, n * blocks) for n in (1, 2))
+    added = 2 * size * blocks  # read and written once more
+    return one - two > 6 * added * NETS / (MULTIPROCESSORS * CACHE)
 
 
 def runs_of(tiles, blocks_y, at_once, most=MOST_RUNS):

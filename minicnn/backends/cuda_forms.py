@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .cuda_costs import CACHE
+
 # ---- constants of the kernels: the same as in block.cuh and others
 CHUNK, WARP = 32, 32
 STEP = 8  # the depth of one mma.sync, in words
@@ -58,7 +60,7 @@ class Storage(NamedTuple):
     forward_forms: tuple
     in_flight: int  # pixels that a thread of block_forward.cu loads together
     alignment: int  # channels must be a multiple of it
-    cache: float  # bytes of it for a multiprocessor in a clock, in the model of cuda_costs.py
+    cache: float  # as CACHE, in the model of cuda_costs.py
 
     @property
     def per_word(self):
@@ -108,7 +110,7 @@ BFLOAT16 = Storage(
     ),
     in_flight=4,
     alignment=8,
-    cache=23.7,  # an H200's 5.5 TB/s
+    cache=CACHE,
 )
 STORAGES = TF32, BFLOAT16
 _WITHOUT_FORMS = "block_first.cu", "head.cu", "pack_weights.cu", "rebuilt.cu"

@@ -27,6 +27,7 @@ from .cuda_costs import (
     Grid,
     Work,
     blocks_along,
+    pays_in_pairs,
     runs_of,
 )
 from .cuda_forms import (
@@ -446,9 +447,11 @@ def _weight_gradient(form, tile, window, channels, filters, batch, storage, belo
         loaded=(tile.staged + 2 * tile.pixels) * storage.chunk_bytes,
     )
     grid = Grid(tile.count(batch), blocks_y, warps, WARPS_AT_ONCE // warps, shared)
-    # Partial sums of weights are large: as few as let the model's nets fill its GPU, or twice these.
+    # Partial sums of weights are large: only as many as let the model's nets fill its GPU.
     blocks = blocks_along(grid.tiles, blocks_y, grid.at_once, SHARE)
-    halves = 2 if 2 * blocks <= grid.tiles else 1
+    size = 4 * (kh * kw * channels + 1) * filters
+    in_pairs = pays_in_pairs(grid, work, WEIGHT_COSTS, storage.cache, blocks, size)
+    halves = 2 if in_pairs else 1
     runs = blocks * halves
     tiling = tile.tiling(
         pixel_warps=shares, channel_warps=item_warps, groups=groups, area=area, tiles=grid.tiles,
@@ -499,7 +502,7 @@ def _by_rows(tile, batch, storage, blocks_y, threads, area, shared, at_once):
     Such kernels have much to add up at the end of a run, so there are few runs.
     """
     tiles = tile.count(batch)
-    runs = runs_of(tiles, blocks_y, at_once, MOST_RUNS // 4)
+    runs = runs_of(tiles, blocks_y, at_once, MOST_RUNS // 8)
     tiling = tile.tiling(
         pixel_warps=1, channel_warps=1, groups=1, area=area, tiles=tiles, runs=runs, parts=runs
     )

@@ -61,8 +61,9 @@ class Counts(NamedTuple):
     A request is the access of a warp's lanes at one place in the code. Sectors are aligned pieces
     of 32 bytes of global memory; ideal sectors are the fewest that can hold the same number of
     bytes. Wavefronts are the passes that a request to shared memory takes; ideal wavefronts are
-    those without bank conflicts. Bytes are counted once, however often they are accessed. An atomic
-    operation counts as a store.
+    those without bank conflicts. Bytes are counted once, however often they are accessed; those
+    that the launch has written are not counted as read after it. An atomic operation counts as a
+    store.
     """
 
     load_requests: int

@@ -132,9 +132,13 @@ void Checker::global_access(uintptr_t address, size_t size, Access kind) {
         if (word.copies && kind != Access::read)
             fault_at(address, size, kind, "which an asynchronous copy has yet to read");
         note(word, address, kind);
-        bool& before = kind == Access::read ? word.was_read : word.was_written;
-        (kind == Access::read ? counters.bytes_read : counters.bytes_written) += before ? 0 : bytes;
-        before = true;
+        if (kind != Access::read) {
+            counters.bytes_written += word.was_written ? 0 : bytes;
+            word.was_written = true;
+        } else if (!word.was_written) {  // else a cache that holds everything would have it
+            counters.bytes_read += word.was_read ? 0 : bytes;
+            word.was_read = true;
+        }
     });
 }
 
