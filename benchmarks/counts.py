@@ -132,7 +132,7 @@ def run_step(driver, launches, nets, batch, version):
 def count_step(nets, batch, version="implicit"):
     """A Row for each launch of a step, counted by the emulator.
 
-    It runs one net, cut for `nets` of them, and multiplies the counts, since the net is a grid axis.
+    It runs one net, with grids for `nets`, and multiplies the counts: the net is a grid axis.
     """
     # Marked as they are handed over: launches that run together are executed a little later.
     emulator, launches = Emulator(checked=True), []

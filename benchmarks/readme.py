@@ -319,15 +319,24 @@ def tile_choices():
     for row in result["launches"]:
         of_warp = f"{row['warp_pixels']} x {row['warp_channels']}" if row["warp_pixels"] else ""
         cells = [row["layer"], row["pass"], row["tile"], row["warps"], of_warp]
-        cells += [" x ".join(map(str, row["grid"])), f"{row['shared_bytes'] / 1024:.0f}"]
+        cells += [" x ".join(map(str, row[grid])) for grid in ("grid", "grid_of_one_net")]
+        cells.append(f"{row['shared_bytes'] / 1024:.0f}")
         cells += [", ".join(map(str, row[key])) for key in ("registers", "spilled")]
-        cells.append(f"{row['microseconds']:.0f}" if row["microseconds"] else "")
+        for key in ("microseconds_of_one_net", "microseconds"):
+            cells.append(f"{row[key]:.0f}" if row[key] else "")
         rows.append([*cells, *_times_of(row, timed["tilings"])])
     heads = ["layer", "pass", "tile", "warps", "pixels by channels of a warp", "grid"]
-    heads += ["shared, KB", "registers", "spilled, bytes", "model, us", "timed, us"]
-    heads += ["fastest, us"]
+    heads += ["grid, one net", "shared, KB", "registers", "spilled, bytes", "one net, model, us"]
+    heads += ["model, us", "timed, us", "fastest, us"]
+    sums = [
+        f"{nets} {'nets' if int(nets) > 1 else 'net'} in {name} {apart:.0f} us, {together:.0f} if "
+        "a block's two gradients run together"
+        for name, of_nets in result["microseconds"].items()
+        for nets, (apart, together) in of_nets.items()
+    ]
     return paragraphs(
         timing.table(heads, rows),
+        f"By the model all launches of the table take: {'; '.join(sums)}.",
         f"Batch {result['batch']}. Registers of a thread, and its bytes of stack and spills, "
         f"on {' and '.join(result['architectures'])}, by NVRTC {result['versions']['nvrtc']}. "
         f"Timed: this tiling, and the fastest of the {len(timed['tilings']):,} that were timed for "
@@ -348,7 +357,7 @@ def compilers():
 def _times_of(row, tilings):
     """The cells of a launch's time and of the fastest tiling's, in microseconds."""
     of = [t for t in tilings if (t["layer"], t["pass"]) == (row["layer"], row["pass"])]
-    same = ("form", "grid", "shared_bytes")
+    same = ("form", "images", "rows", "channel_warps")
     found = [t["seconds"] for t in of if all(t[key] == row[key] for key in same)]
     if not found:
         return ["", ""]

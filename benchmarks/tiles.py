@@ -1,13 +1,17 @@
 """python -m benchmarks.tiles: how each layer's fused kernels are tiled, as compiled.
 
 For the seed network: the choices of minicnn/backends/cuda_tiles.py, with the registers and spills
-that the compiler reports. Needs NVRTC, but no GPU. kernels/README.md shows the result.
+that the compiler reports; the grids of 15 nets and of one, and how long the model expects them to
+take on an H200. Needs NVRTC, but no GPU. kernels/README.md shows the result.
 """
 
+import numpy as np
 import pandas as pd
 
 from benchmarks import timing
 from minicnn.backends import cuda, cuda_blocks
+from minicnn.backends.cuda_costs import MULTIPROCESSORS, NETS
+from minicnn.backends.cuda_forms import STORAGES
 from minicnn.backends.kernel import SOURCES, Program
 from minicnn.command import positive
 from minicnn.recipe import RECIPES
@@ -25,6 +29,7 @@ def choices(batch):
             launch = getattr(block, name)
             if launch is None:
                 continue
+            alone = launch.cut(MULTIPROCESSORS)
             t, forms = launch.tiling, dict(define.split("=") for define in launch.defines)
             images = f"{t['images']} images" if t["images"] > 1 else f"{t['rows']} rows"
             rows.append(
@@ -36,13 +41,35 @@ def choices(batch):
                     "warps": launch.threads // 32,
                     "warp_pixels": 8 * int(forms.get("FORM_GROUPS", 0)),
                     "warp_channels": 32 if "FORM_GROUPS" in forms else 0,
+                    **{key: t[key] for key in ("images", "rows", "channel_warps")},
                     "grid": launch.grid,
+                    "grid_of_one_net": alone.grid,
                     "shared_bytes": launch.shared_bytes,
                     "microseconds": launch.clocks / CLOCKS_A_MICROSECOND,
+                    "microseconds_of_one_net": launch.clocks_alone / CLOCKS_A_MICROSECOND,
                     **_resources(block, name, launch),
                 }
             )
     return rows
+
+
+def totals(batch):
+    """{precision: {nets: [microseconds of the blocks' launches, the same if two run together]}}.
+
+    By the model, without that of the first layer. A block's two gradients run together.
+    """
+    found = {}
+    for storage in STORAGES:
+        blocks = cuda_blocks.fusion(RECIPES["seed"].nodes, batch, storage).blocks[1:]
+        found[storage.precision] = {}
+        for nets, clocks in ((NETS, "clocks"), (1, "clocks_alone")):
+            forward, *gradients = (
+                np.array([getattr(getattr(b, name), clocks) for b in blocks]) for name in PASSES
+            )
+            apart, together = sum(gradients), np.maximum(*gradients)
+            both = [(forward + more).sum() / CLOCKS_A_MICROSECOND for more in (apart, together)]
+            found[storage.precision][nets] = both
+    return found
 
 
 def _resources(block, name, launch):
@@ -73,12 +100,18 @@ def main():
     print(
         pd.DataFrame(rows).drop(columns="form").to_string(index=False, float_format="{:.1f}".format)
     )
+    for precision, of_nets in totals(arguments.batch).items():
+        for nets, (apart, together) in of_nets.items():
+            print(
+                f"{precision}, nets: {nets}: {apart:.0f} us, {together:.0f} if a block's two "
+                "gradients run together"
+            )
     result = {
         "what": "how fused kernels are tiled, by the model of minicnn/backends/cuda_tiles.py",
         "batch": arguments.batch,
         "architectures": ARCHITECTURES,
         "launches": rows,
-        "microseconds": sum(row["microseconds"] for row in rows),
+        "microseconds": totals(arguments.batch),
         "machine": timing.machine(),
         "versions": {**timing.versions(), "nvrtc": ".".join(map(str, cuda.nvrtc_version()))},
     }

@@ -43,7 +43,8 @@ class Launcher:
         ways = getattr(cuda_tiles, name)
         found = ways(window, block.channels, block.filters, batch, below=below)
         shortest = min(launch.clocks for launch in found)
-        return [launch for launch in found if launch.clocks <= WITHIN * shortest]
+        share = self.ops.share(len(self._trainer.nets))
+        return [launch.cut(share) for launch in found if launch.clocks <= WITHIN * shortest]
 
     def seconds(self, i, name, launch):
         """The time of a tiling of a pass: the shortest of two."""

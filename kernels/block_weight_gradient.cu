@@ -155,7 +155,7 @@ __device__ inline void add_shares(Sums& sums, int share, int shares, int item, f
 // CHUNK filters.
 __device__ inline void write_tap(const float (&sums)[EIGHTS][4], const Convolution& s, int channel,
                                  int filter, float* part, bool add) {
-    // opaque: so that no address is kept in a register during the products
+    // opaque, here and below: so that no address is kept in a register during the products
     channel += opaque(threadIdx.x % WARP / 4);
     filter += opaque(threadIdx.x % 4 * 2);
 #pragma unroll
@@ -309,7 +309,7 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
 #pragma unroll
             for (int tap = 0; tap < FORM_TAPS; ++tap) {
                 if (tap >= taps) break;
-                int number = tap_row * s.kw + tap_column + tap;
+                int number = opaque(tap_row * s.kw + tap_column) + tap;
                 write_tap(sums[tap], s, first_channel + half, first_filter,
                           part + number * s.Cin * s.Cout, adds);
             }

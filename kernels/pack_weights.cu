@@ -22,8 +22,9 @@ __device__ inline int staged_at(int channel, int filter) {
 // Twin: block_oracles.packed
 extern "C" __global__ void pack_weights(
     const int* slots, PerNet<const float> weights, PerNet<float> packed) {
-    const int* row = slots + blockIdx.x * 8;
-    Slot s{row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]};
+    const int4* row = reinterpret_cast<const int4*>(slots) + blockIdx.x * 2;  // 16 bytes at a time
+    int4 a = row[0], b = row[1];
+    Slot s{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
     const float* kernel = weights.row() + s.from;
     float* to = packed.row() + s.to;
     int channels = s.is_gradient ? s.Cout : s.Cin, filters = s.is_gradient ? s.Cin : s.Cout;

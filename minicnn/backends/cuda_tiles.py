@@ -22,6 +22,7 @@ from .cuda_costs import (
     FORWARD_COSTS,
     GRADIENT_COSTS,
     MOST_RUNS,
+    MULTIPROCESSORS,
     SHARE,
     WEIGHT_COSTS,
     Grid,
@@ -73,7 +74,8 @@ class TiledLaunch(NamedTuple):
     shared_bytes: int
     parts: int  # number of partial sums that it writes for each sum
     at_once: int  # thread blocks that a multiprocessor holds
-    clocks: float  # that the model expects for a multiprocessor; for block_first.cu only a rank
+    clocks: float  # that the model expects for its nets; for block_first.cu only a rank
+    clocks_alone: float = 0.0  # the same for a single net on that GPU; not for block_first.cu
     taps: tuple = ()  # of a correlation: the kernel's taps of each phase, in order
     halves: int = 1  # 2 if it can add up pairs of runs, see block_weight_gradient.cu
 
@@ -320,7 +322,8 @@ def _correlation(form, tile, wide, axes, image, size):
     defines = *form.defines, *storage.defines, *(REBUILDING if size.below else ())
     return TiledLaunch(
         defines, tiling, tables, (runs, blocks_y), warps * WARP, shared, runs * phase_groups,
-        grid.at_once, grid.clocks(work, costs, storage.cache), taps,
+        grid.at_once, grid.clocks(work, costs, storage.cache),
+        grid.clocks(work, costs, storage.cache, MULTIPROCESSORS, runs), taps,
     )  # fmt: skip
 
 
@@ -469,7 +472,7 @@ def _weight_gradient(form, tile, window, channels, filters, batch, storage, belo
     return TiledLaunch(
         (*weight_defines(*form), *storage.defines, *rebuilding), tiling, table, (runs, blocks_y),
         warps * WARP, shared, runs, grid.at_once, grid.clocks(work, WEIGHT_COSTS, storage.cache),
-        halves=halves,
+        grid.clocks(work, WEIGHT_COSTS, storage.cache, MULTIPROCESSORS, runs), halves=halves,
     )  # fmt: skip
 
 

@@ -53,8 +53,11 @@ class Operations(Backend):
     def fusion(self, nodes, nets, batch):
         """The cuda_blocks.FusedNetwork that a stack of layers is, or None."""
         storage = _STORAGES.get(self.precision)
-        share = Fraction(self._multiprocessors) / nets
-        return storage and cuda_blocks.fusion(nodes, batch, storage, share)
+        return storage and cuda_blocks.fusion(nodes, batch, storage, self.share(nets))
+
+    def share(self, nets):
+        """The multiprocessors that each of so many nets has, a Fraction."""
+        return Fraction(self._multiprocessors) / nets
 
     def _launch_for_each(self, threads, file, kernel, /, *arguments, **by_name):
         """Launch a kernel with at least so many threads for each net."""

@@ -84,7 +84,7 @@ def with_convolution(ops, fuses):
 def layer_by_layer(ops):
     """The operations without networks of blocks."""
     found = copy(ops)
-    found.fusion = lambda nodes, batch: None
+    found.fusion = lambda nodes, nets, batch: None
     return found
 
 

@@ -15,7 +15,9 @@ from benchmarks.compilers import programs
 from minicnn import devices
 from minicnn.backends import cuda
 from minicnn.backends.kernel import Program
+from minicnn.backends.ops_cuda import Operations
 from minicnn.emulator import Emulator
+from minicnn.recipe import RECIPES
 
 FOR_TENSOR_CORES = 80, 90, "newest"  # older GPUs have none
 
@@ -529,6 +531,14 @@ def test_the_compilers_message_comes_through(stand_in, tmp_path):
     driver = cuda.Cuda()
     with pytest.raises(cuda.CompileError, match=r"mistaken\.cu\(3\): error: nowhere"):
         driver.launch(path, "scale", (5,), (64,), *toy_arguments(driver))
+
+
+def test_grids_are_cut_for_the_gpus_multiprocessors(stand_in):
+    driver = cuda.Cuda()
+    assert driver.multiprocessors == 58
+    ops = Operations(driver, precision="tf32")
+    found = [ops.fusion(RECIPES["seed"].nodes, nets, 64).blocks[1].forward for nets in (1, 4)]
+    assert [launch.grid[0] for launch in found] == [64, 26]
 
 
 def test_free_memory_keeps_a_reserve(stand_in):

@@ -17,8 +17,9 @@ from minicnn.recipe import RECIPES
 
 E, P, M, MOMENTUM = 2, 5000, 700, 0.99
 RATES = np.array([1e-3, 1e-2, 0.3])
-# (from, parts, halves, step, to, length): more elements than a thread block takes at a time, none of
-# some thread's, a single part, parts to be added in pairs first, gradients that are written already
+# (from, parts, halves, step, to, length): more elements than a thread block takes at a time, none
+# of some thread's, a single part, parts that are first added in pairs, and gradients that are
+# written already
 SUMS = np.array(
     [
         [0, 3, 1, 2600, 100, 2500],

@@ -1,11 +1,14 @@
 """How launches of fused blocks split their work: the limits of a choice, and its estimated time."""
 
 import re
-from math import ceil
+from fractions import Fraction
+from itertools import product
+from math import ceil, prod
 
 import pytest
 
 from minicnn.backends import cuda_forms, cuda_tiles
+from minicnn.backends.cuda_costs import SHARE
 from minicnn.backends.kernel import SOURCES
 from minicnn.network.geometry import Window
 from minicnn.network.layers import Conv2D
@@ -94,6 +97,67 @@ def test_consecutive_pixels_lie_in_different_banks(what, storage):
         assert good >= 0.9 * len(runs), (node.name, what)
 
 
+# ---------------------------------------------------------------------------------------------
+# Grids
+
+each_launch = pytest.mark.parametrize(
+    ("node", "what"), list(product(CONVOLUTIONS, PASSES)), ids=lambda v: getattr(v, "name", v)
+)
+
+
+@each_storage
+@each_launch
+def test_only_the_grid_depends_on_the_nets_and_the_gpu(node, what, storage):
+    """And whether a thread block adds up a pair of runs; test_blocks.py shows that no bit does."""
+    _, launch = launch_of(node, what, storage)
+    tiles, runs, pairs = launch.tiling["tiles"], launch.tiling["runs"], launch.halves == 2
+    assert runs <= tiles and (runs <= 132 or runs == launch.cut(SHARE).grid[0])
+    for nets, multiprocessors in product((1, 2, 5, 15, 40), (4, 24, 132, 192)):
+        share = Fraction(multiprocessors, nets)
+        cut = launch.cut(share)
+        same = cut._replace(grid=launch.grid, parts=launch.parts, tiling=launch.tiling)
+        assert same == launch
+        assert {**cut.tiling, "parts": runs} == launch.tiling
+        blocks, blocks_y = cut.grid
+        assert blocks_y == launch.grid[1] and blocks <= cut.tiling["parts"]
+        # All thread blocks fit at once, unless there is one for a net alone.
+        assert blocks == 1 or blocks * blocks_y <= share * launch.at_once
+        fold = runs // cut.tiling["parts"]
+        assert fold in ((1, 2) if pairs else (1,)) and cut.adds_later == (pairs and fold == 1)
+        assert cut.parts == launch.parts // fold
+        assert cut.cut(SHARE) == launch.cut(SHARE)
+
+
+@each_storage
+@each_launch
+def test_nets_that_fill_the_gpu_lose_nothing(node, what, storage):
+    """A thread block of 15 nets computes as many tiles as if the grid were cut for them alone."""
+    _, launch = launch_of(node, what, storage)
+    tiles, (_, blocks_y) = launch.tiling["tiles"], launch.grid
+    cut = launch.cut(SHARE)
+    rounds = ceil(tiles / min(tiles, max(1, int(SHARE * launch.at_once) // blocks_y)))
+    of_block = ceil(cut.tiling["parts"] / cut.grid[0])
+    runs = [
+        run
+        for part in range(of_block)
+        for run in range(part, launch.tiling["runs"], cut.tiling["parts"])
+    ]
+    assert sum(len(range(run, tiles, launch.tiling["runs"])) for run in runs) == rounds
+
+
+@each_storage
+def test_one_net_fills_the_gpu(storage):
+    """As far as its tiles allow; weight gradients less, since their partial sums are large."""
+    busy = {what: 0.0 for what in PASSES}
+    for node, what in product(CONVOLUTIONS, PASSES):
+        _, launch = launch_of(node, what, storage)
+        alone, before = launch.cut(132), launch.cut(SHARE)
+        assert what == "weight gradient" or alone.grid[0] == launch.tiling["runs"]
+        assert prod(alone.grid) >= prod(before.grid)
+        busy[what] += min(132, prod(alone.grid)) * launch.clocks_alone
+    print(busy)
+
+
 def test_what_a_whole_window_meets_once_has_phases_of_one_tap():
     window = Window.fit((4, 4), (1, 1), "valid", (4, 4))
     assert cuda_tiles.gradient_window(window).phases != window.phases
@@ -114,10 +178,10 @@ def test_a_layer_for_which_nothing_fits_has_no_launch():
 
 
 def test_python_and_the_kernels_have_the_same_numbers():
-    names = "CHUNK STATISTICS SUMS PIVOTED".split()
+    names = "CHUNK STATISTICS SUMS PIVOTED SHARERS".split()
     text = (SOURCES / "block.cuh").read_text()
     for name in names:
-        assert int(re.search(rf"constexpr int {name} = (\d+);", text)[1]) == getattr(
+        assert int(re.search(rf"constexpr int {name} = (\d+)[;,]", text)[1]) == getattr(
             cuda_tiles, name
         )
     first, head = ((SOURCES / f).read_text() for f in ("block_first.cu", "head.cu"))

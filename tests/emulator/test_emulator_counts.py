@@ -87,6 +87,16 @@ def test_adding_to_a_number_is_a_load_and_a_store():
     }
 
 
+def test_what_a_launch_has_written_is_not_read_from_memory():
+    assert counted("write_and_add", (1,), (32,), np.ones(32, np.float32)) == {
+        "load_requests": 1,
+        "load_sectors": 4,
+        "ideal_load_sectors": 4,
+        "barriers": 2,
+        **stores(2, 8, 128),
+    }
+
+
 def test_what_all_blocks_read_again_and_again_is_as_many_bytes_as_once():
     x, y = np.ones(64, np.float32), np.zeros(128, np.float32)
     assert counted("load_again", (2,), (64,), x, 3, y) == {

@@ -26,6 +26,16 @@ struct Three {
     float a, b, c;
 };
 
+// Writes y, then adds to each element the one of another thread.
+extern "C" __global__ void write_and_add(float* y) {
+    int i = threadIdx.x, other = blockDim.x - 1 - i;
+    y[i] = i;
+    __syncthreads();
+    float found = y[other];
+    __syncthreads();
+    y[i] = found + i;
+}
+
 // A struct of three floats, which a compiler may copy in one access.
 extern "C" __global__ void load_structs(const float* x, float* y) {
     __shared__ Three staged[32];
