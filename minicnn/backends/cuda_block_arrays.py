@@ -4,7 +4,7 @@ cuda_blocks.py launches the kernels that read and write them. kernels/block.cuh 
 sums a kernel writes.
 """
 
-from itertools import pairwise
+from itertools import pairwise, product
 from math import prod
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -143,8 +143,8 @@ def _tables(network, nodes, training):
                 tables["weight gradient", i] = block.weight_gradient.tables
             if i:
                 tables["input gradient", i] = block.input_gradient.tables
-    if slots := _slot_rows(network, nodes, training):
-        tables["slots"] = slots
+    if rows := _tile_rows(network, nodes, training):
+        tables["weights"] = rows
     return {key: np.array(table, np.int32) for key, table in tables.items() if table}
 
 
@@ -168,19 +168,32 @@ def _packings(network, training):
     return found, begin
 
 
-def _slot_rows(network, nodes, training):
-    """The table of pack_weights.cu: a row for each thread block."""
-    rows, places = [], _places(nodes)
+def _tile_rows(network, nodes, training):
+    """The table of pack_weights.cu: a row for each thread block, (rows, 12)."""
+    places, slots, widths = _places(nodes), {}, {}
     packings, _ = _packings(network, training)
     for key, launch, channels, filters in _correlations(network, training):
-        (what, i), (to, _) = key, packings[key]
-        block, width = network.blocks[i], cuda_tiles.packed_width(launch)
-        kernel = places[id(block.convolution)]["kernel"]
-        for tap, channel, filter in cuda_tiles.weight_slots(launch, channels, filters):
-            at = kernel + tap * block.channels * block.filters
-            sizes = block.channels, block.filters
-            rows.append((at, to, *sizes, channel, filter, width, what == "input gradient"))
-            to += network.storage.words * width
+        (to, _), widths[key] = packings[key], cuda_tiles.packed_width(launch)
+        for slot in cuda_tiles.weight_slots(launch, channels, filters):
+            slots[key, slot] = to
+            to += network.storage.words * widths[key]
+    rows = []
+    for i, block in enumerate(network.blocks):
+        forward, gradient = ("forward", i), ("input gradient", i)
+        if forward not in widths:
+            continue
+        kernel, sizes = places[id(block.convolution)]["kernel"], (block.channels, block.filters)
+        tile = widths.get(gradient, cuda_tiles.CHUNK), widths[forward]
+        tiles = [range(0, size, step) for size, step in zip(sizes, tile, strict=True)]
+        for tap, channel, filter in product(range(prod(block.window.size)), *tiles):
+            both = (forward, channel, filter, tile[0]), (gradient, filter, channel, tile[1])
+            found = [
+                slots.get((key, (tap, depth + more, result)), -1) if more < size else -1
+                for key, depth, result, size in both
+                for more in (0, cuda_tiles.CHUNK)
+            ]
+            at = kernel + tap * prod(sizes)
+            rows.append((at, *sizes, channel, filter, *tile, *found, 0))
     return rows
 
 

@@ -176,12 +176,12 @@ class BlockPlan:
         )  # fmt: skip
 
     def _pack_weights(self):
-        slots = self._arrays.tables.get("slots")
-        if slots is None:  # no block but the first
+        tiles = self._arrays.tables.get("weights")
+        if tiles is None:  # no block but the first
             return
         self._launch(
-            "pack_weights.cu", "pack_weights", (len(slots),), (_THREADS,),
-            slots=slots.reshape(-1), weights=self._params, packed=self._arrays.all_packed,
+            "pack_weights.cu", "pack_weights", (len(tiles),), (_THREADS,),
+            tiles=tiles.reshape(-1), weights=self._params, packed=self._arrays.all_packed,
             defines=self.network.storage.defines,
         )  # fmt: skip
 

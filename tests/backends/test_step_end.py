@@ -9,6 +9,7 @@ from cases import Apart, assert_same_bits, relative
 from stacks import batch
 
 from minicnn import BatchNormalization, Conv2D, Dense, Dropout, Flatten, Sequential
+from minicnn.backends import cuda_tiles
 from minicnn.backends.cuda_block_arrays import _sum_rows
 from minicnn.backends.cuda_blocks import fusion
 from minicnn.backends.cuda_forms import STORAGES
@@ -155,6 +156,39 @@ def network(device, momenta, precision="tf32", filters=8):
         layers += [Conv2D(16, 3, activation="relu"), BatchNormalization(momentum)]
     layers += [Flatten(), Dense(5, activation="softmax")]
     return Sequential(layers, (11, 9, 3), nets=2, seed=3, device=device, precision=precision)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("filters", [(8, 40, 136), (72, 64, 32)])
+def test_weights_are_packed_as_each_pass_meets_them(
+    cuda_device, checked_driver, precision, filters, training
+):
+    layers = []
+    for count in filters:
+        layers += [Conv2D(count, (3, 2), activation="relu"), BatchNormalization()]
+    layers += [Flatten(), Dense(5, activation="softmax")]
+    for device in (cuda_device, Operations(checked_driver, precision=precision)):
+        model = Sequential(layers, (9, 7, 3), nets=2, seed=3, device=device, precision=precision)
+        plan = model.plan(4, training)
+        with model.ops.session():
+            plan._pack_weights()
+        storage, arrays = plan.network.storage, plan._arrays
+        count = 0
+        for (what, i), found in arrays.packed.items():
+            block = plan.network.blocks[i]
+            launch = block.forward if what == "forward" else block.input_gradient
+            kernels = model.ops.to_host(block.convolution.weights.kernel)
+            kernels, sizes = kernels.reshape(2, 6, *kernels.shape[-2:]), kernels.shape[-2:]
+            if what == "input gradient":
+                kernels, sizes = kernels.swapaxes(2, 3), sizes[::-1]
+            slots = cuda_tiles.weight_slots(launch, *sizes)
+            width = cuda_tiles.packed_width(launch)
+            for kernel, own in zip(kernels, model.ops.to_host(found), strict=True):
+                expected = block_oracles.packed(kernel, slots, width, storage.precision)
+                np.testing.assert_array_equal(own.view(np.uint32), expected.view(np.uint32))
+                count += 1
+        assert count == (8 if training else 4)
 
 
 def state(model):

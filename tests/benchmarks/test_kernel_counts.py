@@ -175,7 +175,7 @@ def weights_bytes(batch, storage):
     numbers = 6 * P + 2 * sum(np.prod(spec.shape) for spec in network.dense.specs.values())
     layout = arrays_layout(network, nodes, 1, batch, True, np.dtype(np.float32))
     numbers += 2 * layout["packed"][0][1]  # the packed weights: written, read by a correlation each
-    tables = [key for key in layout if key in ("slots", "sums", "drops") or key[0] in PARTS]
+    tables = [key for key in layout if key in ("weights", "sums", "drops") or key[0] in PARTS]
     numbers += sum(np.prod(layout[key][0]) for key in tables)
     above = [block.input_gradient.parts for block in network.blocks[1:]] + [1]
     for block, sums in zip(network.blocks, above, strict=True):
