@@ -20,6 +20,7 @@ MOST_RUNS = MULTIPROCESSORS
 CACHE = 23.7  # bytes of the cache for a multiprocessor in a clock: an H200's 5.5 TB/s
 ALL_SHARED_BYTES = 227 << 10  # of a multiprocessor
 RESERVED_BYTES = 1 << 10  # of a thread block, in addition to what it asks for
+PAYS = 7.5  # see pays_in_pairs: what a single net must gain, as a multiple of what many lose
 
 
 class Costs(NamedTuple):
@@ -109,13 +110,13 @@ def pays_in_pairs(grid, work, costs, cache, blocks, size):
 
     A thread block of many nets adds the second run to the first, in the cache. Of a single net each
     run has a thread block, and the launch takes half as long. It pays if this saves a multiple of
-    what it costs, because another launch may run beside it.
+    what it costs the model's nets, because another launch runs beside it.
     """
     if 2 * blocks > grid.tiles:
         return False
     one, two = (grid.clocks(work, costs, cache, MULTIPROCESSORS, n * blocks) for n in (1, 2))
     added = 2 * size * blocks  # read and written once more
-    return one - two > 6 * added * NETS / (MULTIPROCESSORS * CACHE)
+    return one - two > PAYS * added * NETS / (MULTIPROCESSORS * CACHE)
 
 
 def runs_of(tiles, blocks_y, at_once, most=MOST_RUNS):

@@ -14,6 +14,7 @@ from minicnn.backends.cuda_block_arrays import _sum_rows
 from minicnn.backends.cuda_blocks import fusion
 from minicnn.backends.cuda_forms import STORAGES
 from minicnn.backends.ops_cuda import Operations
+from minicnn.emulator import Emulator
 from minicnn.recipe import RECIPES
 
 E, P, M, MOMENTUM = 2, 5000, 700, 0.99
@@ -215,6 +216,34 @@ def test_a_fused_step_is_its_gradients_and_adam_to_the_bit(cuda_device, precisio
             apart.step += 1
         assert_same_bits(state(fused), state(apart))
     assert hasattr(plan, "network")  # it is fused
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_the_size_of_the_gpu_changes_no_bit(precision):
+    """A large one has a thread block for each run of tiles, a small one adds up pairs of them."""
+    states, grids, later = [], [], []
+    layers = [Conv2D(8, 3, activation="relu"), BatchNormalization()]
+    layers += [Conv2D(16, 3, activation="relu"), BatchNormalization(), Dropout(0.3)]
+    layers += [Conv2D(16, 4, strides=3, activation="relu"), BatchNormalization()]
+    layers += [Flatten(), Dense(5, activation="softmax")]
+    for multiprocessors in (200, 24, 3):
+        driver = Emulator()
+        driver.multiprocessors = multiprocessors
+        model = Sequential(
+            layers, (16, 15, 1), nets=2, seed=3, device=Operations(driver, precision=precision)
+        )
+        x, y = batch(model, 40)
+        for _ in range(2):
+            model.train_on_batch(x, y, 0.01)
+        states.append(state(model))
+        blocks = model.plan(40, training=True).network.blocks
+        assert blocks[1].weight_gradient.halves == 2
+        later.append(blocks[1].weight_gradient.adds_later)
+        launches = [blocks[0].forward, *vars(blocks[1]).values()]
+        grids.append([launch.grid for launch in launches if hasattr(launch, "grid")])
+    assert len(grids[0]) == 4 and grids[0] != grids[1] != grids[2] and later == [True, False, False]
+    for other in states[1:]:
+        assert_same_bits(other, states[0])
 
 
 def test_a_single_partial_sum_is_no_gradient_where_there_is_a_gap_before_the_bias(cuda_device):
