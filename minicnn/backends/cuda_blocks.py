@@ -4,9 +4,9 @@ One launch computes a block's activation y, including the normalisation and drop
 block, and writes partial sums for the next normalisation. The backward launches mirror it. So each
 activation is written once in a step and read by at most five launches. That of a first block with
 a small kernel is not written at all: the launches of the second block rebuild it from the image
-(kernels/rebuilt.cuh). A step of the seed network has 26 launches, for all layers and nets. The two
-gradients of a block are launched together, because one launch for a single net fills a small part
-of a GPU.
+(kernels/rebuilt.cuh). A step of the seed network has 26 launches, for all layers and nets. Their
+grids are cut for the number of nets. The two gradients of a block are launched together, because a
+weight gradient of a single net fills a small part of a GPU.
 
 `fusion` decides whether a stack of layers is such a network. Other stacks run layer by layer
 (network/plan.py), as every stack does in float32 on a GPU.
