@@ -32,8 +32,9 @@ constexpr int WIDE = 32;                 // result channels of a warp
 // a tile in different banks, also across the end of a row.
 //
 // Sums over pixels are added up over a run of tiles: run i has the tiles i, i + runs and so on. A
-// thread block computes runs blockIdx.x, blockIdx.x + gridDim.x and so on. So the grid can depend on
-// the number of nets, and changes no bit. In each kernel one loop has all tiles of a thread block.
+// thread block computes runs blockIdx.x, blockIdx.x + gridDim.x and so on. So the grid can depend
+// on the number of nets, and changes no bit. In each kernel one loop has all tiles of a thread
+// block; there are no more runs than tiles, and no more thread blocks (along x) than parts.
 //
 // With a stride along the columns, a tap meets every `stride`-th column. So the columns are staged
 // grouped by column % stride: with stride 2, first the even ones, then the odd ones.

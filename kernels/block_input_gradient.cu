@@ -147,7 +147,7 @@ struct InputGradient {
         store4(so_far + width, add4(load4(so_far + width), sum_z));
     }
 
-    // Writes the sums of a run of tiles, and starts anew. opaque: so that nothing of this is kept in
+    // Writes the sums of a run of tiles, and starts anew. opaque: so that nothing of this stays in
     // registers during the products.
     __device__ void finish(const Tiling& t, int run) const {
         __syncthreads();
@@ -177,13 +177,13 @@ struct InputGradient {
 };
 
 // From dx and y (B, Ho, Wo, Cout): dx_below (B, H, W, Cin), and parts (runs of tiles by groups of
-// phases, SUMS, Cin) of the sums of dx_below and of dx_below * z, with z the normalised y_below (B, H, W, Cin).
-// sums_parts (sums_count, SUMS, Cout) has the same parts for dx and y. mean and variance are
-// moments of y; mean_below and variance_below are those of y_below.
+// phases, SUMS, Cin) of the sums of dx_below and of dx_below * z, with z the normalised y_below
+// (B, H, W, Cin). sums_parts (sums_count, SUMS, Cout) has the same parts for dx and y. mean and
+// variance are moments of y; mean_below and variance_below are those of y_below.
 //
 // If REBUILT, y_below and dx_below are null. y_below is rebuilt as in block_forward. In place of
-// dx_below the result is sums_first (runs of tiles, K + 1, Cin), with K of the first block: the sums
-// over pixels from which rebuilt_weight_gradient makes its gradients (rebuilt.cuh).
+// dx_below the result is sums_first (runs of tiles, K + 1, Cin), with K of the first block: the
+// sums over pixels from which rebuilt_weight_gradient makes its gradients (rebuilt.cuh).
 //
 // Thread blocks: x runs of tiles; y input channels, and groups of phases.
 // Twin: block_oracles.input_gradient

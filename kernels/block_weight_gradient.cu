@@ -193,9 +193,9 @@ __device__ inline void write_bias(float4 sum, int filters, float* area, float* p
 // gradients with respect to kernel and bias; and those of gamma and beta (Cout,). x is computed as
 // in block_forward, dz as in block_input_gradient; if REBUILT, y_below as in block_forward.
 //
-// These partial sums are large. So where the nets fill a GPU, there are half as many parts as runs,
-// and a thread block adds the second run of a part to the first. Where they do not, each run has its
-// own part and can have its own thread block; the end of the step then adds up in the same order.
+// These partial sums are large. So where the nets fill a GPU, there may be half as many parts as
+// runs, and a thread block adds the second run of a part to the first. Where they do not, each run
+// has its own part and can have its own thread block; the end of the step adds up in the same order.
 //
 // Thread blocks: x parts, i, i + gridDim.x and so on; y channels, filters, and groups of taps.
 // Warps: halves of the channels, rows of taps and some columns of these; shares of the pixels.
@@ -286,8 +286,8 @@ extern "C" __global__ void __launch_bounds__(FORM_THREADS, FORM_BLOCKS) block_we
         __syncthreads();  // all threads have read what was staged before
         int top = band * s.sh + t.top;
         if (REBUILT)
-            first_block.stage<PER_WORD == 1>(x, x_source.table, staged, t.images, image, top, t.left,
-                                             first_channel, x_pixels);
+            first_block.stage<PER_WORD == 1>(x, x_source.table, staged, t.images, image, top,
+                                             t.left, first_channel, x_pixels);
         else
             x_source.stage<BATCH, SPREAD>(x, image, top, t.left, first_channel, x_pixels);
         int before = (image * s.Ho + band) * s.Wo;
