@@ -173,7 +173,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) block_first_weight_grad
         }
         if (!ends_run(t, tile)) continue;
 
-        // Adds up the sums of all lanes in order: one row of the kernel after another, then the bias.
+        // Adds up the sums of all lanes in order: of each row of the kernel, and then of the bias.
         float* part = parts.row() + run_of(t, tile) * (K * s.Cout + s.Cout);
         for (int k = 0; k <= ROWS; ++k) {
             bool is_bias = k == ROWS;

@@ -95,8 +95,8 @@ struct Forward {
         store4(so_far + 3 * width, make_float4(all, all, all, all));
     }
 
-    // Writes the moments of a run of tiles, and starts anew. opaque: so that nothing of this stays in
-    // registers during the products.
+    // Writes the moments of a run of tiles, and starts anew. opaque: so that nothing of this stays
+    // in registers during the products.
     __device__ void finish(const Tiling& t, int run) const {
         if (!parts.data) return;
         __syncthreads();

@@ -195,7 +195,7 @@ __device__ inline void write_bias(float4 sum, int filters, float* area, float* p
 //
 // These partial sums are large. So where the nets fill a GPU, there may be half as many parts as
 // runs, and a thread block adds the second run of a part to the first. Where they do not, each run
-// has its own part and can have its own thread block; the end of the step adds up in the same order.
+// has its own part and can have its own thread block; the end of the step adds in the same order.
 //
 // Thread blocks: x parts, i, i + gridDim.x and so on; y channels, filters, and groups of taps.
 // Warps: halves of the channels, rows of taps and some columns of these; shares of the pixels.

@@ -6,7 +6,8 @@
 constexpr int BATCH = 4;  // elements whose loads a thread has in flight together
 
 // The gradients that a thread block takes: for k < length,
-//     gradients[to + k] = sum of p(i) over i < parts, in order, p(i) = all_parts[from + i * step + k]
+//     gradients[to + k] = sum of p(i) over i < parts, in order
+//     p(i) = all_parts[from + i * step + k]
 // If `halves` is 2 there are twice as many p(i), and p(i + parts) is added to each p(i) first. If
 // `parts` is 0, the launch before has written the gradients themselves.
 struct Sum {
