@@ -71,7 +71,7 @@ class Work(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """The work of a launch, for a net."""
+    """The tiles of a launch for one net, and the thread blocks that compute them."""
 
     tiles: int
     blocks_y: int  # thread blocks of the same tile
